@@ -1,0 +1,45 @@
+"""One exception per cause the caller can act on; the command line turns each into its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class PrefselError(Exception):
+    """A fault of the run (exit code 1): schedulers may retry it."""
+
+    exit_code = 1
+
+
+class UserError(PrefselError):
+    """The user's input is wrong (exit code 2): one readable message, retrying cannot help."""
+
+    exit_code = 2
+
+
+class Refused(PrefselError):
+    """A lease, gate or cost cap said no (exit code 3)."""
+
+    exit_code = 3
+
+
+class NonFiniteError(PrefselError):
+    """A NaN or infinity where only finite numbers are allowed; names the column and the first offenders."""
+
+
+class IntegrityError(PrefselError):
+    """An artifact does not match its ledger, or rows were lost between two stages."""
+
+
+class TemplateError(UserError):
+    """The chat template of a model cannot be shared as prompt prefix + completions."""
+
+
+def invalid(field: str, value: object, valid: Iterable[object] | str) -> UserError:
+    """A `UserError` that names the field, the value that was got and the valid ones.
+
+    >>> str(invalid("dtype", "int3", ["fp32", "bf16"]))
+    "dtype: got 'int3'; valid: fp32, bf16"
+    """
+    choices = valid if isinstance(valid, str) else ", ".join(str(choice) for choice in valid)
+    return UserError(f"{field}: got {value!r}; valid: {choices}")

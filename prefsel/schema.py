@@ -1,0 +1,87 @@
+"""Arrow schemas of every artifact that stages exchange, and the names their columns follow.
+
+A *group* is one prompt with its distinct completions; a *pair* points at two completions of a group by index.
+Identifiers are blake2b-128, 16 raw bytes in storage and 32 hex digits wherever a person reads them.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+ID = pa.binary(16)
+MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+MESSAGES = pa.list_(MESSAGE)
+
+COMPLETION = pa.struct(
+    [
+        ("completion_id", ID),
+        ("messages", MESSAGES),
+        # Every number that came with the completion: per-aspect ratings, "score", the user's own columns.
+        ("ratings", pa.map_(pa.string(), pa.float64())),
+    ]
+)
+PROVENANCE = pa.struct([("file", pa.string()), ("row", pa.int64())])
+
+GROUPS = pa.schema(
+    [
+        ("prompt_id", ID),
+        ("prompt", MESSAGES),
+        ("completions", pa.list_(COMPLETION)),
+        ("provenance", PROVENANCE),
+    ]
+)
+
+PAIRS = pa.schema(
+    [
+        ("pair_id", ID),
+        # The pair_id of the same two completions with the opposite label: a contradiction is a mirror_id that
+        # exists as a pair_id, so it is found by hashing alone.
+        ("mirror_id", ID),
+        ("prompt_id", ID),
+        ("chosen", pa.int32()),
+        ("rejected", pa.int32()),
+        ("aspect", pa.string()),
+        ("label_margin", pa.float64()),
+        ("provenance", PROVENANCE),
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("file", pa.string()),
+        ("row", pa.int64()),
+        ("byte_position", pa.int64()),
+        ("raw", pa.large_binary()),
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        ("pair_id", ID),
+        ("score", pa.float64()),
+        # Null for an eligible pair; otherwise why it cannot be selected (holdout, duplicate, missing_<column>, …).
+        ("dropped", pa.dictionary(pa.int8(), pa.string())),
+        ("source", pa.dictionary(pa.int16(), pa.string())),
+        ("aspect", pa.dictionary(pa.int16(), pa.string())),
+    ]
+)
+
+SELECTION = pa.schema(
+    [
+        ("pair_id", ID),
+        ("prompt_id", ID),
+        ("score", pa.float64()),
+        ("percentile", pa.float64()),
+        ("stratum", pa.string()),
+        ("row", pa.int64()),
+    ]
+)
+
+
+def columns_schema(names: list[str]) -> pa.Schema:
+    """Schema of a completion-column shard: one float64 list per name, aligned with `completion_ids`."""
+    return pa.schema(
+        [("prompt_id", ID), ("completion_ids", pa.list_(ID))] + [(name, pa.list_(pa.float64())) for name in names]
+    )

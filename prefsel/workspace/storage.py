@@ -1,0 +1,129 @@
+"""Bytes of a workspace: one directory, local or in an object store, addressed by relative paths.
+
+Nothing written here is ever visible in part: local files are written beside their target and renamed, objects are
+sent by one call after all their bytes exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import uuid
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from prefsel.errors import UserError
+
+
+def redact(text: str) -> str:
+    """`text` without credentials in URIs (`s3://KEY:SECRET@bucket`) or in `secret`/`token`-like query fields."""
+    text = re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
+    return re.sub(r"((?:secret|token|password|access_key)[\w-]*=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
+
+
+def digest(data: bytes) -> str:
+    """blake2b-128 of `data` as 32 hex digits: the content hash used everywhere in a workspace."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A directory given as a path or a URI (`s3://`, `gs://`, `file://`). Cheap to pickle: only the URI travels."""
+
+    uri: str
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"uri": self.uri}
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        object.__setattr__(self, "uri", state["uri"])
+
+    @cached_property
+    def _root(self) -> tuple[pafs.FileSystem, str]:
+        if "://" not in self.uri:
+            return pafs.LocalFileSystem(), str(Path(self.uri).expanduser().absolute())
+        try:
+            filesystem, path = pafs.FileSystem.from_uri(self.uri)
+        except (ValueError, OSError) as error:
+            raise UserError(f"workspace: cannot open {redact(self.uri)!r}: {redact(str(error))}") from error
+        return filesystem, path.rstrip("/")
+
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        """The Arrow file system the workspace lies on."""
+        return self._root[0]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the workspace is a directory of this machine."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def full(self, path: str) -> str:
+        """`path` as the file system names it."""
+        return f"{self._root[1]}/{path}" if path else self._root[1]
+
+    def local(self, path: str) -> Path:
+        """`path` on this machine. Only for a local workspace."""
+        assert self.is_local, f"{redact(self.uri)} is not a local workspace"
+        return Path(self.full(path))
+
+    def exists(self, path: str) -> bool:
+        """Whether a file lies at `path`."""
+        return self.filesystem.get_file_info(self.full(path)).type == pafs.FileType.File
+
+    def size(self, path: str) -> int | None:
+        """Bytes of the file at `path`; None when there is none."""
+        info = self.filesystem.get_file_info(self.full(path))
+        return info.size if info.type == pafs.FileType.File else None
+
+    def list(self, path: str, *, recursive: bool = False) -> list[str]:
+        """Relative paths of the files under `path`, sorted; unfinished temporary files are not listed."""
+        selector = pafs.FileSelector(self.full(path), allow_not_found=True, recursive=recursive)
+        prefix = len(self._root[1]) + 1
+        found = [info.path[prefix:] for info in self.filesystem.get_file_info(selector) if info.is_file]
+        return sorted(name for name in found if not name.rsplit("/", 1)[-1].startswith(".tmp-"))
+
+    def folders(self, path: str) -> list[str]:
+        """Names of the folders directly under `path`, sorted."""
+        selector = pafs.FileSelector(self.full(path), allow_not_found=True)
+        infos = self.filesystem.get_file_info(selector)
+        return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+
+    def read(self, path: str) -> bytes:
+        """All bytes of the file at `path`.
+
+        Raises:
+            FileNotFoundError: nothing lies there.
+        """
+        with self.filesystem.open_input_stream(self.full(path), compression=None) as stream:
+            return stream.read()
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put `data` at `path`, wholly or not at all, replacing what was there."""
+        if not self.is_local:
+            # The bytes exist before the stream opens: an object store shows an object only when its upload is closed.
+            with self.filesystem.open_output_stream(self.full(path), compression=None) as stream:
+                stream.write(data)
+            return
+        target = self.local(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+
+    def delete(self, path: str) -> None:
+        """Remove the file at `path`; nothing happens when there is none."""
+        if self.exists(path):
+            self.filesystem.delete_file(self.full(path))
+
+    def delete_tree(self, path: str) -> None:
+        """Remove everything under `path`; nothing happens when there is none."""
+        if self.filesystem.get_file_info(self.full(path)).type == pafs.FileType.Directory:
+            self.filesystem.delete_dir(self.full(path))
