@@ -1,0 +1,332 @@
+"""The configuration of a run: frozen records, every key documented, nothing unknown accepted.
+
+Rules and metric parameters stand here as plain tables; their own files (`select/rules.py`, `metrics/*.py`) define and
+check them, see `pipeline.check`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Dtype = Literal["fp32", "bf16", "fp16"]
+
+
+class Record(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+# ------------------------------------------------------------------------------------------------------- ingest
+
+
+class FormatOptions(Record):
+    """How rows with several completions become pairs."""
+
+    aspects: Literal["assign", "all"] = "assign"
+    """`assign`: one aspect per prompt, by hash, so that proxies trained on one aspect never saw the others' texts."""
+    label: Literal["aspect", "overall", "mean"] = "aspect"
+    """Which rating labels a pair: the aspect's own, the overall score, or the mean over aspects."""
+    pairs: Literal["best_worst", "all"] = "best_worst"
+    """For K completions with scalar rewards: one pair (best against worst) or every pair with unequal rewards."""
+
+
+class Source(Record):
+    """One named part of the corpus."""
+
+    name: Name
+    paths: list[str] = Field(min_length=1)
+    """Files, folders, globs or URIs (`s3://`, `gs://`, `hf://datasets/…`), or `datasets:NAME[:CONFIG]/SPLIT`."""
+    format: str = "auto"
+    """A format of `ingest/formats.py`, or `auto`: detected from the first rows."""
+    options: FormatOptions = FormatOptions()
+    role: Literal["train", "holdout", "exclude"] = "train"
+    """`holdout`: evaluated on, never selected or trained on. `exclude`: its prompts are used nowhere."""
+
+
+class Ingest(Record):
+    """Limits of ingest."""
+
+    rows_per_shard: int = Field(4096, ge=1)
+    """Input rows in one shard, the unit of work, retry and resume."""
+    max_row_mib: float = Field(16.0, gt=0)
+    max_quarantine_fraction: float = Field(0.05, ge=0, le=1)
+    """The run fails when more of the rows are quarantined."""
+
+
+class Split(Record):
+    """Fractions of the prompts, by hash of prompt_id, that are kept out of selection."""
+
+    holdout: Fraction = 0.0
+    """Evaluated on, never selected, never in a moment, never trained on."""
+    proxy: Fraction = 0.0
+    """Trains the models made here (`scratch_*`), and is therefore never scored for selection."""
+
+    @model_validator(mode="after")
+    def _something_left(self) -> Split:
+        if self.holdout + self.proxy >= 1:
+            raise ValueError(f"holdout + proxy: got {self.holdout + self.proxy}; must stay below 1")
+        return self
+
+
+# ------------------------------------------------------------------------------------------------------- models
+
+
+class PretrainedModel(Record):
+    """A model from a directory or a hub."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    name: Name
+    path: str
+    """Local directory, or hub id."""
+    revision: str | None = None
+    dtype: Dtype = "bf16"
+    max_length: int | None = Field(None, ge=8)
+    """Longest prompt + response in tokens; default: what the model declares."""
+    truncation: Literal["drop", "right", "left"] = "drop"
+    """What happens to a longer one: dropped as `too_long`, cut on the right, or its prompt cut on the left."""
+    template: str = "auto"
+    """`auto` (the tokenizer's chat template), `plain`, `hh`, or a Jinja template or file."""
+    trust_remote_code: bool = False
+    """Needs the exact revision."""
+    gpus_per_replica: int = Field(1, ge=1)
+    """GPUs one copy is spread over."""
+
+
+class ScratchTokenizer(Record):
+    """A tokenizer trained on the corpus text."""
+
+    kind: Literal["bpe", "word"] = "bpe"
+    vocab_size: int = Field(2048, ge=64)
+
+
+class ScratchModel(Record):
+    """A small model made on the spot from the `proxy` part of the corpus: for trials without weights at hand."""
+
+    name: Name
+    hidden_size: int = Field(64, ge=8)
+    num_layers: int = Field(2, ge=1)
+    num_heads: int = Field(4, ge=1)
+    steps: int = Field(150, ge=1)
+    batch_tokens: int = Field(4096, ge=64)
+    lr: float = Field(3e-3, gt=0)
+    max_length: int = Field(512, ge=8)
+    truncation: Literal["drop", "right", "left"] = "drop"
+    seed: int = 0
+    tokenizer: ScratchTokenizer = ScratchTokenizer()
+    dtype: Dtype = "fp32"
+    template: str = "auto"
+
+
+class ScratchPolicy(ScratchModel):
+    """A causal language model, tuned on the chosen completions of the `proxy` prompts."""
+
+    kind: Literal["scratch_policy"]
+
+
+class ScratchReward(ScratchModel):
+    """A Bradley–Terry reward model, trained on the pairs of the `proxy` prompts; one head per aspect plus `overall`."""
+
+    kind: Literal["scratch_reward"]
+
+
+Model = Annotated[PretrainedModel | ScratchPolicy | ScratchReward, Field(discriminator="kind")]
+
+# ------------------------------------------------------------------------------------------------------ scoring
+
+
+class Pool(Record):
+    """How many copies of a model score at once."""
+
+    size: int | None = Field(None, ge=1)
+    """A fixed number of actors; default: what the cluster holds, at most one per shard."""
+    min_size: int | None = Field(None, ge=1)
+    max_size: int | None = Field(None, ge=1)
+    """Autoscaled between `min_size` and `max_size`."""
+    num_gpus: float | None = Field(None, ge=0)
+    """GPUs per actor; default: `gpus_per_replica` when the cluster has GPUs, else 0."""
+    num_cpus: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _fixed_or_scaled(self) -> Pool:
+        if self.size is not None and (self.min_size is not None or self.max_size is not None):
+            raise ValueError("pool: give either size, or min_size and max_size")
+        if (self.min_size is None) != (self.max_size is None):
+            raise ValueError("pool: min_size and max_size go together")
+        if self.min_size is not None and self.max_size is not None and self.min_size > self.max_size:
+            raise ValueError(f"pool: min_size {self.min_size} is above max_size {self.max_size}")
+        return self
+
+
+class ModelScorer(Record):
+    """What the scorers with a model share."""
+
+    model: str
+    """Name of an entry of `models`; also names the columns."""
+    pool: Pool = Pool()
+    token_budget: int | None = Field(None, ge=64)
+    """Tokens of one packed row; default: 8 192 on a CPU, probed once on a GPU and then fixed in the workspace."""
+    max_poison_fraction: float = Field(0.0, ge=0, le=1)
+    """The run fails when more of the completions got NaN or infinity from the model."""
+
+
+class CausalLogps(ModelScorer):
+    """`logps_<model>` (nats, summed over the response) and `num_tokens_<model>`."""
+
+    kind: Literal["causal_logps"]
+
+
+class RewardModel(ModelScorer):
+    """`rm_<model>`, or `rm_<head>` for each of several heads."""
+
+    kind: Literal["reward_model"]
+    heads: list[Name] | None = None
+    """Names of the heads, in the order of the model's labels; default: those of the model's own `id2label`."""
+
+
+class Imported(Record):
+    """Numbers that came with the data, kept as a column."""
+
+    kind: Literal["imported"]
+    name: Name
+    """`rm_<name>` for `as: rm`; a label only for `as: ratings`."""
+    field: str | list[str] = "score"
+    """What the number is called in the data: `score` for score_chosen/score_rejected, an aspect, `<x>` for
+    `<x>_chosen`/`<x>_rejected`; a list of aspects gives one `ratings_<aspect>` column each."""
+    as_: Literal["rm", "ratings"] = Field("rm", alias="as")
+
+
+Scorer = Annotated[CausalLogps | RewardModel | Imported, Field(discriminator="kind")]
+
+# --------------------------------------------------------------------------------------- metrics and selections
+
+
+class MetricSpec(Record):
+    """A pair score, stored as `score_<name>`."""
+
+    name: Name
+    metric: str
+    """A metric of `prefsel.metrics.METRICS`."""
+    params: dict[str, Any] = {}
+
+
+class Selection(Record):
+    """A subset, kept by one rule."""
+
+    name: Name
+    rule: dict[str, Any]
+    """See `select/rules.py`; a leaf's `score` is `score_<metric name>`."""
+    controls: list[Literal["random", "reverse"]] = []
+    """Also emit `<name>-random` (same budget) and `<name>-reverse`."""
+
+
+class Duplicates(Record):
+    """The same pair, or its opposite, in several places of the corpus."""
+
+    contradictions: Literal["drop", "keep"] = "drop"
+
+
+# ----------------------------------------------------------------------------------------------------- training
+
+
+class DpoLoss(Record):
+    """−log σ(β·margin), with label smoothing for the conservative form."""
+
+    kind: Literal["dpo"] = "dpo"
+    beta: float = Field(0.1, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+
+
+class Lora(Record):
+    """Low-rank adapters instead of full training (extra `peft`)."""
+
+    r: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class Train(Record):
+    """One DPO training on one selection."""
+
+    name: Name
+    selection: str
+    """Name of a selection (or of a control, `<name>-random`)."""
+    model: str
+    """Name of the entry of `models` that is trained."""
+    reference: str
+    """Name of the model whose stored log-probs are the reference; it is not loaded."""
+    loss: DpoLoss = DpoLoss()
+    epochs: int = Field(1, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    """Stops earlier, or, above one epoch's steps, goes on over more epochs."""
+    global_batch_pairs: int = Field(32, ge=1)
+    micro_batch_pairs: int = Field(8, ge=1)
+    """Pairs a worker holds at once; accumulation follows from it, the worker count and the global batch."""
+    token_budget: int = Field(4096, ge=64)
+    """Tokens of one packed row."""
+    lr: float = Field(5e-7, gt=0)
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    """The cosine ends at this share of `lr`."""
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    gradient_checkpointing: bool = False
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    deepspeed: dict[str, Any] = {}
+    """Passed through to DeepSpeed (offload, communication); keys this record owns are refused."""
+    lora: Lora | None = None
+    workers: int = Field(1, ge=1)
+    gpus_per_worker: float | None = Field(None, ge=0)
+    cpus_per_worker: float = Field(1.0, gt=0)
+    seed: int = 0
+    evaluate_every_steps: int | None = Field(None, ge=1)
+    checkpoint_every_steps: int | None = Field(None, ge=1)
+    max_eval_pairs: int = Field(512, ge=0)
+    selfcheck_pairs: int = Field(16, ge=0)
+    """Pairs whose reference log-probs are recomputed before the first step and must agree with the stored ones."""
+    max_failures: int = Field(0, ge=0)
+    """Worker failures that Ray Train repairs by restarting from the last checkpoint."""
+
+
+# ------------------------------------------------------------------------------------------------------- report
+
+
+class Report(Record):
+    """The page a run leaves."""
+
+    examples: int = Field(6, ge=0)
+    """Pairs shown of each kind (kept, dropped); 0 for corpora whose text must not be copied."""
+
+
+class Ray(Record):
+    """Where the work runs. Without an address a Ray of this process is started."""
+
+    address: str | None = None
+    num_cpus: int | None = Field(None, ge=1)
+    num_gpus: int | None = Field(None, ge=0)
+    object_store_gib: float = Field(1.0, gt=0)
+
+
+class Config(Record):
+    """A whole run."""
+
+    name: Name
+    sources: list[Source] = Field(min_length=1)
+    exclude_prompts: list[str] = []
+    """Files of prompts (evaluation sets) that must not be selected or trained on, in any format of ingest."""
+    ingest: Ingest = Ingest()
+    split: Split = Split()
+    models: list[Model] = []
+    scorers: list[Scorer] = []
+    metrics: list[MetricSpec] = []
+    duplicates: Duplicates = Duplicates()
+    selections: list[Selection] = []
+    train: list[Train] = []
+    report: Report = Report()
+    ray: Ray = Ray()

@@ -1,0 +1,149 @@
+"""Reading a configuration: YAML file, `--set` overrides, and one readable message when something is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from prefsel.config import Config
+from prefsel.errors import UserError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in `path`, with `dotted.key=value` overrides applied.
+
+    Relative local paths inside the file stay relative to the working directory.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key or an invalid value; names field, value and valid ones.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"config: no such file: {path}")
+    try:
+        table = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config: {path} is not YAML: {error}") from error
+    if not isinstance(table, dict):
+        raise UserError(f"config: {path} must hold a table of keys, got {type(table).__name__}")
+    for override in overrides:
+        apply_override(table, override)
+    return parse_config(table)
+
+
+def parse_config(table: dict[str, Any]) -> Config:
+    """`table` as a `Config`.
+
+    Raises:
+        UserError: with one line per problem.
+    """
+    try:
+        return Config.model_validate(table)
+    except ValidationError as error:
+        problems = [_problem(details, table) for details in error.errors()]
+        raise UserError("configuration: " + "\n  ".join(problems)) from None
+
+
+def apply_override(table: dict[str, Any], override: str) -> None:
+    """Set `a.b.c=value` in `table` in place; a list element is named by its index or by its `name`.
+
+    The value is read as YAML: `train.0.lr=1e-4`, `sources.uf.paths=[a.jsonl, b.jsonl]`.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set: got {override!r}; valid: dotted.key=value")
+    *parents, last = key.split(".")
+    node: Any = table
+    for part in parents:
+        node = _child(node, part, key)
+    try:
+        value = _yaml_value(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {key}: {text!r} is not a YAML value: {error}") from error
+    if isinstance(node, list):
+        node[_index(node, last, key)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise UserError(f"--set {key}: {parents[-1]!r} holds {node!r}, not a table")
+
+
+def _yaml_value(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:  # YAML 1.1 reads 1e-4 as a string; people mean the number.
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _child(node: Any, part: str, key: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, key)]
+    if isinstance(node, dict):
+        return node.setdefault(part, {})
+    raise UserError(f"--set {key}: {part!r} lies under {node!r}, which is not a table")
+
+
+def _index(items: list[Any], part: str, key: str) -> int:
+    names = [item.get("name", item.get("model")) if isinstance(item, dict) else None for item in items]
+    if part in names:
+        return names.index(part)
+    if part.isdigit() and int(part) < len(items):
+        return int(part)
+    valid = [name for name in names if name] + [f"0..{len(items) - 1}"]
+    raise UserError(f"--set {key}: got {part!r}; valid: {', '.join(valid)}")
+
+
+def _problem(details: Any, table: Any) -> str:
+    """One line for one pydantic error: field, value, what is valid."""
+    location = [part for part in details["loc"]]
+    field = ".".join(str(part) for part in location) or "configuration"
+    if details["type"] == "extra_forbidden":
+        valid = sorted(_valid_keys(location[:-1]))
+        near = difflib.get_close_matches(str(location[-1]), valid, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{field}: unknown key; {hint}valid: {', '.join(valid)}"
+    if details["type"] == "missing":
+        return f"{field}: required, but missing"
+    message = details["msg"].removeprefix("Value error, ")
+    shown = repr(details.get("input"))
+    return f"{field}: got {shown[:120]}; {message[0].lower()}{message[1:]}"
+
+
+def _valid_keys(location: Sequence[Any]) -> set[str]:
+    """Keys of the record at `location` of a configuration (list indices and union tags included in the path)."""
+    records: list[Any] = [Config]
+    for part in location:
+        step: list[Any] = []
+        for record in records:
+            if isinstance(part, int):
+                step.append(record)
+            elif isinstance(record, type) and issubclass(record, BaseModel) and part in _fields(record):
+                step.extend(_records_in(_fields(record)[part]))
+            else:  # the tag of a discriminated union: keep the record whose `kind` it is
+                kind = record.model_fields.get("kind")
+                if kind is not None and part in typing.get_args(kind.annotation):
+                    step.append(record)
+        records = step or records
+    return {key for record in records for key in _fields(record)}
+
+
+def _fields(record: type[BaseModel]) -> dict[str, Any]:
+    return {(info.alias or name): info.annotation for name, info in record.model_fields.items()}
+
+
+def _records_in(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (list, typing.Union, types.UnionType, typing.Annotated):
+        return [record for inner in typing.get_args(annotation) for record in _records_in(inner)]
+    return []
