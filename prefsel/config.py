@@ -129,9 +129,11 @@ class ScratchPolicy(ScratchModel):
 
 
 class ScratchReward(ScratchModel):
-    """A Bradley–Terry reward model, trained on the pairs of the `proxy` prompts; one head per aspect plus `overall`."""
+    """A Bradley–Terry reward model, trained on the pairs of the `proxy` prompts."""
 
     kind: Literal["scratch_reward"]
+    heads: list[Name] = []
+    """One head per aspect named here, each trained on the pairs of that aspect; none named: one head, all pairs."""
 
 
 Model = Annotated[PretrainedModel | ScratchPolicy | ScratchReward, Field(discriminator="kind")]

@@ -1,0 +1,1 @@
+"""Prompts → new completions."""

@@ -1,0 +1,1 @@
+"""Raw rows → groups, pairs, quarantine."""

@@ -1,0 +1,1 @@
+"""A generated corpus with a gold reward: demo, tests and evidence."""

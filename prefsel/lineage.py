@@ -1,0 +1,220 @@
+"""What depends on what: fingerprint and place of every artifact of a configuration, without computing any.
+
+Stages ask here where to write and pipelines ask what is missing, so that the same configuration always names the same
+artifacts. Columns depend on models and settings only; what sees the whole corpus (eligibility, scores, selections,
+trained models) also on the corpus fingerprint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from prefsel.config import CausalLogps, Config, Imported, MetricSpec, PretrainedModel, RewardModel, Scorer, Train
+from prefsel.errors import UserError, invalid
+from prefsel.workspace.catalog import Catalog, read_catalog
+from prefsel.workspace.folders import folder_content
+from prefsel.workspace.ledger import Artifact
+from prefsel.workspace.recipes import fingerprint, recipe
+from prefsel.workspace.storage import Storage
+
+SUFFIXES = ("_chosen", "_rejected", "_max", "_min")
+
+
+def scorer_label(scorer: Scorer) -> str:
+    """The name of a scorer's column set: its model, or its own name."""
+    return scorer.name if isinstance(scorer, Imported) else scorer.model
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model of the configuration, found."""
+
+    name: str
+    path: str
+    """Directory in the workspace (`made_here`), local directory, or hub id."""
+    identity: str
+    made_here: bool
+    settings: dict[str, Any]
+    """dtype, max_length, truncation, template, revision: what changes numbers."""
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Fingerprints and paths of one configuration in one workspace."""
+
+    config: Config
+    storage: Storage
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The corpus as ingested."""
+        return read_catalog(self.storage)
+
+    @cached_property
+    def corpus(self) -> str:
+        """The corpus fingerprint."""
+        return self.catalog.fingerprint(self.storage)
+
+    # ------------------------------------------------------------------------------------------- eligibility
+
+    @cached_property
+    def eligible_recipe(self) -> dict[str, Any]:
+        """Who may be selected: splits, exclusions, duplicates."""
+        roles = {source.name: source.role for source in self.catalog.sources}
+        excluded = [file.content for s in self.catalog.sources if s.role == "exclude" for file in s.files]
+        settings = {
+            "split": self.config.split.model_dump(),
+            "roles": roles,
+            "excluded": excluded,
+            "contradictions": self.config.duplicates.contradictions,
+        }
+        return recipe("eligible", settings, corpus=self.corpus)
+
+    def eligible(self, source: str) -> Artifact:
+        """Drop reasons before any score, one row per pair."""
+        return Artifact(self.storage, f"eligible/all@{fingerprint(self.eligible_recipe)}/{source}")
+
+    # ------------------------------------------------------------------------------------------------ models
+
+    def scratch_recipe(self, name: str) -> dict[str, Any]:
+        """The recipe of a model made here from the proxy part of the corpus."""
+        settings = self.model_spec(name).model_dump(exclude={"dtype", "template", "truncation"})
+        upstream = {"eligible": fingerprint(self.eligible_recipe)}
+        shared = [m for m in self.config.models if m.kind != "pretrained" and m.tokenizer == self._tokenizer(name)]
+        settings["tokenizer_of"] = shared[0].name
+        return recipe("scratch", settings, upstream=upstream, corpus=self.corpus)
+
+    def _tokenizer(self, name: str) -> Any:
+        return getattr(self.model_spec(name), "tokenizer", None)
+
+    def model_spec(self, name: str) -> Any:
+        """The configuration of model `name`.
+
+        Raises:
+            UserError: no such model.
+        """
+        for spec in self.config.models:
+            if spec.name == name:
+                return spec
+        raise invalid("model", name, [spec.name for spec in self.config.models] or "none: `models` is empty")
+
+    def scratch_path(self, name: str) -> str:
+        """Where a model made here lies."""
+        return f"models/{name}@{fingerprint(self.scratch_recipe(name))}"
+
+    def model(self, name: str) -> ModelRef:
+        """Model `name`, with the identity of its weights.
+
+        Raises:
+            UserError: no such model, or its directory is incomplete.
+        """
+        spec = self.model_spec(name)
+        settings = spec.model_dump(include={"dtype", "max_length", "truncation", "template"})
+        if isinstance(spec, PretrainedModel):
+            from prefsel.models.loading import model_identity
+
+            identity = model_identity(spec.path, revision=spec.revision)
+            return ModelRef(name, spec.path, identity, False, settings | {"revision": spec.revision})
+        path = self.scratch_path(name)
+        content = folder_content(self.storage, path)
+        if content is None:
+            raise UserError(f"models.{name}: not made yet; run the whole pipeline (`prefsel run`) first")
+        return ModelRef(name, path, content, True, settings)
+
+    # ----------------------------------------------------------------------------------------------- columns
+
+    def columns_recipe(self, scorer: Scorer) -> dict[str, Any]:
+        """The recipe of a scorer's columns: never of the corpus."""
+        if isinstance(scorer, Imported):
+            return recipe("score", scorer.model_dump())
+        model = self.model(scorer.model)
+        settings = scorer.model_dump(exclude={"pool", "max_poison_fraction", "token_budget"}) | model.settings
+        return recipe("score", settings, models={model.name: model.identity})
+
+    def columns(self, scorer: Scorer, source: str) -> Artifact:
+        """The column set a scorer makes of one source."""
+        label = scorer_label(scorer)
+        return Artifact(self.storage, f"columns/{label}@{fingerprint(self.columns_recipe(scorer))}/{source}")
+
+    @cached_property
+    def providers(self) -> dict[str, Scorer]:
+        """Completion column → the scorer that makes it."""
+        found: dict[str, Scorer] = {}
+        for scorer in self.config.scorers:
+            for column in self.column_names(scorer):
+                if column in found:
+                    raise UserError(f"scorers: {column!r} would be made twice; give one of the models another name")
+                found[column] = scorer
+        return found
+
+    def column_names(self, scorer: Scorer) -> list[str]:
+        """Names of the completion columns a scorer makes."""
+        if isinstance(scorer, CausalLogps):
+            return [f"logps_{scorer.model}", f"num_tokens_{scorer.model}"]
+        if isinstance(scorer, RewardModel):
+            heads = scorer.heads or self._heads(scorer.model)
+            return [f"rm_{head}" for head in heads] if len(heads) > 1 else [f"rm_{scorer.model}"]
+        if isinstance(scorer.field, list):
+            return [f"{scorer.as_}_{aspect}" for aspect in scorer.field]
+        return [f"{scorer.as_}_{scorer.name if scorer.as_ == 'rm' else scorer.field}"]
+
+    def _heads(self, name: str) -> list[str]:
+        spec = self.model_spec(name)
+        if isinstance(spec, PretrainedModel):
+            from prefsel.models.loading import head_names
+
+            return head_names(spec.path, revision=spec.revision)
+        return spec.heads or [spec.name]
+
+    def scorers_for(self, flat_names: list[str], *, field: str) -> list[Scorer]:
+        """The scorers that make the given flat columns (`rm_x_chosen`), in configuration order.
+
+        Raises:
+            UserError: nothing makes one of them.
+        """
+        needed = []
+        for name in flat_names:
+            column = next((name[: -len(s)] for s in SUFFIXES if name.endswith(s)), name)
+            if column in ("pair_id", "prompt_id", "aspect", "source"):
+                continue
+            if column not in self.providers:
+                is_logps = column.startswith(("logps_", "num_tokens_"))
+                kind = "causal_logps" if is_logps else "reward_model or imported"
+                made = ", ".join(self.providers) or "none"
+                raise UserError(f"{field}: needs column {column!r}, which a scorer of kind {kind} makes; made: {made}")
+            needed.append(self.providers[column])
+        return [scorer for scorer in self.config.scorers if any(scorer is n for n in needed)]
+
+    # ------------------------------------------------------------------------------- scores, selections, models
+
+    @cached_property
+    def metrics(self) -> dict[str, MetricSpec]:
+        """Every metric by name, with the `random` one that controls need."""
+        found = {spec.name: spec for spec in self.config.metrics}
+        if any("random" in selection.controls for selection in self.config.selections):
+            found.setdefault("random", MetricSpec(name="random", metric="random"))
+        return found
+
+    def metric_recipe(self, name: str, flat_names: list[str]) -> dict[str, Any]:
+        """The recipe of the scores of metric `name`, which needs `flat_names`."""
+        spec = self.metrics[name]
+        scorers = self.scorers_for(flat_names, field=f"metrics.{name}")
+        upstream = {scorer_label(s): fingerprint(self.columns_recipe(s)) for s in scorers}
+        upstream["eligible"] = fingerprint(self.eligible_recipe)
+        return recipe("metric", {"metric": spec.metric, "params": spec.params}, upstream=upstream, corpus=self.corpus)
+
+    def trained_recipe(self, spec: Train, dataset: str) -> dict[str, Any]:
+        """The recipe of a model trained on dataset fingerprint `dataset`."""
+        model, reference = self.model(spec.model), self.model(spec.reference)
+        where = {"workers", "gpus_per_worker", "cpus_per_worker", "max_failures", "checkpoint_every_steps", "selection"}
+        settings = spec.model_dump(exclude=where) | model.settings
+        models = {model.name: model.identity, reference.name: reference.identity}
+        return recipe("model", settings, models=models, upstream={"dataset": dataset}, corpus=self.corpus)
+
+
+def local_or_hub(path: str) -> str:
+    """`path` as given when it is a hub id, absolute when it is a directory here (workers have other directories)."""
+    return str(Path(path).absolute()) if Path(path).exists() else path

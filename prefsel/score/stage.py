@@ -1,0 +1,225 @@
+"""Groups → completion columns, on Ray Data: one actor pool per model, one shard per call.
+
+    shard names ──Ray Data──▶ actor: read groups shard → scorer → commit columns shard ──▶ counts only
+
+The dataset that flows through Ray holds names of shards, not rows: an actor reads its own shard and commits its own
+columns, so a lost actor costs the shard it held and nothing else, and no text travels through the object store.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from prefsel.config import CausalLogps, Imported, Pool, PretrainedModel, RewardModel, Scorer
+from prefsel.errors import PrefselError, UserError
+from prefsel.lineage import Lineage, ModelRef, scorer_label
+from prefsel.progress import Progress
+from prefsel.schema import columns_schema
+from prefsel.workspace.catalog import ShardRef
+from prefsel.workspace.folders import fetch_folder
+from prefsel.workspace.ledger import Artifact, Entry, merge_counts
+from prefsel.workspace.manifest import StageReport
+from prefsel.workspace.recipes import fingerprint
+from prefsel.workspace.storage import Storage
+
+
+class ScoreShards:
+    """Ray Data actor: loads its model once, then turns shard names into committed columns."""
+
+    def __init__(self, scorer: Scorer, settings: dict[str, Any], storage: Storage, folder: str) -> None:
+        self._scorer = build_scorer(scorer, settings, storage)
+        self._storage, self._folder = storage, folder
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Score one shard (`batch_size=1`) and return its key."""
+        source, shard, made_from = (str(batch[key][0]) for key in ("source", "shard", "made_from"))
+        artifact = Artifact(self._storage, f"{self._folder}/{source}")
+        attempt = artifact.log_attempt(shard)
+        started = time.monotonic()
+        groups = Artifact(self._storage, f"groups/{source}").read(shard)
+        scored = self._scorer.score(groups)
+        table = columns_table(groups, scored.columns)
+        info = {
+            "dropped": dict(scored.dropped),
+            "counters": dict(scored.counters),
+            "poisoned": scored.poisoned[:100],
+            "completions": sum(len(row) for row in table["completion_ids"].to_pylist()),
+            "seconds": time.monotonic() - started,
+        }
+        artifact.commit(shard, table, made_from=made_from, attempt=attempt, info=info)
+        return {"source": [source], "shard": [shard]}
+
+
+def columns_table(groups: pa.Table, columns: Mapping[str, list[list[float | None]]]) -> pa.Table:
+    """Columns beside the identifiers they belong to; −0.0 becomes 0.0."""
+    ids = [[completion["completion_id"] for completion in row] for row in groups["completions"].to_pylist()]
+    values = {name: [[None if v is None else v + 0.0 for v in row] for row in rows] for name, rows in columns.items()}
+    arrays = {"prompt_id": groups["prompt_id"], "completion_ids": ids, **values}
+    return pa.table(arrays, schema=columns_schema(list(columns)))
+
+
+def build_scorer(scorer: Scorer, settings: dict[str, Any], storage: Storage) -> Any:
+    """The scorer of `score/scorers.py` that a configuration entry asks for; loads the model."""
+    from prefsel.score import scorers
+
+    if isinstance(scorer, Imported):
+        return scorers.ImportedScorer(name=scorer.name, field=scorer.field, as_=scorer.as_)
+    settings = dict(settings)
+    if settings.pop("made_here"):
+        settings["path"] = str(fetch_folder(storage, settings["path"]))
+    settings |= {"name": scorer.model, "token_budget": scorer.token_budget}
+    if isinstance(scorer, RewardModel):
+        return scorers.RewardModelScorer(**settings, heads=scorer.heads)
+    return scorers.CausalLogpsScorer(**settings)
+
+
+def scorer_settings(lineage: Lineage, scorer: CausalLogps | RewardModel, model: ModelRef) -> dict[str, Any]:
+    """What an actor needs to load the model of `scorer`."""
+    spec = lineage.model_spec(scorer.model)
+    more = {"trust_remote_code": False, "gpus_per_replica": 1, "revision": None}
+    if isinstance(spec, PretrainedModel):
+        more = {key: getattr(spec, key) for key in more}
+    return {"path": model.path, "made_here": model.made_here} | model.settings | more
+
+
+def score(lineage: Lineage, progress: Progress) -> list[StageReport]:
+    """Run every scorer of the configuration over the shards it has not scored yet.
+
+    Raises:
+        PrefselError: more completions than `max_poison_fraction` got NaN or infinity from a model.
+    """
+    return [score_one(lineage, scorer, progress) for scorer in lineage.config.scorers]
+
+
+def score_one(lineage: Lineage, scorer: Scorer, progress: Progress) -> StageReport:
+    """Run one scorer; returns counts in completions."""
+    started = time.monotonic()
+    made_of = lineage.columns_recipe(scorer)
+    label, storage = scorer_label(scorer), lineage.storage
+    folder = f"columns/{label}@{fingerprint(made_of)}"
+    groups = lineage.catalog.entries(storage, "groups")
+    pending, done = pending_shards(lineage, folder, groups)
+    if pending:
+        settings = {}
+        if not isinstance(scorer, Imported):
+            settings = scorer_settings(lineage, scorer, lineage.model(scorer.model))
+        run_pool(scorer, settings, storage, folder, pending, groups, progress)
+        _, done = pending_shards(lineage, folder, groups)
+    for source in lineage.catalog.sources_of():
+        Artifact(storage, f"{folder}/{source}").compact()
+    return report(label, folder, fingerprint(made_of), done, len(pending), started, scorer)
+
+
+def pending_shards(
+    lineage: Lineage, folder: str, groups: Mapping[str, Entry]
+) -> tuple[list[ShardRef], dict[str, Entry]]:
+    """Shards still to score, and the ledger entries of those that are done."""
+    done: dict[str, Entry] = {}
+    for source, shards in lineage.catalog.sources_of().items():
+        inputs = {shard.shard: groups[shard.key].content for shard in shards}
+        entries = Artifact(lineage.storage, f"{folder}/{source}").done(inputs)
+        done.update({f"{source}/{name}": entry for name, entry in entries.items()})
+    return [shard for shard in lineage.catalog.shards if shard.key not in done], done
+
+
+def run_pool(
+    scorer: Scorer,
+    settings: dict[str, Any],
+    storage: Storage,
+    folder: str,
+    pending: list[ShardRef],
+    groups: Mapping[str, Entry],
+    progress: Progress,
+) -> None:
+    """Stream the pending shards through an actor pool."""
+    pool = scorer.pool if not isinstance(scorer, Imported) else Pool()
+    num_gpus = gpus_per_actor(pool, settings)
+    size = pool.size or fitting_actors(pool, num_gpus, len(pending))
+    strategy = (
+        ray.data.ActorPoolStrategy(min_size=pool.min_size, max_size=pool.max_size)
+        if pool.min_size
+        else ray.data.ActorPoolStrategy(size=min(size, len(pending)))
+    )
+    rows = [{"source": s.source, "shard": s.shard, "made_from": groups[s.key].content} for s in pending]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        ScoreShards,
+        fn_constructor_kwargs={"scorer": scorer, "settings": settings, "storage": storage, "folder": folder},
+        batch_size=1,
+        compute=strategy,
+        num_gpus=num_gpus,
+        num_cpus=pool.num_cpus,
+    )
+    with progress.track(f"score {scorer_label(scorer)}", len(rows)) as counter:
+        for _ in dataset.iter_rows():
+            counter.advance()
+
+
+def gpus_per_actor(pool: Pool, settings: Mapping[str, Any]) -> float:
+    """GPUs an actor reserves.
+
+    Raises:
+        UserError: the pool asks for GPUs that the cluster does not have.
+    """
+    have = ray.cluster_resources().get("GPU", 0)
+    if not settings:
+        return 0
+    wanted = pool.num_gpus
+    if wanted is None:
+        wanted = settings["gpus_per_replica"] if have else 0
+    if wanted > have:
+        raise UserError(f"scorers.pool.num_gpus: got {wanted:g}, but this cluster has {have:g} GPUs")
+    return wanted
+
+
+def fitting_actors(pool: Pool, num_gpus: float, num_shards: int) -> int:
+    """As many actors as the cluster holds, at most one per shard, at least one; one CPU is left for reading."""
+    resources = ray.cluster_resources()
+    by_cpu = max(1, int(resources.get("CPU", 1) / pool.num_cpus))
+    by_gpu = int(resources.get("GPU", 0) / num_gpus) if num_gpus else by_cpu
+    return max(1, min(by_cpu, by_gpu, num_shards))
+
+
+def report(
+    label: str, folder: str, fp: str, done: Mapping[str, Entry], computed: int, started: float, scorer: Scorer
+) -> StageReport:
+    """The stage's counts in completions, with the engine's counters added up."""
+    infos = [entry.info for entry in done.values()]
+    dropped = merge_counts(info["dropped"] for info in infos)
+    completions = sum(info["completions"] for info in infos)
+    poisoned = dropped.get("poisoned", 0)
+    allowed = 0.0 if isinstance(scorer, Imported) else scorer.max_poison_fraction
+    if poisoned > allowed * completions:
+        first = next(info["poisoned"][:3] for info in infos if info["poisoned"])
+        raise PrefselError(
+            f"score {label}: the model gave NaN or infinity for {poisoned:,} of {completions:,} completions, "
+            f"first {first}; max_poison_fraction is {allowed:g}"
+        )
+    counters: dict[str, float] = {}
+    for info in infos:
+        for name, value in info["counters"].items():
+            counters[name] = counters.get(name, 0) + value
+    bounds: dict[str, list[float]] = {}
+    for entry in done.values():
+        for name, column in entry.columns.items():
+            if column["min"] is not None:
+                low, high = bounds.get(name, [column["min"], column["max"]])
+                bounds[name] = [min(low, column["min"]), max(high, column["max"])]
+    return StageReport(
+        stage="score",
+        name=label,
+        unit="completions",
+        rows_in=completions,
+        rows_out=completions - sum(dropped.values()),
+        dropped=dropped,
+        shards=len(done),
+        computed_shards=computed,
+        seconds=time.monotonic() - started,
+        artifact=folder,
+        fingerprint=fp,
+        details={"counters": counters, "range": bounds},
+    )

@@ -1,0 +1,186 @@
+"""Checkpoints that a killed run continues from: DeepSpeed's own files, read back only after their hashes agree.
+
+    step-00000040/
+      engine/…                   what `engine.save_checkpoint` writes: weights, optimizer, schedule; pickled
+      rng-rank-<r>.safetensors   random state of worker r
+      history.jsonl              everything reported so far
+      digest-rank-<r>.json       blake2b of every file worker r wrote
+      complete.json              step, consumed pairs, world size, hashes of the digest files; written last
+
+A folder without `complete.json` was interrupted and is never read. Workers may share the folder or each have their
+own; what is loaded must be the union.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from prefsel.errors import IntegrityError, UserError
+
+TAG = "engine"
+COMPLETE = "complete.json"
+HISTORY = "history.jsonl"
+_OF_RANK = re.compile(r"(?:pp_rank_|-rank-)(\d+)")
+
+
+def save_checkpoint(
+    engine: Any,
+    directory: Path,
+    *,
+    state: Mapping[str, Any],
+    history: Iterable[Mapping[str, Any]],
+    exclude_frozen: bool = False,
+) -> None:
+    """Write a checkpoint; every worker calls this at the same step.
+
+    Args:
+        engine: The DeepSpeed engine.
+        directory: Where to write; an interrupted checkpoint already there is replaced.
+        state: JSON values that say where the run stands (step, consumed_pairs, …).
+        history: The records reported so far.
+        exclude_frozen: Leave out weights that do not train (adapters).
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    shutil.rmtree(directory, ignore_errors=True)
+    dist.barrier()
+    (directory / TAG).mkdir(parents=True, exist_ok=True)
+    engine.save_checkpoint(
+        str(directory), tag=TAG, client_state=dict(state), save_latest=False, exclude_frozen_parameters=exclude_frozen
+    )
+    save_file(_rng_state(), directory / f"rng-rank-{rank}.safetensors")
+    if rank == 0:
+        (directory / HISTORY).write_text("".join(json.dumps(dict(record)) + "\n" for record in history))
+    # A worker digests what it wrote itself: with a folder per worker the other files are on other machines.
+    dist.barrier()
+    own = [file for file in _files(directory) if _written_by(file) == rank and not file.name.startswith("digest-")]
+    digests = {file.relative_to(directory).as_posix(): file_digest(file) for file in own}
+    digest_file = directory / f"digest-rank-{rank}.json"
+    _write_json(digest_file, digests)
+    gathered: list[Any] = [None] * world_size
+    dist.all_gather_object(gathered, (digest_file.name, file_digest(digest_file)))
+    if rank == 0:
+        _write_json(directory / COMPLETE, {"world_size": world_size, "digests": dict(gathered), "state": dict(state)})
+    dist.barrier()
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """What a complete checkpoint says about itself (JSON only, nothing is unpickled): `state` and `world_size`.
+
+    Raises:
+        UserError: The folder is no complete checkpoint.
+    """
+    if not (directory / COMPLETE).is_file():
+        raise UserError(f"resume: {directory} is not a complete checkpoint (no {COMPLETE})")
+    return json.loads((directory / COMPLETE).read_text())
+
+
+def read_history(directory: Path) -> list[dict[str, Any]]:
+    """The records reported before the checkpoint was written."""
+    return [json.loads(line) for line in (directory / HISTORY).read_text().splitlines()]
+
+
+def load_checkpoint(engine: Any, directory: Path, *, exclude_frozen: bool = False) -> dict[str, Any]:
+    """Verify every file, then restore the engine and the random state; every worker calls this.
+
+    Args:
+        engine: A freshly initialised DeepSpeed engine of the same model and options.
+        directory: A complete checkpoint.
+        exclude_frozen: As it was saved.
+
+    Returns:
+        The `state` given to `save_checkpoint`.
+
+    Raises:
+        UserError: Not a complete checkpoint, or written by another number of workers.
+        IntegrityError: A file is missing or altered; nothing was unpickled.
+    """
+    complete = read_state(directory)
+    if complete["world_size"] != dist.get_world_size():
+        raise UserError(f"resume: got {dist.get_world_size()} workers; valid: {complete['world_size']}, as when saved")
+    # One copy of the files per machine, so the workers of a machine share the reading.
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    altered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(altered, altered_files(directory, share=local_rank, num_shares=local_size))
+    if offenders := sorted({name for names in altered for name in names}):
+        raise IntegrityError(f"resume: {directory} does not match its digests, nothing was loaded: {offenders[:5]}")
+    path, _ = engine.load_checkpoint(str(directory), tag=TAG, load_module_strict=not exclude_frozen)
+    if path is None:
+        raise IntegrityError(f"resume: DeepSpeed found no checkpoint in {directory / TAG}")
+    _restore_rng(load_file(directory / f"rng-rank-{dist.get_rank()}.safetensors"))
+    return complete["state"]
+
+
+def altered_files(directory: Path, *, share: int = 0, num_shares: int = 1) -> list[str]:
+    """Names of the files that are missing or whose blake2b differs; reads every `num_shares`-th file."""
+    digests = json.loads((directory / COMPLETE).read_text())["digests"]
+    expected: dict[str, str] = {}
+    altered = [name for name, digest in digests.items() if _digest_or_none(directory / name) != digest]
+    for name in set(digests) - set(altered):
+        expected |= json.loads((directory / name).read_text())
+    mine = sorted(expected)[share::num_shares]
+    return altered + [name for name in mine if _digest_or_none(directory / name) != expected[name]]
+
+
+def latest_checkpoint(root: Path) -> Path | None:
+    """The complete checkpoint with the highest step below `root`, or None."""
+    complete = sorted(folder.parent for folder in root.glob(f"step-*/{COMPLETE}"))
+    return complete[-1] if complete else None
+
+
+def prune_checkpoints(root: Path, *, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints below `root`, oldest first."""
+    for folder in sorted(root.glob("step-*"))[:-keep]:
+        # The marker goes first: a deletion that is interrupted leaves an incomplete checkpoint, not a broken one.
+        (folder / COMPLETE).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def file_digest(path: Path) -> str:
+    """blake2b-128 of a file's bytes, hex, read in one-MiB pieces."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _digest_or_none(path: Path) -> str | None:
+    return file_digest(path) if path.is_file() else None
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(file for file in directory.rglob("*") if file.is_file())
+
+
+def _written_by(file: Path) -> int:
+    """DeepSpeed and we put the rank into the names of per-worker files; all others are worker 0's."""
+    match = _OF_RANK.search(file.name)
+    return int(match.group(1)) if match else 0
+
+
+def _write_json(path: Path, value: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1, sort_keys=True))
+    partial.replace(path)
+
+
+def _rng_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def _restore_rng(state: Mapping[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])

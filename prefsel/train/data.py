@@ -1,0 +1,217 @@
+"""The training table, its tokens, and which pairs make up optimizer step t on every worker.
+
+The order of the pairs depends on (seed, epoch) alone and a global batch is a slice of it, so the number of pairs
+consumed says everything about where a run stands: no worker count, micro-batch size or token budget enters.
+
+Shapes: N pairs; B pairs of a global batch.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prefsel.errors import NonFiniteError, UserError
+from prefsel.models.chat import EncodedGroup, Encoder
+
+COLUMNS = ("pair_id", "prompt", "chosen", "rejected", "reference_logps_chosen", "reference_logps_rejected")
+REFERENCE = ("reference_logps_chosen", "reference_logps_rejected")
+NUM_OFFENDERS_SHOWN = 5
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TrainingPairs:
+    """Pairs with the log-probs their reference model gave them; the reference itself is never loaded to train."""
+
+    table: pa.Table
+    """Columns `COLUMNS`: pair_id as hex strings, messages as lists of {role, content}, log-probs float64."""
+    reference_logps_N2: npt.NDArray[np.float64]
+    """Stored reference log-probs, chosen then rejected, nats, summed over the response."""
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> TrainingPairs:
+        """Check and adopt a table that has at least `COLUMNS`; pair ids may be hex strings or 16 raw bytes.
+
+        Raises:
+            UserError: A column is missing, a value is null, or a pair_id occurs twice.
+            NonFiniteError: A reference log-prob is NaN or infinite.
+        """
+        if missing := [name for name in COLUMNS if name not in table.column_names]:
+            raise UserError(f"training table: missing columns {missing}; got {table.column_names}")
+        table = table.select(list(COLUMNS)).combine_chunks()
+        if not pa.types.is_string(table.schema.field("pair_id").type):
+            hexed = [value.hex() for value in table["pair_id"].to_pylist()]
+            table = table.set_column(0, "pair_id", pa.array(hexed, pa.string()))
+        pair_ids = table["pair_id"].to_pylist()
+        for name in COLUMNS:
+            if table[name].null_count:
+                rows = np.flatnonzero(table[name].is_null().to_numpy(zero_copy_only=False))
+                raise UserError(f"training table: {name} is null in {len(rows)} rows, first: {_named(pair_ids, rows)}")
+        if len(set(pair_ids)) != len(pair_ids):
+            ids, counts = np.unique(np.array(pair_ids), return_counts=True)
+            raise UserError(f"training table: pair_id occurs twice, first: {ids[counts > 1][:NUM_OFFENDERS_SHOWN]}")
+        logps_N2 = np.stack([table[name].to_numpy().astype(np.float64) for name in REFERENCE], axis=1)
+        if len(bad := np.flatnonzero(~np.isfinite(logps_N2).all(axis=1))):
+            raise NonFiniteError(f"{' or '.join(REFERENCE)}: not finite for pair_ids {_named(pair_ids, bad)}")
+        return cls(table=table, reference_logps_N2=logps_N2)
+
+    @classmethod
+    def from_parquet(cls, paths: str | Path | Sequence[str | Path] | pa.Table) -> TrainingPairs:
+        """Read one file, a folder (every `*.parquet` below it, sorted), several of either, or adopt a table.
+
+        Raises:
+            UserError: Nothing to read, or a table `from_table` refuses.
+        """
+        if isinstance(paths, pa.Table):
+            return cls.from_table(paths)
+        entries = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+        files = [file for entry in entries for file in (sorted(entry.rglob("*.parquet")) if entry.is_dir() else [entry])]
+        if not files:
+            raise UserError(f"training table: no parquet file in {[str(entry) for entry in entries]}")
+        if absent := [str(file) for file in files if not file.is_file()]:
+            raise UserError(f"training table: no such file {absent[:NUM_OFFENDERS_SHOWN]}")
+        tables = [pq.read_table(file, partitioning=None) for file in files]
+        return cls.from_table(pa.concat_tables(tables, promote_options="default"))
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def rows(self, batch_size: int = 1024) -> Any:
+        """Yield one dictionary per pair, in table order, converting `batch_size` rows at a time."""
+        for batch in self.table.to_batches(max_chunksize=batch_size):
+            yield from batch.to_pylist()
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """Tokenised pairs in one flat integer buffer: 4 bytes a token, whatever the number of pairs."""
+
+    pair_ids: list[str]
+    tokens_T: npt.NDArray[np.int32]
+    """Prompt, chosen and rejected of pair 0, then of pair 1, …"""
+    offsets: npt.NDArray[np.int64]
+    """Where each of the 3N pieces begins, and the end: [3N + 1]."""
+    reference_logps_N2: npt.NDArray[np.float64]
+    dropped: dict[str, int]
+    """Pairs left out, by reason."""
+    num_truncated: int
+    """Completions that were cut."""
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+    @property
+    def num_tokens_N(self) -> Indices:
+        """Tokens of each pair's segment [prompt | chosen | rejected]."""
+        return np.diff(self.offsets[::3])
+
+    def pieces(self, index: int) -> list[list[int]]:
+        """Prompt, chosen and rejected tokens of one pair."""
+        bounds = self.offsets[3 * index : 3 * index + 4]
+        return [self.tokens_T[start:end].tolist() for start, end in zip(bounds[:-1], bounds[1:])]
+
+    def group(self, index: int) -> EncodedGroup:
+        """One pair as a prompt with two completions, chosen first."""
+        prompt, chosen, rejected = self.pieces(index)
+        return EncodedGroup(
+            prompt_tokens=prompt, completion_tokens=[chosen, rejected], status=["ok", "ok"], num_truncated=0
+        )
+
+
+def encode_pairs(pairs: TrainingPairs, encoder: Encoder) -> EncodedPairs:
+    """Tokenise every pair once, before the first step, so that N and the number of steps are known.
+
+    A pair with a completion over the encoder's `max_length` is dropped as `too_long` and counted.
+
+    Raises:
+        UserError: No pair is left.
+        TemplateError: As the encoder raises it.
+    """
+    tokens, offsets, kept, num_truncated = array("i"), [0], [], 0
+    for row_number, row in enumerate(pairs.rows()):
+        group = encoder.encode_group(_messages(row["prompt"], "user"), [
+            _messages(row["chosen"], "assistant"), _messages(row["rejected"], "assistant")
+        ])
+        if any(status != "ok" for status in group.status):
+            continue
+        for piece in (group.prompt_tokens, *group.completion_tokens):
+            tokens.extend(piece)
+            offsets.append(len(tokens))
+        kept.append(row_number)
+        num_truncated += group.num_truncated
+    if not kept:
+        raise UserError(f"training table: none of {len(pairs)} pairs fits max_length; raise it or set truncation")
+    return EncodedPairs(
+        pair_ids=pairs.table["pair_id"].take(pa.array(kept)).to_pylist(),
+        tokens_T=np.frombuffer(tokens, dtype=np.int32),
+        offsets=np.array(offsets, dtype=np.int64),
+        reference_logps_N2=pairs.reference_logps_N2[kept],
+        dropped={"too_long": len(pairs) - len(kept)},
+        num_truncated=num_truncated,
+    )
+
+
+def epoch_order(num_pairs: int, *, seed: int, epoch: int, order: Literal["shuffled", "given"] = "shuffled") -> Indices:
+    """The order in which an epoch visits the pairs: a permutation keyed by (seed, epoch), or the table's own."""
+    if order == "given":
+        return np.arange(num_pairs, dtype=np.int64)
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_pairs).astype(np.int64)
+
+
+def num_steps(num_pairs: int, *, global_batch_pairs: int, num_epochs: int, max_steps: int | None) -> int:
+    """Optimizer steps of the whole run; the incomplete last batch of an epoch is a step of its own."""
+    total = num_epochs * -(-num_pairs // global_batch_pairs)
+    return total if max_steps is None else min(total, max_steps)
+
+
+def global_batch(
+    consumed_pairs: int, num_pairs: int, *, global_batch_pairs: int, seed: int, order: Literal["shuffled", "given"]
+) -> Indices:
+    """The pairs of the next optimizer step, [B], when `consumed_pairs` have been trained on; never spans two epochs."""
+    epoch, start = divmod(consumed_pairs, num_pairs)
+    return epoch_order(num_pairs, seed=seed, epoch=epoch, order=order)[start : start + global_batch_pairs]
+
+
+def rank_share(batch_B: Indices, num_tokens_B: Indices, *, rank: int, world_size: int) -> Indices:
+    """The pairs of a global batch that one worker takes, longest first; the shares partition the batch.
+
+    Dealing the length-sorted pairs back and forth (0 1 2 2 1 0 …) evens out the tokens per worker: every step waits
+    for the slowest, and the loss is weighted per pair, so which worker computes a pair cannot change the sum.
+    """
+    by_length = batch_B[np.argsort(-num_tokens_B, kind="stable")]
+    position = np.arange(len(by_length)) % (2 * world_size)
+    owner = np.where(position < world_size, position, 2 * world_size - 1 - position)
+    return by_length[owner == rank]
+
+
+def micro_batches(
+    share: Indices, num_tokens: Indices, *, micro_batch_pairs: int, token_budget: int
+) -> list[Indices]:
+    """Consecutive runs of a worker's share with at most so many pairs and, beyond the first pair, so many tokens."""
+    runs: list[list[int]] = []
+    tokens = 0
+    for index, length in zip(share.tolist(), num_tokens.tolist()):
+        if not runs or len(runs[-1]) == micro_batch_pairs or tokens + length > token_budget:
+            runs.append([])
+            tokens = 0
+        runs[-1].append(index)
+        tokens += length
+    return [np.array(run, dtype=np.int64) for run in runs]
+
+
+def _messages(value: Any, role: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": value}] if isinstance(value, str) else value
+
+
+def _named(pair_ids: list[str], rows: Indices) -> str:
+    return ", ".join(pair_ids[row] for row in rows[:NUM_OFFENDERS_SHOWN])
