@@ -235,25 +235,90 @@ class Duplicates(Record):
 # ----------------------------------------------------------------------------------------------------- training
 
 
-class DpoLoss(Record):
-    """−log σ(β·margin), with label smoothing for the conservative form."""
-
-    kind: Literal["dpo"] = "dpo"
-    beta: float = Field(0.1, gt=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-
-
 class Lora(Record):
-    """Low-rank adapters instead of full training (extra `peft`)."""
+    """Low-rank adapters instead of full weights (extra `peft`); the adapter and the merged model are both exported."""
 
     r: int = Field(16, ge=1)
+    """Rank of the update."""
     alpha: float = Field(32.0, gt=0)
+    """The update is scaled by alpha / r."""
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers that get an adapter."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Dropout on the adapter's input."""
 
 
-class Train(Record):
-    """One DPO training on one selection."""
+class DpoOptions(Record):
+    """What decides a DPO trajectory. Batches are counted in pairs, memory in tokens; no number of workers enters."""
+
+    loss: Literal["dpo"] = "dpo"
+    """A name of `prefsel.train.losses.LOSSES`."""
+    beta: float = Field(0.1, gt=0)
+    """Inverse temperature of the implicit reward."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Assumed share of flipped labels (conservative DPO)."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate of AdamW."""
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    """Weights, activations and communication; bf16 keeps fp32 master weights."""
+    num_epochs: int = Field(1, ge=1)
+    """Passes over the pairs."""
+    max_steps: int | None = Field(None, ge=1)
+    """Take exactly this many optimizer steps, whatever `num_epochs` says; the schedule ends there too."""
+    global_batch_pairs: int = Field(32, ge=1)
+    """Pairs per optimizer step, over all workers; the last batch of an epoch may hold fewer and is averaged exactly."""
+    micro_batch_pairs: int = Field(8, ge=1)
+    """At most this many pairs per forward and backward pass of one worker."""
+    token_budget: int = Field(8192, ge=64)
+    """At most this many packed tokens per forward and backward pass (a longer pair goes alone)."""
+    order: Literal["shuffled", "given"] = "shuffled"
+    """A new seeded permutation every epoch, or the order of the table (easy to hard)."""
+    seed: int = Field(0, ge=0)
+    """Decides the order of the pairs and, with LoRA, the initial adapter."""
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    """Share of the steps with a linearly rising learning rate."""
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    """Where the cosine ends, as a share of the peak."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decays."""
+    adam_eps: float = Field(1e-8, gt=0)
+    """AdamW's denominator offset."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Clip the global gradient norm here; 0 switches clipping off."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What DeepSpeed shards: nothing, optimizer states, gradients too, weights too."""
+    offload: Literal["none", "optimizer", "optimizer_and_weights"] = "none"
+    """What lives in CPU memory between steps; weights need stage 3."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: one more forward, far less memory."""
+    deepspeed: dict[str, Any] = {}
+    """DeepSpeed's own options, merged over ours; keys that another option decides are refused."""
+    lora: Lora | None = None
+    """Train adapters instead of all weights."""
+    eval_every_steps: int | None = Field(None, ge=1)
+    """Evaluate on the held-out pairs this often, besides the start and the end."""
+    checkpoint_every_steps: int | None = Field(None, ge=1)
+    """Save a resumable checkpoint this often; None saves none."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Local checkpoints kept, the newest ones."""
+    reference_check_pairs: int = Field(16, ge=0)
+    """Pairs whose reference log-probs are recomputed before training and must agree with the stored ones."""
+
+    @model_validator(mode="after")
+    def _offload_fits(self) -> DpoOptions:
+        if self.offload != "none" and self.zero_stage == 0:
+            raise ValueError(f"offload: got {self.offload!r} with zero_stage 0; valid: none, or zero_stage 1 to 3")
+        if self.offload == "optimizer_and_weights" and self.zero_stage != 3:
+            raise ValueError(
+                f"offload: got {self.offload!r} with zero_stage {self.zero_stage}; weights need zero_stage 3"
+            )
+        return self
+
+
+class Train(DpoOptions):
+    """One DPO training on one selection, and where it runs."""
 
     name: Name
     selection: str
@@ -262,36 +327,12 @@ class Train(Record):
     """Name of the entry of `models` that is trained."""
     reference: str
     """Name of the model whose stored log-probs are the reference; it is not loaded."""
-    loss: DpoLoss = DpoLoss()
-    epochs: int = Field(1, ge=1)
-    max_steps: int | None = Field(None, ge=1)
-    """Stops earlier, or, above one epoch's steps, goes on over more epochs."""
-    global_batch_pairs: int = Field(32, ge=1)
-    micro_batch_pairs: int = Field(8, ge=1)
-    """Pairs a worker holds at once; accumulation follows from it, the worker count and the global batch."""
-    token_budget: int = Field(4096, ge=64)
-    """Tokens of one packed row."""
-    lr: float = Field(5e-7, gt=0)
-    warmup_ratio: float = Field(0.1, ge=0, lt=1)
-    min_lr_ratio: float = Field(0.1, ge=0, le=1)
-    """The cosine ends at this share of `lr`."""
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    dtype: Literal["fp32", "bf16"] = "bf16"
-    gradient_checkpointing: bool = False
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    deepspeed: dict[str, Any] = {}
-    """Passed through to DeepSpeed (offload, communication); keys this record owns are refused."""
-    lora: Lora | None = None
     workers: int = Field(1, ge=1)
     gpus_per_worker: float | None = Field(None, ge=0)
+    """Default: one when the cluster has GPUs."""
     cpus_per_worker: float = Field(1.0, gt=0)
-    seed: int = 0
-    evaluate_every_steps: int | None = Field(None, ge=1)
-    checkpoint_every_steps: int | None = Field(None, ge=1)
     max_eval_pairs: int = Field(512, ge=0)
-    selfcheck_pairs: int = Field(16, ge=0)
-    """Pairs whose reference log-probs are recomputed before the first step and must agree with the stored ones."""
+    """Held-out pairs evaluated on, the first by hash of their pair_id."""
     max_failures: int = Field(0, ge=0)
     """Worker failures that Ray Train repairs by restarting from the last checkpoint."""
 

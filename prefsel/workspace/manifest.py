@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from prefsel import __version__
@@ -44,6 +44,20 @@ class StageReport:
         work = f"{self.computed_shards}/{self.shards} shards computed" if self.computed_shards else "nothing to do"
         flow = f"{self.rows_in:,} {self.unit} in, {self.rows_out:,} out" + (f" ({lost})" if lost else "")
         return f"{self.stage:<9} {self.name}: {flow}; {work}; {self.seconds:.1f} s"
+
+
+def save_summary(storage: Storage, report: StageReport) -> None:
+    """Keep a stage's report beside its artifact: the sign that a whole-corpus artifact is complete."""
+    storage.write(f"{report.artifact}/summary.json", json.dumps(asdict(report), indent=1).encode())
+
+
+def load_summary(storage: Storage, artifact: str) -> StageReport | None:
+    """The report of a complete artifact, as of a run that computed nothing; None while it is incomplete."""
+    path = f"{artifact}/summary.json"
+    if not storage.exists(path):
+        return None
+    report = StageReport(**json.loads(storage.read(path)))
+    return replace(report, computed_shards=0, seconds=0.0)
 
 
 def versions() -> dict[str, str]:
