@@ -7,16 +7,29 @@ trained models) also on the corpus fingerprint.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prefsel.config import CausalLogps, Config, Imported, MetricSpec, PretrainedModel, RewardModel, Scorer, Train
+from prefsel.config import (
+    CausalLogps,
+    Config,
+    Imported,
+    MetricSpec,
+    PretrainedModel,
+    RewardModel,
+    Scorer,
+    Selection,
+    Train,
+)
 from prefsel.errors import UserError, invalid
+from prefsel.metrics.reader import PairReader
+from prefsel.metrics.table import find_metric
 from prefsel.workspace.catalog import Catalog, read_catalog
 from prefsel.workspace.folders import folder_content
-from prefsel.workspace.ledger import Artifact
+from prefsel.workspace.manifest import load_summary
 from prefsel.workspace.recipes import fingerprint, recipe
 from prefsel.workspace.storage import Storage
 
@@ -73,9 +86,10 @@ class Lineage:
         }
         return recipe("eligible", settings, corpus=self.corpus)
 
-    def eligible(self, source: str) -> Artifact:
+    @property
+    def eligible_folder(self) -> str:
         """Drop reasons before any score, one row per pair."""
-        return Artifact(self.storage, f"eligible/all@{fingerprint(self.eligible_recipe)}/{source}")
+        return f"eligible/all@{fingerprint(self.eligible_recipe)}"
 
     # ------------------------------------------------------------------------------------------------ models
 
@@ -83,12 +97,7 @@ class Lineage:
         """The recipe of a model made here from the proxy part of the corpus."""
         settings = self.model_spec(name).model_dump(exclude={"dtype", "template", "truncation"})
         upstream = {"eligible": fingerprint(self.eligible_recipe)}
-        shared = [m for m in self.config.models if m.kind != "pretrained" and m.tokenizer == self._tokenizer(name)]
-        settings["tokenizer_of"] = shared[0].name
         return recipe("scratch", settings, upstream=upstream, corpus=self.corpus)
-
-    def _tokenizer(self, name: str) -> Any:
-        return getattr(self.model_spec(name), "tokenizer", None)
 
     def model_spec(self, name: str) -> Any:
         """The configuration of model `name`.
@@ -134,10 +143,19 @@ class Lineage:
         settings = scorer.model_dump(exclude={"pool", "max_poison_fraction", "token_budget"}) | model.settings
         return recipe("score", settings, models={model.name: model.identity})
 
-    def columns(self, scorer: Scorer, source: str) -> Artifact:
-        """The column set a scorer makes of one source."""
-        label = scorer_label(scorer)
-        return Artifact(self.storage, f"columns/{label}@{fingerprint(self.columns_recipe(scorer))}/{source}")
+    def columns_folder(self, scorer: Scorer) -> str:
+        """The column set a scorer makes, without the source."""
+        return f"columns/{scorer_label(scorer)}@{fingerprint(self.columns_recipe(scorer))}"
+
+    def reader(self, flat_names: list[str] | None = None, *, field: str = "columns") -> PairReader:
+        """A reader of flat pair tables with the columns that `flat_names` need; default: all columns."""
+        scorers = self.config.scorers if flat_names is None else self.scorers_for(flat_names, field=field)
+        wanted = [(self.columns_folder(scorer), tuple(self.column_names(scorer))) for scorer in scorers]
+        logps = [scorer for scorer in self.config.scorers if isinstance(scorer, CausalLogps)]
+        length = f"num_tokens_{logps[0].model}" if logps else None
+        if length and logps[0] not in scorers:
+            wanted.append((self.columns_folder(logps[0]), (length,)))
+        return PairReader(self.storage, self.eligible_folder, tuple(wanted), length)
 
     @cached_property
     def providers(self) -> dict[str, Scorer]:
@@ -180,6 +198,8 @@ class Lineage:
             column = next((name[: -len(s)] for s in SUFFIXES if name.endswith(s)), name)
             if column in ("pair_id", "prompt_id", "aspect", "source"):
                 continue
+            if column == "num_tokens":  # of whichever model counted them first
+                column = next((made for made in self.providers if made.startswith("num_tokens_")), column)
             if column not in self.providers:
                 is_logps = column.startswith(("logps_", "num_tokens_"))
                 kind = "causal_logps" if is_logps else "reward_model or imported"
@@ -198,13 +218,81 @@ class Lineage:
             found.setdefault("random", MetricSpec(name="random", metric="random"))
         return found
 
-    def metric_recipe(self, name: str, flat_names: list[str]) -> dict[str, Any]:
-        """The recipe of the scores of metric `name`, which needs `flat_names`."""
+    def text_reader(self) -> PairReader:
+        """A reader without any column: texts and drop reasons."""
+        return PairReader(self.storage, self.eligible_folder)
+
+    def metric_columns(self, name: str) -> list[str]:
+        """The flat columns metric `name` needs.
+
+        Raises:
+            UserError: no such metric, or parameters it does not have.
+        """
+        spec = self.metrics.get(name)
+        if spec is None:
+            raise invalid("score", f"score_{name}", [f"score_{metric}" for metric in self.metrics])
+        metric, params = find_metric(spec.metric, spec.params)
+        return list(metric.columns(params))
+
+    def metric_recipe(self, name: str) -> dict[str, Any]:
+        """The recipe of the scores of metric `name`."""
         spec = self.metrics[name]
-        scorers = self.scorers_for(flat_names, field=f"metrics.{name}")
+        scorers = self.scorers_for(self.metric_columns(name), field=f"metrics.{name}")
         upstream = {scorer_label(s): fingerprint(self.columns_recipe(s)) for s in scorers}
         upstream["eligible"] = fingerprint(self.eligible_recipe)
         return recipe("metric", {"metric": spec.metric, "params": spec.params}, upstream=upstream, corpus=self.corpus)
+
+    def scores_folder(self, name: str) -> str:
+        """The scores of metric `name`, without the source."""
+        return f"scores/{name}@{fingerprint(self.metric_recipe(name))}"
+
+    def selection_folder(self, name: str, rule: Mapping[str, Any], metric: str) -> str:
+        """The selection that `rule` makes."""
+        upstream = {metric: fingerprint(self.metric_recipe(metric))}
+        made_of = recipe("selection", {"rule": dict(rule)}, upstream=upstream, corpus=self.corpus)
+        return f"selections/{name}@{fingerprint(made_of)}"
+
+    def dataset_folder(self, name: str, selection: str) -> str:
+        """The dataset of a selection folder: its rows with the columns of every scorer."""
+        upstream = {scorer_label(s): fingerprint(self.columns_recipe(s)) for s in self.config.scorers}
+        made_of = recipe("dataset", {}, upstream=upstream | {"selection": selection}, corpus=self.corpus)
+        return f"datasets/{name}@{fingerprint(made_of)}"
+
+    def control_rules(self, selection: Selection) -> dict[str, dict[str, Any]]:
+        """The rules of a selection's controls: as many pairs at random, and its reverse. The selection must exist."""
+        rules: dict[str, dict[str, Any]] = {}
+        for control in selection.controls:
+            if control == "reverse":
+                rule = dict(selection.rule, reverse=not selection.rule.get("reverse", False))
+            else:
+                base = load_summary(self.storage, self.selected_folder(selection.name, selection.rule))
+                assert base is not None, f"selection {selection.name} comes before its controls"
+                rule = {"kind": "top", "score": "score_random", "count": base.rows_out}
+            rules[f"{selection.name}-{control}"] = rule
+        return rules
+
+    def selected_folder(self, name: str, rule: Mapping[str, Any]) -> str:
+        """The selection that `rule` makes; its leaf names the metric."""
+        return self.selection_folder(name, rule, str(rule["score"]).removeprefix("score_"))
+
+    def selected_dataset(self, name: str) -> str:
+        """The dataset of a selection, or of a control, by name.
+
+        Raises:
+            UserError: no such selection.
+        """
+        names = []
+        for selection in self.config.selections:
+            names += [selection.name, *(f"{selection.name}-{control}" for control in selection.controls)]
+            if name in names:
+                rules = {selection.name: selection.rule} if name == selection.name else self.control_rules(selection)
+                return self.dataset_folder(name, self.selected_folder(name, rules[name]))
+        raise invalid("train.selection", name, names)
+
+    @property
+    def holdout_dataset(self) -> str:
+        """The held-out pairs."""
+        return self.dataset_folder("holdout", self.eligible_folder)
 
     def trained_recipe(self, spec: Train, dataset: str) -> dict[str, Any]:
         """The recipe of a model trained on dataset fingerprint `dataset`."""

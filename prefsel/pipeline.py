@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 import ray
 
-from prefsel.check import check
+from prefsel.check import check, check_budgets
 from prefsel.config import Config
 from prefsel.config import Ray as RayConfig
 from prefsel.errors import UserError
 from prefsel.ingest.stage import ingest
 from prefsel.lineage import Lineage
-from prefsel.metrics.stage import score_pairs
+from prefsel.metrics.stage import score_metrics
 from prefsel.progress import Progress
 from prefsel.report.stage import last_report, write_report
 from prefsel.score.stage import score
@@ -34,7 +34,7 @@ STAGES: dict[str, Callable[[Lineage, Progress], list[StageReport]]] = {
     "eligible": resolve_eligible,
     "scratch": make_scratch_models,
     "score": score,
-    "metrics": score_pairs,
+    "metrics": score_metrics,
     "select": select,
     "train": train,
 }
@@ -92,8 +92,8 @@ def run(config: Config, workspace: str, progress: Progress, *, until: str | None
         UserError: the configuration cannot work; found before anything is started or written.
     """
     started = time.monotonic()
-    check(config)
     storage = Storage(workspace)
+    check(config, storage)
     connect(config.ray, quiet=True)
     reports: list[StageReport] = []
 
@@ -108,6 +108,8 @@ def run(config: Config, workspace: str, progress: Progress, *, until: str | None
         if until == "ingest":
             break
         done(stage(lineage, progress))
+        if name == "eligible":
+            check_budgets(config, reports[-1].rows_out)
         if name == until:
             break
     is_new = any(report.computed_shards for report in reports)

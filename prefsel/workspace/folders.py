@@ -34,14 +34,20 @@ def write_seal(storage: Storage, path: str, listed: dict[str, Any], info: Mappin
     return seal
 
 
-def commit_folder(storage: Storage, folder: Path, path: str, info: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy the files of a local `folder` (one at a time, so memory holds one file) under `path` and seal them."""
+def commit_folder(
+    storage: Storage, folders: Mapping[str, Path], path: str, info: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Copy local folders (name inside the artifact, "" for its root → folder) under `path` and seal them.
+
+    One file is in memory at a time.
+    """
     listed = {}
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        data = file.read_bytes()
-        name = file.relative_to(folder).as_posix()
-        storage.write(f"{path}/{name}", data)
-        listed[name] = {"bytes": len(data), "blake2b": digest(data)}
+    for inside, folder in folders.items():
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            data = file.read_bytes()
+            name = (Path(inside) / file.relative_to(folder)).as_posix()
+            storage.write(f"{path}/{name}", data)
+            listed[name] = {"bytes": len(data), "blake2b": digest(data)}
     return write_seal(storage, path, listed, info)
 
 

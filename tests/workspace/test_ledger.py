@@ -112,7 +112,7 @@ def test_folders_are_sealed_by_content(tmp_path: Path) -> None:
     (local / "a.txt").write_text("a")
     (local / "sub" / "b.txt").write_text("b")
     assert folder_content(storage, "models/m@0") is None
-    seal = commit_folder(storage, local, "models/m@0", {"steps": 3})
+    seal = commit_folder(storage, {"": local}, "models/m@0", {"steps": 3})
     assert folder_content(storage, "models/m@0") == seal["content"]
     assert check_folder(storage, "models/m@0", quick=False) == {}
     storage.write("models/m@0/sub/b.txt", b"c")

@@ -1,0 +1,104 @@
+"""`explain`: every number and percentile that decided about one pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from prefsel.configfile import parse_config
+from prefsel.errors import UserError
+from prefsel.lineage import Lineage
+from prefsel.report.examples import transcript
+from prefsel.select.export import export_rows
+from prefsel.select.radix import Histogram
+from prefsel.workspace.catalog import ShardRef
+from prefsel.workspace.ledger import Artifact
+from prefsel.workspace.manifest import load_summary
+from prefsel.workspace.storage import Storage
+
+SHOWN_CHARACTERS = 400
+
+
+def explain_pair(storage: Storage, pair_id: str) -> Iterator[str]:
+    """Lines about the pair whose hex id begins with `pair_id`, in the configuration of the workspace's last run.
+
+    Raises:
+        UserError: no finished run, no such pair, or several.
+    """
+    if not storage.exists("config.yaml"):
+        raise UserError("--workspace: no finished run here; explain needs the config.yaml that a run leaves")
+    lineage = Lineage(parse_config(yaml.safe_load(storage.read("config.yaml"))), storage)
+    found = find_pair(lineage, pair_id.lower())
+    if not found:
+        raise UserError(f"pair_id: no pair begins with {pair_id!r}")
+    if len({full for _, _, full in found}) > 1:
+        raise UserError(f"pair_id: {pair_id!r} is ambiguous: {', '.join(sorted({full for _, _, full in found})[:5])}")
+    for shard, row, full in found:
+        yield from explain_row(lineage, shard, row, full)
+
+
+def find_pair(lineage: Lineage, prefix: str) -> list[tuple[ShardRef, int, str]]:
+    """Every place of the corpus that holds the pair: shard, row and full id."""
+    found = []
+    for shard in lineage.catalog.shards:
+        ids = Artifact(lineage.storage, f"pairs/{shard.source}").read(shard.shard, ["pair_id"])["pair_id"].to_pylist()
+        found += [(shard, row, one.hex()) for row, one in enumerate(ids) if one.hex().startswith(prefix)]
+    return found
+
+
+def explain_row(lineage: Lineage, shard: ShardRef, row: int, pair_id: str) -> Iterator[str]:
+    """Lines about one row of one shard."""
+    reader = lineage.reader()
+    flat = reader.flat(shard)
+    pairs = reader.pairs(shard)
+    shown = export_rows(np.array([row]), pairs, reader.groups(shard), flat, {}).to_pylist()[0]
+    place = pairs["provenance"][row].as_py() or {}
+    yield f"pair      {pair_id}"
+    yield f"from      {shard.key}, {place.get('file')} row {place.get('row')}"
+    yield f"source    {shown['source']}; aspect {shown['aspect'] or '–'}"
+    yield f"dropped   {flat['dropped'][row].as_py() or 'no: eligible'}"
+    for side in ("prompt", "chosen", "rejected"):
+        yield f"{side:<9} {transcript(shown[side])[:SHOWN_CHARACTERS]!r}"
+    numbers = {name: value for name, value in shown.items() if isinstance(value, float)}
+    for name, value in numbers.items():
+        yield f"  {name:<40} {value:.9g}"
+    for name in lineage.metrics:
+        yield explain_score(lineage, shard, name, bytes.fromhex(pair_id))
+    for selection in lineage.config.selections:
+        rules = {selection.name: selection.rule, **lineage.control_rules(selection)}
+        for name, rule in rules.items():
+            yield explain_selection(lineage, shard, name, rule, bytes.fromhex(pair_id))
+
+
+def _row_of(table: pa.Table, pair_id: bytes) -> dict[str, Any] | None:
+    place = table["pair_id"].to_pylist()
+    return table.slice(place.index(pair_id), 1).to_pylist()[0] if pair_id in place else None
+
+
+def explain_score(lineage: Lineage, shard: ShardRef, name: str, pair_id: bytes) -> str:
+    """The pair's score by one metric, with its percentile among the eligible pairs."""
+    folder = lineage.scores_folder(name)
+    row = _row_of(Artifact(lineage.storage, f"{folder}/{shard.source}").read(shard.shard), pair_id)
+    summary = load_summary(lineage.storage, folder)
+    if row is None or summary is None:
+        return f"score     {name}: not computed"
+    if row["score"] is None or row["dropped"]:
+        return f"score     {name}: none ({row['dropped']})"
+    total = Histogram.from_json(summary.details["histogram"])
+    percentile = float(total.percentile(np.array([row["score"]]))[0])
+    return f"score     {name}: {row['score']:.9g}, percentile {percentile:.2f} of {summary.rows_out:,} (binned)"
+
+
+def explain_selection(lineage: Lineage, shard: ShardRef, name: str, rule: dict[str, Any], pair_id: bytes) -> str:
+    """Whether one selection kept the pair, and against which threshold."""
+    folder = lineage.selected_folder(name, rule)
+    summary = load_summary(lineage.storage, folder)
+    if summary is None:
+        return f"selection {name}: not made"
+    row = _row_of(Artifact(lineage.storage, f"{folder}/{shard.source}").read(shard.shard), pair_id)
+    verdict = f"kept, stratum {row['stratum']}" if row else "not kept"
+    return f"selection {name}: {verdict}; thresholds {summary.details['thresholds']}"

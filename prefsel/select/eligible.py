@@ -1,0 +1,91 @@
+"""Who may be selected: splits, exclusions and duplicates, as one drop reason per pair, decided before any statistic.
+
+Precedence, so that every pair is counted once: excluded prompt, prompt of a held-out source, contradiction or
+duplicate, held-out prompt, proxy prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefsel.config import Split
+from prefsel.ingest.identity import split_of
+from prefsel.select import duplicates
+from prefsel.select.table import id_words
+from prefsel.workspace.catalog import Catalog, ShardRef
+from prefsel.workspace.ledger import Artifact
+from prefsel.workspace.storage import Storage
+
+REASONS = ("holdout", "proxy", "excluded_prompt", "holdout_prompt", *duplicates.REASONS)
+"""Reason codes are positions in here; -1 is an eligible pair."""
+HOLDOUT, PROXY, EXCLUDED, HOLDOUT_PROMPT, FIRST_DUPLICATE = 0, 1, 2, 3, 4
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides before duplicates do."""
+
+    split: Split
+    excluded: pa.Array
+    """prompt_ids of `exclude_prompts` and of `exclude` sources."""
+    held_out: pa.Array
+    """prompt_ids of `holdout` sources."""
+
+
+def prompt_ids(storage: Storage, catalog: Catalog, role: str) -> pa.Array:
+    """The prompt_ids of all sources of a role: evaluation sets, small enough for one machine."""
+    chunks = [
+        chunk
+        for source in catalog.sources
+        if source.role == role
+        for file in source.files
+        for shard in file.shards
+        for chunk in Artifact(storage, f"groups/{source.name}").read(shard, ["prompt_id"])["prompt_id"].chunks
+    ]
+    return pc.unique(pa.chunked_array(chunks, pa.binary(16)))
+
+
+def base_codes(pairs: pa.Table, shard: ShardRef, rules: Rules) -> np.ndarray:
+    """Reason code of each pair before duplicates, int8 [pairs]."""
+    prompts = pairs["prompt_id"].combine_chunks()
+    codes_N = np.full(len(prompts), -1, np.int8)
+    if shard.role == "holdout":
+        codes_N[:] = HOLDOUT
+    else:
+        split_N = split_of(prompts, holdout=rules.split.holdout, proxy=rules.split.proxy)
+        codes_N[split_N == 1], codes_N[split_N == 2] = HOLDOUT, PROXY
+        codes_N[pc.is_in(prompts, value_set=rules.held_out).to_numpy(zero_copy_only=False)] = HOLDOUT_PROMPT
+    codes_N[pc.is_in(prompts, value_set=rules.excluded).to_numpy(zero_copy_only=False)] = EXCLUDED
+    return codes_N
+
+
+def partition_shard(
+    pairs: pa.Table, shard: ShardRef, rules: Rules, num_partitions: int
+) -> list[duplicates.PartitionRows]:
+    """What the duplicate search needs of a shard, by partition: pairs that would otherwise stay in their split."""
+    codes_N = base_codes(pairs, shard, rules)
+    row_N = np.flatnonzero((codes_N != EXCLUDED) & (codes_N != HOLDOUT_PROMPT))
+    pair_NW, mirror_NW = id_words(pairs["pair_id"])[row_N], id_words(pairs["mirror_id"])[row_N]
+    return duplicates.partition(pair_NW, mirror_NW, shard.number, num_partitions, row_N)
+
+
+def eligible_table(pairs: pa.Table, shard: ShardRef, rules: Rules, drops: Sequence[duplicates.Drops]) -> pa.Table:
+    """pair_id and drop reason (null: eligible) of every pair of a shard, in order."""
+    codes_N = base_codes(pairs, shard, rules)
+    for drop in drops:
+        is_mine_M = drop.shard_M == shard.number
+        codes_N[drop.row_M[is_mine_M]] = FIRST_DUPLICATE + drop.reason_M[is_mine_M]
+    indices = pa.array(codes_N, pa.int8(), mask=codes_N < 0)
+    dropped = pa.DictionaryArray.from_arrays(indices, pa.array(REASONS, pa.string()))
+    return pa.table({"pair_id": pairs["pair_id"], "dropped": dropped})
+
+
+def count_reasons(table: pa.Table) -> dict[str, int]:
+    """Dropped rows by reason, plus `eligible`."""
+    counted = pc.value_counts(table["dropped"].combine_chunks().cast(pa.string()))
+    return {(row["values"].as_py() or "eligible"): row["counts"].as_py() for row in counted}

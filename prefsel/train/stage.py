@@ -1,0 +1,253 @@
+"""Selections → models, on Ray Train with DeepSpeed; and the small models a trial makes for itself.
+
+    dataset ──▶ Ray Train workers: train_dpo ──checkpoints──▶ models/<name>@<fp>/training/
+                                    └──exported weights──▶ models/<name>@<fp>/ , sealed last
+
+A killed training finds its last checkpoint through Ray Train (same storage path and name) and goes on from there.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.train
+from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from prefsel.config import DpoOptions, PretrainedModel, Train
+from prefsel.errors import PrefselError, UserError, invalid
+from prefsel.lineage import Lineage, ModelRef
+from prefsel.progress import Progress
+from prefsel.tasks import over_shards
+from prefsel.workspace.folders import commit_folder, fetch_folder, read_seal
+from prefsel.workspace.manifest import StageReport, load_summary, save_summary
+from prefsel.workspace.recipes import fingerprint
+from prefsel.workspace.storage import Storage
+
+REFERENCE_COLUMNS = ("reference_logps_chosen", "reference_logps_rejected")
+
+
+def train(lineage: Lineage, progress: Progress) -> list[StageReport]:
+    """Run every configured training that is not finished."""
+    return [train_one(lineage, spec, progress) for spec in lineage.config.train]
+
+
+def train_one(lineage: Lineage, spec: Train, progress: Progress) -> StageReport:
+    """One DPO training: dataset in, sealed model out."""
+    started = time.monotonic()
+    dataset = lineage.selected_dataset(spec.selection)
+    path = f"models/{spec.name}@{fingerprint(lineage.trained_recipe(spec, dataset))}"
+    if (done := load_summary(lineage.storage, path)) is not None:
+        return done
+    settings = worker_settings(lineage, spec, dataset, path)
+    progress.line(f"train     {spec.name}: {spec.workers} worker(s), ZeRO-{spec.zero_stage}, {spec.dtype}")
+    run_trainer(lineage.storage, spec, path, settings)
+    seal = read_seal(lineage.storage, path)
+    if seal is None:
+        raise PrefselError(f"train {spec.name}: the workers ended without a sealed model in {path}")
+    lineage.storage.delete_tree(f"{path}/training")
+    info = seal["info"]
+    report = StageReport(
+        stage="train",
+        name=spec.name,
+        unit="pairs",
+        rows_in=info["rows_in"],
+        rows_out=info["num_pairs"],
+        dropped=info["dropped"],
+        shards=1,
+        computed_shards=1,
+        seconds=time.monotonic() - started,
+        artifact=path,
+        fingerprint=path.rsplit("@", 1)[1],
+        details={"selection": spec.selection, "model": spec.model, "reference": spec.reference, **info},
+    )
+    save_summary(lineage.storage, report)
+    return report
+
+
+def worker_settings(lineage: Lineage, spec: Train, dataset: str, path: str) -> dict[str, Any]:
+    """Everything a worker needs, as plain values."""
+    model, reference = lineage.model(spec.model), lineage.model(spec.reference)
+    holdout = lineage.holdout_dataset
+    model_spec = lineage.model_spec(spec.model)
+    trusted = {"trust_remote_code": False, "revision": None}
+    if isinstance(model_spec, PretrainedModel):
+        trusted = {"trust_remote_code": model_spec.trust_remote_code, "revision": model_spec.revision}
+    config = spec.model_dump(include=set(DpoOptions.model_fields)) | trusted
+    config |= {key: reference.settings[key] for key in ("max_length", "template", "truncation")}
+    is_reference = model.identity == reference.identity
+    return {
+        "storage": lineage.storage,
+        "config": config | {"policy_is_reference": is_reference},
+        "model": model,
+        "reference": None if is_reference else reference,
+        "reference_name": spec.reference,
+        "dataset": dataset,
+        "holdout": holdout if read_seal(lineage.storage, holdout) and spec.max_eval_pairs else None,
+        "max_eval_pairs": spec.max_eval_pairs,
+        "path": path,
+    }
+
+
+def run_trainer(storage: Storage, spec: Train, path: str, settings: dict[str, Any]) -> None:
+    """Run the workers to the end under Ray Train."""
+    have = ray.cluster_resources()
+    gpus = spec.gpus_per_worker if spec.gpus_per_worker is not None else (1 if have.get("GPU") else 0)
+    for kind, wanted in (("GPU", gpus * spec.workers), ("CPU", spec.cpus_per_worker * spec.workers)):
+        if wanted > have.get(kind, 0):
+            raise UserError(
+                f"train.{spec.name}.workers: {spec.workers} workers need {wanted:g} {kind}s, "
+                f"this cluster has {have.get(kind, 0):g}"
+            )
+    resources = {"CPU": spec.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=settings,
+        scaling_config=ScalingConfig(num_workers=spec.workers, use_gpu=gpus > 0, resources_per_worker=resources),
+        run_config=RunConfig(
+            name="training",
+            storage_path=storage.full(path),
+            storage_filesystem=storage.filesystem,
+            failure_config=FailureConfig(max_failures=spec.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        causes = list(getattr(error, "worker_failures", {}).values())
+        known = [cause for cause in causes if isinstance(cause, PrefselError)]
+        if known:
+            raise known[0] from None
+        raise PrefselError(f"train {spec.name}: {causes[0] if causes else error}") from error
+
+
+def model_folder(storage: Storage, model: ModelRef) -> str:
+    """Where a worker finds a model: a local folder or a hub id."""
+    return str(fetch_folder(storage, model.path)) if model.made_here else model.path
+
+
+def training_table(storage: Storage, dataset: str, reference: str, limit: int | None = None) -> tuple[pa.Table, int]:
+    """A dataset with the reference's log-probs under the names the loop reads, and how many rows lack them.
+
+    With a `limit`, the rows with the smallest pair_ids: a fixed sample, whatever the file order.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    folder = fetch_folder(storage, dataset)
+    stored = [f"logps_{reference}_{side}" for side in ("chosen", "rejected")]
+    columns = ["pair_id", "prompt", "chosen", "rejected", *stored]
+    files = sorted((folder / "data").glob("*.parquet"))
+    table = pa.concat_tables([pq.read_table(file, columns=columns) for file in files])
+    table = table.rename_columns(["pair_id", "prompt", "chosen", "rejected", *REFERENCE_COLUMNS])
+    known = table.filter(pc.and_(*(pc.is_valid(table[name]) for name in REFERENCE_COLUMNS)))
+    lacking = table.num_rows - known.num_rows
+    if limit is not None and known.num_rows > limit:
+        known = known.sort_by("pair_id").slice(0, limit)
+    return known, lacking
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """One Ray Train worker."""
+    from prefsel.train.data import TrainingPairs
+    from prefsel.train.deepspeed_config import DpoConfig
+    from prefsel.train.loop import train_dpo
+
+    storage, reference = settings["storage"], settings["reference"]
+    table, lacking = training_table(storage, settings["dataset"], settings["reference_name"])
+    if not table.num_rows:
+        raise UserError(f"train: no pair of {settings['dataset']} has log-probs of {settings['reference_name']!r}")
+    held_out = None
+    if settings["holdout"]:
+        rows, _ = training_table(storage, settings["holdout"], settings["reference_name"], settings["max_eval_pairs"])
+        held_out = TrainingPairs.from_table(rows) if rows.num_rows else None
+    reference_dir = None if reference is None else model_folder(storage, reference)
+    checkpoint = ray.train.get_checkpoint()
+    with tempfile.TemporaryDirectory() as folder:
+        result = train_dpo(
+            DpoConfig(**settings["config"], reference_dir=reference_dir),
+            TrainingPairs.from_table(table),
+            held_out,
+            model_dir=model_folder(storage, settings["model"]),
+            output_dir=folder,
+            report=_report,
+            resume_dir=Path(checkpoint.to_directory()) if checkpoint else None,
+        )
+        if ray.train.get_context().get_world_rank() == 0:
+            _commit(storage, settings["path"], result, table.num_rows + lacking, lacking)
+
+
+def _report(record: dict[str, Any], checkpoint: Path | None) -> None:
+    ray.train.report(record, checkpoint=Checkpoint.from_directory(str(checkpoint)) if checkpoint else None)
+
+
+def _commit(storage: Storage, path: str, result: dict[str, Any], rows_in: int, lacking: int) -> None:
+    """Copy the exported model into the workspace and seal it; an adapter goes into `adapter/`."""
+    dropped = dict(result["dropped"])
+    if lacking:
+        dropped["missing_reference_logps"] = lacking
+    kept = {"history", "num_steps", "num_pairs", "num_truncated", "max_logit_difference"}
+    info = {key: result[key] for key in kept} | {"dropped": dropped, "rows_in": rows_in}
+    folders = {"": Path(result["model_dir"])}
+    if result["adapter_dir"]:
+        folders["adapter"] = Path(result["adapter_dir"])
+    commit_folder(storage, folders, path, info)
+
+
+# ------------------------------------------------------------------------------------------------ scratch models
+
+
+def make_scratch_models(lineage: Lineage, progress: Progress) -> list[StageReport]:
+    """Make the small models that the configuration asks for from the `proxy` part of the corpus, side by side."""
+    specs = [spec for spec in lineage.config.models if spec.kind != "pretrained"]
+    if not specs:
+        return []
+    eligible = load_summary(lineage.storage, lineage.eligible_folder)
+    assert eligible is not None, "eligibility is complete before models are made"
+    if not eligible.dropped.get("proxy"):
+        first = specs[0].name
+        raise invalid("split.proxy", lineage.config.split.proxy, f"above 0: model {first!r} is trained on that part")
+    reports = {spec.name: load_summary(lineage.storage, lineage.scratch_path(spec.name)) for spec in specs}
+    pending = [spec for spec in specs if reports[spec.name] is None]
+    reader, shards = lineage.text_reader(), lineage.catalog.shards
+    with progress.track("make models", len(pending), "models") as counter:
+        items = [(spec, lineage.scratch_path(spec.name)) for spec in pending]
+        made = over_shards(_make_scratch, items, shared=(reader, shards), counter=counter)
+    for spec, report in zip(pending, made):
+        save_summary(lineage.storage, report)
+        reports[spec.name] = report
+    return [report for report in reports.values() if report is not None]
+
+
+def _make_scratch(item: Any, shared: Any) -> StageReport:
+    """Train one small model on the proxy pairs and seal it."""
+    import torch
+
+    from prefsel.train.scratch import make_model, proxy_pairs
+
+    started = time.monotonic()
+    (spec, path), (reader, shards) = item, shared
+    torch.set_num_threads(1)
+    pairs = proxy_pairs(reader, shards)
+    with tempfile.TemporaryDirectory() as folder:
+        facts = make_model(spec, pairs, Path(folder))
+        commit_folder(reader.storage, {"": Path(folder)}, path, facts)
+    return StageReport(
+        stage="scratch",
+        name=spec.name,
+        unit="pairs",
+        rows_in=len(pairs),
+        rows_out=facts["num_pairs"],
+        dropped={"unused": len(pairs) - facts["num_pairs"]},
+        shards=1,
+        computed_shards=1,
+        seconds=time.monotonic() - started,
+        artifact=path,
+        fingerprint=path.rsplit("@", 1)[1],
+        details=facts,
+    )
