@@ -175,9 +175,14 @@ class Lineage:
         if isinstance(scorer, RewardModel):
             heads = scorer.heads or self._heads(scorer.model)
             return [f"rm_{head}" for head in heads] if len(heads) > 1 else [f"rm_{scorer.model}"]
-        if isinstance(scorer.field, list):
-            return [f"{scorer.as_}_{aspect}" for aspect in scorer.field]
-        return [f"{scorer.as_}_{scorer.name if scorer.as_ == 'rm' else scorer.field}"]
+        return list(self.imported_fields(scorer))
+
+    def imported_fields(self, scorer: Imported) -> dict[str, str]:
+        """Column → what the number is called in the data."""
+        fields = scorer.field if isinstance(scorer.field, list) else [scorer.field]
+        if scorer.as_ == "rm":
+            return {f"rm_{scorer.name}": fields[0]}
+        return {f"ratings_{field}": field for field in fields}
 
     def _heads(self, name: str) -> list[str]:
         spec = self.model_spec(name)

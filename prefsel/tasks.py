@@ -6,11 +6,12 @@ of milliseconds a shard, many rounds in a row; starting a Ray Data execution cos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from prefsel.errors import PrefselError
 from prefsel.progress import Counter
@@ -67,9 +68,22 @@ def over_shards(
 
 def unwrap(reference: Any) -> Any:
     """`ray.get` that raises the task's own `PrefselError` instead of Ray's wrapping of it."""
-    try:
+    with known_errors():
         return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, PrefselError):
-            raise error.cause from None
+
+
+@contextmanager
+def known_errors() -> Iterator[None]:
+    """Raise the `PrefselError` that a task of the block failed with, without the layers Ray puts around it."""
+    try:
+        yield
+    except RayError as error:
+        layer: BaseException | None = error
+        while layer is not None and not isinstance(layer, PrefselError):
+            layer = getattr(layer, "cause", None) or layer.__cause__
+        # Ray's wrapper is an instance of the cause's class too; what is wanted is the cause itself.
+        while isinstance(layer, RayTaskError):
+            layer = layer.cause
+        if isinstance(layer, PrefselError):
+            raise layer from None
         raise

@@ -9,17 +9,21 @@ columns, so a lost actor costs the shard it held and nothing else, and no text t
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
-from prefsel.config import CausalLogps, Imported, Pool, PretrainedModel, RewardModel, Scorer
+from prefsel.config import CausalLogps, Imported, ModelScorer, Pool, PretrainedModel, RewardModel, Scorer
 from prefsel.errors import PrefselError, UserError
 from prefsel.lineage import Lineage, ModelRef, scorer_label
 from prefsel.progress import Progress
 from prefsel.schema import columns_schema
+from prefsel.score.imported import imported_columns
+from prefsel.tasks import known_errors, over_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import fetch_folder
 from prefsel.workspace.ledger import Artifact, Entry, merge_counts
@@ -31,28 +35,57 @@ from prefsel.workspace.storage import Storage
 class ScoreShards:
     """Ray Data actor: loads its model once, then turns shard names into committed columns."""
 
-    def __init__(self, scorer: Scorer, settings: dict[str, Any], storage: Storage, folder: str) -> None:
-        self._scorer = build_scorer(scorer, settings, storage)
+    def __init__(self, scorer: ModelScorer, settings: dict[str, Any], storage: Storage, folder: str) -> None:
         self._storage, self._folder = storage, folder
+        try:
+            self._scorer: Any = build_scorer(scorer, settings, storage)
+        except (
+            PrefselError
+        ) as error:  # an actor that dies in its constructor loses the message: told at the first shard
+            self._scorer = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score one shard (`batch_size=1`) and return its key."""
+        if isinstance(self._scorer, PrefselError):
+            raise self._scorer
         source, shard, made_from = (str(batch[key][0]) for key in ("source", "shard", "made_from"))
-        artifact = Artifact(self._storage, f"{self._folder}/{source}")
-        attempt = artifact.log_attempt(shard)
-        started = time.monotonic()
-        groups = Artifact(self._storage, f"groups/{source}").read(shard)
-        scored = self._scorer.score(groups)
-        table = columns_table(groups, scored.columns)
-        info = {
-            "dropped": dict(scored.dropped),
-            "counters": dict(scored.counters),
-            "poisoned": scored.poisoned[:100],
-            "completions": sum(len(row) for row in table["completion_ids"].to_pylist()),
-            "seconds": time.monotonic() - started,
-        }
-        artifact.commit(shard, table, made_from=made_from, attempt=attempt, info=info)
+        score_shard(self._scorer.score, ShardRef(source, shard, "", 0), made_from, self._storage, self._folder)
         return {"source": [source], "shard": [shard]}
+
+
+def score_shard(
+    score_groups: Callable[[pa.Table], Any], shard: ShardRef, made_from: str, storage: Storage, folder: str
+) -> None:
+    """Read a groups shard, score it, commit its columns."""
+    artifact = Artifact(storage, f"{folder}/{shard.source}")
+    attempt = artifact.log_attempt(shard.shard)
+    started = time.monotonic()
+    groups = Artifact(storage, f"groups/{shard.source}").read(shard.shard)
+    scored = score_groups(groups)
+    table = columns_table(groups, scored.columns)
+    info = {
+        "dropped": dict(scored.dropped),
+        "counters": dict(scored.counters),
+        "poisoned": scored.poisoned[:100],
+        "completions": len(pc.list_flatten(table["completion_ids"])),
+        "seconds": time.monotonic() - started,
+    }
+    artifact.commit(shard.shard, table, made_from=made_from, attempt=attempt, info=info)
+
+
+@dataclass(frozen=True)
+class ImportedShard:
+    """What a model scorer returns, for numbers that came with the data."""
+
+    columns: dict[str, list[list[float | None]]]
+    dropped: dict[str, int] = field(default_factory=dict)
+    counters: dict[str, float] = field(default_factory=dict)
+    poisoned: list[str] = field(default_factory=list)
+
+
+def _import_shard(item: tuple[ShardRef, str], shared: Any) -> None:
+    (shard, made_from), (fields, storage, folder) = item, shared
+    score_shard(lambda groups: ImportedShard(imported_columns(groups, fields)), shard, made_from, storage, folder)
 
 
 def columns_table(groups: pa.Table, columns: Mapping[str, list[list[float | None]]]) -> pa.Table:
@@ -63,12 +96,10 @@ def columns_table(groups: pa.Table, columns: Mapping[str, list[list[float | None
     return pa.table(arrays, schema=columns_schema(list(columns)))
 
 
-def build_scorer(scorer: Scorer, settings: dict[str, Any], storage: Storage) -> Any:
+def build_scorer(scorer: ModelScorer, settings: dict[str, Any], storage: Storage) -> Any:
     """The scorer of `score/scorers.py` that a configuration entry asks for; loads the model."""
     from prefsel.score import scorers
 
-    if isinstance(scorer, Imported):
-        return scorers.ImportedScorer(name=scorer.name, field=scorer.field, as_=scorer.as_)
     settings = dict(settings)
     if settings.pop("made_here"):
         settings["path"] = str(fetch_folder(storage, settings["path"]))
@@ -105,10 +136,15 @@ def score_one(lineage: Lineage, scorer: Scorer, progress: Progress) -> StageRepo
     groups = lineage.catalog.entries(storage, "groups")
     pending, done = pending_shards(lineage, folder, groups)
     if pending:
-        settings = {}
-        if not isinstance(scorer, Imported):
+        items = [(shard, groups[shard.key].content) for shard in pending]
+        if isinstance(scorer, Imported):
+            with progress.track(f"score {label}", len(items)) as counter:
+                over_shards(
+                    _import_shard, items, shared=(lineage.imported_fields(scorer), storage, folder), counter=counter
+                )
+        else:
             settings = scorer_settings(lineage, scorer, lineage.model(scorer.model))
-        run_pool(scorer, settings, storage, folder, pending, groups, progress)
+            run_pool(scorer, settings, storage, folder, items, progress)
         _, done = pending_shards(lineage, folder, groups)
     for source in lineage.catalog.sources_of():
         Artifact(storage, f"{folder}/{source}").compact()
@@ -128,24 +164,21 @@ def pending_shards(
 
 
 def run_pool(
-    scorer: Scorer,
+    scorer: ModelScorer,
     settings: dict[str, Any],
     storage: Storage,
     folder: str,
-    pending: list[ShardRef],
-    groups: Mapping[str, Entry],
+    items: Sequence[tuple[ShardRef, str]],
     progress: Progress,
 ) -> None:
-    """Stream the pending shards through an actor pool."""
-    pool = scorer.pool if not isinstance(scorer, Imported) else Pool()
+    """Stream shards, with the hashes they are made from, through an actor pool."""
+    pool = scorer.pool
     num_gpus = gpus_per_actor(pool, settings)
-    size = pool.size or fitting_actors(pool, num_gpus, len(pending))
-    strategy = (
-        ray.data.ActorPoolStrategy(min_size=pool.min_size, max_size=pool.max_size)
-        if pool.min_size
-        else ray.data.ActorPoolStrategy(size=min(size, len(pending)))
-    )
-    rows = [{"source": s.source, "shard": s.shard, "made_from": groups[s.key].content} for s in pending]
+    size = min(pool.size or fitting_actors(pool, num_gpus), len(items))
+    strategy = ray.data.ActorPoolStrategy(size=size)
+    if pool.min_size:
+        strategy = ray.data.ActorPoolStrategy(min_size=pool.min_size, max_size=pool.max_size)
+    rows = [{"source": shard.source, "shard": shard.shard, "made_from": made_from} for shard, made_from in items]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         ScoreShards,
         fn_constructor_kwargs={"scorer": scorer, "settings": settings, "storage": storage, "folder": folder},
@@ -154,7 +187,7 @@ def run_pool(
         num_gpus=num_gpus,
         num_cpus=pool.num_cpus,
     )
-    with progress.track(f"score {scorer_label(scorer)}", len(rows)) as counter:
+    with progress.track(f"score {scorer.model}", len(rows)) as counter, known_errors():
         for _ in dataset.iter_rows():
             counter.advance()
 
@@ -166,8 +199,6 @@ def gpus_per_actor(pool: Pool, settings: Mapping[str, Any]) -> float:
         UserError: the pool asks for GPUs that the cluster does not have.
     """
     have = ray.cluster_resources().get("GPU", 0)
-    if not settings:
-        return 0
     wanted = pool.num_gpus
     if wanted is None:
         wanted = settings["gpus_per_replica"] if have else 0
@@ -176,12 +207,12 @@ def gpus_per_actor(pool: Pool, settings: Mapping[str, Any]) -> float:
     return wanted
 
 
-def fitting_actors(pool: Pool, num_gpus: float, num_shards: int) -> int:
-    """As many actors as the cluster holds, at most one per shard, at least one; one CPU is left for reading."""
+def fitting_actors(pool: Pool, num_gpus: float) -> int:
+    """As many actors as the cluster holds, at least one."""
     resources = ray.cluster_resources()
     by_cpu = max(1, int(resources.get("CPU", 1) / pool.num_cpus))
     by_gpu = int(resources.get("GPU", 0) / num_gpus) if num_gpus else by_cpu
-    return max(1, min(by_cpu, by_gpu, num_shards))
+    return max(1, min(by_cpu, by_gpu))
 
 
 def report(

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from prefsel.config import Split
 from prefsel.ingest.identity import split_of
 from prefsel.select import duplicates
-from prefsel.select.table import id_words
+from prefsel.select.radix import id_words
 from prefsel.workspace.catalog import Catalog, ShardRef
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefsel.select.radix import Histogram
+from prefsel.select.radix import Histogram, id_words
 from prefsel.select.rules import Label, ShardScores, merge_histograms
-from prefsel.select.table import id_words, strata
+from prefsel.select.table import strata
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact, Entry
 from prefsel.workspace.storage import Storage

@@ -1,0 +1,41 @@
+"""The Ray a run works on: a cluster that is there, or one of this process."""
+
+from __future__ import annotations
+
+import os
+
+import ray
+
+from prefsel.config import Ray
+from prefsel.errors import UserError
+
+
+def connect(config: Ray, *, quiet: bool = False) -> None:
+    """Join the Ray cluster of `config.address` or `RAY_ADDRESS` (set inside a Ray job), or start a Ray of this process.
+
+    Raises:
+        UserError: sizes are given for a cluster that already runs, or nothing answers at the address.
+    """
+    if ray.is_initialized():
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    logging = {"log_to_driver": not quiet, "logging_level": "warning", "configure_logging": True}
+    if address and address != "local":
+        if config.num_cpus is not None or config.num_gpus is not None:
+            raise UserError(f"ray.num_cpus, ray.num_gpus: cannot be set for the running cluster at {address!r}")
+        try:
+            ray.init(address=address, **logging)
+        except ConnectionError as error:
+            raise UserError(f"ray.address: no Ray cluster answers at {address!r}: {error}") from error
+    else:
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus,
+            num_gpus=config.num_gpus,
+            object_store_memory=int(config.object_store_gib * 2**30),
+            include_dashboard=False,
+            **logging,
+        )
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # our own bars and lines; Ray's flood a job's log
+    context.print_on_execution_start = False
