@@ -348,7 +348,10 @@ class Report(Record):
 
 
 class Ray(Record):
-    """Where the work runs. Without an address a Ray of this process is started."""
+    """Where the work runs. Without an address (and outside a Ray job) a Ray of this process is started.
+
+    The sizes are those of a Ray started here; a cluster that is joined keeps its own.
+    """
 
     address: str | None = None
     num_cpus: int | None = Field(None, ge=1)

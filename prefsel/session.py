@@ -13,16 +13,16 @@ from prefsel.errors import UserError
 def connect(config: Ray, *, quiet: bool = False) -> None:
     """Join the Ray cluster of `config.address` or `RAY_ADDRESS` (set inside a Ray job), or start a Ray of this process.
 
+    `num_cpus`, `num_gpus` and `object_store_gib` size a Ray that is started here; a cluster keeps its own.
+
     Raises:
-        UserError: sizes are given for a cluster that already runs, or nothing answers at the address.
+        UserError: nothing answers at the address.
     """
     if ray.is_initialized():
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
     logging = {"log_to_driver": not quiet, "logging_level": "warning", "configure_logging": True}
     if address and address != "local":
-        if config.num_cpus is not None or config.num_gpus is not None:
-            raise UserError(f"ray.num_cpus, ray.num_gpus: cannot be set for the running cluster at {address!r}")
         try:
             ray.init(address=address, **logging)
         except ConnectionError as error:

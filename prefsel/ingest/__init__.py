@@ -1,1 +1,6 @@
-"""Raw rows → groups, pairs, quarantine."""
+"""Raw rows → groups, pairs and quarantine.
+
+locations   paths, globs, URIs → files          formats    one row → an `Example`, by a pure adapter per format
+readers     one file → rows, streaming          windows    rows → tables of a shard: ids, merging, counting
+identity    ids of prompts, completions, pairs; digests; which prompts are held out
+"""

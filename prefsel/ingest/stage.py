@@ -110,7 +110,9 @@ def _ingest_file(task: FileTask, shared: dict[str, Any]) -> None:
     for number, window in enumerate(windows):
         shard = f"{window.digest[:16]}-{number:05d}"
         commit_window(storage, task.source, shard, window)
-        shards.append({"shard": shard, "counts": window_counts(window), "reasons": window.reasons})
+        shards.append(
+            {"shard": shard, "counts": window_counts(window), "reasons": window.reasons, "format": window.format}
+        )
     storage.write(task.record, json.dumps({"uri": redact(task.uri), "shards": shards}).encode())
 
 
@@ -153,7 +155,9 @@ def compose(
             fresh += len(new) if task.record in computed else 0
             counts = merge_counts([row["counts"] for row in new] + [_as_duplicate(row["counts"]) for row in again])
             reasons = merge_counts(row["reasons"] for row in new)
-            files.append(FileRecord(redact(task.uri), task.content, [row["shard"] for row in new], counts, reasons))
+            found = "/".join(sorted({row["format"] for row in record["shards"]} - {"unknown"}))
+            names = [row["shard"] for row in new]
+            files.append(FileRecord(redact(task.uri), task.content, names, counts, reasons, found))
         records.append(SourceRecord(source.name, source.role, files))
         reports.append(report(source, files, fresh, seconds))
     return Catalog(records), reports
@@ -180,13 +184,17 @@ def report(source: Source, files: list[FileRecord], computed: int, seconds: floa
         computed_shards=computed,
         seconds=seconds if computed else 0.0,
         artifact=f"groups/{source.name}",
-        details={"files": len(files), **{key: counts.get(key, 0) for key in ("groups", "pairs", "ties")}},
+        details={
+            "files": len(files),
+            "formats": sorted({file.format for file in files}),
+            **{key: counts.get(key, 0) for key in ("groups", "pairs", "ties")},
+        },
     )
 
 
 def check_quality(config: Config, catalog: Catalog, storage: Storage) -> None:
     """Refuse an empty corpus and one that is mostly quarantined."""
-    files = [file for source in catalog.sources if source.role != "exclude" for file in source.files]
+    files = [file for source in catalog.sources for file in source.files]
     counts = merge_counts(file.counts for file in files)
     reasons = merge_counts(file.reasons for file in files)
     told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
@@ -197,5 +205,10 @@ def check_quality(config: Config, catalog: Catalog, storage: Storage) -> None:
             f"ingest: {counts['quarantined']:,} of {counts['rows']:,} rows are quarantined ({told}); "
             f"ingest.max_quarantine_fraction is {limit:g}; {where}"
         )
-    if not counts.get("pairs"):
+    for source in catalog.sources:  # an evaluation set that could not be read must not pass for an empty one
+        if source.role == "exclude" and not any(file.counts["accepted"] for file in source.files):
+            raise UserError(f"{source.name}: no prompt in {len(source.files)} file(s); {where}")
+    if not any(
+        file.counts.get("pairs") for source in catalog.sources if source.role == "train" for file in source.files
+    ):
         raise UserError(f"sources: empty corpus, no pair in {len(files)} file(s) with {counts.get('rows', 0):,} rows")

@@ -228,7 +228,7 @@ def _make_scratch(item: Any, shared: Any) -> StageReport:
     """Train one small model on the proxy pairs and seal it."""
     import torch
 
-    from prefsel.train.scratch import make_model, proxy_pairs
+    from prefsel.train.from_corpus import make_model, proxy_pairs
 
     started = time.monotonic()
     (spec, path), (reader, shards) = item, shared

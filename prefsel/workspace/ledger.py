@@ -80,7 +80,7 @@ class Artifact:
 
     def entries(self) -> dict[str, Entry]:
         """Every committed shard by name. Reads one compacted object and whatever was committed after it."""
-        names = [name for name in self.storage.list(f"{self.path}/_ledger") if name.endswith(".json")]
+        names = [name for name in self.storage.files(f"{self.path}/_ledger") if name.endswith(".json")]
         compacted = f"{self.path}/_ledger/{COMPACTED}"
         entries = {}
         if compacted in names:
@@ -105,7 +105,7 @@ class Artifact:
 
     def attempts(self) -> Counter[str]:
         """How often each shard was begun."""
-        names = self.storage.list(f"{self.path}/_ledger/attempts")
+        names = self.storage.files(f"{self.path}/_ledger/attempts")
         return Counter(name.rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in names)
 
     def commit(
@@ -130,7 +130,7 @@ class Artifact:
     def compact(self, *, at_least: int = 64) -> None:
         """Fold the ledger objects into one when there are `at_least` of them. Only the driver calls this, when no
         worker is committing: a later commit of a shard overrides its compacted entry."""
-        names = [n for n in self.storage.list(f"{self.path}/_ledger") if not n.endswith(f"/{COMPACTED}")]
+        names = [n for n in self.storage.files(f"{self.path}/_ledger") if not n.endswith(f"/{COMPACTED}")]
         if len(names) < at_least:
             return
         rows = [asdict(entry) for entry in self.entries().values()]

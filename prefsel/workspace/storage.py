@@ -80,7 +80,7 @@ class Storage:
         info = self.filesystem.get_file_info(self.full(path))
         return info.size if info.type == pafs.FileType.File else None
 
-    def list(self, path: str, *, recursive: bool = False) -> list[str]:
+    def files(self, path: str, *, recursive: bool = False) -> list[str]:
         """Relative paths of the files under `path`, sorted; unfinished temporary files are not listed."""
         selector = pafs.FileSelector(self.full(path), allow_not_found=True, recursive=recursive)
         prefix = len(self._root[1]) + 1

@@ -57,7 +57,7 @@ def verify(storage: Storage, *, quick: bool = False) -> Verification:
         quick: compare sizes and ledgers only, read no data.
     """
     findings, entries, retried, artifacts = [], [], 0, 0
-    files = [name for kind in SHARDED for name in storage.list(kind, recursive=True)]
+    files = [name for kind in SHARDED for name in storage.files(kind, recursive=True)]
     for path in sorted({name.split("/_ledger/")[0] for name in files if "/_ledger/" in name}):
         artifact = Artifact(storage, path)
         known = artifact.entries()
@@ -69,7 +69,7 @@ def verify(storage: Storage, *, quick: bool = False) -> Verification:
         for name in storage.folders("selections"):
             paths = [f"selections/{name}/{source}" for source in storage.folders(f"selections/{name}")]
             findings += _check_unique(f"selections/{name}", [Artifact(storage, path) for path in paths])
-    sealed = [name for kind in SEALED for name in storage.list(kind, recursive=True) if name.endswith(SEAL)]
+    sealed = [name for kind in SEALED for name in storage.files(kind, recursive=True) if name.endswith(SEAL)]
     for path in (name.removesuffix(f"/{SEAL}") for name in sealed):
         artifacts += 1
         wrong = check_folder(storage, path, quick=quick)

@@ -141,8 +141,8 @@ def test_storage_travels_as_its_uri(tmp_path: Path) -> None:
     storage.write("a/b.txt", b"x")
     copy = pickle.loads(pickle.dumps(storage))
     assert copy.read("a/b.txt") == b"x"
-    assert copy.list("a") == ["a/b.txt"]
-    assert copy.list("nowhere") == []
+    assert copy.files("a") == ["a/b.txt"]
+    assert copy.files("nowhere") == []
 
 
 def test_credentials_are_redacted() -> None:

@@ -1,0 +1,163 @@
+"""JSON lines, plain or gzipped, from a stream of bytes: flat memory however long a line or dense the compression."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from prefsel.ingest.rows import OVERSIZE_KEPT_BYTES, BadRow, RawRow
+
+_CHUNK_BYTES = 1 << 20
+_GZIP_CHUNK_BYTES = 1 << 16
+_GZIP_WINDOW_BITS = 31  # 15 bits of window, plus 16: expect a gzip header and check the trailer
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class BrokenGzip(Exception):
+    """The compressed bytes end early or are not what they should be."""
+
+
+class Line(NamedTuple):
+    """One line without its line feed; `data` is only its beginning when `num_bytes` is over the limit."""
+
+    byte_position: int
+    data: bytes
+    num_bytes: int
+
+
+class LineSplitter:
+    """Cuts chunks into lines and holds the unfinished one: never more of it than the limit and one chunk."""
+
+    def __init__(self, max_row_bytes: int) -> None:
+        self._limit = max_row_bytes
+        self._parts: list[bytes] = []
+        self._position = 0
+        self._num_bytes = 0
+
+    def feed(self, chunk: bytes) -> Iterator[Line]:
+        """The lines that `chunk` completes."""
+        first, *others = chunk.split(b"\n")
+        self._hold(first)
+        for piece in others:
+            yield self.cut()
+            self._position += 1
+            self._hold(piece)
+
+    def cut(self) -> Line:
+        """What is held, as a line."""
+        line = Line(self._position, b"".join(self._parts), self._num_bytes)
+        self._position += self._num_bytes
+        self._parts, self._num_bytes = [], 0
+        return line
+
+    def _hold(self, piece: bytes) -> None:
+        self._num_bytes += len(piece)
+        self._parts.append(piece)
+        if self._num_bytes > self._limit:
+            self._parts = [b"".join(self._parts)[:OVERSIZE_KEPT_BYTES]]
+
+
+def _chunks(stream: Any, num_bytes: int) -> Iterator[bytes]:
+    while chunk := stream.read(num_bytes):
+        yield chunk
+
+
+def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Decompressed bytes of one or more gzip members; everything that can be had comes before the error.
+
+    Raises:
+        BrokenGzip: truncated, corrupt, or not gzip.
+    """
+    member = zlib.decompressobj(_GZIP_WINDOW_BITS)
+    for chunk in chunks:
+        rest = chunk
+        while rest:
+            if member.eof:
+                rest = rest.lstrip(b"\0")  # tape padding between and after members is legal
+                if not rest:
+                    break
+                member = zlib.decompressobj(_GZIP_WINDOW_BITS)
+            before = member.copy()
+            try:
+                data = member.decompress(rest, _CHUNK_BYTES)
+            except zlib.error as error:
+                yield from _salvage(before, rest)
+                raise BrokenGzip(str(error)) from error
+            if data:
+                yield data
+            rest = member.unused_data if member.eof else member.unconsumed_tail
+    if not member.eof:
+        yield member.flush()
+        raise BrokenGzip("the compressed data ends before the end-of-stream marker")
+
+
+def _salvage(member: Any, data: bytes) -> Iterator[bytes]:
+    # zlib throws away what it had decompressed when it meets an error; byte by byte nothing before it is lost.
+    for start in range(len(data)):
+        try:
+            yield member.decompress(data[start : start + 1])
+        except zlib.error:
+            return
+
+
+def read_jsonl(stream: Any, *, max_row_bytes: int, is_gzip: bool) -> Iterator[RawRow | BadRow]:
+    """The rows of a stream of JSON lines.
+
+    Blank lines are not rows: they are skipped and not numbered. The last line needs no line feed, except in gzip data
+    that breaks off: there it is the raw of the one `truncated_gzip` row that ends the file.
+
+    Args:
+        stream: a binary file, read front to back.
+        max_row_bytes: longest line that is parsed; a longer one is never held in memory whole.
+        is_gzip: whether the bytes are gzip, of any number of members.
+    """
+    splitter = LineSplitter(max_row_bytes)
+    chunks = _gunzip(_chunks(stream, _GZIP_CHUNK_BYTES)) if is_gzip else _chunks(stream, _CHUNK_BYTES)
+    row = 0
+    try:
+        for chunk in chunks:
+            for line in splitter.feed(chunk):
+                if line.data and not line.data.isspace():
+                    yield _parsed(row, line, max_row_bytes)
+                    row += 1
+    except BrokenGzip as error:
+        last = splitter.cut()
+        yield BadRow(row, last.byte_position, last.data, "truncated_gzip", str(error))
+        return
+    last = splitter.cut()
+    if last.data and not last.data.isspace():
+        yield _parsed(row, last, max_row_bytes)
+
+
+def _parsed(row: int, line: Line, max_row_bytes: int) -> RawRow | BadRow:
+    position, raw, num_bytes = line
+    if num_bytes > max_row_bytes:
+        return BadRow(row, position, raw, "row_too_large", f"{num_bytes} bytes; the limit is {max_row_bytes}")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return BadRow(row, position, raw, "undecodable", f"{error.reason} at byte {error.start} of the row")
+    if position == 0 and raw.startswith(_BYTE_ORDER_MARK):
+        text = text[1:]
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        return BadRow(row, position, raw, "not_json", "nested too deeply")
+    except ValueError as error:  # besides bad syntax: an integer of more than 4 300 digits
+        return BadRow(row, position, raw, "not_json", str(error))
+    if not isinstance(value, dict):
+        return BadRow(row, position, raw, "wrong_type", f"a row is an object; got {type(value).__name__}")
+    # Only an escape can make a lone surrogate, so rows without one (nearly all) skip the test that writes them out.
+    if (b"\\ud" in raw or b"\\uD" in raw) and not _is_encodable(value):
+        return BadRow(row, position, raw, "undecodable", "the text holds a lone surrogate")
+    return RawRow(row, position, raw, value)
+
+
+def _is_encodable(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

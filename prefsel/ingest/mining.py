@@ -1,0 +1,208 @@
+"""Adapters for rows that hold one prompt and K completions: pairs come from ratings, rewards or pairwise labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from itertools import combinations
+from typing import Any
+
+from prefsel.config import FormatOptions
+from prefsel.ingest.example import (
+    Completion,
+    Example,
+    Messages,
+    Preference,
+    RowError,
+    completion_of,
+    difference,
+    distinct,
+    field,
+    list_field,
+    number,
+    prompt_of,
+    wrong_type,
+)
+from prefsel.ingest.identity import prompt_id
+
+OVERALL, FINE_GRAINED, SCORE = "overall", "fine_grained", "score"
+
+# The difference of two completions' ratings; None when one of them lacks the rating.
+Margin = Callable[[int, int], float | None]
+
+
+def adapt_ultrafeedback(value: Mapping[str, Any], options: FormatOptions) -> Example:
+    """`instruction`; `completions` of `{response, annotations: {aspect: {Rating}}, overall_score, fine-grained_score}`.
+
+    Every two completions with different ratings are a pair, equal ratings a tie. By default one aspect per prompt
+    labels its pairs, chosen by a hash of the prompt among the aspects that at least two completions are rated on:
+    mining every aspect from the same texts would put them into the training data of every aspect's proxy model.
+    A rating that is missing, "N/A" or not a number is absent: no pair comes from it. All ratings stay with the
+    completion. The labels `overall` and `mean` belong to no aspect.
+    """
+    prompt = prompt_of(field(value, "instruction", "prompt"), "instruction")
+    rows = list_field(value, "completions")
+    aspects = [_aspects(row, f"completions[{k}]") for k, row in enumerate(rows)]
+    kept, _ = distinct(
+        [
+            Completion(completion_of(field(row, "response"), f"completions[{k}].response"), _scores(row) | ratings)
+            for k, (row, ratings) in enumerate(zip(rows, aspects))
+        ]
+    )
+    names = {name for ratings in aspects for name in ratings}
+    of_aspects = [{name: row.ratings[name] for name in row.ratings if name in names} for row in kept]
+    preferences: list[Preference] = []
+    ties = 0
+    for aspect, margin in _labels(prompt, kept, of_aspects, options):
+        found, equal = _mine(len(kept), aspect, margin)
+        preferences += found
+        ties += equal
+    return Example(prompt, kept, preferences, ties)
+
+
+def adapt_ranked(value: Mapping[str, Any], options: FormatOptions) -> Example:
+    """`question` or `prompt`, K `completions`, and `preference`: one label per two completions, 1v2 1v3 … 1vK 2v3 ….
+
+    1: the first is better, 2: the second is, 0: a tie. Two completions of the same text are a tie whatever the label.
+    """
+    prompt = prompt_of(field(value, "question", "prompt"), "question or prompt")
+    kept, index = distinct(_completions(value))
+    labels = list_field(value, "preference")
+    duels = list(combinations(index, 2))
+    if len(labels) != len(duels):
+        raise RowError(
+            "wrong_type", f"preference: got {len(labels)} labels; {len(index)} completions need {len(duels)}"
+        )
+    preferences = []
+    for label, (first, second) in zip(labels, duels):
+        if isinstance(label, bool) or label not in (0, 1, 2):
+            raise RowError("wrong_type", f"preference: got {label!r}; valid: 0, 1, 2")
+        if label != 0 and first != second:
+            chosen, rejected = (first, second) if label == 1 else (second, first)
+            preferences.append(Preference(chosen, rejected, None, None))
+    return Example(prompt, kept, preferences, len(duels) - len(preferences))
+
+
+def adapt_scored(value: Mapping[str, Any], options: FormatOptions) -> Example:
+    """`prompt` (or `question`, `instruction`), K `completions` (or `responses`), K numbers in `rewards` (or `scores`).
+
+    A null reward is absent. With `pairs: best_worst` the first highest is chosen over the first lowest; with `all`
+    every two completions of different reward are a pair. The rewards stay with the completions as rating `score`.
+    """
+    prompt = prompt_of(field(value, "prompt", "question", "instruction"), "prompt")
+    completions = _completions(value)
+    rewards = list_field(value, "rewards", "scores")
+    if len(rewards) != len(completions):
+        raise RowError("wrong_type", f"rewards: got {len(rewards)} numbers for {len(completions)} completions")
+    kept, _ = distinct(
+        [
+            Completion(one.messages, {} if reward is None else {SCORE: number(reward, f"rewards[{k}]")})
+            for k, (one, reward) in enumerate(zip(completions, rewards))
+        ]
+    )
+    if options.pairs == "all":
+        return Example(prompt, kept, *_mine(len(kept), None, _margin_of([row.ratings for row in kept], SCORE)))
+    rated = [(row.ratings[SCORE], k) for k, row in enumerate(kept) if SCORE in row.ratings]
+    if len(rated) < 2:
+        return Example(prompt, kept, [])
+    (high, best), (low, worst) = max(rated, key=lambda pair: pair[0]), min(rated, key=lambda pair: pair[0])
+    if high == low:
+        return Example(prompt, kept, [], ties=1)
+    return Example(prompt, kept, [Preference(best, worst, None, difference(high, low))])
+
+
+def _completions(value: Mapping[str, Any]) -> list[Completion]:
+    rows = list_field(value, "completions", "responses")
+    return [Completion(completion_of(row, f"completions[{k}]"), {}) for k, row in enumerate(rows)]
+
+
+def _mine(num_completions: int, aspect: str | None, margin: Margin) -> tuple[list[Preference], int]:
+    """A preference for every two completions with a margin other than 0, and how many had 0."""
+    preferences = []
+    ties = 0
+    for first, second in combinations(range(num_completions), 2):
+        value = margin(first, second)
+        if value is None:
+            continue
+        if value == 0:
+            ties += 1
+        elif value > 0:
+            preferences.append(Preference(first, second, aspect, value))
+        else:
+            preferences.append(Preference(second, first, aspect, -value))
+    return preferences, ties
+
+
+def _labels(
+    prompt: Messages, kept: list[Completion], of_aspects: list[dict[str, float]], options: FormatOptions
+) -> list[tuple[str | None, Margin]]:
+    """The aspects that label this row's pairs, each with its margin; a holistic label has no aspect."""
+    if options.label == "overall":
+        return [(None, _margin_of([row.ratings for row in kept], OVERALL))]
+    if options.label == "mean":
+        return [(None, _mean_margin(of_aspects))]
+    names = sorted({name for ratings in of_aspects for name in ratings})
+    names = [name for name in names if sum(name in ratings for ratings in of_aspects) >= 2]
+    if options.aspects == "assign" and names:
+        hashed = blake2b(b"aspect" + prompt_id(prompt), digest_size=8).digest()
+        names = [names[int.from_bytes(hashed, "big") % len(names)]]
+    return [(name, _margin_of(of_aspects, name)) for name in names]
+
+
+def _margin_of(ratings: list[dict[str, float]], name: str) -> Margin:
+    def margin(first: int, second: int) -> float | None:
+        if name not in ratings[first] or name not in ratings[second]:
+            return None
+        return difference(ratings[first][name], ratings[second][name])
+
+    return margin
+
+
+def _mean_margin(of_aspects: list[dict[str, float]]) -> Margin:
+    """The mean difference over the aspects both completions are rated on, so that "N/A" on one side biases nothing."""
+
+    def margin(first: int, second: int) -> float | None:
+        common = sorted(of_aspects[first].keys() & of_aspects[second].keys())
+        if not common:
+            return None
+        terms = [difference(of_aspects[first][name], of_aspects[second][name]) for name in common]
+        return math.fsum(terms) / len(terms)
+
+    return margin
+
+
+def _aspects(row: object, name: str) -> dict[str, float]:
+    """The ratings of one completion by aspect, those that are numbers."""
+    if not isinstance(row, dict):
+        raise wrong_type(name, row, "an object with response and annotations")
+    annotations = row.get("annotations")
+    if annotations is None:
+        return {}
+    if not isinstance(annotations, dict):
+        raise wrong_type(f"{name}.annotations", annotations, "an object of aspects")
+    found = {}
+    for aspect, annotation in annotations.items():
+        rating = _rating(annotation.get("Rating") if isinstance(annotation, dict) else annotation, f"{name}.{aspect}")
+        if rating is not None:
+            found[aspect] = rating
+    return found
+
+
+def _scores(row: Mapping[str, Any]) -> dict[str, float]:
+    fields = {OVERALL: "overall_score", FINE_GRAINED: "fine-grained_score"}
+    scores = {key: _rating(row.get(name), name) for key, name in fields.items()}
+    return {key: score for key, score in scores.items() if score is not None}
+
+
+def _rating(found: object, name: str) -> float | None:
+    """A rating given as a number or as text; None for "N/A", null and everything else that is no number."""
+    if isinstance(found, str):
+        try:
+            parsed = float(found)
+        except ValueError:
+            return None
+        return parsed + 0.0 if math.isfinite(parsed) else None
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        return None
+    return number(found, name)

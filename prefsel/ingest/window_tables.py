@@ -1,0 +1,98 @@
+"""Arrow tables of a window, built column by column: one flat list per leaf and offsets, no Python object per struct."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, chain
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from prefsel.ingest.example import Messages
+from prefsel.ingest.rows import BadRow
+from prefsel.schema import COMPLETION, GROUPS, ID, MESSAGE, PAIRS, PROVENANCE, QUARANTINE
+
+
+@dataclass
+class Group:
+    """One prompt of a window with its distinct completions, in order of appearance; `row` is where it first stood."""
+
+    prompt_id: bytes
+    prompt: Messages
+    row: int
+    places: dict[bytes, int] = field(default_factory=dict)
+    messages: list[Messages] = field(default_factory=list)
+    ratings: list[dict[str, float]] = field(default_factory=list)
+
+
+class Pair(NamedTuple):
+    """One labelled pair of a window; the first six columns are those of `PAIRS`."""
+
+    pair_id: bytes
+    mirror_id: bytes
+    prompt_id: bytes
+    chosen: int
+    rejected: int
+    aspect: str | None
+    label_margin: float | None
+    row: int
+
+
+def groups_table(groups: list[Group], file: str) -> pa.Table:
+    """The `GROUPS` table of `groups`."""
+    ids = list(chain.from_iterable(group.places for group in groups))
+    messages = list(chain.from_iterable(group.messages for group in groups))
+    ratings = list(chain.from_iterable(group.ratings for group in groups))
+    completions = pa.StructArray.from_arrays(
+        [pa.array(ids, ID), _messages(messages), _ratings(ratings)], fields=list(COMPLETION)
+    )
+    columns = [
+        pa.array([group.prompt_id for group in groups], ID),
+        _messages([group.prompt for group in groups]),
+        pa.ListArray.from_arrays(_offsets(group.places for group in groups), completions),
+        _provenance(file, [group.row for group in groups]),
+    ]
+    return pa.Table.from_arrays(columns, schema=GROUPS)
+
+
+def pairs_table(pairs: list[Pair], file: str) -> pa.Table:
+    """The `PAIRS` table of `pairs`."""
+    *columns, rows = zip(*pairs) if pairs else [()] * len(Pair._fields)
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, PAIRS.types)]
+    return pa.Table.from_arrays([*arrays, _provenance(file, rows)], schema=PAIRS)
+
+
+def quarantine_table(bad: list[BadRow], file: str) -> pa.Table:
+    """The `QUARANTINE` table of `bad`."""
+    columns = [
+        [row.reason for row in bad],
+        # A library's message may quote corrupt names in ways that Arrow text cannot hold.
+        [row.detail.encode("utf-8", "backslashreplace").decode("utf-8") for row in bad],
+        [file] * len(bad),
+        [row.row for row in bad],
+        [row.byte_position for row in bad],
+        [row.raw for row in bad],
+    ]
+    return pa.Table.from_arrays([pa.array(c, kind) for c, kind in zip(columns, QUARANTINE.types)], schema=QUARANTINE)
+
+
+def _offsets(lists: Iterable[Sequence | dict]) -> pa.Array:
+    return pa.array(accumulate((len(one) for one in lists), initial=0), pa.int32())
+
+
+def _messages(lists: list[Messages]) -> pa.Array:
+    flat = list(chain.from_iterable(lists))
+    columns = [pa.array([message[name] for message in flat], pa.string()) for name in ("role", "content")]
+    return pa.ListArray.from_arrays(_offsets(lists), pa.StructArray.from_arrays(columns, fields=list(MESSAGE)))
+
+
+def _ratings(maps: list[dict[str, float]]) -> pa.Array:
+    keys = pa.array(list(chain.from_iterable(maps)), pa.string())
+    values = pa.array(list(chain.from_iterable(one.values() for one in maps)), pa.float64())
+    return pa.MapArray.from_arrays(_offsets(maps), keys, values)
+
+
+def _provenance(file: str, rows: Sequence[int]) -> pa.Array:
+    columns = [pa.array([file] * len(rows), pa.string()), pa.array(rows, pa.int64())]
+    return pa.StructArray.from_arrays(columns, fields=list(PROVENANCE))

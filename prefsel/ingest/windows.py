@@ -1,0 +1,263 @@
+"""Rows of one file → windows: the tables of one shard each, with every row accounted for.
+
+Inside a window equal prompts are one group row and equal completions are stored once; nothing is merged across windows,
+so memory is one window whatever the file's length.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import chain
+from typing import Any
+
+import pyarrow as pa
+
+from prefsel.config import FormatOptions
+from prefsel.errors import UserError, invalid
+from prefsel.ingest.example import Example, RowError
+from prefsel.ingest.formats import FORMATS, Adapter, detect, prompt_adapter
+from prefsel.ingest.identity import ID_BYTES, completion_id, pair_id, prompt_id
+from prefsel.ingest.rows import BadRow, RawRow
+from prefsel.ingest.window_tables import Group, Pair, groups_table, pairs_table, quarantine_table
+
+DETECT_ROWS = 100
+"""At least so many rows, in whole windows, are tried before an automatic format is given up."""
+WINDOW_BYTES = 256 << 20
+"""A window of fewer rows ends after so many raw bytes: rows near the size limit would fill the memory otherwise."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The tables of one shard; `num_rows == num_accepted + num_quarantined + num_duplicate`."""
+
+    groups: pa.Table
+    pairs: pa.Table
+    quarantine: pa.Table
+    num_rows: int
+    num_accepted: int
+    """Rows that added a prompt, completion, pair or rating to the window."""
+    num_quarantined: int
+    num_duplicate: int
+    """Rows that added nothing."""
+    num_ties: int
+    """Preferences of accepted rows that are none: equal ratings, or labelled as ties."""
+    num_rating_conflicts: int
+    """Ratings that came again with another value; the first is kept."""
+    reasons: dict[str, int]
+    """Quarantined rows by reason."""
+    digest: str
+    """blake2b-128 over the window's raw bytes, the format and its options, 32 hex digits. It depends on nothing outside
+    the window, so two equal windows have equal digests."""
+    format: str
+    """The format the rows were read as; `prompts` for prompts only; `unknown` when no row could be read, none named."""
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What all windows of a file have in common."""
+
+    file: str
+    options: FormatOptions
+    rows_per_shard: int
+
+
+@dataclass
+class _Open:
+    """A window being filled."""
+
+    hash: Any
+    groups: dict[bytes, Group] = field(default_factory=dict)
+    pairs: dict[bytes, Pair] = field(default_factory=dict)
+    bad: list[BadRow] = field(default_factory=list)
+    num_rows: int = 0
+    num_bytes: int = 0
+    num_accepted: int = 0
+    num_ties: int = 0
+    num_rating_conflicts: int = 0
+
+
+def ingest_windows(
+    rows: Iterator[RawRow | BadRow],
+    *,
+    file: str,
+    format: str | None,
+    options: FormatOptions,
+    rows_per_shard: int,
+    prompts_only: bool = False,
+) -> Iterator[Window]:
+    """Cut the rows of one file into windows of `rows_per_shard` rows and make each one's tables.
+
+    A window depends on its own rows only (and on the format), so appending rows to a file leaves all windows but the
+    last as they were. A file without rows is one empty window.
+
+    Args:
+        rows: as `read_rows` yields them.
+        file: what provenance calls the file.
+        format: a key of `FORMATS`, or None or "auto": that of the first row that looks like one.
+        options: how rows with several completions become pairs.
+        rows_per_shard: input rows per window, at least 1.
+        prompts_only: make groups without completions and no pairs, from rows of which only the prompt counts.
+
+    Raises:
+        UserError: an unknown format; or, from the iterator, readable rows of which none among the first looks like one.
+    """
+    if rows_per_shard < 1:
+        raise invalid("rows_per_shard", rows_per_shard, "at least 1")
+    if format not in (None, "auto", *FORMATS):
+        raise invalid("format", format, ["auto", *FORMATS])
+    named = None if format == "auto" else format
+    settings = _Settings(file, options, rows_per_shard)
+    if prompts_only:
+        adapt = prompt_adapter(named)
+        return _detected(iter(rows), settings, lambda value: (_prompts_name(adapt, value, settings, named), adapt))
+    if named is None:
+        return _detected(iter(rows), settings, _adapter_of)
+    return _windows(iter(rows), settings, named, FORMATS[named])
+
+
+def _adapter_of(value: dict[str, Any]) -> tuple[str, Adapter]:
+    name = detect(value)
+    return name, FORMATS[name]
+
+
+def _prompts_name(adapt: Adapter, value: Mapping[str, Any], settings: _Settings, named: str | None) -> str:
+    try:
+        adapt(value, settings.options)
+    except RowError as error:
+        raise UserError(f"no prompt: {error.detail}") from error
+    return f"prompts of {named}" if named else "prompts"
+
+
+AdapterOf = Callable[[dict[str, Any]], tuple[str, Adapter]]
+
+
+def _detected(rows: Iterator[RawRow | BadRow], settings: _Settings, adapter_of: AdapterOf) -> Iterator[Window]:
+    """The windows of rows whose format is that of the first row that has one."""
+    is_first = True
+    while True:
+        seen, found = _look_ahead(rows, settings, adapter_of)
+        if found is not None:
+            yield from _windows(chain(seen, rows), settings, *found)
+            return
+        if seen or is_first:
+            yield from _windows(iter(seen), settings, "unknown", _never)
+        if not seen:
+            return
+        is_first = False
+
+
+def _look_ahead(
+    rows: Iterator[RawRow | BadRow], settings: _Settings, adapter_of: AdapterOf
+) -> tuple[list[RawRow | BadRow], tuple[str, Adapter] | None]:
+    """The rows up to the first that has a format, and that format; None when there are only bad ones.
+
+    It stops after some whole windows: a file that begins with a million bad rows is still read in flat memory.
+    """
+    limit = settings.rows_per_shard * -(-DETECT_ROWS // settings.rows_per_shard)
+    seen: list[RawRow | BadRow] = []
+    num_bytes = 0
+    refusal: UserError | None = None
+    for row in rows:
+        seen.append(row)
+        if isinstance(row, RawRow):
+            try:
+                return seen, adapter_of(row.value)
+            except UserError as error:
+                refusal = refusal or UserError(f"{settings.file}, row {row.row}: {error}")
+        num_bytes += len(row.raw)
+        if len(seen) == limit or num_bytes >= WINDOW_BYTES:
+            break
+    if refusal is not None:
+        raise refusal
+    return seen, None
+
+
+def _never(value: Mapping[str, Any], options: FormatOptions) -> Example:
+    raise AssertionError("a readable row, yet no format")
+
+
+def _windows(rows: Iterator[RawRow | BadRow], settings: _Settings, name: str, adapt: Adapter) -> Iterator[Window]:
+    salt = json.dumps([name, settings.options.model_dump()], sort_keys=True).encode()
+    is_first = True
+    window = _Open(blake2b(salt, digest_size=ID_BYTES))
+    for row in rows:
+        _take(window, row, adapt, settings.options)
+        if window.num_rows == settings.rows_per_shard or window.num_bytes >= WINDOW_BYTES:
+            yield _closed(window, settings.file, name)
+            is_first = False
+            window = _Open(blake2b(salt, digest_size=ID_BYTES))
+    if window.num_rows or is_first:
+        yield _closed(window, settings.file, name)
+
+
+def _take(window: _Open, row: RawRow | BadRow, adapt: Adapter, options: FormatOptions) -> None:
+    window.num_rows += 1
+    window.num_bytes += len(row.raw)
+    # With both lengths before them, no two different sequences of rows hash the same bytes.
+    tag = json.dumps([row.reason, row.detail]).encode() if isinstance(row, BadRow) else b""
+    window.hash.update(len(tag).to_bytes(8, "little") + len(row.raw).to_bytes(8, "little") + tag)
+    window.hash.update(row.raw)
+    if isinstance(row, BadRow):
+        window.bad.append(row)
+        return
+    try:
+        example = adapt(row.value, options)
+        prompt = prompt_id(example.prompt)
+        ids = [completion_id(prompt, completion.messages) for completion in example.completions]
+    except RowError as error:
+        window.bad.append(BadRow(row.row, row.byte_position, row.raw, error.reason, error.detail))
+    else:
+        if _merge(window, example, prompt, ids, row.row):
+            window.num_accepted += 1
+            window.num_ties += example.ties
+
+
+def _merge(window: _Open, example: Example, prompt: bytes, ids: list[bytes], row: int) -> bool:
+    """Put an example into the window; whether it added anything."""
+    group = window.groups.get(prompt)
+    is_new = group is None
+    if group is None:
+        group = window.groups[prompt] = Group(prompt, example.prompt, row)
+    for one, completion in zip(ids, example.completions):
+        place = group.places.setdefault(one, len(group.messages))
+        if place == len(group.messages):
+            group.messages.append(completion.messages)
+            group.ratings.append(dict(completion.ratings))
+            is_new = True
+            continue
+        ratings = group.ratings[place]
+        for name, rating in completion.ratings.items():
+            is_new |= name not in ratings
+            window.num_rating_conflicts += ratings.setdefault(name, rating) != rating
+    for preference in example.preferences:
+        chosen, rejected = ids[preference.chosen], ids[preference.rejected]
+        one = pair_id(prompt, chosen, rejected, preference.aspect)
+        if one not in window.pairs:
+            mirror = pair_id(prompt, rejected, chosen, preference.aspect)
+            places = group.places[chosen], group.places[rejected]
+            window.pairs[one] = Pair(one, mirror, prompt, *places, preference.aspect, preference.margin, row)
+            is_new = True
+    return is_new
+
+
+def _closed(window: _Open, file: str, name: str) -> Window:
+    reasons: dict[str, int] = {}
+    for row in window.bad:
+        reasons[row.reason] = reasons.get(row.reason, 0) + 1
+    return Window(
+        groups=groups_table(list(window.groups.values()), file),
+        pairs=pairs_table(list(window.pairs.values()), file),
+        quarantine=quarantine_table(window.bad, file),
+        num_rows=window.num_rows,
+        num_accepted=window.num_accepted,
+        num_quarantined=len(window.bad),
+        num_duplicate=window.num_rows - window.num_accepted - len(window.bad),
+        num_ties=window.num_ties,
+        num_rating_conflicts=window.num_rating_conflicts,
+        reasons=reasons,
+        digest=window.hash.hexdigest(),
+        format=name,
+    )
