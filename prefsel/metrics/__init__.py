@@ -1,0 +1,33 @@
+"""completion columns -> pair scores: one pure file per method, larger is selected first.
+
+statistics.py  what a metric is, and how the corpus-wide numbers it needs are found from shards
+moments.py     mergeable means, variances and slopes
+table.py       everything over one Arrow table, and the steps a stage repeats per shard
+<metric>.py    parameters, columns, score and source of one method; `METRICS` lists them
+"""
+
+from __future__ import annotations
+
+from prefsel.metrics import (
+    alignment_potential,
+    explicit_margin,
+    implicit_margin,
+    preference_divergence,
+    random_control,
+)
+from prefsel.metrics.statistics import Metric
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        explicit_margin.METRIC,
+        implicit_margin.METRIC,
+        alignment_potential.METRIC,
+        preference_divergence.METRIC,
+        random_control.METRIC,
+    )
+}
+
+from prefsel.metrics.table import score_table  # noqa: E402  (it looks names up in METRICS)
+
+__all__ = ["METRICS", "score_table"]

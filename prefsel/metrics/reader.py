@@ -61,6 +61,9 @@ class PairReader:
             for folder, names in self.columns
         ]
         table = pair_table(pairs, self.groups(shard, GROUP_KEYS), sets, source=shard.source)
+        if self.length_column:
+            for side in ("chosen", "rejected"):
+                table = table.append_column(f"num_tokens_{side}", table[f"{self.length_column}_{side}"])
         return table.append_column("dropped", self.dropped(shard, pairs))
 
     def lengths(self, shard: ShardRef, flat: pa.Table) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,185 @@
+"""Statistics of the whole corpus that a metric needs, from shards that only send counts and sums.
+
+    fit (driver)   -- Request(round, fitted so far, queries) -->   reply (each shard)
+                   <-- partials by name: moments, covariations, histograms; then answers to radix queries --
+
+`fit` and `reply` are pure, so the same code serves one process and a cluster. A round is one set of statistics that
+can be computed together; a later round may use what the earlier ones found.
+
+N: rows of a shard whose needed columns are all there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from prefsel.config import Record
+from prefsel.errors import UserError
+from prefsel.metrics.moments import Covariation, Moments, merge_covariations, merge_moments
+from prefsel.select import radix
+from prefsel.select.rules import interpolate, quantile_position
+
+Columns = Mapping[str, np.ndarray]
+"""Flat column name -> float64 [N]; a column of text is the position of its value in a list the metric gives;
+`pair_id` is `>u8` [N, 2]."""
+Fitted = dict[str, dict[str, float]]
+"""Statistic name -> its numbers; plain JSON."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What is computed over all rows of the corpus. Each is used as a divisor, so zero is an error."""
+
+    kind: Literal["moments", "slope", "quantile"]
+    what: str
+    """In words, for errors."""
+    q: float = 0.0
+    """Of a quantile, 0 to 1 (numpy's `linear`)."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """A statistic and the values of one shard that it is about."""
+
+    statistic: Statistic
+    value_N: np.ndarray
+    x_N: np.ndarray | None = None
+    """Of a slope: what the values are regressed on."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: which columns it reads, what it must know about the corpus, and the score of each pair."""
+
+    name: str
+    params: type[Record]
+    columns: Callable[[Any], tuple[str, ...]]
+    """(params) -> flat column names."""
+    score: Callable[[Columns, Any, Fitted], np.ndarray]
+    """(columns, params, fitted) -> float64 [N]; larger is selected first."""
+    paper: str
+    rounds: Callable[[Any], tuple[Callable[[Columns, Any, Fitted], dict[str, Need]], ...]] = lambda params: ()
+    """(params) -> one function (columns, params, fitted) -> needs by name, for each round of statistics."""
+    labels: Callable[[Any], Mapping[str, tuple[str, ...]]] = lambda params: {}
+    """(params) -> values a text column may have."""
+    unused: Callable[[Columns, Any], Mapping[str, np.ndarray]] = lambda columns, params: {}
+    """(columns, params) -> rows, bool [N], where a column is not needed and may be null."""
+
+
+Partial = tuple[Statistic, Moments | Covariation | radix.Histogram]
+QueryKey = tuple[str, int]
+"""Name of a quantile, and a rank."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the driver asks every shard."""
+
+    round: int
+    fitted: Fitted
+    queries: dict[QueryKey, radix.Query] = field(default_factory=dict)
+    """Empty: the partial of every statistic of the round is wanted."""
+
+
+def reply(metric: Metric, params: Record, columns: Columns, request: Request) -> dict[Any, Any]:
+    """A shard's part: partials by statistic name, or answers by query key.
+
+    Args:
+        metric: the metric.
+        params: its parameters.
+        columns: the rows of the shard that have all columns (`metrics.table.complete`).
+        request: what is asked.
+    """
+    needs = metric.rounds(params)[request.round](columns, params, request.fitted)
+    if not request.queries:
+        return {name: (need.statistic, _partial(need)) for name, need in needs.items()}
+    return {(name, rank): radix.answer(query, needs[name].value_N) for (name, rank), query in request.queries.items()}
+
+
+def _partial(need: Need) -> Moments | Covariation | radix.Histogram:
+    if need.statistic.kind == "moments":
+        return Moments.of(need.value_N)
+    if need.statistic.kind == "quantile":
+        return radix.histogram(need.value_N)
+    assert need.x_N is not None
+    return Covariation.of(need.x_N, need.value_N)
+
+
+def fit(
+    metric: Metric,
+    params: Record,
+    ask: Callable[[Request], Sequence[Mapping[Any, Any]]],
+    *,
+    max_candidates: int = radix.MAX_CANDIDATES,
+) -> Fitted:
+    """Every statistic the metric needs, over the whole corpus.
+
+    Args:
+        metric: the metric.
+        params: its parameters.
+        ask: sends a request to every shard and returns their `reply`, in shard order.
+        max_candidates: see `radix`; it changes the way, not the result.
+
+    Raises:
+        UserError: a statistic has no rows, or is zero where it divides.
+    """
+    fitted: Fitted = {}
+    for number in range(len(metric.rounds(params))):
+        fitted = fitted | _fit_round(Request(number, fitted), ask, max_candidates)
+    return fitted
+
+
+def _fit_round(request: Request, ask: Callable[[Request], Sequence[Mapping[Any, Any]]], max_candidates: int) -> Fitted:
+    replies = ask(request)
+    found: Fitted = {}
+    histograms: dict[str, tuple[Statistic, radix.Histogram]] = {}
+    for name, (statistic, _) in replies[0].items():
+        parts = [reply[name][1] for reply in replies]
+        if statistic.kind == "quantile":
+            histograms[name] = (statistic, radix.Histogram.merge(parts))
+        else:
+            found[name] = _finish_sums(statistic, parts)
+    return found | _quantiles(histograms, lambda queries: ask(replace(request, queries=queries)), max_candidates)
+
+
+def _finish_sums(statistic: Statistic, parts: list[Any]) -> dict[str, float]:
+    if statistic.kind == "moments":
+        moments = merge_moments(parts)
+        _require(statistic, moments.count, not moments.is_constant, "has zero variance")
+        return moments.to_json()
+    both = merge_covariations(parts)
+    _require(statistic, both.x.count, not both.x.is_constant, "cannot be fitted: the lengths have zero variance")
+    return {"count": both.x.count, "slope": both.slope}
+
+
+def _quantiles(
+    histograms: Mapping[str, tuple[Statistic, radix.Histogram]],
+    ask: Callable[[dict[QueryKey, radix.Query]], Sequence[Mapping[QueryKey, radix.Answer]]],
+    max_candidates: int,
+) -> Fitted:
+    searches, positions = {}, {}
+    for name, (statistic, histogram) in histograms.items():
+        _require(statistic, histogram.total)
+        positions[name] = below, above, _ = quantile_position(histogram.total, statistic.q)
+        for rank in (below, above):
+            search = radix.order_statistic(rank, max_candidates=max_candidates)
+            searches[name, rank] = radix.begin(search, histogram)
+    solved = {key: radix.found_score(search) for key, search in radix.solve(searches, ask).items()}
+    found: Fitted = {}
+    for name, (below, above, fraction) in positions.items():
+        statistic, histogram = histograms[name]
+        value = interpolate(solved[name, below], solved[name, above], fraction)
+        _require(statistic, histogram.total, value != 0, f"has quantile 0 at {statistic.q:g}, and would divide by it")
+        found[name] = {"count": histogram.total, "quantile": value}
+    return found
+
+
+def _require(statistic: Statistic, count: int, is_valid: bool = True, problem: str = "") -> None:
+    if not count:
+        raise UserError(f"{statistic.what}: no pairs to compute it from")
+    if not is_valid:
+        raise UserError(f"{statistic.what} {problem} ({count} pairs)")

@@ -1,0 +1,167 @@
+"""Pair scores over one Arrow table, and the steps a stage repeats per shard: which columns, read, fit, score.
+
+N: rows of the table.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import ValidationError
+
+from prefsel.config import Record
+from prefsel.errors import NonFiniteError, UserError
+from prefsel.metrics import METRICS
+from prefsel.metrics.statistics import Columns, Fitted, Metric, fit, reply
+from prefsel.select.rules import readable
+from prefsel.select.table import float_column, table_ids
+
+# Which scorer makes the columns of a prefix, for errors.
+MADE_BY = {
+    "logps_": "a scorer of kind causal_logps",
+    "num_tokens_": "a scorer of kind causal_logps",
+    "rm_": "a scorer of kind reward_model, or imported",
+    "ratings_": "a scorer of kind imported, as: ratings",
+}
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """The scores of a table's rows."""
+
+    score_N: np.ndarray
+    """float64; NaN where a needed column is null."""
+    missing_N: np.ndarray
+    """int16: position in `names` of the first needed column that is null, -1 where there is a score."""
+    names: tuple[str, ...]
+
+
+def score_table(table: pa.Table, metric: str, **params: Any) -> np.ndarray:
+    """Score of every pair, float64 [N]; larger is selected first. NaN where a needed column is null.
+
+    Args:
+        table: one row per pair, with the flat columns the metric reads; `random` reads `pair_id`.
+        metric: a name in `METRICS`.
+        **params: its parameters.
+
+    Raises:
+        UserError: an unknown metric or parameter (the nearest valid one is named), a missing column (and what makes
+            it), or a statistic that cannot be computed.
+        NonFiniteError: a NaN or infinity that is not null, in a column or as a score.
+    """
+    found, parsed = find_metric(metric, params)
+    columns = read_columns(table, found, parsed)
+    present = complete(found, parsed, columns)
+    fitted = fit(found, parsed, lambda request: [reply(found, parsed, present, request)])
+    return score_pairs(found, parsed, columns, fitted).score_N
+
+
+def find_metric(name: str, params: Mapping[str, Any]) -> tuple[Metric, Record]:
+    """A metric and its checked parameters.
+
+    Raises:
+        UserError: an unknown metric or parameter, or an invalid value; one line per problem.
+    """
+    if name not in METRICS:
+        near = difflib.get_close_matches(str(name), METRICS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"metric: got {name!r}; {hint}valid: {', '.join(METRICS)}")
+    metric = METRICS[name]
+    try:
+        return metric, metric.params.model_validate(dict(params))
+    except ValidationError as error:
+        raise readable(f"metric {name}", error, metric.params.model_fields) from None
+
+
+def column_sources(metric: Metric, params: Record, available: Iterable[str]) -> dict[str, str]:
+    """Which available column holds each flat column the metric reads: itself, or `num_tokens_<side>` as fallback.
+
+    Raises:
+        UserError: names every column that is missing and what makes it.
+    """
+    there = set(available)
+    sources, missing = {}, []
+    for name in metric.columns(params):
+        fallback = f"num_tokens_{name.rsplit('_', 1)[-1]}" if name.startswith("num_tokens_") else name
+        if name in there or fallback in there:
+            sources[name] = name if name in there else fallback
+        else:
+            maker = next((made for prefix, made in MADE_BY.items() if name.startswith(prefix)), None)
+            missing.append(name if maker is None else f"{name} (made by {maker})")
+    if missing:
+        raise UserError(f"metric {metric.name}: missing columns {', '.join(missing)}")
+    return sources
+
+
+def read_columns(table: pa.Table, metric: Metric, params: Record) -> dict[str, np.ndarray]:
+    """The columns a metric reads, from a flat pair table: float64 [N], NaN for null.
+
+    Raises:
+        UserError: a column is missing, is not numeric, or holds text the metric does not know.
+        NonFiniteError: a value that is not null is NaN or infinite.
+    """
+    columns, labels = {}, metric.labels(params)
+    for name, source in column_sources(metric, params, table.column_names).items():
+        if name == "pair_id":
+            columns[name] = table_ids(table[source])
+        elif name in labels:
+            columns[name] = _positions(table[source], name, labels[name])
+        else:
+            columns[name] = float_column(table, source)
+    return columns
+
+
+def _positions(column: pa.ChunkedArray, name: str, values: tuple[str, ...]) -> np.ndarray:
+    """Position of each text in `values` as float64, NaN for null."""
+    text = column.cast(pa.string())
+    place = pc.index_in(text, value_set=pa.array(values, pa.string()), skip_nulls=True)
+    is_unknown = pc.and_(pc.is_null(place), pc.is_valid(text))
+    if pc.any(is_unknown).as_py():
+        unknown = pc.unique(text.filter(is_unknown)).to_pylist()
+        raise UserError(f"{name}: got {', '.join(map(repr, unknown[:5]))}; valid: {', '.join(values)}")
+    return place.cast(pa.float64()).to_numpy()
+
+
+def first_missing(metric: Metric, params: Record, columns: Columns) -> tuple[np.ndarray, tuple[str, ...]]:
+    """For every row the position of the first needed column that is null (int16, -1: none), and the column names."""
+    names = metric.columns(params)
+    unused = metric.unused(columns, params)
+    missing_N = np.full(len(columns[names[0]]), -1, np.int16)
+    for place, name in enumerate(names):
+        if name == "pair_id":
+            continue
+        is_null_N = np.isnan(columns[name])
+        if name in unused:
+            is_null_N &= ~unused[name]
+        missing_N[is_null_N & (missing_N < 0)] = place
+    return missing_N, names
+
+
+def complete(metric: Metric, params: Record, columns: Columns) -> Columns:
+    """The rows that have every needed column: what statistics are made of."""
+    missing_N, _ = first_missing(metric, params, columns)
+    return columns if (missing_N < 0).all() else {name: value[missing_N < 0] for name, value in columns.items()}
+
+
+def score_pairs(metric: Metric, params: Record, columns: Columns, fitted: Fitted) -> PairScores:
+    """Scores of all rows of a shard, given the statistics of the corpus.
+
+    Raises:
+        NonFiniteError: a score is NaN or infinite although its columns are finite.
+    """
+    missing_N, names = first_missing(metric, params, columns)
+    score_N = np.full(len(missing_N), np.nan)
+    with np.errstate(over="ignore", invalid="ignore"):  # an error just below, with names
+        # Adding 0.0 makes -0.0 a 0.0: equal scores are stored as equal bytes.
+        found_M = metric.score(complete(metric, params, columns), params, fitted) + 0.0
+    if not np.isfinite(found_M).all():
+        rows = np.flatnonzero(missing_N < 0)[~np.isfinite(found_M)]
+        raise NonFiniteError(f"score_{metric.name}: {len(rows)} scores overflow, first at rows {rows[:5].tolist()}")
+    score_N[missing_N < 0] = found_M
+    return PairScores(score_N, missing_N, names)

@@ -1,0 +1,146 @@
+"""Selection over one Arrow table, and the way from Arrow columns to the arrays the kernels work on.
+
+N: rows of the table; W = 2 big-endian words of a pair_id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefsel.errors import NonFiniteError, UserError
+from prefsel.select import radix
+from prefsel.select.rules import Label, Quota, ShardScores, decide, keep, merge_histograms, parse_rule, reply
+
+ID_BYTES = 16
+
+
+def select_table(table: pa.Table, rule: Mapping[str, Any], *, max_candidates: int = radix.MAX_CANDIDATES) -> np.ndarray:
+    """Row indices that `rule` keeps, int64, in corpus order.
+
+    Args:
+        table: `pair_id` (unique: 16 bytes, shorter bytes or text, 32 hex digits, or integers that are not negative)
+            and the columns the rule names. A row whose score is null is not eligible.
+        rule: see `select.rules`, for example `{"kind": "top", "score": "score_x", "ratio": 0.3}`.
+        max_candidates: rows that may be looked at one by one; it changes the way, not the result.
+
+    Raises:
+        UserError: a rule, column or pair_id that is not valid.
+        NonFiniteError: a score is NaN or infinite; names the column and the first pair_ids.
+    """
+    parsed = parse_rule(rule)
+    by = parsed.by if isinstance(parsed, Quota) else ()
+    require_columns(table, ["pair_id", parsed.score, *by], "rule " + parsed.kind)
+    score_N = float_column(table, parsed.score)
+    # Null is NaN here, and `float_column` refused all others.
+    is_eligible_N = None if table[parsed.score].null_count == 0 else ~np.isnan(score_N)
+    eligible = slice(None) if is_eligible_N is None else np.flatnonzero(is_eligible_N)
+    code_N, labels = strata([table[name] for name in by]) if by else (None, [()])
+    rows = ShardScores(
+        score_N[eligible], table_ids(table["pair_id"])[eligible], None if code_N is None else code_N[eligible], labels
+    )
+    histograms = merge_histograms([rows.histograms()])
+    cut = decide(parsed, histograms, lambda queries: [reply(queries, rows)], max_candidates=max_candidates)
+    kept = np.flatnonzero(keep(cut, rows))
+    return kept if is_eligible_N is None else np.flatnonzero(is_eligible_N)[kept]
+
+
+def require_columns(table: pa.Table, names: Sequence[str], purpose: str) -> None:
+    """Check that `table` has the columns `names`.
+
+    Raises:
+        UserError: names what is missing and what is there.
+    """
+    missing = [name for name in dict.fromkeys(names) if name not in table.column_names]
+    if missing:
+        raise UserError(f"{purpose}: needs {', '.join(missing)}; the table has {', '.join(table.column_names)}")
+
+
+def float_column(table: pa.Table, name: str) -> np.ndarray:
+    """A column as float64, without a copy where Arrow allows; null becomes NaN.
+
+    Raises:
+        UserError: the column is not numeric.
+        NonFiniteError: a value that is not null is NaN or infinite.
+    """
+    column = table[name]
+    if pa.types.is_null(column.type):
+        return np.full(len(column), np.nan)
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_decimal(column.type)):
+        raise UserError(f"{name}: got a column of {column.type}; valid: numbers")
+    column = column.cast(pa.float64()).combine_chunks()
+    value_N = column.to_numpy(zero_copy_only=False)
+    if not np.isfinite(value_N).all():
+        bad_N = ~np.isfinite(value_N) & ~pc.is_null(column).to_numpy(zero_copy_only=False)
+        if bad_N.any():
+            raise non_finite_column(table, name, np.flatnonzero(bad_N))
+    return value_N
+
+
+def non_finite_column(table: pa.Table, name: str, rows: np.ndarray) -> NonFiniteError:
+    """The error for NaN or infinite values of column `name` at `rows`: how many, and the first pair_ids."""
+    where = f"first at rows {rows[:5].tolist()}"
+    if "pair_id" in table.column_names:
+        first = table["pair_id"].take(pa.array(rows[:5])).to_pylist()
+        where = "first pair_ids " + ", ".join(i.hex() if isinstance(i, bytes) else str(i) for i in first)
+    return NonFiniteError(f"{name}: {len(rows)} values are NaN or infinite, {where}")
+
+
+def table_ids(column: pa.ChunkedArray) -> np.ndarray:
+    """`radix.id_words` for the identifiers a person may have at hand, in their order.
+
+    Shorter bytes and text are filled with zero bytes on the right, 32 hex digits are read as 16 bytes, integers become
+    the low word.
+
+    Raises:
+        UserError: null, negative or longer identifiers.
+    """
+    if column.null_count:
+        raise UserError(f"pair_id: {column.null_count} of {len(column)} values are null; every row needs one")
+    if pa.types.is_integer(column.type):
+        if len(column) and pc.min(column).as_py() < 0:
+            raise UserError(f"pair_id: got {pc.min(column).as_py()}; valid: integers that are not negative")
+        words_NW = np.zeros((len(column), 2), ">u8")
+        words_NW[:, 1] = column.to_numpy()
+        return words_NW
+    if pa.types.is_fixed_size_binary(column.type) and column.type.byte_width == ID_BYTES:
+        return radix.id_words(column)
+    return radix.id_words(pa.array(_sixteen_bytes(column), pa.binary(ID_BYTES)))
+
+
+def _sixteen_bytes(column: pa.ChunkedArray) -> list[bytes]:
+    values = column.to_pylist()
+    if all(isinstance(value, str) for value in values):
+        if values and all(len(value) == 2 * ID_BYTES for value in values):
+            try:
+                return [bytes.fromhex(value) for value in values]
+            except ValueError:
+                raise UserError(f"pair_id: got text such as {values[0]!r}; 32 characters must be hex digits") from None
+        values = [value.encode() for value in values]
+    valid = "16 bytes, 32 hex digits, up to 16 bytes of text, or integers that are not negative"
+    if not all(isinstance(value, bytes) for value in values):
+        raise UserError(f"pair_id: got a column of {column.type}; valid: {valid}")
+    if longest := next((value for value in values if len(value) > ID_BYTES), None):
+        raise UserError(f"pair_id: got {longest!r}; valid: {valid}")
+    return [value.ljust(ID_BYTES, b"\0") for value in values]
+
+
+def strata(columns: Sequence[pa.ChunkedArray]) -> tuple[np.ndarray, list[Label]]:
+    """The stratum of every row as a code (int64 [N]) and the labels the codes point at.
+
+    A null is a value of its own. Only labels that occur are listed.
+    """
+    code_N = np.zeros(len(columns[0]), np.int64)
+    values: list[list[str | None]] = []
+    for column in columns:
+        encoded = column.cast(pa.string()).combine_chunks().dictionary_encode(null_encoding="encode")
+        values.append(encoded.dictionary.to_pylist())
+        code_N = code_N * len(values[-1]) + encoded.indices.to_numpy()
+    present = np.flatnonzero(np.bincount(code_N, minlength=1)) if len(code_N) else np.empty(0, np.int64)
+    places = np.unravel_index(present, [len(v) for v in values]) if len(present) else []
+    labels: list[Label] = [tuple(value[place[i]] for value, place in zip(values, places)) for i in range(len(present))]
+    return np.searchsorted(present, code_N), labels

@@ -1,0 +1,84 @@
+"""Fitting over shards: the protocol, whatever the metric."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefsel.config import Record
+from prefsel.errors import UserError
+from prefsel.metrics.statistics import Columns, Fitted, Metric, Need, Request, Statistic, fit, reply
+
+
+class NoParams(Record):
+    """None."""
+
+
+def first(columns: Columns, params: NoParams, fitted: Fitted) -> dict[str, Need]:
+    x_N, y_N = columns["x"], columns["y"]
+    return {
+        "moments": Need(Statistic("moments", "toy: x"), x_N),
+        "slope": Need(Statistic("slope", "toy: slope"), y_N, x_N),
+    }
+
+
+def second(columns: Columns, params: NoParams, fitted: Fitted) -> dict[str, Need]:
+    residual_N = columns["y"] - fitted["slope"]["slope"] * columns["x"]
+    return {f"q{q}": Need(Statistic("quantile", f"toy: {q}", q), residual_N) for q in (0.07, 0.9, 1.0)}
+
+
+TOY = Metric("toy", NoParams, lambda p: ("x", "y"), lambda c, p, f: c["x"], "none", rounds=lambda p: (first, second))
+
+
+def fit_over(columns: Columns, num_shards: int, max_candidates: int = 1000) -> tuple[Fitted, list[Request]]:
+    place_N = np.random.default_rng(0).integers(0, num_shards, len(columns["x"]))
+    shards = [{k: v[place_N == shard] for k, v in columns.items()} for shard in range(num_shards)]
+    requests = []
+
+    def ask(request: Request) -> list[dict]:
+        requests.append(request)
+        return [reply(TOY, NoParams(), shard, request) for shard in shards]
+
+    return fit(TOY, NoParams(), ask, max_candidates=max_candidates), requests
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 200), st.sampled_from([1, 5, 50]), st.sampled_from([0, 3, 1000]), st.sampled_from([0.0, 1e9]))
+def test_sharded_statistics_are_those_of_numpy(
+    num_rows: int, num_shards: int, max_candidates: int, shift: float
+) -> None:
+    rng = np.random.default_rng(num_rows)
+    x_N = np.round(rng.standard_normal(num_rows), 1) * 10 + np.arange(num_rows) + shift
+    y_N = 0.3 * (x_N - shift) + rng.standard_normal(num_rows)
+    fitted, _ = fit_over({"x": x_N, "y": y_N}, num_shards, max_candidates)
+    assert fitted["moments"]["mean"] == pytest.approx(x_N.mean(), rel=1e-12)
+    assert fitted["moments"]["std"] == pytest.approx((x_N - shift).std(), rel=1e-12)
+    slope = np.cov(x_N - shift, y_N)[0, 1] / (x_N - shift).var(ddof=1)
+    assert fitted["slope"]["slope"] == pytest.approx(slope, rel=1e-11)
+    # The second round used the slope of the first one, and its quantiles are exact.
+    residual_N = y_N - fitted["slope"]["slope"] * x_N
+    for q in (0.07, 0.9, 1.0):
+        assert fitted[f"q{q}"] == {"count": num_rows, "quantile": np.quantile(residual_N, q)}
+
+
+def test_fitted_numbers_are_plain_json_and_rounds_are_few() -> None:
+    x_N = np.arange(100.0)
+    fitted, requests = fit_over({"x": x_N, "y": np.sin(x_N)}, 3)
+    assert json.loads(json.dumps(fitted)) == fitted
+    # One request for the sums, one for the histograms, one for the candidates of all quantiles together.
+    assert [(request.round, len(request.queries)) for request in requests] == [(0, 0), (1, 0), (1, 5)]
+    assert requests[0].fitted == {}
+    assert set(requests[1].fitted) == {"moments", "slope"}
+
+
+def test_statistics_that_cannot_divide_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"toy: x has zero variance \(3 pairs\)"):
+        fit_over({"x": np.ones(3), "y": np.arange(3.0)}, 2)
+    with pytest.raises(UserError, match="toy: x: no pairs to compute it from"):
+        fit_over({"x": np.empty(0), "y": np.empty(0)}, 2)
+    with pytest.raises(UserError, match=r"toy: 0.07 has quantile 0 at 0.07, and would divide by it \(4 pairs\)"):
+        fit_over({"x": np.arange(4.0), "y": np.zeros(4)}, 2)
