@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import pyarrow as pa
 
 
-def imported_columns(groups: pa.Table, fields: dict[str, str]) -> dict[str, list[list[float | None]]]:
+@dataclass(frozen=True)
+class ImportedShard:
+    """The columns of one shard, shaped as a model scorer's."""
+
+    columns: dict[str, list[list[float | None]]]
+    """Per column one list per group, aligned with its completions; None where the number did not come."""
+    dropped: dict[str, int]
+    """Completions that lack a number, under the first field they lack."""
+    counters: dict[str, float]
+    poisoned: list[str]
+
+
+def imported_columns(groups: pa.Table, fields: Mapping[str, str]) -> ImportedShard:
     """Ratings of every completion as columns.
 
     Args:
-        groups: schema `GROUPS`.
+        groups: schema `GROUPS`; ingest let only finite numbers in.
         fields: column name → key in the completions' `ratings`.
-
-    Returns:
-        Per column one list per group, aligned with its completions; None where the number did not come.
     """
     ratings = [[dict(c["ratings"] or ()) for c in row] for row in groups["completions"].to_pylist()]
-    return {name: [[found.get(key) for found in row] for row in ratings] for name, key in fields.items()}
+    columns = {name: [[found.get(key) for found in row] for row in ratings] for name, key in fields.items()}
+    lacking = ([key for key in fields.values() if found.get(key) is None] for row in ratings for found in row)
+    dropped = Counter(f"missing_{keys[0]}" for keys in lacking if keys)
+    return ImportedShard(columns, dict(dropped), {}, [])

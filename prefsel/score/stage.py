@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -73,19 +72,9 @@ def score_shard(
     artifact.commit(shard.shard, table, made_from=made_from, attempt=attempt, info=info)
 
 
-@dataclass(frozen=True)
-class ImportedShard:
-    """What a model scorer returns, for numbers that came with the data."""
-
-    columns: dict[str, list[list[float | None]]]
-    dropped: dict[str, int] = field(default_factory=dict)
-    counters: dict[str, float] = field(default_factory=dict)
-    poisoned: list[str] = field(default_factory=list)
-
-
 def _import_shard(item: tuple[ShardRef, str], shared: Any) -> None:
     (shard, made_from), (fields, storage, folder) = item, shared
-    score_shard(lambda groups: ImportedShard(imported_columns(groups, fields)), shard, made_from, storage, folder)
+    score_shard(lambda groups: imported_columns(groups, fields), shard, made_from, storage, folder)
 
 
 def columns_table(groups: pa.Table, columns: Mapping[str, list[list[float | None]]]) -> pa.Table:
