@@ -60,7 +60,7 @@ def config(paths: dict[str, str], **more: Any) -> Any:
     return parse_config(table | more)
 
 
-def run(made: Any, workspace: Path) -> tuple[Lineage, list[StageReport]]:
+def run(made: Any, workspace: Path | str) -> tuple[Lineage, list[StageReport]]:
     storage = Storage(str(workspace))
     reports = ingest(made, storage, QUIET)
     lineage = Lineage(made, storage)

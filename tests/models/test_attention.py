@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import tiny_causal
+from torch.nn.functional import scaled_dot_product_attention
+
+from prefsel.models.attention import (
+    BLOCK_QUERIES,
+    VarlenLayout,
+    _varlen_layout,
+    attention_area,
+    blocks_of,
+    build_layout,
+    has_varlen,
+    prompt_tree_attention,
+)
+from prefsel.models.tree import Segment
+
+SEGMENTS = (Segment(0, 70, (1, 130)), Segment(201, 1, (64, 0, 5)), Segment(271, 9, ()))
+NUM_TOKENS = 280
+
+
+def allowed():
+    """[T, T]: who sees whom, written down token by token."""
+    owner = {}
+    for number, segment in enumerate(SEGMENTS):
+        for row in range(segment.start, segment.start + segment.prompt_length):
+            owner[row] = (number, None)
+        for response, (start, end) in enumerate(segment.responses):
+            owner |= {row: (number, response) for row in range(start, end)}
+    mask = torch.zeros(NUM_TOKENS, NUM_TOKENS, dtype=torch.bool)
+    for query in range(NUM_TOKENS):
+        for key in range(query + 1):
+            mask[query, key] = owner[key][0] == owner[query][0] and owner[key][1] in (None, owner[query][1])
+    return mask
+
+
+@pytest.mark.parametrize(("num_heads", "num_key_heads"), [(4, 4), (6, 2), (3, 1)])
+def test_equals_masked_attention(num_heads, num_key_heads):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, heads, NUM_TOKENS, 8, generator=generator) for heads in (num_heads, num_key_heads, num_key_heads)
+    )
+    layout = build_layout(SEGMENTS, dtype=query.dtype, device=query.device, head_dim=8)
+    assert layout.varlen is None
+    output, weights = prompt_tree_attention(None, query, key, value, None, scaling=0.3, layout=layout)
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=allowed(), scale=0.3, enable_gqa=True)
+    assert weights is None
+    assert torch.allclose(output, expected.transpose(1, 2), atol=1e-6)
+
+
+def test_the_kernel_layout_names_the_same_keys():
+    """The variable-length kernel needs a GPU; what it is told does not."""
+    layout = _varlen_layout(tuple(blocks_of(SEGMENTS)), torch.device("cpu"))
+    assert isinstance(layout, VarlenLayout)
+    mask, first_query, first_key = allowed(), layout.cu_queries.tolist(), layout.cu_keys.tolist()
+    assert first_query[-1] == NUM_TOKENS
+    for sequence in range(len(first_query) - 1):
+        queries = range(*first_query[sequence : sequence + 2])
+        keys = layout.key_rows[first_key[sequence] : first_key[sequence + 1]].tolist()
+        for number, query in enumerate(queries):
+            # Causal from the end: the last query sees all keys, the one before it one less.
+            seen = keys[: len(keys) - (len(queries) - 1 - number)]
+            assert sorted(seen) == mask[query].nonzero().flatten().tolist()
+    assert layout.max_queries == 130
+    assert layout.max_keys == 200
+    assert layout.cu_keys.dtype == torch.int32
+
+
+def test_area_is_the_causal_triangle_and_at_most_half_a_block_per_query():
+    exact = int(allowed().sum())
+    assert exact <= attention_area(SEGMENTS) <= exact + NUM_TOKENS * BLOCK_QUERIES / 2
+
+
+def test_no_variable_length_kernel_on_a_cpu_or_in_fp32():
+    assert not has_varlen(torch.bfloat16, torch.device("cpu"), 64)
+    assert not has_varlen(torch.float32, torch.device("cuda"), 64)
+
+
+@torch.no_grad()
+def test_ordinary_calls_stay_ordinary():
+    from prefsel.models.attention import IMPLEMENTATION
+
+    model = tiny_causal()
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    expected = model(input_ids=ids, attention_mask=mask).logits
+    generated = model.generate(ids[:1], max_new_tokens=4, do_sample=False)
+    model.set_attn_implementation(IMPLEMENTATION)
+    assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, expected)
+    assert torch.equal(model.generate(ids[:1], max_new_tokens=4, do_sample=False), generated)

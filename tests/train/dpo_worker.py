@@ -1,0 +1,43 @@
+"""One worker of a multi-process test: runs the jobs of a JSON file one after the other; start with torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefsel.models import logps
+from prefsel.train.data import TrainingPairs
+from prefsel.train.deepspeed_config import DpoConfig
+from prefsel.train.loop import train_dpo
+
+
+def main(jobs: list[dict[str, Any]]) -> None:
+    torch.set_num_threads(1)
+    for job in jobs:
+
+        def report(record: dict[str, Any], checkpoint_dir: Path | None, job: dict[str, Any] = job) -> None:
+            if record["event"] == "step" and record["step"] == job.get("dies_in_step"):
+                os._exit(9)
+
+        if "logits_bytes" in job:
+            logps.LOGITS_BYTES = job["logits_bytes"]
+        rank = os.environ["RANK"]
+        result = train_dpo(
+            DpoConfig.model_validate(job["config"]),
+            TrainingPairs.from_parquet(job["train"]),
+            TrainingPairs.from_parquet(job["held_out"]),
+            model_dir=job["model_dir"],
+            output_dir=Path(job["output_dir"]) / (f"worker-{rank}" if job["own_folders"] else ""),
+            report=report,
+            resume_dir=Path(job["resume_dir"]) if job.get("resume_dir") else None,
+        )
+        Path(job["output_dir"], f"result-{rank}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))
