@@ -70,13 +70,19 @@ def _require_unique(field: str, names: Iterable[str]) -> None:
         seen.add(name)
 
 
+def is_local(path: str) -> bool:
+    """Whether a model path means a directory: it exists, or it could not be a hub id (`name` or `owner/name`)."""
+    return Path(path).is_dir() or path.startswith((".", "/", "~")) or path.count("/") > 1
+
+
 def _check_models(config: Config) -> None:
     by_name = {spec.name: spec for spec in config.models}
     for spec in config.models:
-        if isinstance(spec, PretrainedModel) and Path(spec.path).is_dir():
-            from prefsel.models.loading import check_directory
+        if isinstance(spec, PretrainedModel) and is_local(spec.path):
+            from prefsel.models.loading import check_directory, load_tokenizer
 
             check_directory(spec.path)
+            load_tokenizer(spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     for scorer in config.scorers:
         if isinstance(scorer, Imported):
             if scorer.as_ == "rm" and isinstance(scorer.field, list) and len(scorer.field) > 1:

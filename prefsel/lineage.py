@@ -126,7 +126,9 @@ class Lineage:
             from prefsel.models.loading import model_identity
 
             identity = model_identity(spec.path, revision=spec.revision)
-            return ModelRef(name, spec.path, identity, False, settings | {"revision": spec.revision})
+            # Workers have other working directories: a directory travels as an absolute path.
+            path = str(Path(spec.path).absolute()) if Path(spec.path).is_dir() else spec.path
+            return ModelRef(name, path, identity, False, settings | {"revision": spec.revision})
         path = self.scratch_path(name)
         content = folder_content(self.storage, path)
         if content is None:
@@ -306,8 +308,3 @@ class Lineage:
         settings = spec.model_dump(exclude=where) | model.settings
         models = {model.name: model.identity, reference.name: reference.identity}
         return recipe("model", settings, models=models, upstream={"dataset": dataset}, corpus=self.corpus)
-
-
-def local_or_hub(path: str) -> str:
-    """`path` as given when it is a hub id, absolute when it is a directory here (workers have other directories)."""
-    return str(Path(path).absolute()) if Path(path).exists() else path

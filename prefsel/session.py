@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import ray
@@ -21,10 +22,10 @@ def connect(config: Ray, *, quiet: bool = False) -> None:
     if ray.is_initialized():
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
-    logging = {"log_to_driver": not quiet, "logging_level": "warning", "configure_logging": True}
+    options = {"log_to_driver": not quiet, "logging_level": "warning", "configure_logging": True}
     if address and address != "local":
         try:
-            ray.init(address=address, **logging)
+            ray.init(address=address, **options)
         except ConnectionError as error:
             raise UserError(f"ray.address: no Ray cluster answers at {address!r}: {error}") from error
     else:
@@ -34,8 +35,10 @@ def connect(config: Ray, *, quiet: bool = False) -> None:
             num_gpus=config.num_gpus,
             object_store_memory=int(config.object_store_gib * 2**30),
             include_dashboard=False,
-            **logging,
+            **options,
         )
+    # Our own bars and lines say what happens; Ray Data's flood the log of a job.
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # our own bars and lines; Ray's flood a job's log
+    context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ import ray
 import ray.train
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.queue import Empty, Queue
 
 from prefsel.config import DpoOptions, PretrainedModel, Train
 from prefsel.errors import PrefselError, UserError, invalid
 from prefsel.lineage import Lineage, ModelRef
-from prefsel.progress import Progress
+from prefsel.progress import Counter, Progress
 from prefsel.tasks import over_shards
 from prefsel.workspace.folders import commit_folder, fetch_folder, read_seal
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
@@ -45,8 +48,11 @@ def train_one(lineage: Lineage, spec: Train, progress: Progress) -> StageReport:
     if (done := load_summary(lineage.storage, path)) is not None:
         return done
     settings = worker_settings(lineage, spec, dataset, path)
-    progress.line(f"train     {spec.name}: {spec.workers} worker(s), ZeRO-{spec.zero_stage}, {spec.dtype}")
-    run_trainer(lineage.storage, spec, path, settings)
+    rows = read_seal(lineage.storage, dataset)
+    assert rows is not None, "datasets are sealed before anything is trained on them"
+    num_steps = spec.max_steps or spec.num_epochs * -(-rows["info"]["rows"] // spec.global_batch_pairs)
+    with progress.track(f"train {spec.name}", num_steps, "steps") as counter:
+        run_trainer(lineage.storage, spec, path, settings, counter)
     seal = read_seal(lineage.storage, path)
     if seal is None:
         raise PrefselError(f"train {spec.name}: the workers ended without a sealed model in {path}")
@@ -78,7 +84,7 @@ def worker_settings(lineage: Lineage, spec: Train, dataset: str, path: str) -> d
     trusted = {"trust_remote_code": False, "revision": None}
     if isinstance(model_spec, PretrainedModel):
         trusted = {"trust_remote_code": model_spec.trust_remote_code, "revision": model_spec.revision}
-    config = spec.model_dump(include=set(DpoOptions.model_fields)) | trusted
+    config: dict[str, Any] = spec.model_dump(include=set(DpoOptions.model_fields)) | trusted
     config |= {key: reference.settings[key] for key in ("max_length", "template", "truncation")}
     is_reference = model.identity == reference.identity
     return {
@@ -94,8 +100,8 @@ def worker_settings(lineage: Lineage, spec: Train, dataset: str, path: str) -> d
     }
 
 
-def run_trainer(storage: Storage, spec: Train, path: str, settings: dict[str, Any]) -> None:
-    """Run the workers to the end under Ray Train."""
+def run_trainer(storage: Storage, spec: Train, path: str, settings: dict[str, Any], counter: Counter) -> None:
+    """Run the workers to the end under Ray Train; what worker 0 reports moves the counter."""
     have = ray.cluster_resources()
     gpus = spec.gpus_per_worker if spec.gpus_per_worker is not None else (1 if have.get("GPU") else 0)
     for kind, wanted in (("GPU", gpus * spec.workers), ("CPU", spec.cpus_per_worker * spec.workers)):
@@ -105,9 +111,10 @@ def run_trainer(storage: Storage, spec: Train, path: str, settings: dict[str, An
                 f"this cluster has {have.get(kind, 0):g}"
             )
     resources = {"CPU": spec.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    records = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         _worker,
-        train_loop_config=settings,
+        train_loop_config=settings | {"records": records},
         scaling_config=ScalingConfig(num_workers=spec.workers, use_gpu=gpus > 0, resources_per_worker=resources),
         run_config=RunConfig(
             name="training",
@@ -116,14 +123,30 @@ def run_trainer(storage: Storage, spec: Train, path: str, settings: dict[str, An
             failure_config=FailureConfig(max_failures=spec.max_failures),
         ),
     )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        # In a thread, because `fit` blocks until the end and says nothing on the way.
+        fitting = pool.submit(trainer.fit)
+        while not fitting.done():
+            follow(records, counter)
+        follow(records, counter)
+        error = fitting.exception()
+    records.shutdown()
+    if isinstance(error, ray.train.TrainingFailedError):
         causes = list(getattr(error, "worker_failures", {}).values())
         known = [cause for cause in causes if isinstance(cause, PrefselError)]
-        if known:
-            raise known[0] from None
-        raise PrefselError(f"train {spec.name}: {causes[0] if causes else error}") from error
+        raise known[0] if known else PrefselError(f"train {spec.name}: {causes[0] if causes else error}") from error
+    if error is not None:
+        raise error
+
+
+def follow(records: Queue, counter: Counter) -> None:
+    """Move the counter by the steps reported since the last call; waits a moment when there are none."""
+    try:
+        record = records.get(timeout=0.5)
+    except Empty:
+        return
+    if record["event"] == "step":
+        counter.advance(1, f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.2f}")
 
 
 def model_folder(storage: Storage, model: ModelRef) -> str:
@@ -175,14 +198,16 @@ def _worker(settings: dict[str, Any]) -> None:
             held_out,
             model_dir=model_folder(storage, settings["model"]),
             output_dir=folder,
-            report=_report,
+            report=partial(_report, settings["records"]),
             resume_dir=Path(checkpoint.to_directory()) if checkpoint else None,
         )
         if ray.train.get_context().get_world_rank() == 0:
             _commit(storage, settings["path"], result, table.num_rows + lacking, lacking)
 
 
-def _report(record: dict[str, Any], checkpoint: Path | None) -> None:
+def _report(records: Queue, record: dict[str, Any], checkpoint: Path | None) -> None:
+    if ray.train.get_context().get_world_rank() == 0:
+        records.put(record)
     ray.train.report(record, checkpoint=Checkpoint.from_directory(str(checkpoint)) if checkpoint else None)
 
 
