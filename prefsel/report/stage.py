@@ -29,7 +29,7 @@ def config_hash(lineage: Lineage) -> str:
 def last_report(lineage: Lineage) -> str | None:
     """The page of the newest finished run of this configuration on this corpus, or None."""
     suffix = f"-{config_hash(lineage)}.json"
-    runs = [name for name in lineage.storage.list("runs") if name.endswith(suffix)]
+    runs = [name for name in lineage.storage.files("runs") if name.endswith(suffix)]
     return f"reports/{runs[-1].removeprefix('runs/').removesuffix('.json')}/index.html" if runs else None
 
 

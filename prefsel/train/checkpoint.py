@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -27,10 +26,22 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from prefsel.errors import IntegrityError, UserError
+from prefsel.train.data import EncodedPairs
+from prefsel.train.deepspeed_config import DpoConfig
 
 TAG = "engine"
 COMPLETE = "complete.json"
 HISTORY = "history.jsonl"
+FREE_OPTIONS = {
+    "eval_every_steps",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "micro_batch_pairs",
+    "token_budget",
+    "reference_check_pairs",
+    "reference_dir",
+}
+"""Options that may change when a run is continued: they move no weight by more than rounding."""
 _OF_RANK = re.compile(r"(?:pp_rank_|-rank-)(\d+)")
 
 
@@ -59,11 +70,10 @@ def save_checkpoint(
         str(directory), tag=TAG, client_state=dict(state), save_latest=False, exclude_frozen_parameters=exclude_frozen
     )
     save_file(_rng_state(), directory / f"rng-rank-{rank}.safetensors")
-    if rank == 0:
-        (directory / HISTORY).write_text("".join(json.dumps(dict(record)) + "\n" for record in history))
+    write_history(directory, history)
     # A worker digests what it wrote itself: with a folder per worker the other files are on other machines.
     dist.barrier()
-    own = [file for file in _files(directory) if _written_by(file) == rank and not file.name.startswith("digest-")]
+    own = [file for file in _files(directory) if (_rank_in(file.name) or 0) == rank]
     digests = {file.relative_to(directory).as_posix(): file_digest(file) for file in own}
     digest_file = directory / f"digest-rank-{rank}.json"
     _write_json(digest_file, digests)
@@ -90,28 +100,50 @@ def read_history(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / HISTORY).read_text().splitlines()]
 
 
-def load_checkpoint(engine: Any, directory: Path, *, exclude_frozen: bool = False) -> dict[str, Any]:
+def write_history(output_dir: Path, records: Iterable[Mapping[str, Any]], *, append: bool = False) -> None:
+    """Worker 0 writes `history.jsonl`: one JSON object per line."""
+    if dist.get_rank() == 0:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with (output_dir / HISTORY).open("a" if append else "w") as file:
+            file.writelines(json.dumps(dict(record)) + "\n" for record in records)
+
+
+def run_identity(config: DpoConfig, train: EncodedPairs) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be continued: the data, and every option that shapes the trajectory."""
+    digest = hashlib.blake2b("".join(train.pair_ids).encode(), digest_size=16)
+    digest.update(train.reference_logps_N2.tobytes())
+    return {"pairs": digest.hexdigest(), **config.model_dump(mode="json", exclude=FREE_OPTIONS)}
+
+
+def load_checkpoint(
+    engine: Any, directory: Path, *, identity: Mapping[str, Any], exclude_frozen: bool = False
+) -> dict[str, Any]:
     """Verify every file, then restore the engine and the random state; every worker calls this.
 
     Args:
         engine: A freshly initialised DeepSpeed engine of the same model and options.
         directory: A complete checkpoint.
+        identity: `run_identity` of this run; the checkpoint's `state["identity"]` must be equal.
         exclude_frozen: As it was saved.
 
     Returns:
         The `state` given to `save_checkpoint`.
 
     Raises:
-        UserError: Not a complete checkpoint, or written by another number of workers.
+        UserError: Not a complete checkpoint, or written by another number of workers, for other data or options.
         IntegrityError: A file is missing or altered; nothing was unpickled.
     """
     complete = read_state(directory)
+    saved = complete["state"]["identity"]
+    if changed := [key for key in identity if identity[key] != saved.get(key)]:
+        shown = "; ".join(f"{key}: got {identity[key]!r}, saved with {saved.get(key)!r}" for key in changed)
+        raise UserError(f"resume: {directory} belongs to another run ({shown})")
     if complete["world_size"] != dist.get_world_size():
         raise UserError(f"resume: got {dist.get_world_size()} workers; valid: {complete['world_size']}, as when saved")
-    # One copy of the files per machine, so the workers of a machine share the reading.
-    local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # With elastic checkpoints DeepSpeed reads every worker's optimizer state, else only its own.
+    rank = None if engine.zero_elastic_checkpoint() else dist.get_rank()
     altered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(altered, altered_files(directory, share=local_rank, num_shares=local_size))
+    dist.all_gather_object(altered, altered_files(directory, rank=rank))
     if offenders := sorted({name for names in altered for name in names}):
         raise IntegrityError(f"resume: {directory} does not match its digests, nothing was loaded: {offenders[:5]}")
     path, _ = engine.load_checkpoint(str(directory), tag=TAG, load_module_strict=not exclude_frozen)
@@ -121,15 +153,21 @@ def load_checkpoint(engine: Any, directory: Path, *, exclude_frozen: bool = Fals
     return complete["state"]
 
 
-def altered_files(directory: Path, *, share: int = 0, num_shares: int = 1) -> list[str]:
-    """Names of the files that are missing or whose blake2b differs; reads every `num_shares`-th file."""
-    digests = json.loads((directory / COMPLETE).read_text())["digests"]
-    expected: dict[str, str] = {}
-    altered = [name for name, digest in digests.items() if _digest_or_none(directory / name) != digest]
-    for name in set(digests) - set(altered):
-        expected |= json.loads((directory / name).read_text())
-    mine = sorted(expected)[share::num_shares]
-    return altered + [name for name in mine if _digest_or_none(directory / name) != expected[name]]
+def altered_files(directory: Path, *, rank: int | None = None) -> list[str]:
+    """Names of the files that are missing, added, or whose blake2b differs.
+
+    Args:
+        directory: A complete checkpoint.
+        rank: Read only what this worker is going to load: its own files and worker 0's common ones; None: everything.
+    """
+    digests: dict[str, str] = json.loads((directory / COMPLETE).read_text())["digests"]
+    expected = dict(digests)
+    for name, digest in digests.items():
+        if _digest_or_none(directory / name) == digest:
+            expected |= json.loads((directory / name).read_text())
+    added = {file.relative_to(directory).as_posix() for file in _files(directory / TAG)} - set(expected)
+    read = [name for name in expected if rank is None or _rank_in(name) in (rank, None) or name in digests]
+    return sorted(added) + sorted(name for name in read if _digest_or_none(directory / name) != expected[name])
 
 
 def latest_checkpoint(root: Path) -> Path | None:
@@ -163,10 +201,10 @@ def _files(directory: Path) -> list[Path]:
     return sorted(file for file in directory.rglob("*") if file.is_file())
 
 
-def _written_by(file: Path) -> int:
-    """DeepSpeed and we put the rank into the names of per-worker files; all others are worker 0's."""
-    match = _OF_RANK.search(file.name)
-    return int(match.group(1)) if match else 0
+def _rank_in(name: str) -> int | None:
+    """The rank that DeepSpeed and we put into the names of per-worker files; None: common, written by worker 0."""
+    match = _OF_RANK.search(name.rsplit("/", 1)[-1])
+    return int(match.group(1)) if match else None
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -8,8 +8,10 @@ Shapes: N pairs; B pairs of a global batch.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -75,7 +77,9 @@ class TrainingPairs:
         if isinstance(paths, pa.Table):
             return cls.from_table(paths)
         entries = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-        files = [file for entry in entries for file in (sorted(entry.rglob("*.parquet")) if entry.is_dir() else [entry])]
+        files = [
+            file for entry in entries for file in (sorted(entry.rglob("*.parquet")) if entry.is_dir() else [entry])
+        ]
         if not files:
             raise UserError(f"training table: no parquet file in {[str(entry) for entry in entries]}")
         if absent := [str(file) for file in files if not file.is_file()]:
@@ -85,11 +89,6 @@ class TrainingPairs:
 
     def __len__(self) -> int:
         return self.table.num_rows
-
-    def rows(self, batch_size: int = 1024) -> Any:
-        """Yield one dictionary per pair, in table order, converting `batch_size` rows at a time."""
-        for batch in self.table.to_batches(max_chunksize=batch_size):
-            yield from batch.to_pylist()
 
 
 @dataclass(frozen=True)
@@ -101,6 +100,8 @@ class EncodedPairs:
     """Prompt, chosen and rejected of pair 0, then of pair 1, …"""
     offsets: npt.NDArray[np.int64]
     """Where each of the 3N pieces begins, and the end: [3N + 1]."""
+    prompt_starts_N2: npt.NDArray[np.int32]
+    """Prompt tokens that chosen and rejected go without (`truncation="left"`)."""
     reference_logps_N2: npt.NDArray[np.float64]
     dropped: dict[str, int]
     """Pairs left out, by reason."""
@@ -118,14 +119,13 @@ class EncodedPairs:
     def pieces(self, index: int) -> list[list[int]]:
         """Prompt, chosen and rejected tokens of one pair."""
         bounds = self.offsets[3 * index : 3 * index + 4]
-        return [self.tokens_T[start:end].tolist() for start, end in zip(bounds[:-1], bounds[1:])]
+        return [self.tokens_T[start:end].tolist() for start, end in itertools.pairwise(bounds)]
 
     def group(self, index: int) -> EncodedGroup:
         """One pair as a prompt with two completions, chosen first."""
         prompt, chosen, rejected = self.pieces(index)
-        return EncodedGroup(
-            prompt_tokens=prompt, completion_tokens=[chosen, rejected], status=["ok", "ok"], num_truncated=0
-        )
+        starts = tuple(self.prompt_starts_N2[index].tolist())
+        return EncodedGroup(prompt, [chosen, rejected], ["ok", "ok"], 0, starts if any(starts) else ())
 
 
 def encode_pairs(pairs: TrainingPairs, encoder: Encoder) -> EncodedPairs:
@@ -137,17 +137,15 @@ def encode_pairs(pairs: TrainingPairs, encoder: Encoder) -> EncodedPairs:
         UserError: No pair is left.
         TemplateError: As the encoder raises it.
     """
-    tokens, offsets, kept, num_truncated = array("i"), [0], [], 0
-    for row_number, row in enumerate(pairs.rows()):
-        group = encoder.encode_group(_messages(row["prompt"], "user"), [
-            _messages(row["chosen"], "assistant"), _messages(row["rejected"], "assistant")
-        ])
+    tokens, offsets, starts, kept, num_truncated = array("i"), [0], [], [], 0
+    for number, group in enumerate(_encoded(pairs, encoder)):
         if any(status != "ok" for status in group.status):
             continue
         for piece in (group.prompt_tokens, *group.completion_tokens):
             tokens.extend(piece)
             offsets.append(len(tokens))
-        kept.append(row_number)
+        starts.append(group.prompt_starts or (0, 0))
+        kept.append(number)
         num_truncated += group.num_truncated
     if not kept:
         raise UserError(f"training table: none of {len(pairs)} pairs fits max_length; raise it or set truncation")
@@ -155,12 +153,23 @@ def encode_pairs(pairs: TrainingPairs, encoder: Encoder) -> EncodedPairs:
         pair_ids=pairs.table["pair_id"].take(pa.array(kept)).to_pylist(),
         tokens_T=np.frombuffer(tokens, dtype=np.int32),
         offsets=np.array(offsets, dtype=np.int64),
+        prompt_starts_N2=np.array(starts, dtype=np.int32),
         reference_logps_N2=pairs.reference_logps_N2[kept],
         dropped={"too_long": len(pairs) - len(kept)},
         num_truncated=num_truncated,
     )
 
 
+def _encoded(pairs: TrainingPairs, encoder: Encoder, batch_size: int = 512) -> Iterator[EncodedGroup]:
+    for batch in pairs.table.to_batches(max_chunksize=batch_size):
+        conversations = []
+        for row in batch.to_pylist():
+            completions = [_messages(row[side], "assistant") for side in ("chosen", "rejected")]
+            conversations.append((_messages(row["prompt"], "user"), completions))
+        yield from encoder.encode_groups(conversations)
+
+
+@functools.lru_cache(maxsize=2)
 def epoch_order(num_pairs: int, *, seed: int, epoch: int, order: Literal["shuffled", "given"] = "shuffled") -> Indices:
     """The order in which an epoch visits the pairs: a permutation keyed by (seed, epoch), or the table's own."""
     if order == "given":
@@ -169,9 +178,8 @@ def epoch_order(num_pairs: int, *, seed: int, epoch: int, order: Literal["shuffl
 
 
 def num_steps(num_pairs: int, *, global_batch_pairs: int, num_epochs: int, max_steps: int | None) -> int:
-    """Optimizer steps of the whole run; the incomplete last batch of an epoch is a step of its own."""
-    total = num_epochs * -(-num_pairs // global_batch_pairs)
-    return total if max_steps is None else min(total, max_steps)
+    """Optimizer steps of the whole run: `max_steps`, or all epochs, an epoch's incomplete last batch being a step."""
+    return num_epochs * -(-num_pairs // global_batch_pairs) if max_steps is None else max_steps
 
 
 def global_batch(
@@ -194,9 +202,7 @@ def rank_share(batch_B: Indices, num_tokens_B: Indices, *, rank: int, world_size
     return by_length[owner == rank]
 
 
-def micro_batches(
-    share: Indices, num_tokens: Indices, *, micro_batch_pairs: int, token_budget: int
-) -> list[Indices]:
+def micro_batches(share: Indices, num_tokens: Indices, *, micro_batch_pairs: int, token_budget: int) -> list[Indices]:
     """Consecutive runs of a worker's share with at most so many pairs and, beyond the first pair, so many tokens."""
     runs: list[list[int]] = []
     tokens = 0

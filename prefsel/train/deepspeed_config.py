@@ -6,11 +6,13 @@ two sources for one number would let the trajectory differ from what the configu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
+from prefsel.config import DpoOptions
 from prefsel.errors import UserError, invalid
 
 OWNED: Final[dict[str, str]] = {
@@ -34,80 +36,14 @@ OWNED: Final[dict[str, str]] = {
 """DeepSpeed key -> the option of ours that decides it."""
 
 
-class LoraOptions(BaseModel):
-    """Low-rank adapters instead of full weights (needs `peft`); the adapter and the merged model are both exported."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    r: int = Field(gt=0)
-    """Rank of the update."""
-    alpha: float = Field(gt=0)
-    """The update is scaled by alpha / r."""
-    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    """Names of the linear layers that get an adapter."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Dropout on the adapter's input."""
-
-
-class DpoConfig(BaseModel):
-    """One DPO run. Batches are counted in pairs, memory in tokens; nothing depends on the number of workers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class DpoConfig(DpoOptions):
+    """One DPO run: the options a user writes, and what the rest of the configuration says about the models."""
 
     policy_is_reference: bool
     """Whether the stored reference log-probs come from the very model that training starts from; switches on the
-    step-0 check (loss is ln 2) and recomputes reference log-probs with the initial policy."""
-    learning_rate: float = Field(gt=0)
-    """Peak learning rate of AdamW."""
-    max_length: int = Field(gt=1)
-    """Longest prompt + completion, tokens; must be the one the reference log-probs were computed with."""
-    dtype: Literal["fp32", "bf16"]
-    """Weights, activations and communication; bf16 keeps fp32 master weights."""
-
-    loss: Literal["dpo"] = "dpo"
-    """A name of `prefsel.train.losses.LOSSES`."""
-    beta: float = Field(default=0.1, gt=0)
-    """Inverse temperature of the implicit reward."""
-    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
-    """Assumed share of flipped labels (conservative DPO)."""
-
-    num_epochs: int = Field(default=1, gt=0)
-    """Passes over the pairs."""
-    max_steps: int | None = Field(default=None, gt=0)
-    """Stop after this many optimizer steps; the learning-rate schedule ends there too."""
-    global_batch_pairs: int = Field(default=32, gt=0)
-    """Pairs per optimizer step, over all workers; the last batch of an epoch may hold fewer and is averaged exactly."""
-    micro_batch_pairs: int = Field(default=8, gt=0)
-    """At most this many pairs per forward and backward pass of one worker."""
-    token_budget: int = Field(default=8192, gt=0)
-    """At most this many packed tokens per forward and backward pass (a longer pair goes alone)."""
-    order: Literal["shuffled", "given"] = "shuffled"
-    """A new seeded permutation every epoch, or the order of the table (easy to hard)."""
-    seed: int = Field(default=0, ge=0)
-    """Decides the order of the pairs and, with LoRA, the initial adapter."""
-
-    warmup_ratio: float = Field(default=0.1, ge=0.0, le=1.0)
-    """Share of the steps with a linearly rising learning rate."""
-    min_lr_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Where the cosine ends, as a share of the peak."""
-    weight_decay: float = Field(default=0.0, ge=0.0)
-    """Decoupled weight decay."""
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's moment decays."""
-    adam_eps: float = Field(default=1e-8, gt=0)
-    """AdamW's denominator offset."""
-    max_grad_norm: float = Field(default=1.0, ge=0.0)
-    """Clip the global gradient norm here; 0 switches clipping off."""
-
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    """What DeepSpeed shards: nothing, optimizer states, gradients too, weights too."""
-    offload: Literal["none", "optimizer", "optimizer_and_weights"] = "none"
-    """What lives in CPU memory between steps; weights need stage 3."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: one more forward, far less memory."""
-    deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """DeepSpeed's own options, merged over ours; keys that another option decides are refused."""
-
+    step-0 check (the loss is ln 2) and recomputes reference log-probs with the initial policy."""
+    max_length: int | None = Field(ge=2)
+    """Longest prompt + completion, tokens, as the reference log-probs were computed with; None: no limit."""
     template: str = "auto"
     """Chat template, as in scoring."""
     truncation: Literal["drop", "right", "left"] = "drop"
@@ -116,29 +52,8 @@ class DpoConfig(BaseModel):
     """Exact revision of the model, needed for `trust_remote_code`."""
     trust_remote_code: bool = False
     """Run the model repository's own code."""
-    lora: LoraOptions | None = None
-    """Train adapters instead of all weights."""
-
-    eval_every_steps: int | None = Field(default=None, gt=0)
-    """Evaluate on the held-out pairs this often, besides the start and the end."""
-    checkpoint_every_steps: int | None = Field(default=None, gt=0)
-    """Save a resumable checkpoint this often; None saves none."""
-    keep_checkpoints: int = Field(default=2, gt=0)
-    """Local checkpoints kept, the newest ones."""
-    reference_check_pairs: int = Field(default=16, ge=0)
-    """Pairs whose reference log-probs are recomputed before training."""
     reference_dir: str | None = None
-    """Where the reference model lies when it is not the initial policy; only read for that check."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> DpoConfig:
-        if self.offload != "none" and self.zero_stage == 0:
-            raise ValueError(f"offload: got {self.offload!r} with zero_stage 0; valid: none, or zero_stage 1 to 3")
-        if self.offload == "optimizer_and_weights" and self.zero_stage != 3:
-            raise ValueError(
-                f"offload: got {self.offload!r} with zero_stage {self.zero_stage}; weights need zero_stage 3"
-            )
-        return self
+    """Where the reference model lies when it is not the initial policy; read for the check and then dropped."""
 
 
 def build_deepspeed_config(config: DpoConfig, *, world_size: int) -> dict[str, Any]:
@@ -212,3 +127,14 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "deeps
             raise UserError(f"{prefix}.{key}: got {value!r}; valid: {type(base[key]).__name__}")
         merged[key] = merge(base[key], value, f"{prefix}.{key}") if isinstance(base.get(key), Mapping) else value
     return merged
+
+
+def lr_factor(step: int, *, num_steps: int, num_warmup_steps: int, min_ratio: float) -> float:
+    r"""Share of the peak learning rate of the update after `step` updates: linear rise, then half a cosine.
+
+    The first update has 1/num_warmup_steps of the peak and no update has zero.
+    """
+    if step < num_warmup_steps:
+        return (step + 1) / num_warmup_steps
+    progress = min(1.0, (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps))
+    return min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))

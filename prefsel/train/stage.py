@@ -81,7 +81,7 @@ def worker_settings(lineage: Lineage, spec: Train, dataset: str, path: str) -> d
     model, reference = lineage.model(spec.model), lineage.model(spec.reference)
     holdout = lineage.holdout_dataset
     model_spec = lineage.model_spec(spec.model)
-    trusted = {"trust_remote_code": False, "revision": None}
+    trusted: dict[str, Any] = {"trust_remote_code": False, "revision": None}
     if isinstance(model_spec, PretrainedModel):
         trusted = {"trust_remote_code": model_spec.trust_remote_code, "revision": model_spec.revision}
     config: dict[str, Any] = spec.model_dump(include=set(DpoOptions.model_fields)) | trusted

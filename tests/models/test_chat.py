@@ -13,7 +13,9 @@ DOG = [{"role": "assistant", "content": "the dog!"}]
 
 def test_response_starts_after_the_generation_prompt_and_ends_with_the_end_of_turn(tokenizer):
     group = Encoder(tokenizer).encode_group(PROMPT, [CAT, DOG])
-    assert tokenizer.decode(group.prompt_tokens) == "<|im_start|>user\nwho sat where?<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        tokenizer.decode(group.prompt_tokens) == "<|im_start|>user\nwho sat where?<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert [tokenizer.decode(ids) for ids in group.completion_tokens] == [
         "the cat sat on the mat.<|im_end|>\n",
         "the dog!<|im_end|>\n",
@@ -99,7 +101,7 @@ def test_what_cannot_be_cut_to_fit_is_too_long(tokenizer, truncation, limit):
 def test_a_template_whose_prompt_is_no_token_prefix_is_named_with_the_place(tokenizer):
     # The generation prompt ends in "ca"; with the response "t" after it the tokenizer merges them.
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    with pytest.raises(TemplateError, match=r"template .*part at token 1 of 2, …'the ca'… against …'the cat'…"):
+    with pytest.raises(TemplateError, match=r"template .*part at token 1 of 3, …'the ca'… against …'the cat'…"):
         Encoder(tokenizer, template).encode_group(
             [{"role": "user", "content": "the ca"}], [[{"role": "assistant", "content": "t"}]]
         )

@@ -187,9 +187,7 @@ def test_flops_stay_within_a_twentieth_of_the_minimum():
     counted = counter.get_total_flops()
     assert counted <= 1.05 * flops_min(groups, shape)
     analytical = sum(
-        shape.flops(
-            trunk_tokens=row.trunk_tokens, head_rows=row.head_rows, attention_area=attention_area(row.segments)
-        )
+        shape.flops(trunk_tokens=row.trunk_tokens, head_rows=row.head_rows, attention_area=attention_area(row.segments))
         for row in rows
     )
     assert counted == analytical

@@ -38,9 +38,7 @@ def assert_equal(got, expected):
 
 def ending_in(groups, token):
     """The same groups, every response closed by `token`."""
-    return [
-        EncodedGroup(g.prompt_tokens, [[*ids, token] for ids in g.completion_tokens], g.status, 0) for g in groups
-    ]
+    return [EncodedGroup(g.prompt_tokens, [[*ids, token] for ids in g.completion_tokens], g.status, 0) for g in groups]
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gpt_neox", "gpt2"])
