@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TinyRun
+from tiny_policy import TinyRun
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefsel.models.chat import Encoder

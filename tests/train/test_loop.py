@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TinyRun, naive_logps
 from safetensors.torch import load_file
+from tiny_policy import TinyRun, naive_logps
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
 from prefsel.errors import IntegrityError, NonFiniteError, UserError
@@ -76,12 +76,12 @@ def plain(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 # -------------------------------------------------------------------------------------------------- trajectory
 
 
-def naive_dpo(tiny_run: TinyRun) -> tuple[list[float], torch.nn.Module]:
+def naive_dpo(tiny_run: TinyRun) -> tuple[list[float], list[float], torch.nn.Module]:
     """Textbook DPO: no packing, no DeepSpeed, one sequence at a time, the whole batch in one graph."""
     model = AutoModelForCausalLM.from_pretrained(tiny_run.model_dir, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tiny_run.model_dir)
     optimizer = torch.optim.AdamW(model.parameters(), lr=DEFAULTS["learning_rate"], weight_decay=0.0)
-    rows, history = tiny_run.train.to_pylist(), []
+    rows, history, norms = tiny_run.train.to_pylist(), [], []
     batches = [epoch_order(22, seed=0, epoch=epoch)[s : s + 8] for epoch in (0, 1) for s in (0, 8, 16)]
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
@@ -94,15 +94,18 @@ def naive_dpo(tiny_run: TinyRun) -> tuple[list[float], torch.nn.Module]:
         loss = -F.logsigmoid(torch.stack(margins)).mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
         optimizer.step()
         history.append(loss.item())
-    return history, model
+    return history, norms, model
 
 
 def test_trajectory_and_weights_are_those_of_a_textbook_loop(tiny_run: TinyRun, plain: dict[str, Any]) -> None:
-    expected, model = naive_dpo(tiny_run)
+    expected, norms, model = naive_dpo(tiny_run)
     assert losses(plain) == pytest.approx(expected, abs=1e-5)
+    # Clipping and Adam forgive a wrongly scaled gradient; its norm before clipping does not.
+    got_norms = [record["grad_norm"] for record in plain["history"] if record["event"] == "step"]
+    assert got_norms == pytest.approx(norms, rel=1e-4)
     assert expected[-1] < expected[0] - 0.1  # it learns, so the comparison is about something
     exported = AutoModelForCausalLM.from_pretrained(plain["model_dir"], dtype=torch.float32)
     for (name, got), want in zip(exported.named_parameters(), model.parameters()):

@@ -86,6 +86,25 @@ def test_encoding_keeps_every_token_and_counts_what_is_too_long(tokenizer: objec
         encode_pairs(pairs, Encoder(tokenizer, "auto", 6, "drop"))
 
 
+@pytest.mark.parametrize("truncation", ["left", "right"])
+def test_a_truncated_pair_comes_back_as_it_was_encoded(tokenizer: object, truncation: str) -> None:
+    # 5 prompt tokens; chosen has 3 and fits 8, rejected has 5 and loses 2: of its prompt on the left, or its own
+    pairs = TrainingPairs.from_table(table(rejected=["w1 w2 w3 w4"] * 3, chosen=["w5 w6"] * 3))
+    encoder = Encoder(tokenizer, "auto", 8, truncation)  # type: ignore[arg-type]
+    encoded = encode_pairs(pairs, encoder)
+    user, chosen, rejected = (
+        [{"role": role, "content": content}]
+        for role, content in [("user", "w3"), ("assistant", "w5 w6"), ("assistant", "w1 w2 w3 w4")]
+    )
+    expected = encoder.encode_group(user, [chosen, rejected])
+    got = encoded.group(2)
+    assert got.prompt_tokens == expected.prompt_tokens
+    assert got.completion_tokens == expected.completion_tokens
+    assert got.prompt_starts == expected.prompt_starts == ((0, 2) if truncation == "left" else ())
+    assert encoded.num_truncated == 3
+    assert encoded.dropped == {"too_long": 0}
+
+
 # ------------------------------------------------------------------------------------------------------- order
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import TinyRun
 from safetensors.torch import load_file
+from tiny_policy import TinyRun
 
 from prefsel.train.checkpoint import latest_checkpoint
 from prefsel.train.data import TrainingPairs
@@ -75,7 +75,7 @@ def launch(jobs: list[dict[str, Any]], folder: Path) -> int:
             [*launcher, *worker], env=environment, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
         )
         try:
-            code = process.wait(timeout=120)
+            code = process.wait(timeout=300)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # workers that wait for each other do not die with their launcher
             raise
