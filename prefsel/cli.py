@@ -18,14 +18,14 @@ Workspace = Annotated[str, typer.Option("--workspace", "-w", help="directory or 
 Set = Annotated[list[str], typer.Option("--set", help="dotted.key=value, overrides the file; repeatable")]
 
 
-def _pipeline(config: Path, workspace: str, overrides: list[str], until: str | None) -> None:
+def _pipeline(config: Path, workspace: str, overrides: list[str], until: str | None, *, page: bool = False) -> None:
     from prefsel.configfile import load_config
     from prefsel.pipeline import run
     from prefsel.progress import Progress
     from prefsel.workspace.storage import Storage
 
     progress = Progress()
-    outcome = run(load_config(config, overrides), workspace, progress, until=until)
+    outcome = run(load_config(config, overrides), workspace, progress, until=until, always_report=page)
     if not outcome.is_new:
         progress.line("nothing to do: every artifact of this configuration is already in the workspace")
     if outcome.page:
@@ -65,7 +65,7 @@ def train(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None
 @app.command()
 def report(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
     """Write the page again from what the workspace holds; computes only what is missing."""
-    _pipeline(config, workspace, overrides, None)
+    _pipeline(config, workspace, overrides, None, page=True)
 
 
 @app.command()

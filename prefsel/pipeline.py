@@ -9,8 +9,9 @@ kill continues, and the stages can as well be run one at a time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prefsel.check import check, check_budgets
 from prefsel.config import Config
@@ -48,8 +49,28 @@ class Outcome:
     """Whether anything was computed."""
 
 
-def run(config: Config, workspace: str, progress: Progress, *, until: str | None = None) -> Outcome:
+Tables = Callable[[Lineage, Sequence[StageReport]], Sequence[dict[str, Any]]]
+"""More tables for the report, made when the stages are done."""
+
+
+def run(
+    config: Config,
+    workspace: str,
+    progress: Progress,
+    *,
+    until: str | None = None,
+    tables: Tables | None = None,
+    always_report: bool = False,
+) -> Outcome:
     """Run every stage up to and including `until` (default: all, then the report).
+
+    Args:
+        config: the run.
+        workspace: directory or URI.
+        progress: where it is told.
+        until: last stage: `ingest` or a key of `STAGES`.
+        tables: more tables for the report.
+        always_report: write the page again although nothing was computed.
 
     Raises:
         UserError: the configuration cannot work; found before anything is started or written.
@@ -79,7 +100,8 @@ def run(config: Config, workspace: str, progress: Progress, *, until: str | None
     if until is not None:
         return Outcome(reports, None, is_new)
     page = last_report(lineage)
-    if is_new or page is None:
-        page = write_report(lineage, reports, seconds=time.monotonic() - started)
+    if is_new or page is None or always_report:
+        more = tables(lineage, reports) if tables else []
+        page = write_report(lineage, reports, seconds=time.monotonic() - started, tables=more)
         is_new = True
     return Outcome(reports, page, is_new)

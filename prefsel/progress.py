@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.table import Table
 
 LOG_INTERVAL_S = 10.0
 
@@ -42,6 +43,10 @@ class Progress:
     def line(self, text: str) -> None:
         """Print one line."""
         self._console.print(text, markup=False)
+
+    def show(self, table: Table) -> None:
+        """Print a table."""
+        self._console.print(table)
 
     @contextmanager
     def track(self, label: str, total: int, unit: str = "shards") -> Iterator[Counter]:

@@ -1,0 +1,169 @@
+"""The demonstration: a world whose gold reward is known, the whole job on it, and what that did to the reward."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from prefsel.configfile import parse_config
+from prefsel.errors import UserError
+from prefsel.lineage import Lineage
+from prefsel.pipeline import run
+from prefsel.progress import Progress
+from prefsel.workspace.manifest import StageReport
+from prefsel.workspace.storage import Storage
+
+MODELS = ("random30", "pd30", "potential30")
+
+
+def run_demo(workspace: str, *, seed: int, progress: Progress) -> None:
+    """Make the inputs, run the pipeline, measure the gold reward of every model, print the table.
+
+    Raises:
+        UserError: the workspace is not a local directory.
+    """
+    storage = Storage(workspace)
+    if not storage.is_local:
+        raise UserError(f"--workspace: got {workspace!r}; the demo writes models beside it, so: a local directory")
+    inputs = prepare(storage.local("inputs"), seed, progress)
+    config = parse_config(demo_config(inputs, seed))
+
+    def measure(lineage: Lineage, reports: Sequence[StageReport]) -> list[dict[str, Any]]:
+        table = gold_table(lineage, reports, inputs, seed, progress)
+        storage.write("demo-table.json", json.dumps(table, indent=1).encode())
+        return [table]
+
+    outcome = run(config, workspace, progress, tables=measure)
+    if not outcome.is_new:
+        progress.line("nothing to do: the demo is complete; what it measured then:")
+    show(json.loads(storage.read("demo-table.json")), progress)
+    assert outcome.page is not None
+    progress.line(f"report: {storage.full(outcome.page)}")
+
+
+def prepare(folder: Path, seed: int, progress: Progress) -> Any:
+    """The generated inputs, with one line of progress per piece."""
+    from prefsel.world.demo import Sizes, make_inputs
+
+    sizes = Sizes()
+    total = sizes.policy_steps + sizes.reward_steps + sizes.num_prompts
+    done: dict[str, int] = {}
+    with progress.track("make a world", total, "steps") as counter:
+
+        def told(task: str, so_far: int, of: int) -> None:
+            counter.advance(so_far - done.get(task, 0), task)
+            done[task] = so_far
+
+        inputs = make_inputs(folder, seed=seed, on_progress=told)
+    made = ", ".join(f"{piece} {seconds:.0f} s" for piece, seconds in inputs.seconds.items())
+    accuracy = ", ".join(f"{head} {share:.2f}" for head, share in inputs.reward_accuracy.items())
+    progress.line(f"world     {sizes.num_prompts:,} prompts x {sizes.num_responses} responses of the policy ({made})")
+    progress.line(f"world     reward model from {inputs.num_proxy_labels:,} fresh labels; held-out accuracy {accuracy}")
+    return inputs
+
+
+def demo_config(inputs: Any, seed: int) -> dict[str, Any]:
+    """The configuration of the demo: what a user would write for such a corpus."""
+    from prefsel.world.gold import ASPECTS
+
+    model = {"kind": "pretrained", "dtype": "fp32", "max_length": 160}
+    dpo = {
+        "model": "policy",
+        "reference": "policy",
+        "beta": 0.1,
+        "learning_rate": 1e-3,
+        "dtype": "fp32",
+        "zero_stage": 2,
+        "global_batch_pairs": 24,
+        "micro_batch_pairs": 24,
+        "token_budget": 8192,
+        "max_steps": 120,
+        "max_eval_pairs": 128,
+        "seed": seed,
+    }
+    return {
+        "name": "demo",
+        "sources": [{"name": "world", "paths": [str(inputs.corpus)], "format": "ultrafeedback"}],
+        "ingest": {"rows_per_shard": 300},
+        "split": {"holdout": 0.05},
+        "models": [
+            {**model, "name": "policy", "path": str(inputs.policy)},
+            {**model, "name": "reward", "path": str(inputs.reward_model)},
+        ],
+        "scorers": [
+            {"kind": "causal_logps", "model": "policy"},
+            {"kind": "reward_model", "model": "reward"},
+            {"kind": "imported", "name": "ratings", "field": list(ASPECTS), "as": "ratings"},
+        ],
+        "metrics": [
+            {
+                "name": "divergence",
+                "metric": "preference_divergence",
+                "params": {"aspects": list(ASPECTS), "source": "ratings"},
+            },
+            {"name": "potential", "metric": "alignment_potential", "params": {"rm": "overall", "policy": "policy"}},
+            {"name": "random", "metric": "random", "params": {"seed": seed}},
+        ],
+        "selections": [
+            {"name": "random30", "rule": {"kind": "top", "score": "score_random", "ratio": 0.3}},
+            {"name": "pd30", "rule": {"kind": "top", "score": "score_divergence", "ratio": 0.3}},
+            {"name": "potential30", "rule": {"kind": "top", "score": "score_potential", "ratio": 0.3}},
+        ],
+        "train": [{**dpo, "name": f"dpo-{name}", "selection": name} for name in MODELS],
+        "ray": {"num_cpus": 2, "object_store_gib": 0.5},
+    }
+
+
+def gold_table(
+    lineage: Lineage, reports: Sequence[StageReport], inputs: Any, seed: int, progress: Progress
+) -> dict[str, Any]:
+    """Gold reward of the responses of every model to the held-out prompts, sampled and greedy."""
+    from prefsel.world.demo import evaluate_gold, read_prompts
+
+    prompts = read_prompts(inputs.heldout)
+    trained = {report.name: report for report in reports if report.stage == "train"}
+    folders = {"untrained": (inputs.policy, 0)}
+    for name in MODELS:
+        report = trained[f"dpo-{name}"]
+        folders[name] = (lineage.storage.local(report.artifact), report.rows_out)
+    rows: list[list[Any]] = []
+    base: tuple[float, ...] = ()
+    with progress.track("measure gold", len(folders), "models") as counter:
+        for name, (folder, pairs) in folders.items():
+            sampled = evaluate_gold(folder, prompts, seed=seed + 1)
+            greedy = evaluate_gold(folder, prompts, seed=seed + 1, temperature=0.0)
+            base = base or sampled.per_prompt
+            gain, error = paired(sampled.per_prompt, base)
+            words = sampled.mean_length
+            rows.append([name, pairs, sampled.mean, sampled.sem, gain, error, greedy.mean, greedy.sem, words])
+            counter.advance()
+    return {
+        "title": "Gold reward of each model's responses",
+        "note": f"{len(prompts)} held-out prompts, one response each. Gold is standardised over the grammar; ± is one "
+        "standard error over prompts, of one training run: differences of a few of them need more seeds.",
+        "columns": ["model", "pairs", "gold, T = 1", "±", "gain", "±", "gold, greedy", "±", "words"],
+        "rows": rows,
+    }
+
+
+def paired(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
+    """Mean difference over the same prompts, and its standard error."""
+    differences = [value - other for value, other in zip(values, base)]
+    mean = sum(differences) / len(differences)
+    variance = sum((difference - mean) ** 2 for difference in differences) / (len(differences) - 1)
+    return mean, math.sqrt(variance / len(differences))
+
+
+def show(table: dict[str, Any], progress: Progress) -> None:
+    """Print the table."""
+    shown = Table(title=table["title"], caption=table["note"], title_justify="left", caption_justify="left")
+    for name in table["columns"]:
+        shown.add_column(name, justify="left" if name == "model" else "right")
+    for row in table["rows"]:
+        shown.add_row(*(f"{value:.2f}" if isinstance(value, float) else f"{value}" for value in row))
+    progress.show(shown)
