@@ -11,16 +11,21 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
+from markupsafe import Markup, escape
 
-from prefsel.report import plots, tables
-from prefsel.report.cells import duration, number, one_decimal, percent, plain, text_of
-from prefsel.report.flow import accounting, flow, story
+from prefsel.report import plots, tables, trained
+from prefsel.report.cells import duration, number, one_decimal, percent, text_of
+from prefsel.report.flow import accounting, flow
+from prefsel.report.story import story
 
-PREVIEW_CHARACTERS = 420
-"""A text longer than this by half is folded after so many."""
+PREVIEW_CHARACTERS, PREVIEW_LINES = 420, 14
+"""A text longer than this by half is folded after so much."""
+MAX_CHARACTERS = 20_000
+"""Of one text; a page stays a page whatever lies in the corpus."""
 MANY_ROWS = 12
 """A table with more rows is folded."""
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -106,13 +111,19 @@ def _when(value: Any) -> str:
 
 
 def _is_long(text: str) -> bool:
-    return len(text) > 1.5 * PREVIEW_CHARACTERS
+    return len(text) > 1.5 * PREVIEW_CHARACTERS or text.count("\n") > 1.5 * PREVIEW_LINES
 
 
 def _preview(text: str) -> str:
     """The beginning of a long text, up to a space near the limit."""
-    head = text[:PREVIEW_CHARACTERS]
+    head = "\n".join(text[:PREVIEW_CHARACTERS].split("\n")[:PREVIEW_LINES])
     return head[: head.rfind(" ")] if " " in head[PREVIEW_CHARACTERS // 2 :] else head
+
+
+def _capped(text: str) -> str:
+    if len(text) <= MAX_CHARACTERS:
+        return text
+    return f"{text[:MAX_CHARACTERS]}… (cut after {MAX_CHARACTERS:,} of {len(text):,} characters)"
 
 
 def _one_line(text: Any, limit: int = 110) -> str:
@@ -120,10 +131,16 @@ def _one_line(text: Any, limit: int = 110) -> str:
     return line if len(line) <= limit else line[:limit].rstrip() + "…"
 
 
+def _breakable(text: Any) -> Markup:
+    """Text in which a line may break after the joints of a name or a path."""
+    return Markup(re.sub(r"([_:/@])(?=.)", r"\1<wbr>", str(escape(text))))
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
+@cache
 def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("prefsel", "report"),
@@ -136,13 +153,14 @@ def _environment() -> Environment:
         "one_decimal": one_decimal,
         "percent": percent,
         "duration": duration,
-        "plain": plain,
         "text": text_of,
         "when": _when,
         "preview": _preview,
+        "capped": _capped,
         "one_line": _one_line,
         "json": _json,
+        "breakable": _breakable,
     }
     made.tests |= {"long": _is_long}
-    made.globals |= {"tables": tables, "plots": plots, "MANY_ROWS": MANY_ROWS}
+    made.globals |= {"tables": tables, "trained": trained, "plots": plots, "MANY_ROWS": MANY_ROWS}
     return made

@@ -66,7 +66,7 @@ NARROW = 1 / 200
 
 def score_histogram(score: Mapping[str, Any]) -> Markup | None:
     """The distribution of one metric's scores over the eligible pairs, with its mean."""
-    found = _density(score.get("histogram"))
+    found = density(score.get("histogram"))
     if found is None:
         return None
     edges, density_B, peaks = found
@@ -83,12 +83,12 @@ def score_histogram(score: Mapping[str, Any]) -> Markup | None:
 
 def selection_histogram(selection: Mapping[str, Any]) -> Markup | None:
     """The scores of all eligible pairs and, on the same scale, of the kept ones, with the threshold."""
-    found = _density(selection.get("all_histogram"))
+    found = density(selection.get("all_histogram"))
     if found is None:
         return None
     edges, density_B, peaks = found
     total = float(np.sum(selection["all_histogram"]["counts"]))
-    kept = _density(selection.get("kept_histogram"), total=total)
+    kept = density(selection.get("kept_histogram"), total=total)
     with matplotlib.rc_context(RC):
         figure, axes = _figure()
         axes.stairs(density_B, edges, fill=True, color=ALL, alpha=0.25, label="eligible")
@@ -103,13 +103,15 @@ def selection_histogram(selection: Mapping[str, Any]) -> Markup | None:
         return _svg(figure, f"Scores of the pairs that {selection.get('name')} kept, among all eligible ones")
 
 
-def _density(
+def density(
     histogram: Any, total: float | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[float, float]]] | None:
     """Edges, density and point masses (centre, share) of a histogram; None when it is empty or not finite."""
-    if not histogram or not histogram.get("counts"):
+    if not histogram or len(histogram.get("edges") or []) != len(histogram.get("counts") or []) + 1:
         return None
     edges, count_B = np.asarray(histogram["edges"], float), np.asarray(histogram["counts"], float)
+    if not count_B.size:
+        return None
     whole = count_B.sum() if total is None else total
     if not (np.isfinite(edges).all() and np.isfinite(count_B).all()) or whole <= 0 or edges[-1] <= edges[0]:
         return None

@@ -6,7 +6,6 @@ plain text; escaping is the template's work.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,8 +53,6 @@ STEPS = {
     "train": "Training",
 }
 """Stages in the order of the flow."""
-ROUNDING = 1e-3
-"""Nats of margin that packing in another order can make."""
 LOOKS_NUMERIC = re.compile(r"[+−–-]?[\d.,]+( ?(%|±|×|[a-zA-Z/]{1,8}\b)[ \d.,%]*)?|–")
 
 
@@ -122,7 +119,7 @@ def stage_title(stage: Mapping[str, Any]) -> str:
 
 
 def _where(stage: Mapping[str, Any]) -> tuple[str, str]:
-    name = str(stage.get("stage"))
+    name = text_of(stage.get("stage"))
     return STEPS.get(name, name), text_of(stage.get("name"))
 
 
@@ -246,6 +243,8 @@ def length_bias(selections: Sequence[Mapping[str, Any]]) -> Table:
 def rule_sentence(rule: Mapping[str, Any]) -> str:
     """What a rule keeps, in words; empty for a kind that is not known here."""
     score, reverse = rule.get("score"), bool(rule.get("reverse"))
+    if not score:
+        return ""
     ratio, count = rule.get("ratio"), rule.get("count")
     budget = f"{plain(100 * ratio)} %" if is_number(ratio) else f"{number(count)} pairs"
     end = "lowest" if reverse else "highest"
@@ -271,7 +270,7 @@ def thresholds(selection: Mapping[str, Any]) -> Table:
         elif cut is None:
             rows.append((stratum, ABSENT, "nothing kept"))
         elif not isinstance(cut, bool):
-            rows.append((f"{stratum} edge", exact(cut), "strict: none"))
+            rows.append((f"{stratum} edge", exact(cut), "all ties kept" if found.get("reverse") else "strict: none"))
     return table({"Threshold of": "text", "Score": "mono", "Last pair_id kept among ties": "mono"}, rows)
 
 
@@ -304,74 +303,6 @@ def example_numbers(numbers: Mapping[str, Any]) -> Table:
         gap = chosen - rejected if is_number(chosen) and is_number(rejected) else None
         rows.append((stem, *aligned([chosen, rejected, gap], digits=5), cell(pair.get("pair"))))
     return table({"": "mono", "Chosen": "num", "Rejected": "num", "Difference": "num", "Pair": "num"}, rows)
-
-
-# ------------------------------------------------------------------------------------------------------ training
-
-
-def evaluated(training: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Held-out numbers before the first step and after the last one; empty where there are none."""
-    found = sorted(training.get("evaluations") or [], key=lambda one: one.get("step") or 0)
-    before = found[0] if found and not found[0].get("step") else {}
-    after = found[-1] if found and found[-1].get("step") else {}
-    return dict(before), dict(after)
-
-
-def standard_error(evaluation: Mapping[str, Any]) -> float | None:
-    r"""Standard error of an accuracy over n pairs, \(\sqrt{p(1-p)/n}\)."""
-    share, pairs = evaluation.get("accuracy"), evaluation.get("num_pairs")
-    if share is None or pairs is None or not (is_number(share) and is_number(pairs)) or pairs <= 0:
-        return None
-    return math.sqrt(max(0.0, share * (1 - share)) / pairs)
-
-
-def trainings(found: Sequence[Mapping[str, Any]]) -> Table:
-    """One row per training: what it saw, and held-out numbers before and after."""
-    rows = []
-    for training in found:
-        before, after = evaluated(training)
-        steps = max((record.get("step") or 0 for record in training.get("history") or []), default=None)
-        error = standard_error(after)
-        rows.append(
-            [
-                text_of(training.get("name")),
-                text_of(training.get("selection")),
-                number(training.get("num_pairs")),
-                number(steps),
-                number(after.get("num_pairs") or before.get("num_pairs")),
-                number(before.get("loss")),
-                number(after.get("loss")),
-                percent(before.get("accuracy")),
-                percent(after.get("accuracy")),
-                f"± {100 * error:.1f}" if error is not None else ABSENT,
-                number(after.get("margin")),
-                duration(training.get("seconds")),
-            ]
-        )
-    columns = {"Training": "text", "Selection": "text", "Pairs": "num", "Steps": "num", "Held-out pairs": "num"}
-    columns |= {"Loss before": "num", "Loss after": "num", "Accuracy before": "num", "Accuracy after": "num"}
-    return table(columns | {"s.e. (points)": "num", "Margin after": "num", "Time": "num"}, rows)
-
-
-def starts_at_reference(found: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether some training began with the policy equal to its reference: held-out margins of zero up to rounding."""
-    margins = [evaluated(training)[0].get("margin") for training in found]
-    return any(is_number(margin) and abs(margin) < ROUNDING for margin in margins)
-
-
-def self_checks(training: Mapping[str, Any]) -> Table:
-    """What the training proved about itself before and after."""
-    rows = [
-        (text_of(one.get("name")), *(plain(one.get(key)) for key in ("value", "expected", "tolerance")), _verdict(one))
-        for one in training.get("self_checks") or []
-    ]
-    columns = {"Self-check": "text", "Value": "num", "Expected": "num", "Tolerance": "num", "Verdict": "text"}
-    return table(columns, rows)
-
-
-def _verdict(one: Mapping[str, Any]) -> str:
-    is_ok = one.get("ok")
-    return ABSENT if is_ok is None else "passed" if is_ok else "FAILED"
 
 
 # ------------------------------------------------------------------------------------------------- tables as given
