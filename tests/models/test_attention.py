@@ -78,6 +78,26 @@ def test_no_variable_length_kernel_on_a_cpu_or_in_fp32():
     assert not has_varlen(torch.float32, torch.device("cuda"), 64)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the variable-length kernel needs a GPU")
+@pytest.mark.parametrize("num_key_heads", [8, 2])
+def test_the_kernel_equals_matrix_products(num_key_heads):
+    generator = torch.Generator("cuda").manual_seed(0)
+    tensors = [
+        torch.randn(1, heads, NUM_TOKENS, 64, generator=generator, device="cuda", dtype=torch.bfloat16)
+        for heads in (8, num_key_heads, num_key_heads)
+    ]
+    options = {"dtype": torch.bfloat16, "device": torch.device("cuda"), "head_dim": 64}
+    outputs = {}
+    for kernel in ("varlen", "matmul"):
+        inputs = [tensor.clone().requires_grad_() for tensor in tensors]
+        layout = build_layout(SEGMENTS, **options, kernel=kernel)
+        output, _ = prompt_tree_attention(None, *inputs, None, layout=layout)
+        output.float().square().sum().backward()
+        outputs[kernel] = [output, *(tensor.grad for tensor in inputs)]
+    for got, expected in zip(*outputs.values()):
+        assert torch.linalg.norm((got - expected).float()) <= 0.02 * torch.linalg.norm(expected.float())
+
+
 @torch.no_grad()
 def test_ordinary_calls_stay_ordinary():
     from prefsel.models.attention import IMPLEMENTATION

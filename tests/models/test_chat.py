@@ -107,6 +107,23 @@ def test_a_template_whose_prompt_is_no_token_prefix_is_named_with_the_place(toke
         )
 
 
+def test_a_rare_template_error_can_be_tolerated():
+    tokenizer = bpe_tokenizer()
+    template = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    encoder = Encoder(tokenizer, template + "{{ m.content }}{% endfor %}")
+    ca, tool = [{"role": "user", "content": "the ca"}], [{"role": "tool", "content": "x"}]
+    sat, t = [{"role": "assistant", "content": " sat"}], [{"role": "assistant", "content": "t"}]
+    groups = [(ca, [sat, t, sat]), (tool, [sat]), (ca, [sat, sat]), (ca, [sat])]
+    encoded = encoder.encode_groups(groups, strict=False)
+    assert [g.status for g in encoded] == [["ok", "template_error", "ok"], ["template_error"], ["ok", "ok"], ["ok"]]
+    alone = encoder.encode_group(ca, [sat])
+    assert encoded[0].prompt_tokens == alone.prompt_tokens
+    assert encoded[0].completion_tokens == [alone.completion_tokens[0], [], alone.completion_tokens[0]]
+    for wrong, strict in (groups, True), (groups[:3], False):
+        with pytest.raises(TemplateError, match="not a token prefix of the conversation with completion 1"):
+            encoder.encode_groups(wrong, strict=strict)
+
+
 def test_what_a_template_refuses_is_an_error_with_its_own_words(tokenizer):
     template = "{{ raise_exception('no system role') }}"
     with pytest.raises(TemplateError, match="no system role; message roles were"):

@@ -69,7 +69,18 @@ def test_order_and_neighbours_do_not_matter():
 def test_head_chunks_do_not_matter():
     model = tiny_causal()
     groups = random_groups([3, 3])
-    assert_equal(packed(model, groups, head_chunk=7), packed(model, groups), 1e-6)
+    calls = []
+    hook = model.lm_head.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    assert_equal(packed(model, groups, 10_000, head_chunk=7), packed(model, groups, 10_000), 1e-6)
+    *chunks, whole = calls
+    assert sum(chunks) == whole
+    assert max(chunks) == 7
+    calls.clear()
+    with torch.enable_grad():
+        # Workers under ZeRO-3 must call the head equally often, however long their rows are.
+        packed(model, groups, 10_000, head_chunk=7)
+    assert calls == [whole]
+    hook.remove()
 
 
 @torch.no_grad()

@@ -1,0 +1,245 @@
+r"""The one attention function of packed rows: block-causal within each segment, nothing across segments.
+
+A prompt attends causally to itself, each response to its prompt and causally to itself. Transformers calls it under
+the name `IMPLEMENTATION`; the segments arrive as the keyword `layout` of the model's own call, which every decoder
+layer passes on, so they are there again when gradient checkpointing recomputes a layer and inside `torch.func.jvp`.
+Without `layout` the function is the ordinary scaled-dot-product attention, so a model that is set to it can also be
+called, padded, or sampled from as usual.
+
+Shapes: T tokens of the row, M queries of a key head in a block, N keys of a block, H query heads, K key heads,
+G = H / K, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from prefsel.models.tree import Segment
+
+IMPLEMENTATION = "prefsel_prompt_tree"
+BLOCK_QUERIES = 64
+"""Queries of one matmul–softmax–matmul. On one core 64 was as fast as 128, 256 and torch's fused kernel, or
+faster, from 4 heads of 16 to 14 of 64, and its excess over the causal triangle is the smallest: 32 scores a query."""
+
+Kernel = Literal["auto", "matmul", "varlen"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries [start, end) of the row attend to `keys`: the last of them causally, the others in full."""
+
+    start: int
+    end: int
+    context: tuple[int, int]
+    """(start, end) of the prompt's rows; empty for a block of the prompt itself."""
+    own: int
+    """The row where the block's own prompt or response begins."""
+
+    @property
+    def num_keys(self) -> int:
+        """Rows of the context and of the own part up to the last query."""
+        return self.context[1] - self.context[0] + self.end - self.own
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one packed row attends; built once per row, used by every layer."""
+
+    segments: tuple[Segment, ...]
+    blocks: tuple[tuple[Block, ...], ...]
+    """Per prompt or response, in row order: its blocks."""
+    causal: Tensor
+    """[B, B] of 0 and −inf: the diagonal corner of a block."""
+    varlen: VarlenLayout | None
+    """For the variable-length kernel; None: matrix products."""
+
+
+@dataclass(frozen=True)
+class VarlenLayout:
+    """Prompts and responses as sequences of the variable-length kernel: few queries, keys gathered with the prompt."""
+
+    key_rows: Tensor
+    cu_queries: Tensor
+    cu_keys: Tensor
+    max_queries: int
+    max_keys: int
+
+
+def blocks_of(segments: Sequence[Segment]) -> Iterator[tuple[Block, ...]]:
+    """The blocks of every non-empty prompt and response."""
+    for segment in segments:
+        prompt_end = segment.start + segment.prompt_length
+        pieces = [(segment.start, prompt_end, (0, 0))]
+        pieces += [(start, end, (segment.start, prompt_end)) for start, end in segment.responses]
+        for own, end, context in pieces:
+            if own < end:
+                yield tuple(
+                    Block(start, min(start + BLOCK_QUERIES, end), context, own)
+                    for start in range(own, end, BLOCK_QUERIES)
+                )
+
+
+def attention_area(segments: Sequence[Segment]) -> int:
+    """Query-key products per head that the matrix products compute for a row."""
+    return sum((block.end - block.start) * block.num_keys for blocks in blocks_of(segments) for block in blocks)
+
+
+def build_layout(
+    segments: tuple[Segment, ...], *, dtype: torch.dtype, device: torch.device, head_dim: int, kernel: Kernel = "auto"
+) -> Layout:
+    """Prepare the attention of one row.
+
+    Args:
+        segments: Where prompts and responses lie.
+        dtype: Of queries and keys.
+        device: Where they are.
+        head_dim: D; the variable-length kernel takes multiples of 8 up to 256.
+        kernel: `auto` takes the variable-length kernel where it serves this dtype and device, else matrix products;
+            `matmul` is what forward-mode derivatives need (fused kernels have none).
+    """
+    blocks = tuple(blocks_of(segments))
+    varlen = None
+    if kernel == "varlen" or (kernel == "auto" and has_varlen(dtype, device, head_dim)):
+        varlen = _varlen_layout(blocks, device)
+    corner = torch.full((BLOCK_QUERIES, BLOCK_QUERIES), float("-inf"), dtype=dtype, device=device).triu(1)
+    return Layout(segments=segments, blocks=blocks, causal=corner, varlen=varlen)
+
+
+def has_varlen(dtype: torch.dtype, device: torch.device, head_dim: int) -> bool:
+    """Whether torch's variable-length kernel serves these tensors (half precision on Ampere or newer)."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or head_dim % 8 or head_dim > 256:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0) and _varlen_attn() is not None
+
+
+def prompt_tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    layout: Layout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it.
+
+    Args:
+        module: The attention layer.
+        query: [1, H, T, D].
+        key: [1, K, T, D], K dividing H.
+        value: [1, K, T, D].
+        attention_mask: Ignored for packed rows.
+        scaling: Factor of the scores; default 1/√D.
+        dropout: Probability with which attention weights are zeroed.
+        layout: The segments of a packed row; None: ordinary attention.
+        **kwargs: Passed to ordinary attention.
+
+    Returns:
+        [1, T, H, D], and None in place of the weights.
+    """
+    if layout is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if layout.varlen is not None and not dropout:
+        return _varlen(query[0], key[0], value[0], layout.varlen, scaling)[None], None
+    return _matmul(query[0], key[0], value[0], layout, scaling, dropout)[None], None
+
+
+def _matmul(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, layout: Layout, scaling: float, p: float) -> Tensor:
+    """Matmul–softmax–matmul per block, [T, H, D]; grouped query heads share one product with their key head."""
+    num_heads, num_tokens, head_dim = query_HTD.shape
+    num_key_heads = key_KTD.shape[0]
+    query_KGTD = query_HTD.reshape(num_key_heads, num_heads // num_key_heads, num_tokens, head_dim)
+    causal = layout.causal.to(query_HTD.device)  # a model may be spread over several devices
+    outputs = []
+    for blocks in layout.blocks:
+        keys_KND, values_KND = (_with_context(rows, blocks[-1]) for rows in (key_KTD, value_KTD))
+        for block in blocks:
+            num_queries, num_keys = block.end - block.start, block.num_keys
+            query_KMD = query_KGTD[:, :, block.start : block.end].reshape(num_key_heads, -1, head_dim) * scaling
+            scores_KMN = query_KMD @ keys_KND[:, :num_keys].transpose(1, 2)
+            corner = scores_KMN.view(num_key_heads, -1, num_queries, num_keys)[..., num_keys - num_queries :]
+            corner += causal[:num_queries, :num_queries]
+            weights_KMN = scores_KMN.softmax(dim=-1, dtype=_softmax_dtype(scores_KMN)).to(query_HTD.dtype)
+            if p:
+                weights_KMN = nn.functional.dropout(weights_KMN, p)
+            output_KMD = weights_KMN @ values_KND[:, :num_keys]
+            outputs.append(output_KMD.view(num_heads, num_queries, head_dim))
+    return torch.cat(outputs, dim=1).transpose(0, 1)
+
+
+def _with_context(rows_KTD: Tensor, last: Block) -> Tensor:
+    """Rows of the prompt, then those of the response up to the end of its last block."""
+    start, end = last.context
+    own = rows_KTD[:, last.own : last.end]
+    if start == end:
+        return own
+    if end == last.own:
+        return rows_KTD[:, start : last.end]  # the first response follows its prompt: nothing to copy
+    return torch.cat([rows_KTD[:, start:end], own], dim=1)
+
+
+def _softmax_dtype(scores: Tensor) -> torch.dtype:
+    return torch.promote_types(scores.dtype, torch.float32)
+
+
+def _varlen_attn() -> Callable[..., Tensor] | None:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
+
+
+def _varlen_layout(blocks: tuple[tuple[Block, ...], ...], device: torch.device) -> VarlenLayout:
+    rows: list[int] = []
+    num_queries, num_keys = [0], [0]
+    for piece in blocks:
+        context, own, end = piece[-1].context, piece[-1].own, piece[-1].end
+        rows += [*range(*context), *range(own, end)]
+        num_queries.append(end - own)
+        num_keys.append(piece[-1].num_keys)
+    cu_queries, cu_keys = (
+        torch.tensor(lengths, device=device).cumsum(0).to(torch.int32) for lengths in (num_queries, num_keys)
+    )
+    return VarlenLayout(torch.tensor(rows, device=device), cu_queries, cu_keys, max(num_queries), max(num_keys))
+
+
+def _varlen(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, layout: VarlenLayout, scaling: float) -> Tensor:
+    """One variable-length kernel for the whole row, [T, H, D]; its causal mask is aligned to the last key."""
+    varlen_attn = _varlen_attn()
+    assert varlen_attn is not None
+    query_THD = query_HTD.transpose(0, 1).contiguous()
+    key_rows, cu_queries, cu_keys = (
+        ids.to(query_HTD.device) for ids in (layout.key_rows, layout.cu_queries, layout.cu_keys)
+    )
+    key_NKD, value_NKD = (rows.transpose(0, 1).index_select(0, key_rows) for rows in (key_KTD, value_KTD))
+    return varlen_attn(
+        query_THD,
+        key_NKD,
+        value_NKD,
+        cu_queries,
+        cu_keys,
+        layout.max_queries,
+        layout.max_keys,
+        scale=scaling,
+        window_size=(-1, 0),
+        enable_gqa=query_THD.shape[1] != key_NKD.shape[1],
+    )
+
+
+AttentionInterface.register(IMPLEMENTATION, prompt_tree_attention)
+# Ordinary calls need the ordinary mask; packed ones pass a 4-D mask, which transformers hands on as it is.
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

@@ -1,0 +1,83 @@
+"""Rewards of completions from sequence classifiers with one or several named heads, on packed rows.
+
+The classifier reads one hidden row of each sequence: that of its last token, or, as in transformers at batch 1, of the
+last token that is not the model's pad token. With pad = eos that is the token *before* a final eos, the row such a
+head was trained on. Which sequences lie beside it does not matter: no padding of ours ever enters.
+
+Shapes: T tokens of a row, C completions, D hidden size, H heads.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from prefsel.errors import UserError
+from prefsel.models.attention import Kernel
+from prefsel.models.loading import supports_packing, unwrapped
+from prefsel.models.logps import Route, packed_hidden
+from prefsel.models.padded import pad, padded_rewards
+from prefsel.models.tree import PackedBatch, pack
+
+
+def packed_rewards(model: nn.Module, batch: PackedBatch, *, kernel: Kernel = "auto") -> Tensor:
+    """Rewards of every completion of a packed row.
+
+    Args:
+        model: A classifier that `supports_packed_rewards`.
+        batch: The row, on the model's device.
+        kernel: Attention, see `attention.build_layout`.
+
+    Returns:
+        [C, H] float64, in the order of `batch.completion_index` and of the model's labels; with gradient if enabled.
+
+    Raises:
+        UserError: The model cannot be packed exactly; names why.
+    """
+    is_supported, reason = supports_packed_rewards(model)
+    if not is_supported:
+        raise UserError(f"this reward model cannot be packed: {reason}")
+    hidden_TD = packed_hidden(model, batch, kernel=kernel)
+    rows_C = reward_rows(batch, unwrapped(model).config.pad_token_id).to(hidden_TD.device)
+    return unwrapped(model).score(hidden_TD.index_select(0, rows_C)).double()
+
+
+def reward_rows(batch: PackedBatch, pad_token_id: int | None) -> Tensor:
+    """The hidden row each completion is judged by, [C]: its last token that is not `pad_token_id`."""
+    ids_T = batch.input_ids_T
+    bounds = [
+        (segment.start, segment.start + segment.prompt_length, start, end)
+        for segment in batch.segments
+        for start, end in segment.responses
+    ]
+    prompt_C, prompt_end_C, start_C, end_C = torch.tensor(bounds, device=ids_T.device).reshape(-1, 4).unbind(1)
+    row_T = torch.arange(len(ids_T), device=ids_T.device)
+    if pad_token_id is not None:
+        row_T = torch.where(ids_T != pad_token_id, row_T, -1).cummax(0).values
+    # The last row up to the response's end, if it lies in the response; else in the prompt; else the first token.
+    last_C, last_prompt_C = row_T[end_C - 1], row_T[prompt_end_C - 1]
+    return torch.where((last_C >= start_C) & (end_C > start_C), last_C, torch.maximum(last_prompt_C, prompt_C))
+
+
+def supports_packed_rewards(model: nn.Module) -> tuple[bool, str]:
+    """Whether packed rows give exactly this classifier's outputs, and if not, why."""
+    is_supported, reason = supports_packing(model)
+    if not is_supported:
+        return False, reason
+    inner = unwrapped(model)
+    if not type(inner).__name__.endswith("ForSequenceClassification") or not isinstance(
+        getattr(inner, "score", None), nn.Module
+    ):
+        return False, f"{type(inner).__name__} has no `score` layer on its last hidden state"
+    return True, ""
+
+
+def reward_route(model: nn.Module) -> Route:
+    """How a reward model is run; padded rows take the model's own pad token, and without one are single."""
+    is_packed, reason = supports_packed_rewards(model)
+    if is_packed:
+        return Route(True, "", pack, partial(packed_rewards, model))
+    rows = partial(pad, pad_token_id=unwrapped(model).config.pad_token_id)
+    return Route(False, reason, rows, partial(padded_rewards, model))

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from tiny_models import bpe_tokenizer, tiny_causal, tiny_reward
+from transformers import AutoModelForCausalLM
+
+from prefsel.errors import UserError
+from prefsel.models.attention import IMPLEMENTATION
+from prefsel.models.loading import (
+    context_length,
+    head_names,
+    load_causal,
+    load_reward,
+    load_tokenizer,
+    model_identity,
+    model_shape,
+    supports_packing,
+)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    tiny_causal().save_pretrained(folder)
+    bpe_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def test_loads_in_evaluation_mode_with_the_registered_attention(folder):
+    model = load_causal(str(folder), dtype="bf16", device="cpu")
+    assert not model.training
+    assert model.dtype == torch.bfloat16
+    assert model.config._attn_implementation == IMPLEMENTATION
+    assert load_tokenizer(str(folder)).chat_template
+
+
+def test_the_same_logits_as_transformers_own_loading(folder):
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
+        assert torch.equal(load_causal(str(folder), dtype=torch.float32, device="cpu")(ids).logits, expected)
+
+
+def test_a_saved_copy_loads_without_this_package(folder, tmp_path):
+    load_causal(str(folder), dtype="fp32", device="cpu").save_pretrained(tmp_path / "copy")
+    assert IMPLEMENTATION not in (tmp_path / "copy" / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("remove", "message"),
+    [("config.json", "no config.json"), ("*.safetensors", r"no \*\.safetensors"), ("*", "no config.json")],
+)
+def test_what_a_directory_lacks_is_named(folder, remove, message):
+    for file in folder.glob(remove):
+        file.unlink()
+    with pytest.raises(UserError, match=f"{folder}.*{message}"):
+        load_causal(str(folder), dtype="fp32", device="cpu")
+
+
+def test_pickled_weights_are_not_read(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"found \['pytorch_model.bin'\], which is not read"):
+        load_causal(str(folder), dtype="fp32", device="cpu")
+
+
+def test_a_missing_tokenizer_is_named(folder):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=f"{folder}: no tokenizer in the directory; expected one of tokenizer.json"):
+        load_tokenizer(str(folder))
+
+
+def test_a_missing_directory_is_not_looked_up_on_a_hub(tmp_path):
+    with pytest.raises(UserError, match="no such directory"):
+        load_causal(str(tmp_path / "none"), dtype="fp32", device="cpu")
+
+
+def test_a_language_model_is_no_reward_model(folder):
+    with pytest.raises(
+        UserError, match=r"weights lack 1 tensors of LlamaForSequenceClassification: \['score.weight'\]"
+    ):
+        load_reward(str(folder), dtype="fp32", device="cpu")
+
+
+def test_wrong_options_name_the_valid_ones(folder):
+    with pytest.raises(UserError, match="dtype: got 'int3'; valid: fp32, bf16, fp16"):
+        load_causal(str(folder), dtype="int3", device="cpu")
+    with pytest.raises(UserError, match=r"revision: got 'main'; valid: the 40 hex digits"):
+        load_causal("some/model", dtype="fp32", device="cpu", revision="main", trust_remote_code=True)
+    with pytest.raises(UserError, match="gpus_per_replica: got 99"):
+        load_causal(str(folder), dtype="fp32", device="cpu", gpus_per_replica=99)
+
+
+def test_identity_follows_the_content(folder):
+    first = model_identity(str(folder))
+    assert model_identity(str(shutil.copytree(folder, folder.parent / "copy"))) == first
+    (folder / "tokenizer_config.json").write_text("{}")
+    second = model_identity(str(folder))
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    assert len({first, second, model_identity(str(folder))}) == 3
+
+
+def test_identity_of_a_hub_commit_is_the_commit():
+    assert model_identity("some/model", revision="0123456789" * 4) == "0123456789" * 4
+
+
+def test_heads_are_named_by_the_configuration(tmp_path):
+    model = tiny_reward(num_labels=2, id2label={0: "honesty", 1: "helpfulness"})
+    model.save_pretrained(tmp_path)
+    assert head_names(str(tmp_path)) == ["honesty", "helpfulness"]
+    assert load_reward(str(tmp_path), dtype="fp32", device="cpu").config.num_labels == 2
+
+
+def test_context_length_is_the_shortest_declared():
+    model = tiny_causal()
+    assert context_length(model, bpe_tokenizer()) == 256
+    tokenizer = bpe_tokenizer()
+    tokenizer.model_max_length = 100
+    assert context_length(model, tokenizer) == 100
+
+
+def test_shape_by_hand():
+    # Per layer: q 32·32, k and v 32·16, o 32·32, three of 32·64.
+    shape = model_shape(tiny_causal())
+    assert shape.trunk_parameters == 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
+    assert shape.head_parameters == 400 * 32
+    assert (shape.num_layers, shape.attention_width) == (2, 32)
+    assert model_shape(tiny_reward()).head_parameters == 0
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "reason"),
+    [
+        ("mistral", {"sliding_window": 16}, "sliding-window"),
+        ("gemma2", {}, "'gemma2' is not among the tested"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "'dynamic' rotary"),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True}, "hybrid"),
+    ],
+)
+def test_what_packing_would_not_serve_exactly(model_type, options, reason):
+    is_supported, why = supports_packing(tiny_causal(model_type, **options))
+    assert not is_supported
+    assert reason in why
+
+
+def test_the_configuration_on_disk_is_read(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"is_causal": False}))
+    assert supports_packing(load_causal(str(folder), dtype="fp32", device="cpu")) == (
+        False,
+        "its attention is bidirectional",
+    )

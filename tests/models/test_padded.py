@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import naive_logps, random_groups, tiny_causal
+
+from prefsel.models.chat import EncodedGroup
+from prefsel.models.logps import logps_route
+from prefsel.models.padded import pad
+
+PADDED = [("gemma2", {}), ("mistral", {"sliding_window": 16}), ("cohere", {}), ("bloom", {})]
+
+
+def test_a_batch_by_eye():
+    groups = [EncodedGroup([1, 2], [[3], [], [4, 5, 6]], ["ok", "too_long", "ok"], 0)]
+    (batch,) = pad(groups, 100, pad_token_id=9)
+    assert batch.input_ids_BT.tolist() == [[1, 2, 4, 5, 6], [1, 2, 3, 9, 9]]
+    assert batch.attention_mask_BT.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+    assert batch.completion_index == [(0, 2), (0, 0)]
+    assert (batch.trunk_tokens, batch.padding_tokens, batch.repeated_prompt_tokens) == (10, 2, 2)
+    assert (batch.head_rows, batch.attention_area) == (2 * 4, 2 * 25)
+
+
+def test_prompts_cut_on_the_left():
+    (batch,) = pad([EncodedGroup([1, 2, 3], [[4], [5]], ["ok", "ok"], 1, (2, 0))], 100, pad_token_id=0)
+    assert batch.input_ids_BT.tolist() == [[1, 2, 3, 5], [3, 4, 0, 0]]
+    assert batch.prompt_lengths == (3, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("model_type", "options"), PADDED)
+@pytest.mark.parametrize("token_budget", [1, 300])
+def test_equals_one_sequence_at_a_time(model_type, options, token_budget):
+    model = tiny_causal(model_type, **options)
+    route = logps_route(model, pad_token_id=2)
+    assert not route.is_packed
+    groups = random_groups([2, 3])
+    for batch in route.rows(groups, token_budget):
+        for (g, c), value in zip(batch.completion_index, route.forward(batch)):
+            expected = naive_logps(model, groups[g].prompt_tokens, groups[g].completion_tokens[c])
+            assert float(value) == pytest.approx(float(expected), rel=1e-5)
