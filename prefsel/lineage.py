@@ -41,6 +41,11 @@ def scorer_label(scorer: Scorer) -> str:
     return scorer.name if isinstance(scorer, Imported) else scorer.model
 
 
+def rule_metric(rule: Mapping[str, Any]) -> str:
+    """The metric whose score a rule's leaf names."""
+    return str(rule.get("score", "")).removeprefix("score_")
+
+
 @dataclass(frozen=True)
 class ModelRef:
     """A model of the configuration, found."""
@@ -219,10 +224,19 @@ class Lineage:
 
     @cached_property
     def metrics(self) -> dict[str, MetricSpec]:
-        """Every metric by name, with the `random` one that controls need."""
+        """Every metric by name, with the random ones that controls need.
+
+        The control of a metric draws from the pairs that the metric can score, else the two would be compared on
+        different populations.
+        """
         found = {spec.name: spec for spec in self.config.metrics}
-        if any("random" in selection.controls for selection in self.config.selections):
-            found.setdefault("random", MetricSpec(name="random", metric="random"))
+        for selection in self.config.selections:
+            base = found.get(rule_metric(selection.rule))
+            if "random" in selection.controls and base is not None:
+                metric, params = find_metric(base.metric, base.params)
+                among = [name for name in metric.columns(params) if name not in ("pair_id", *metric.labels(params))]
+                name = f"random-{base.name}"
+                found.setdefault(name, MetricSpec(name=name, metric="random", params={"among": among}))
         return found
 
     def text_reader(self) -> PairReader:
@@ -274,13 +288,14 @@ class Lineage:
             else:
                 base = load_summary(self.storage, self.selected_folder(selection.name, selection.rule))
                 assert base is not None, f"selection {selection.name} comes before its controls"
-                rule = {"kind": "top", "score": "score_random", "count": base.rows_out}
+                score = f"score_random-{rule_metric(selection.rule)}"
+                rule = {"kind": "top", "score": score, "count": base.rows_out}
             rules[f"{selection.name}-{control}"] = rule
         return rules
 
     def selected_folder(self, name: str, rule: Mapping[str, Any]) -> str:
         """The selection that `rule` makes; its leaf names the metric."""
-        return self.selection_folder(name, rule, str(rule["score"]).removeprefix("score_"))
+        return self.selection_folder(name, rule, rule_metric(rule))
 
     def selected_dataset(self, name: str) -> str:
         """The dataset of a selection, or of a control, by name.

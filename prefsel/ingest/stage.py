@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prefsel.config import Config, Source
@@ -49,24 +50,30 @@ def ingest(config: Config, storage: Storage, progress: Progress) -> list[StageRe
             it was; the quarantine stays for reading.
     """
     sources = all_sources(config)
-    uris = [(source, uri) for source in sources for path in source.paths for uri in list_files(path)]
+    uris = [(source, travelling(uri)) for source in sources for path in source.paths for uri in list_files(path)]
     with progress.track("hash inputs", len(uris), "files") as counter:
         contents = over_shards(_hash_file, [uri for _, uri in uris], counter=counter)
     tasks = [file_task(source, config, uri, content) for (source, uri), content in zip(uris, contents)]
     first_of = {(task.source, task.record): task for task in reversed(tasks)}
     pending = [task for task in first_of.values() if not storage.exists(task.record)]
-    started = time.monotonic()
     with progress.track("ingest", len(pending), "files") as counter:
         shared = {"storage": storage, "config": config, "sources": {source.name: source for source in sources}}
         over_shards(_ingest_file, pending, shared=shared, counter=counter)
-    seconds = time.monotonic() - started
-    catalog, reports = compose(sources, tasks, storage, {task.record for task in pending}, seconds)
+    catalog, reports = compose(sources, tasks, storage, {task.record for task in pending})
     check_quality(config, catalog, storage)
     write_catalog(storage, catalog)
     for source in catalog.sources:
         for kind in KINDS:
             Artifact(storage, f"{kind}/{source.name}").compact()
     return reports
+
+
+def travelling(uri: str) -> str:
+    """A local path as workers can open it, whose working directory is another; names of `save_to_disk` folders too."""
+    if uri.startswith("datasets:"):
+        folder = Path(uri.removeprefix("datasets:"))
+        return f"datasets:{folder.absolute()}" if folder.is_dir() else uri
+    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
 def all_sources(config: Config) -> list[Source]:
@@ -95,6 +102,7 @@ def _hash_file(uri: str, _: Any) -> str:
 
 def _ingest_file(task: FileTask, shared: dict[str, Any]) -> None:
     """Stream one file into committed shards, then write its record."""
+    started = time.monotonic()
     storage, config = shared["storage"], shared["config"]
     source: Source = shared["sources"][task.source]
     rows = read_rows(task.uri, max_row_bytes=int(config.ingest.max_row_mib * 2**20))
@@ -113,7 +121,8 @@ def _ingest_file(task: FileTask, shared: dict[str, Any]) -> None:
         shards.append(
             {"shard": shard, "counts": window_counts(window), "reasons": window.reasons, "format": window.format}
         )
-    storage.write(task.record, json.dumps({"uri": redact(task.uri), "shards": shards}).encode())
+    seconds = time.monotonic() - started
+    storage.write(task.record, json.dumps({"uri": redact(task.uri), "shards": shards, "seconds": seconds}).encode())
 
 
 def window_counts(window: Window) -> dict[str, int]:
@@ -141,18 +150,19 @@ def commit_window(storage: Storage, source: str, shard: str, window: Window) -> 
 
 
 def compose(
-    sources: list[Source], tasks: list[FileTask], storage: Storage, computed: set[str], seconds: float
+    sources: list[Source], tasks: list[FileTask], storage: Storage, computed: set[str]
 ) -> tuple[Catalog, list[StageReport]]:
     """The catalog and one report per source. A shard met before in its source is a duplicate, row for row."""
     records, reports = [], []
     for source in sources:
-        files, seen, fresh = [], set(), 0
+        files, seen, fresh, seconds = [], set(), 0, 0.0
         for task in (task for task in tasks if task.source == source.name):
             record = json.loads(storage.read(task.record))
             new = [row for row in record["shards"] if row["shard"] not in seen]
             again = [row for row in record["shards"] if row["shard"] in seen]
             seen |= {row["shard"] for row in new}
             fresh += len(new) if task.record in computed else 0
+            seconds += record["seconds"] if task.record in computed else 0.0
             counts = merge_counts([row["counts"] for row in new] + [_as_duplicate(row["counts"]) for row in again])
             reasons = merge_counts(row["reasons"] for row in new)
             found = "/".join(sorted({row["format"] for row in record["shards"]} - {"unknown"}))
@@ -182,7 +192,7 @@ def report(source: Source, files: list[FileRecord], computed: int, seconds: floa
         dropped=dropped,
         shards=sum(len(file.shards) for file in files),
         computed_shards=computed,
-        seconds=seconds if computed else 0.0,
+        seconds=seconds,
         artifact=f"groups/{source.name}",
         details={
             "files": len(files),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,8 +17,9 @@ from prefsel.report.distributions import even_edges, even_histogram
 from prefsel.report.examples import examples
 from prefsel.report.page import render
 from prefsel.workspace.folders import read_seal
+from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, hardware, seal, versions
-from prefsel.workspace.recipes import canonical
+from prefsel.workspace.recipes import canonical, hash_hex
 from prefsel.workspace.storage import digest, redact
 
 
@@ -150,27 +152,41 @@ def training_section(report: StageReport, lineage: Lineage) -> dict[str, Any]:
 
 
 def self_checks(history: Sequence[dict[str, Any]], details: dict[str, Any]) -> list[dict[str, Any]]:
-    """The checks a training had to pass (a failed one ends the run, so these passed)."""
+    """The checks a training had to pass before its model was committed."""
     found = next((record for record in history if record["event"] == "self_check"), {})
+    reference = "recomputed reference log-probs, largest relative error"
+    exported = "exported model, largest logit difference"
     rows = [
-        ("loss before the first step", found.get("step0_loss"), "ln 2 = 0.693147"),
-        ("recomputed reference log-probs, largest relative error", found.get("reference_relative_error"), "0"),
-        ("exported model, largest logit difference", details.get("max_logit_difference"), "0"),
+        ("loss before the first step: ln 2", found.get("step0_loss"), math.log(2), found.get("step0_tolerance")),
+        (reference, found.get("reference_relative_error"), 0.0, found.get("reference_tolerance")),
+        (exported, details.get("max_logit_difference"), 0.0, details.get("logit_tolerance")),
     ]
     return [
-        {"name": name, "value": value, "expected": expected, "tolerance": None, "ok": True}
-        for name, value, expected in rows
-        if value is not None
+        {"name": name, "value": value, "expected": expected, "tolerance": limit, "ok": abs(value - expected) <= limit}
+        for name, value, expected, limit in rows
+        if value is not None and limit is not None
     ]
 
 
 def artifact_row(lineage: Lineage, report: StageReport) -> dict[str, Any]:
     """Where an artifact lies and what it holds."""
     sealed = read_seal(lineage.storage, report.artifact)
+    if sealed:
+        size, content = sum(file["bytes"] for file in sealed["files"].values()), sealed["content"]
+    else:
+        entries = [entry for path in shard_folders(lineage, report) for entry in path.entries().values()]
+        size, content = sum(entry.bytes for entry in entries), hash_hex(*(entry.content for entry in entries))
     return {
         "path": report.artifact,
         "fingerprint": report.fingerprint,
         "rows": report.rows_out,
-        "bytes": sum(file["bytes"] for file in sealed["files"].values()) if sealed else None,
-        "content": sealed["content"] if sealed else None,
+        "bytes": size,
+        "content": content,
     }
+
+
+def shard_folders(lineage: Lineage, report: StageReport) -> list[Artifact]:
+    """The folders of a sharded artifact: itself, or one per source."""
+    if report.stage == "ingest":
+        return [Artifact(lineage.storage, report.artifact)]
+    return [Artifact(lineage.storage, f"{report.artifact}/{source}") for source in lineage.catalog.sources_of()]

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from prefsel.report.cells import duration, is_number, number, percent, plain, text_of
-from prefsel.report.trained import evaluated, standard_error
+from prefsel.report.trained import evaluated, standard_error, starts_at_reference
 
 MAX_TOLD = 4
 """Trainings and selections the story names; the rest is in its section."""
@@ -118,7 +118,9 @@ def _accuracy(training: Mapping[str, Any]) -> Markup:
         return Markup("")
     error, pairs = standard_error(after), after.get("num_pairs")
     spread = f" ± {plain(round(100 * error, 1))}" if error is not None else ""
-    start = f"{percent(before['accuracy'])} before, " if is_number(before.get("accuracy")) else ""
+    # A policy that is its own reference orders nothing: its margins are zero up to rounding.
+    told = is_number(before.get("accuracy")) and not starts_at_reference([training])
+    start = f"{percent(before['accuracy'])} before, " if told else ""
     of = f" ({number(pairs)} pairs)" if is_number(pairs) else ""
     # ± stands before the unit, as one number: 61.3 ± 2.7 %.
     reached = percent(after["accuracy"]).replace(" %", f"{spread} %")

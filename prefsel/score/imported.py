@@ -19,6 +19,7 @@ class ImportedShard:
     """Completions that lack a number, under the first field they lack."""
     counters: dict[str, float]
     poisoned: list[str]
+    padded_because: str = ""
 
 
 def imported_columns(groups: pa.Table, fields: Mapping[str, str]) -> ImportedShard:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from prefsel.errors import NonFiniteError, PrefselError, invalid
+from prefsel.errors import PrefselError, invalid
 from prefsel.models.chat import EncodedGroup, Encoder, Truncation
 from prefsel.models.loading import context_length, load_causal, load_reward, load_tokenizer, model_shape
 from prefsel.models.logps import Route, logps_route, model_device, num_tokens
@@ -55,6 +55,8 @@ class ScoredShard:
     """What adds up over shards: trunk_tokens, head_rows, padding_tokens, flops_min, flops_model, seconds_model, …"""
     poisoned: list[str]
     """prompt_ids (hex) of the groups that the model could not score."""
+    padded_because: str = ""
+    """Why rows were padded rather than packed; empty when they were packed."""
 
 
 class CausalLogpsScorer:
@@ -108,7 +110,7 @@ class CausalLogpsScorer:
         result = self.engine.run(groups)
         logps: Column = [[None if v is None else v[0] for v in row] for row in result.values]
         columns = {f"logps_{self.name}": logps, f"num_tokens_{self.name}": result.num_tokens}
-        return ScoredShard(columns, result.dropped, result.counters, result.poisoned)
+        return ScoredShard(columns, result.dropped, result.counters, result.poisoned, self.engine.route.reason)
 
 
 class RewardModelScorer:
@@ -158,47 +160,7 @@ class RewardModelScorer:
             column: [[None if v is None else v[head] for v in row] for row in result.values]
             for head, column in enumerate(self.columns)
         }
-        return ScoredShard(columns, result.dropped, result.counters, result.poisoned)
-
-
-class ImportedScorer:
-    """Numbers that came with the completions: `rm_<name>`, or `<as_>_<field>`, one column per field of a list."""
-
-    def __init__(self, *, name: str, field: str | Sequence[str], as_: str = "rm") -> None:
-        """Name the columns.
-
-        Args:
-            name: `rm_<name>` for one field as `rm`; else a label only.
-            field: Key, or keys, of a completion's `ratings`.
-            as_: `rm` or `ratings`.
-        """
-        if as_ not in ("rm", "ratings"):
-            raise invalid("as", as_, ["rm", "ratings"])
-        if isinstance(field, str):
-            self.fields = {f"{as_}_{name if as_ == 'rm' else field}": field}
-        else:
-            self.fields = {f"{as_}_{aspect}": aspect for aspect in field}
-
-    def score(self, groups: pa.Table) -> ScoredShard:
-        """Copy the numbers; a completion without one has None there and is counted as `missing_<field>`.
-
-        Raises:
-            NonFiniteError: A number is NaN or infinite; names the column and the first completions.
-        """
-        columns: dict[str, Column] = {column: [] for column in self.fields}
-        missing: Counter[str] = Counter()
-        for completions in groups["completions"].to_pylist():
-            ratings = [dict(completion["ratings"] or ()) for completion in completions]
-            for column, field in self.fields.items():
-                columns[column].append([rating.get(field) for rating in ratings])
-                bad = [v is not None and not math.isfinite(v) for v in columns[column][-1]]
-                if any(bad):
-                    ids = [c["completion_id"].hex() for c, is_bad in zip(completions, bad) if is_bad]
-                    raise NonFiniteError(f"{column}: NaN or infinite for completion_ids {ids[:5]}")
-            absent = ([f for f in self.fields.values() if rating.get(f) is None] for rating in ratings)
-            # A completion that lacks several fields is counted once, under the first.
-            missing.update(f"missing_{fields[0]}" for fields in absent if fields)
-        return ScoredShard(columns, dict(missing), {}, [])
+        return ScoredShard(columns, result.dropped, result.counters, result.poisoned, self.engine.route.reason)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def score_shard(
         "dropped": dict(scored.dropped),
         "counters": dict(scored.counters),
         "poisoned": scored.poisoned[:100],
+        "padded_because": scored.padded_because,
         "completions": len(pc.list_flatten(table["completion_ids"])),
         "seconds": time.monotonic() - started,
     }
@@ -137,7 +138,10 @@ def score_one(lineage: Lineage, scorer: Scorer, progress: Progress) -> StageRepo
         _, done = pending_shards(lineage, folder, groups)
     for source in lineage.catalog.sources_of():
         Artifact(storage, f"{folder}/{source}").compact()
-    return report(label, folder, fingerprint(made_of), done, len(pending), started, scorer)
+    found = report(label, folder, fingerprint(made_of), done, len(pending), started, scorer)
+    if "padded_because" in found.details:
+        progress.line(f"score     {label}: rows are padded, not packed: {found.details['padded_because']}")
+    return found
 
 
 def pending_shards(
@@ -219,6 +223,7 @@ def report(
             f"score {label}: the model gave NaN or infinity for {poisoned:,} of {completions:,} completions, "
             f"first {first}; max_poison_fraction is {allowed:g}"
         )
+    padded = next((info["padded_because"] for info in infos if info["padded_because"]), "")
     counters: dict[str, float] = {}
     for info in infos:
         for name, value in info["counters"].items():
@@ -241,5 +246,5 @@ def report(
         seconds=time.monotonic() - started,
         artifact=folder,
         fingerprint=fp,
-        details={"counters": counters, "range": bounds},
+        details={"counters": counters, "range": bounds} | ({"padded_because": padded} if padded else {}),
     )

@@ -314,7 +314,9 @@ def start_records(run: Run, train: EncodedPairs, held_out: EncodedPairs | None) 
     step0_loss, reference_error = check_step0_loss(run, train), check_reference(run, train)
     checks = {
         "step0_loss": step0_loss,
+        "step0_tolerance": STEP0_TOLERANCE[run.config.dtype],
         "reference_relative_error": reference_error,
+        "reference_tolerance": REFERENCE_TOLERANCE[run.config.dtype],
         "padding_reason": run.padding_reason,
     }
     records: list[Record] = [{"event": "self_check", "step": 0, **checks}]

@@ -202,7 +202,7 @@ def _worker(settings: dict[str, Any]) -> None:
             resume_dir=Path(checkpoint.to_directory()) if checkpoint else None,
         )
         if ray.train.get_context().get_world_rank() == 0:
-            _commit(storage, settings["path"], result, table.num_rows + lacking, lacking)
+            _commit(storage, settings["path"], result, table.num_rows + lacking, lacking, settings["config"]["dtype"])
 
 
 def _report(records: Queue, record: dict[str, Any], checkpoint: Path | None) -> None:
@@ -213,13 +213,18 @@ def _report(records: Queue, record: dict[str, Any], checkpoint: Path | None) -> 
         ray.train.report(record, checkpoint=Checkpoint.from_directory(str(checkpoint)))
 
 
-def _commit(storage: Storage, path: str, result: dict[str, Any], rows_in: int, lacking: int) -> None:
+def _commit(
+    storage: Storage, path: str, result: dict[str, Any], rows_in: int, lacking: int, dtype: str
+) -> None:
     """Copy the exported model into the workspace and seal it; an adapter goes into `adapter/`."""
+    from prefsel.train.export import LOGIT_TOLERANCE
+
     dropped = dict(result["dropped"])
     if lacking:
         dropped["missing_reference_logps"] = lacking
     kept = {"history", "num_steps", "num_pairs", "num_truncated", "max_logit_difference"}
     info = {key: result[key] for key in kept} | {"dropped": dropped, "rows_in": rows_in}
+    info["logit_tolerance"] = LOGIT_TOLERANCE[dtype]
     folders = {"": Path(result["model_dir"])}
     if result["adapter_dir"]:
         folders["adapter"] = Path(result["adapter_dir"])

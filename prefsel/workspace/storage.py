@@ -36,6 +36,11 @@ class Storage:
 
     uri: str
 
+    def __post_init__(self) -> None:
+        # Workers have another working directory: a relative path must not travel.
+        if "://" not in self.uri:
+            object.__setattr__(self, "uri", str(Path(self.uri).expanduser().absolute()))
+
     def __getstate__(self) -> dict[str, str]:
         return {"uri": self.uri}
 
@@ -45,7 +50,7 @@ class Storage:
     @cached_property
     def _root(self) -> tuple[pafs.FileSystem, str]:
         if "://" not in self.uri:
-            return pafs.LocalFileSystem(), str(Path(self.uri).expanduser().absolute())
+            return pafs.LocalFileSystem(), self.uri
         try:
             filesystem, path = pafs.FileSystem.from_uri(self.uri)
         except (ValueError, OSError) as error:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import bpe_tokenizer, naive_logps, tiny_causal, tiny_reward
 
-from prefsel.errors import NonFiniteError, PrefselError, TemplateError, UserError
+from prefsel.errors import PrefselError, TemplateError, UserError
 from prefsel.ingest.identity import completion_id, prompt_id
 from prefsel.models.attention import attention_area
 from prefsel.models.chat import Encoder
@@ -16,7 +16,7 @@ from prefsel.models.loading import model_shape
 from prefsel.models.tree import flops_min, pack
 from prefsel.schema import GROUPS
 from prefsel.score import scorers
-from prefsel.score.scorers import CausalLogpsScorer, ImportedScorer, RewardModelScorer, budget_from_probes
+from prefsel.score.scorers import CausalLogpsScorer, RewardModelScorer, budget_from_probes
 
 TEXTS = [
     ("who sat where?", ["the cat sat on the mat.", "a dog."]),
@@ -268,26 +268,6 @@ def test_one_head_is_named_after_the_model_and_wrong_heads_are_refused(tmp_path)
     assert list(RewardModelScorer(**options).score(table()).columns) == ["rm_judge"]
     with pytest.raises(UserError, match=r"heads: got \['a', 'b'\]; valid: 1 names"):
         RewardModelScorer(**options, heads=["a", "b"])
-
-
-def test_imported_numbers():
-    texts = [("the cat", ["sat", "saw"]), ("the dog", ["sat"])]
-    groups = table(texts, [[{"score": 1.0, "honesty": 4.0}, {"honesty": 2.0}], [{"score": -0.5}]])
-    shard = ImportedScorer(name="gpt4", field="score").score(groups)
-    assert shard.columns == {"rm_gpt4": [[1.0, None], [-0.5]]}
-    assert shard.dropped == {"missing_score": 1}
-    assert list(ImportedScorer(name="x", field="honesty", as_="ratings").score(groups).columns) == ["ratings_honesty"]
-    both = ImportedScorer(name="x", field=["score", "honesty"], as_="ratings").score(groups)
-    assert both.columns == {"ratings_score": [[1.0, None], [-0.5]], "ratings_honesty": [[4.0, 2.0], [None]]}
-    assert both.dropped == {"missing_score": 1, "missing_honesty": 1}
-
-
-def test_imported_nan_is_an_error_and_as_is_checked():
-    groups = table([("the cat", ["sat"])], [[{"score": math.nan}]])
-    with pytest.raises(NonFiniteError, match=r"rm_gpt4: NaN or infinite for completion_ids \['[0-9a-f]{32}'\]"):
-        ImportedScorer(name="gpt4", field="score").score(groups)
-    with pytest.raises(UserError, match="as: got 'text'; valid: rm, ratings"):
-        ImportedScorer(name="gpt4", field="score", as_="text")
 
 
 def test_budget_from_probes():

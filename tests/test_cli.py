@@ -1,0 +1,170 @@
+"""The command line as a new user meets it: every mistake is one message, exit 2, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from prefsel.cli import app, guarded
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAIR = {"prompt": "p", "chosen": "good", "rejected": "bad", "score_chosen": 1.0, "score_rejected": 0.0}
+BASE: dict[str, Any] = {
+    "name": "t",
+    "sources": [{"name": "a", "paths": ["a.jsonl"]}],
+    "scorers": [{"kind": "imported", "name": "gold"}],
+    "metrics": [{"name": "margin", "metric": "explicit_margin", "params": {"rm": "gold"}}],
+    "selections": [{"name": "top", "rule": {"kind": "top", "score": "score_margin", "ratio": 0.5}}],
+}
+MODEL = {"kind": "pretrained", "name": "policy", "path": "./model"}
+TRAIN = {"name": "dpo", "selection": "top", "model": "policy", "reference": "policy", "learning_rate": 1e-6}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(PAIR | {"prompt": f"p{n}"}) + "\n" for n in range(4)))
+    return tmp_path
+
+
+def refused(here: Path, capsys: pytest.CaptureFixture[str], table: dict[str, Any], *arguments: str) -> str:
+    """The message of a run that must exit with 2 and leave no workspace behind."""
+    (here / "c.yaml").write_text(yaml.safe_dump(table))
+    code = guarded(app, ["run", "c.yaml", "--workspace", "w", *arguments])
+    message = capsys.readouterr().err
+    assert code == 2, message
+    assert "Traceback" not in message
+    assert not (here / "w").exists()
+    return message
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"trian": []}, ["trian", "did you mean 'train'"]),
+        ({"sources": [{"name": "a", "paths": ["none.jsonl"]}]}, ["none.jsonl"]),
+        (
+            {"sources": [{"name": "a", "paths": ["a.jsonl"], "format": "hh"}]},
+            ["sources.a.format", "'hh'", "transcript"],
+        ),
+        ({"metrics": [{"name": "m", "metric": "explicit_margn"}]}, ["explicit_margn", "explicit_margin"]),
+        ({"metrics": [{"name": "margin", "metric": "explicit_margin", "params": {"rmm": "x"}}]}, ["rmm", "'rm'"]),
+        (
+            {"metrics": [{"name": "margin", "metric": "explicit_margin", "params": {"rm": "x"}}]},
+            ["metrics.margin", "'rm_x'", "reward_model or imported", "made: rm_gold"],
+        ),
+        ({"selections": [{"name": "s", "rule": {"kind": "tip"}}]}, ["selections.s", "tip", "band"]),
+        (
+            {"selections": [{"name": "s", "rule": {"kind": "top", "score": "score_x", "ratio": 0.5}}]},
+            ["selections.s", "score_x", "score_margin"],
+        ),
+        (
+            {"selections": [{"name": "s", "rule": {"kind": "top", "score": "score_margin"}}]},
+            ["selections.s", "ratio and count"],
+        ),
+        ({"scorers": [{"kind": "causal_logps", "model": "policy"}]}, ["policy", "`models` is empty"]),
+        ({"models": [MODEL]}, ["./model", "no such directory"]),
+        ({"train": [TRAIN]}, ["train.dpo.model", "policy"]),
+    ],
+)
+def test_mistakes_in_the_configuration(
+    here: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], parts: list[str]
+) -> None:
+    message = refused(here, capsys, BASE | change)
+    for part in parts:
+        assert part in message
+
+
+def test_a_model_directory_without_a_tokenizer(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "model").mkdir()
+    (here / "model" / "config.json").write_text("{}")
+    assert "no *.safetensors" in refused(here, capsys, BASE | {"models": [MODEL]})
+    (here / "model" / "model.safetensors").write_bytes(b"")
+    assert "no tokenizer in the directory" in refused(here, capsys, BASE | {"models": [MODEL]})
+
+
+def test_training_that_cannot_work(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = {"models": [{"kind": "scratch_policy", "name": "policy"}], "split": {"proxy": 0.3}}
+    message = refused(here, capsys, BASE | made | {"train": [TRAIN]})
+    assert "train.dpo.reference" in message
+    assert "causal_logps" in message
+    scored = made | {"scorers": [*BASE["scorers"], {"kind": "causal_logps", "model": "policy"}]}
+    message = refused(here, capsys, BASE | scored | {"train": [TRAIN | {"selection": "other"}]})
+    assert "train.dpo.selection: got 'other'; valid: top" in message
+    message = refused(here, capsys, BASE | scored | {"train": [TRAIN | {"deepspeed": {"bf16": {"enabled": True}}}]})
+    assert "deepspeed.bf16" in message
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_budget_above_the_corpus(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rule = {"kind": "top", "score": "score_margin", "count": 5}
+    (here / "c.yaml").write_text(yaml.safe_dump(BASE | {"selections": [{"name": "s", "rule": rule}]}))
+    assert guarded(app, ["run", "c.yaml", "--workspace", "w"]) == 2
+    assert "selections.s: rule top: count: got 5; valid: at most the 4 eligible pairs" in capsys.readouterr().err
+    assert not (here / "w" / "columns").exists()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_run_verify_explain_and_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "c.yaml").write_text(yaml.safe_dump(BASE))
+    assert guarded(app, ["run", "c.yaml", "--workspace", "w"]) == 0
+    first = capsys.readouterr().out
+    assert "report: " in first
+    assert guarded(app, ["run", "c.yaml", "--workspace", "w"]) == 0
+    again = capsys.readouterr().out
+    assert "nothing to do" in again
+    assert first.splitlines()[-1] == again.splitlines()[-1]
+    assert guarded(app, ["verify", "--workspace", "w"]) == 0
+    assert "verify: clean" in capsys.readouterr().out
+    run_file = next((here / "w" / "runs").glob("*.json"))
+    manifest = json.loads(run_file.read_text())
+    for stage in manifest["stages"]:
+        assert stage["rows_in"] == stage["rows_out"] + sum(stage["dropped"].values())
+    import pyarrow.parquet as pq
+
+    pair_id = pq.read_table(next((here / "w").glob("datasets/top@*/data/*.parquet")))["pair_id"][0].as_py()
+    assert guarded(app, ["explain", pair_id[:12], "--workspace", "w"]) == 0
+    told = capsys.readouterr().out
+    assert f"pair      {pair_id}" in told
+    assert "score     margin: 1, percentile" in told
+    assert "selection top: kept" in told
+    assert guarded(app, ["explain", "zz", "--workspace", "w"]) == 2
+    shard = next((here / "w").glob("pairs/a/*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert guarded(app, ["verify", "--workspace", "w"]) == 1
+
+
+def test_verify_of_no_workspace(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded(app, ["verify", "--workspace", "nowhere"]) == 2
+    assert "is not a workspace" in capsys.readouterr().err
+
+
+def test_the_schema_lists_rules_and_metrics() -> None:
+    schema = json.loads(CliRunner().invoke(app, ["config-schema"]).stdout)
+    assert "sources" in schema["properties"]
+    assert {"top", "band", "quota"} <= set(schema["rules"])
+    assert "gamma" in schema["metrics"]["preference_divergence"]["properties"]
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (REPOSITORY / "jobs").glob("*.py")))
+def test_job_scripts_take_the_configuration_as_an_option(script: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "jobs" / script), "--config", "none.yaml", "--workspace", str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (found.returncode, found.stderr) == (2, "prefsel: config: no such file: none.yaml\n")
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "jobs" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_ready_configurations_are_valid(path: Path) -> None:
+    from prefsel.configfile import load_config
+    from prefsel.select.rules import parse_rule
+
+    config = load_config(path)
+    for selection in config.selections:
+        parse_rule(selection.rule)
