@@ -82,7 +82,7 @@ def demo_config(inputs: Any, seed: int) -> dict[str, Any]:
         "global_batch_pairs": 24,
         "micro_batch_pairs": 24,
         "token_budget": 8192,
-        "max_steps": 200,
+        "max_steps": 120,
         "max_eval_pairs": 128,
         "seed": seed,
     }
@@ -144,9 +144,10 @@ def gold_table(
             counter.advance()
     return {
         "title": "Gold reward of each model's responses",
-        "note": f"{len(prompts)} held-out prompts, one response each. Gold is standardised over the grammar; ± is one "
-        "standard error over prompts, of one training run: differences of a few of them need more seeds.",
-        "columns": ["model", "pairs", "gold, T = 1", "±", "gain", "±", "gold, greedy", "±", "words"],
+        "note": f"{len(prompts)} held-out prompts, one response each, sampled at T = 1 and greedy. Gold is standardised over "
+        "the grammar; gain is against untrained. ± is one standard error over prompts, of one training run: a difference "
+        f"of a few of them needs more seeds. The reward model cost {inputs.num_proxy_labels:,} labels of its own.",
+        "columns": ["model", "pairs", "gold T=1", "±", "gain", "±", "greedy", "±", "words"],
         "rows": rows,
     }
 
@@ -163,7 +164,7 @@ def show(table: dict[str, Any], progress: Progress) -> None:
     """Print the table."""
     shown = Table(title=table["title"], caption=table["note"], title_justify="left", caption_justify="left")
     for name in table["columns"]:
-        shown.add_column(name, justify="left" if name == "model" else "right")
+        shown.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
     for row in table["rows"]:
         shown.add_row(*(f"{value:.2f}" if isinstance(value, float) else f"{value}" for value in row))
     progress.show(shown)

@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 from prefsel.errors import NonFiniteError, UserError, invalid
 from prefsel.train.scratch_tokenizer import Indices, Messages, batches, encode, padded, train_tokenizer
 
-__all__ = ["OnStep", "RewardPair", "one_thread", "save", "train_policy", "train_reward", "train_tokenizer"]
+__all__ = ["OnStep", "RewardPair", "no_bars", "one_thread", "save", "train_policy", "train_reward", "train_tokenizer"]
 
 OnStep = Callable[[int, int, float], None]
 """Called after every step with (step, total steps, loss)."""
@@ -176,11 +176,18 @@ def train_reward(
 
 def save(model: nn.Module, tokenizer: PreTrainedTokenizerFast, directory: str | Path) -> None:
     """Write weights (safetensors), configuration and tokenizer into one Hugging Face folder."""
+    with no_bars():
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Keep transformers' own progress bars, one per file, out of the block's output."""
     had_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        model.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
+        yield
     finally:
         if had_bars:
             transformers_logging.enable_progress_bar()
@@ -208,7 +215,10 @@ def _labels(pairs: Sequence[RewardPair], names: list[str], *, has_union: bool) -
     unknown = sorted({pair.head for pair in pairs if pair.head is not None} - set(names))
     if unknown:
         raise invalid("head of a pair", unknown[0], names)
-    is_label_PH = torch.tensor([[pair.head == name for name in names] for pair in pairs]).reshape(-1, len(names))
+    is_label_PH = torch.zeros(len(pairs), len(names), dtype=torch.bool)
+    for row, pair in enumerate(pairs):
+        if pair.head is not None:
+            is_label_PH[row, names.index(pair.head)] = True
     is_label_PH[:, -1] |= has_union
     if not is_label_PH.any(dim=1).all():
         raise UserError("pairs: some name no head, and there is no union_head for them to train")

@@ -213,9 +213,7 @@ def _report(records: Queue, record: dict[str, Any], checkpoint: Path | None) -> 
         ray.train.report(record, checkpoint=Checkpoint.from_directory(str(checkpoint)))
 
 
-def _commit(
-    storage: Storage, path: str, result: dict[str, Any], rows_in: int, lacking: int, dtype: str
-) -> None:
+def _commit(storage: Storage, path: str, result: dict[str, Any], rows_in: int, lacking: int, dtype: str) -> None:
     """Copy the exported model into the workspace and seal it; an adapter goes into `adapter/`."""
     from prefsel.train.export import LOGIT_TOLERANCE
 

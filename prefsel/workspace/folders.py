@@ -34,9 +34,7 @@ def write_seal(storage: Storage, path: str, listed: dict[str, Any], info: Mappin
     return seal
 
 
-def commit_folder(
-    storage: Storage, folders: Mapping[str, Path], path: str, info: Mapping[str, Any]
-) -> dict[str, Any]:
+def commit_folder(storage: Storage, folders: Mapping[str, Path], path: str, info: Mapping[str, Any]) -> dict[str, Any]:
     """Copy local folders (name inside the artifact, "" for its root → folder) under `path` and seal them.
 
     One file is in memory at a time.
