@@ -144,10 +144,14 @@ def gold_table(
             counter.advance()
     return {
         "title": "Gold reward of each model's responses",
-        "note": f"{len(prompts)} held-out prompts, one response each, sampled at T = 1 and greedy. Gold is "
-        "standardised over the grammar; gain is against untrained. ± is one standard error over prompts, of one training run: a "
-        "difference of a few of them needs more seeds. "
-        f"The reward model cost {inputs.num_proxy_labels:,} labels of its own.",
+        "note": " ".join(
+            [
+                f"{len(prompts)} held-out prompts, one response each, sampled at T = 1 and greedy.",
+                "Gold is standardised over the grammar; gain is against untrained.",
+                "± is one standard error over prompts, of one training run: a difference of a few needs more seeds.",
+                f"The reward model cost {inputs.num_proxy_labels:,} labels of its own.",
+            ]
+        ),
         "columns": ["model", "pairs", "gold T=1", "±", "gain", "±", "greedy", "±", "words"],
         "rows": rows,
     }
