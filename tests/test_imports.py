@@ -16,7 +16,7 @@ MAY_KNOW_RAY = {"pipeline.py", "cli.py", "tasks.py", "session.py", "demo.py"}
 LEVELS = ["errors", "workspace", "pure", "models", "loop", "stage", "pipeline", "cli"]
 GROUND = {"errors", "schema", "progress", "config", "configfile", "__init__"}
 ENGINE = {"score/scorers.py", "generate/sample.py", "world/demo.py"}
-ENGINE |= {f"train/{name}.py" for name in ("loop", "scratch", "from_corpus", "data", "export", "checkpoint")}
+PURE_TRAINING = {"train/losses.py", "train/deepspeed_config.py"}
 STAGE_LEVEL = {"tasks.py", "session.py", "check.py"}
 
 
@@ -40,7 +40,7 @@ def relative(file: Path) -> str:
 def rank(path: str) -> int:
     """Level of a file of the package in the import order."""
     name = path.removesuffix(".py")
-    if path in ENGINE:
+    if path in ENGINE or (path.startswith("train/") and path not in PURE_TRAINING and "stage" not in path):
         kind = "loop"
     elif path.startswith("workspace/") or name in GROUND:
         kind = "workspace"
