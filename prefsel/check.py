@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from prefsel.config import CausalLogps, Config, Imported, PretrainedModel, Train
 from prefsel.errors import UserError, invalid
 from prefsel.ingest.formats import FORMATS
 from prefsel.ingest.readers import list_files
-from prefsel.lineage import Lineage
+from prefsel.lineage import Lineage, scorer_label
 from prefsel.metrics import METRICS
 from prefsel.select.rules import RULES, parse_rule, rule_budget
 from prefsel.train.deepspeed_config import refuse_owned
@@ -26,13 +25,16 @@ def check(config: Config, storage: Storage) -> None:
     """
     for field in ("sources", "models", "metrics", "selections", "train"):
         _require_unique(field, [record.name for record in getattr(config, field)])
+    _require_unique("scorers", [scorer_label(scorer) for scorer in config.scorers])
+    controls = [f"{s.name}-{control}" for s in config.selections for control in s.controls]
+    _require_unique("selections", [s.name for s in config.selections] + controls)
     for source in config.sources:
         if source.format != "auto" and source.format not in FORMATS:
             raise invalid(f"sources.{source.name}.format", source.format, ["auto", *FORMATS])
     for path in [path for source in config.sources for path in source.paths] + config.exclude_prompts:
         list_files(path)
-    _check_models(config)
     lineage = Lineage(config, storage)
+    _check_models(config, lineage)
     _check_selections(config, lineage)
     for spec in config.train:
         _check_training(config, spec)
@@ -48,7 +50,9 @@ def check_budgets(config: Config, eligible: int) -> None:
         rule = parse_rule(selection.rule)
         if hasattr(rule, "count"):
             try:
-                rule_budget(rule, eligible)  # type: ignore[arg-type]
+                budget = rule_budget(rule, eligible)  # type: ignore[arg-type]
+                if not budget:
+                    raise UserError(f"rule {rule.kind}: its budget of {eligible:,} eligible pairs is 0; raise it")
             except UserError as error:
                 raise UserError(f"selections.{selection.name}: {error}") from None
 
@@ -70,19 +74,15 @@ def _require_unique(field: str, names: Iterable[str]) -> None:
         seen.add(name)
 
 
-def is_local(path: str) -> bool:
-    """Whether a model path means a directory: it exists, or it could not be a hub id (`name` or `owner/name`)."""
-    return Path(path).is_dir() or path.startswith((".", "/", "~")) or path.count("/") > 1
-
-
-def _check_models(config: Config) -> None:
+def _check_models(config: Config, lineage: Lineage) -> None:
     by_name = {spec.name: spec for spec in config.models}
     for spec in config.models:
-        if isinstance(spec, PretrainedModel) and is_local(spec.path):
+        if isinstance(spec, PretrainedModel):
             from prefsel.models.loading import check_directory, load_tokenizer
 
             check_directory(spec.path)
             load_tokenizer(spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+            lineage.model(spec.name)
     for scorer in config.scorers:
         if isinstance(scorer, Imported):
             if scorer.as_ == "rm" and isinstance(scorer.field, list) and len(scorer.field) > 1:

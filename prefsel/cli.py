@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from prefsel.errors import PrefselError, UserError
+from prefsel.workspace.storage import redact
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+# Typer's command-line errors (unknown option, missing argument) share a base that it does not export.
+CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 ConfigFile = Annotated[Path, typer.Argument(help="configuration, YAML")]
 Workspace = Annotated[str, typer.Option("--workspace", "-w", help="directory or URI (s3://, gs://)")]
@@ -85,7 +89,7 @@ def verify(
     workspace: Workspace, quick: Annotated[bool, typer.Option("--quick", help="sizes and ledgers only")] = False
 ) -> None:
     """Re-read every artifact against its ledger."""
-    from prefsel.workspace.storage import Storage, redact
+    from prefsel.workspace.storage import Storage
     from prefsel.workspace.verify import verify as check
 
     storage = Storage(workspace)
@@ -128,8 +132,11 @@ def guarded(call: typer.Typer, arguments: list[str] | None = None) -> int:
     try:
         call(args=arguments, standalone_mode=False)
     except PrefselError as error:
-        print(f"prefsel: {error}", file=sys.stderr)
+        print(f"prefsel: {redact(str(error))}", file=sys.stderr)
         return error.exit_code
+    except CommandLineError as error:
+        error.show()
+        return 2
     except typer.Exit as stop:
         return stop.exit_code
     except typer.Abort:
@@ -139,21 +146,18 @@ def guarded(call: typer.Typer, arguments: list[str] | None = None) -> int:
 
 def main() -> None:
     """The console script."""
-    import click
-
-    try:
-        code = guarded(app)
-    except click.ClickException as error:
-        error.show()
-        code = 2
-    sys.exit(code)
+    sys.exit(guarded(app))
 
 
 def job(command: str) -> None:
     """A script of `jobs/`: the same command with the configuration given as `--config`."""
-    arguments = sys.argv[1:]
+    arguments = [part for argument in sys.argv[1:] for part in _split_option(argument)]
     if "--config" in arguments:
         at = arguments.index("--config")
         arguments = arguments[at + 1 : at + 2] + arguments[:at] + arguments[at + 2 :]
     sys.argv = [f"prefsel {command}", command, *arguments]
     main()
+
+
+def _split_option(argument: str) -> list[str]:
+    return ["--config", argument.removeprefix("--config=")] if argument.startswith("--config=") else [argument]

@@ -171,7 +171,7 @@ class ModelScorer(Record):
     """Name of an entry of `models`; also names the columns."""
     pool: Pool = Pool()
     token_budget: int | None = Field(None, ge=64)
-    """Tokens of one packed row; default: 8 192 on a CPU, probed once on a GPU and then fixed in the workspace."""
+    """Tokens of one packed row; default: 8 192 on a CPU, probed by each actor on a GPU."""
     max_poison_fraction: float = Field(0.0, ge=0, le=1)
     """The run fails when more of the completions got NaN or infinity from the model."""
 
@@ -196,7 +196,7 @@ class Imported(Record):
     kind: Literal["imported"]
     name: Name
     """`rm_<name>` for `as: rm`; a label only for `as: ratings`."""
-    field: str | list[str] = "score"
+    field: str | Annotated[list[str], Field(min_length=1)] = "score"
     """What the number is called in the data: `score` for score_chosen/score_rejected, an aspect, `<x>` for
     `<x>_chosen`/`<x>_rejected`; a list of aspects gives one `ratings_<aspect>` column each."""
     as_: Literal["rm", "ratings"] = Field("rm", alias="as")

@@ -30,18 +30,18 @@ def run_demo(workspace: str, *, seed: int, progress: Progress) -> None:
     storage = Storage(workspace)
     if not storage.is_local:
         raise UserError(f"--workspace: got {workspace!r}; the demo writes models beside it, so: a local directory")
-    inputs = prepare(storage.local("inputs"), seed, progress)
+    inputs = prepare(storage.local(f"inputs-{seed}"), seed, progress)
     config = parse_config(demo_config(inputs, seed))
 
     def measure(lineage: Lineage, reports: Sequence[StageReport]) -> list[dict[str, Any]]:
         table = gold_table(lineage, reports, inputs, seed, progress)
-        storage.write("demo-table.json", json.dumps(table, indent=1).encode())
+        storage.write(f"demo-table-{seed}.json", json.dumps(table, indent=1).encode())
         return [table]
 
     outcome = run(config, workspace, progress, tables=measure)
     if not outcome.is_new:
         progress.line("nothing to do: the demo is complete; what it measured then:")
-    show(json.loads(storage.read("demo-table.json")), progress)
+    show(json.loads(storage.read(f"demo-table-{seed}.json")), progress)
     assert outcome.page is not None
     progress.line(f"report: {storage.full(outcome.page)}")
 

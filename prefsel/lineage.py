@@ -30,7 +30,7 @@ from prefsel.metrics.table import find_metric
 from prefsel.workspace.catalog import Catalog, read_catalog
 from prefsel.workspace.folders import folder_content
 from prefsel.workspace.manifest import load_summary
-from prefsel.workspace.recipes import fingerprint, recipe
+from prefsel.workspace.recipes import fingerprint, hash_hex, recipe
 from prefsel.workspace.storage import Storage
 
 SUFFIXES = ("_chosen", "_rejected", "_max", "_min")
@@ -46,6 +46,14 @@ def rule_metric(rule: Mapping[str, Any]) -> str:
     return str(rule.get("score", "")).removeprefix("score_")
 
 
+MOVE_NO_WEIGHT = {
+    *("name", "selection", "workers", "gpus_per_worker", "cpus_per_worker", "max_failures", "max_eval_pairs"),
+    *("eval_every_steps", "checkpoint_every_steps", "keep_checkpoints", "reference_check_pairs"),
+    *("micro_batch_pairs", "token_budget"),
+}
+"""Keys of a training that move no weight by more than rounding; changing one trains nothing again."""
+
+
 @dataclass(frozen=True)
 class ModelRef:
     """A model of the configuration, found."""
@@ -56,7 +64,9 @@ class ModelRef:
     identity: str
     made_here: bool
     settings: dict[str, Any]
-    """dtype, max_length, truncation, template, revision: what changes numbers."""
+    """dtype, max_length, truncation, template: what changes numbers."""
+    revision: str | None = None
+    """Commit of a hub model."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +92,13 @@ class Lineage:
     def eligible_recipe(self) -> dict[str, Any]:
         """Who may be selected: splits, exclusions, duplicates."""
         roles = {source.name: source.role for source in self.catalog.sources}
-        excluded = [file.content for s in self.catalog.sources if s.role == "exclude" for file in s.files]
+        excluded = [shard for s in self.catalog.sources if s.role == "exclude" for f in s.files for shard in f.shards]
         settings = {
             "split": self.config.split.model_dump(),
             "roles": roles,
             "excluded": excluded,
+            # Of a pair that stands in several places the first in corpus order is kept.
+            "order": hash_hex(*(shard.key for shard in self.catalog.shards)),
             "contradictions": self.config.duplicates.contradictions,
         }
         return recipe("eligible", settings, corpus=self.corpus)
@@ -127,18 +139,32 @@ class Lineage:
         """
         spec = self.model_spec(name)
         settings = spec.model_dump(include={"dtype", "max_length", "truncation", "template"})
+        if Path(spec.template).is_file():  # its text decides, and workers have other working directories
+            settings["template"] = Path(spec.template).read_text(encoding="utf-8")
         if isinstance(spec, PretrainedModel):
-            from prefsel.models.loading import model_identity
-
-            identity = model_identity(spec.path, revision=spec.revision)
-            # Workers have other working directories: a directory travels as an absolute path.
-            path = str(Path(spec.path).absolute()) if Path(spec.path).is_dir() else spec.path
-            return ModelRef(name, path, identity, False, settings | {"revision": spec.revision})
+            return self._pretrained(spec, settings)
         path = self.scratch_path(name)
         content = folder_content(self.storage, path)
         if content is None:
             raise UserError(f"models.{name}: not made yet; run the whole pipeline (`prefsel run`) first")
         return ModelRef(name, path, content, True, settings)
+
+    def _pretrained(self, spec: PretrainedModel, settings: dict[str, Any]) -> ModelRef:
+        from prefsel.models.loading import context_length, max_positions, model_identity
+
+        identity = model_identity(spec.path, revision=spec.revision)
+        is_local = Path(spec.path).is_dir()
+        # The commit that the identity names is the one that workers load, whatever the hub says by then.
+        revision = None if is_local else identity
+        declared = max_positions(spec.path, revision, spec.trust_remote_code)
+        if spec.max_length is None:
+            settings["max_length"] = context_length(spec.path, revision, spec.trust_remote_code)
+        elif declared and spec.max_length > declared:
+            raise invalid(
+                f"models.{spec.name}.max_length", spec.max_length, f"at most the model's {declared} positions"
+            )
+        path = str(Path(spec.path).absolute()) if is_local else spec.path
+        return ModelRef(spec.name, path, identity, False, settings, revision)
 
     # ----------------------------------------------------------------------------------------------- columns
 
@@ -224,20 +250,20 @@ class Lineage:
 
     @cached_property
     def metrics(self) -> dict[str, MetricSpec]:
-        """Every metric by name, with the random ones that controls need.
-
-        The control of a metric draws from the pairs that the metric can score, else the two would be compared on
-        different populations.
-        """
+        """Every metric by name, with the random ones that controls need."""
         found = {spec.name: spec for spec in self.config.metrics}
-        for selection in self.config.selections:
-            base = found.get(rule_metric(selection.rule))
-            if "random" in selection.controls and base is not None:
-                metric, params = find_metric(base.metric, base.params)
-                among = [name for name in metric.columns(params) if name not in ("pair_id", *metric.labels(params))]
-                name = f"random-{base.name}"
-                found.setdefault(name, MetricSpec(name=name, metric="random", params={"among": among}))
-        return found
+        return found | {name: MetricSpec(name=name, metric="random") for name in self.controls if name not in found}
+
+    @cached_property
+    def controls(self) -> dict[str, str]:
+        """Random metric made for a control → the metric whose scored pairs it draws from.
+
+        Drawn from all eligible pairs, a selection and its control would stand for different populations wherever a
+        number is missing.
+        """
+        names = {spec.name for spec in self.config.metrics}
+        bases = [rule_metric(s.rule) for s in self.config.selections if "random" in s.controls]
+        return {f"random-{base}": base for base in bases if base in names}
 
     def text_reader(self) -> PairReader:
         """A reader without any column: texts and drop reasons."""
@@ -256,11 +282,13 @@ class Lineage:
         return list(metric.columns(params))
 
     def metric_recipe(self, name: str) -> dict[str, Any]:
-        """The recipe of the scores of metric `name`."""
+        """The recipe of the scores of metric `name`; lengths, which the scores are set against, are part of it."""
         spec = self.metrics[name]
-        scorers = self.scorers_for(self.metric_columns(name), field=f"metrics.{name}")
-        upstream = {scorer_label(s): fingerprint(self.columns_recipe(s)) for s in scorers}
-        upstream["eligible"] = fingerprint(self.eligible_recipe)
+        reader = self.reader(self.metric_columns(name), field=f"metrics.{name}")
+        upstream = {folder: ",".join(columns) for folder, columns in reader.columns}
+        upstream |= {"eligible": fingerprint(self.eligible_recipe), "lengths": reader.length_column or ""}
+        if name in self.controls:
+            upstream["population"] = fingerprint(self.metric_recipe(self.controls[name]))
         return recipe("metric", {"metric": spec.metric, "params": spec.params}, upstream=upstream, corpus=self.corpus)
 
     def scores_folder(self, name: str) -> str:
@@ -275,8 +303,8 @@ class Lineage:
 
     def dataset_folder(self, name: str, selection: str) -> str:
         """The dataset of a selection folder: its rows with the columns of every scorer."""
-        upstream = {scorer_label(s): fingerprint(self.columns_recipe(s)) for s in self.config.scorers}
-        made_of = recipe("dataset", {}, upstream=upstream | {"selection": selection}, corpus=self.corpus)
+        columns = {self.columns_folder(scorer): "" for scorer in self.config.scorers}
+        made_of = recipe("dataset", {}, upstream=columns | {"selection": selection}, corpus=self.corpus)
         return f"datasets/{name}@{fingerprint(made_of)}"
 
     def control_rules(self, selection: Selection) -> dict[str, dict[str, Any]]:
@@ -298,7 +326,11 @@ class Lineage:
         return self.selection_folder(name, rule, rule_metric(rule))
 
     def selected_dataset(self, name: str) -> str:
-        """The dataset of a selection, or of a control, by name.
+        """The dataset of a selection, or of a control, by name."""
+        return self.dataset_folder(name, self.selected_path(name))
+
+    def selected_path(self, name: str) -> str:
+        """The folder of a selection, or of a control, by name.
 
         Raises:
             UserError: no such selection.
@@ -308,7 +340,7 @@ class Lineage:
             names += [selection.name, *(f"{selection.name}-{control}" for control in selection.controls)]
             if name in names:
                 rules = {selection.name: selection.rule} if name == selection.name else self.control_rules(selection)
-                return self.dataset_folder(name, self.selected_folder(name, rules[name]))
+                return self.selected_folder(name, rules[name])
         raise invalid("train.selection", name, names)
 
     @property
@@ -316,10 +348,19 @@ class Lineage:
         """The held-out pairs."""
         return self.dataset_folder("holdout", self.eligible_folder)
 
-    def trained_recipe(self, spec: Train, dataset: str) -> dict[str, Any]:
-        """The recipe of a model trained on dataset fingerprint `dataset`."""
+    def trained_recipe(self, spec: Train) -> dict[str, Any]:
+        """The recipe of a trained model: its options, both models, what was selected, and the reference's log-probs."""
         model, reference = self.model(spec.model), self.model(spec.reference)
-        where = {"workers", "gpus_per_worker", "cpus_per_worker", "max_failures", "checkpoint_every_steps", "selection"}
-        settings = spec.model_dump(exclude=where) | model.settings
-        models = {model.name: model.identity, reference.name: reference.identity}
-        return recipe("model", settings, models=models, upstream={"dataset": dataset}, corpus=self.corpus)
+        scorer = self.providers[f"logps_{spec.reference}"]
+        settings = {
+            "train": spec.model_dump(exclude=MOVE_NO_WEIGHT),
+            "model": model.settings,
+            "reference": reference.settings,
+        }
+        return recipe(
+            "model",
+            settings,
+            models={"model": model.identity, "reference": reference.identity},
+            upstream={"selection": self.selected_path(spec.selection), "reference": self.columns_folder(scorer)},
+            corpus=self.corpus,
+        )

@@ -77,6 +77,7 @@ def run(
     """
     started = time.monotonic()
     storage = Storage(workspace)
+    storage.require_folder()
     check(config, storage)
     connect(config.ray, quiet=True)
     reports: list[StageReport] = []

@@ -20,7 +20,9 @@ COMPLETION = pa.struct(
         ("ratings", pa.map_(pa.string(), pa.float64())),
     ]
 )
-PROVENANCE = pa.struct([("file", pa.string()), ("row", pa.int64())])
+# The row in its file. The file itself is what the catalog lists the shard under: a path inside the shard would make
+# two equal files two different shards.
+PROVENANCE = pa.struct([("row", pa.int64())])
 
 GROUPS = pa.schema(
     [

@@ -26,7 +26,7 @@ def connect(config: Ray, *, quiet: bool = False) -> None:
     if address and address != "local":
         try:
             ray.init(address=address, **options)
-        except ConnectionError as error:
+        except (ConnectionError, ValueError) as error:
             raise UserError(f"ray.address: no Ray cluster answers at {address!r}: {error}") from error
     else:
         ray.init(
@@ -37,8 +37,17 @@ def connect(config: Ray, *, quiet: bool = False) -> None:
             include_dashboard=False,
             **options,
         )
+        _OWN.add(ray.get_runtime_context().gcs_address)
     # Our own bars and lines say what happens; Ray Data's flood the log of a job.
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def is_own() -> bool:
+    """Whether this process started the Ray it works on: its resources are then final, while a cluster may grow."""
+    return ray.get_runtime_context().gcs_address in _OWN
+
+
+_OWN: set[str] = set()

@@ -141,6 +141,37 @@ def test_run_verify_explain_and_again(here: Path, capsys: pytest.CaptureFixture[
     assert guarded(app, ["verify", "--workspace", "w"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        ([], "Usage: prefsel"),
+        (["run", "c.yaml"], "Missing option '--workspace'"),
+        (["run", "c.yaml", "--bogus", "1"], "No such option"),
+    ],
+)
+def test_wrong_command_lines_exit_with_2(tmp_path: Path, arguments: list[str], told: str) -> None:
+    command = [sys.executable, "-c", "from prefsel.cli import main; main()", *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert found.returncode == 2
+    assert "Traceback" not in found.stderr
+    assert told in " ".join((found.stderr + found.stdout).split()) or "Usage" in found.stderr
+
+
+def test_secrets_never_reach_a_message(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    secret = "s3://AKIAKEY:SEC/RET@bucket/x.jsonl"
+    for paths in (secret, [secret]):
+        message = refused(here, capsys, BASE | {"sources": [{"name": "a", "paths": paths}]})
+        assert "AKIAKEY" not in message
+        assert "RET" not in message
+
+
+def test_a_workspace_that_is_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "c.yaml").write_text(yaml.safe_dump(BASE))
+    assert guarded(app, ["run", "c.yaml", "--workspace", "a.jsonl"]) == 2
+    assert "is a file; valid: a directory or a URI" in capsys.readouterr().err
+
+
 def test_verify_of_no_workspace(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert guarded(app, ["verify", "--workspace", "nowhere"]) == 2
     assert "is not a workspace" in capsys.readouterr().err
@@ -151,6 +182,12 @@ def test_the_schema_lists_rules_and_metrics() -> None:
     assert "sources" in schema["properties"]
     assert {"top", "band", "quota"} <= set(schema["rules"])
     assert "gamma" in schema["metrics"]["preference_divergence"]["properties"]
+
+
+def test_jobs_take_the_option_with_an_equals_sign(tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "jobs" / "run_ingest.py"), "--config=none.yaml", "-w", str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (found.returncode, found.stderr) == (2, "prefsel: config: no such file: none.yaml\n")
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (REPOSITORY / "jobs").glob("*.py")))

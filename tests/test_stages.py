@@ -18,6 +18,7 @@ from prefsel.metrics.stage import score_metrics
 from prefsel.progress import Progress
 from prefsel.score.stage import score
 from prefsel.select.stage import resolve_eligible, select
+from prefsel.workspace.catalog import quarantine_name
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
@@ -176,7 +177,7 @@ def test_every_row_is_accounted_for_and_bad_ones_are_kept(tmp_path: Path) -> Non
     assert (reports[0].rows_in, reports[0].rows_out) == (9, 5)
     assert sum(reports[0].dropped.values()) == 4
     shard = lineage.catalog.shards[0]
-    quarantine = Artifact(lineage.storage, "quarantine/a").read(shard.shard)
+    quarantine = Artifact(lineage.storage, "quarantine/a").read(quarantine_name(shard.shard, path))
     assert quarantine.num_rows == 3
     assert b"not json" in quarantine["raw"].to_pylist()
 
@@ -240,3 +241,66 @@ def test_the_dataset_opens_with_datasets(tmp_path: Path) -> None:
     assert {"score", "percentile", "rm_gold_chosen", "pair_id"} <= set(loaded.column_names)
     files = str(folder / "data" / "train-*.parquet")
     assert load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "c2"))["train"].num_rows == 6
+
+
+def test_the_order_of_sources_decides_which_duplicate_stays(tmp_path: Path) -> None:
+    """Also in a workspace that has already seen the other order."""
+    values = {"a": 6.0, "b": 9.0}
+    paths = {s: write(tmp_path / f"{s}.jsonl", [row(n, chosen=v) for n in range(4)]) for s, v in values.items()}
+    for order, expected in (("ab", "a"), ("ba", "b")):
+        lineage, _ = run(config({s: paths[s] for s in order}), tmp_path / "w")
+        folder = lineage.storage.local(lineage.selected_dataset("top"))
+        table = pq.read_table(next((folder / "data").glob("*.parquet")))
+        assert set(table["source"].to_pylist()) == {expected}
+
+
+def test_a_longer_file_under_another_name_scores_only_what_is_new(tmp_path: Path) -> None:
+    rows = [row(n) for n in range(140)]
+    made = {"ingest": {"rows_per_shard": 2}}
+    run(config({"a": write(tmp_path / "d1.jsonl", rows)}, **made), tmp_path / "w")
+    longer = write(tmp_path / "d2.jsonl", [*rows, row(999)])
+    lineage, reports = run(config({"a": longer}, **made), tmp_path / "w")
+    assert {r.stage: r.computed_shards for r in reports}["score"] == 1
+    assert set(Artifact(lineage.storage, "groups/a").attempts().values()) == {1}
+
+
+@pytest.mark.parametrize("role", ["holdout", "exclude"])
+def test_an_evaluation_set_that_cannot_be_read_is_refused(tmp_path: Path, role: str) -> None:
+    path = write(tmp_path / "a.jsonl", [row(n) for n in range(100)])
+    unread = write(tmp_path / "eval.jsonl", ["[1,", "x"])
+    sources = [{"name": "a", "paths": [path]}, {"name": "e", "paths": [unread], "role": role, "format": "scored"}]
+    with pytest.raises(UserError, match=rf"sources.e: .*eval.jsonl holds no usable {role} row"):
+        run(config({}, sources=sources), tmp_path / "w")
+
+
+def test_a_control_draws_from_what_its_selector_scored(tmp_path: Path) -> None:
+    rows = [row(n) for n in range(20)]
+    for r in rows[:12]:
+        del r["score_chosen"], r["score_rejected"]
+    rule = {"kind": "top", "score": "score_margin", "ratio": 0.5}
+    made = config(
+        {"a": write(tmp_path / "a.jsonl", rows)}, selections=[{"name": "top", "rule": rule, "controls": ["random"]}]
+    )
+    lineage, reports = run(made, tmp_path / "w")
+    counts = {r.name: (r.rows_in, r.rows_out) for r in reports if r.stage == "select"}
+    assert counts == {"top": (8, 4), "top-random": (8, 4)}
+    folder = lineage.storage.local(lineage.selected_dataset("top-random"))
+    assert pq.read_table(next((folder / "data").glob("*.parquet")))["rm_gold_chosen"].null_count == 0
+
+
+def test_an_empty_selection_is_refused(tmp_path: Path) -> None:
+    rule = {"kind": "band", "score": "score_margin", "low": 49.9, "high": 50.1}
+    made = config({"a": write(tmp_path / "a.jsonl", [row(0), row(1)])}, selections=[{"name": "none", "rule": rule}])
+    with pytest.raises(UserError, match=r"selections\.none: keeps none of 2 eligible pairs"):
+        run(made, tmp_path / "w")
+
+
+@pytest.mark.parametrize("lost", ["selections/top", "eligible/all", "scores/margin"])
+def test_verify_misses_no_lost_shard(tmp_path: Path, lost: str) -> None:
+    path = write(tmp_path / "a.jsonl", [row(n) for n in range(20)])
+    lineage, _ = run(config({"a": path}, ingest={"rows_per_shard": 5}), tmp_path / "w")
+    ledger = next((tmp_path / "w").glob(f"{lost}@*/a/_ledger/*.json"))
+    ledger.unlink()
+    result = verify(lineage.storage)
+    assert not result.is_clean
+    assert any(f.problem == "missing" and f.path.startswith(lost) for f in result.findings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,10 @@ def read_tables(uri: str) -> Iterator[Any]:
         if isinstance(source, Path):
             rows = datasets.load_from_disk(str(source))
         else:
-            rows = datasets.load_dataset(source.name, source.config, split=source.split, streaming=True)
+            revision = _revision(source)
+            rows = datasets.load_dataset(
+                source.name, source.config, split=source.split, revision=revision, streaming=True
+            )
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"source: cannot load {uri!r} ({_FORM}): {error}") from error
     return rows.with_format("arrow").iter(batch_size=_BATCH_ROWS)
@@ -73,16 +77,21 @@ def identity_blocks(uri: str) -> Iterator[bytes]:
     """
     source = parse(uri)
     if isinstance(source, HubName):
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import RepositoryNotFoundError
-
-        try:
-            revision = HfApi().dataset_info(source.name).sha
-        except RepositoryNotFoundError as error:
-            raise UserError(f"source: no data set {source.name!r} on the hub") from error
-        yield json.dumps([*source, revision]).encode("utf-8")
+        yield json.dumps([*source, _revision(source)]).encode("utf-8")
         return
     for path in sorted(source.glob("*.arrow")):
         with path.open("rb") as stream:
             while block := stream.read(1 << 20):
                 yield block
+
+
+@functools.lru_cache(maxsize=64)
+def _revision(source: HubName) -> str | None:
+    """The commit that a hub name means now, asked once per process."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return HfApi().dataset_info(source.name).sha
+    except RepositoryNotFoundError as error:
+        raise UserError(f"source: no data set {source.name!r} on the hub") from error

@@ -119,7 +119,7 @@ def read_jsonl(stream: Any, *, max_row_bytes: int, is_gzip: bool) -> Iterator[Ra
     try:
         for chunk in chunks:
             for line in splitter.feed(chunk):
-                if line.data and not line.data.isspace():
+                if not _is_blank(line):
                     yield _parsed(row, line, max_row_bytes)
                     row += 1
     except BrokenGzip as error:
@@ -127,7 +127,7 @@ def read_jsonl(stream: Any, *, max_row_bytes: int, is_gzip: bool) -> Iterator[Ra
         yield BadRow(row, last.byte_position, last.data, "truncated_gzip", str(error))
         return
     last = splitter.cut()
-    if last.data and not last.data.isspace():
+    if not _is_blank(last):
         yield _parsed(row, last, max_row_bytes)
 
 
@@ -161,3 +161,8 @@ def _is_encodable(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _is_blank(line: Line) -> bool:
+    """White space only; of a line over the limit only the beginning is known, so it is never taken for blank."""
+    return line.num_bytes == len(line.data) and (not line.data or line.data.isspace())

@@ -124,7 +124,10 @@ def list_files(uri: str, *, filesystem: pafs.FileSystem | None = None) -> list[s
         return [uri]
     path, query = _without_query(uri)
     found, exact = resolve(uri, filesystem)
-    kind = found.get_file_info(exact).type
+    try:
+        kind = found.get_file_info(exact).type
+    except OSError as error:
+        raise UserError(f"source: cannot reach {redact(uri)!r}: {redact(str(error))}") from error
     if kind == pafs.FileType.File:
         kind_of(uri)
         return [uri]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from prefsel.ingest.readers import list_files, read_rows
 from prefsel.ingest.windows import Window, ingest_windows
 from prefsel.progress import Progress
 from prefsel.tasks import over_shards
-from prefsel.workspace.catalog import Catalog, FileRecord, SourceRecord, write_catalog
+from prefsel.workspace.catalog import Catalog, FileRecord, SourceRecord, quarantine_name, write_catalog
 from prefsel.workspace.ledger import Artifact, merge_counts
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.recipes import canonical
@@ -104,6 +105,7 @@ def _ingest_file(task: FileTask, shared: dict[str, Any]) -> None:
     """Stream one file into committed shards, then write its record."""
     started = time.monotonic()
     storage, config = shared["storage"], shared["config"]
+    known = {kind: set(Artifact(storage, f"{kind}/{task.source}").entries()) for kind in KINDS}
     source: Source = shared["sources"][task.source]
     rows = read_rows(task.uri, max_row_bytes=int(config.ingest.max_row_mib * 2**20))
     windows = ingest_windows(
@@ -117,7 +119,7 @@ def _ingest_file(task: FileTask, shared: dict[str, Any]) -> None:
     shards = []
     for number, window in enumerate(windows):
         shard = f"{window.digest[:16]}-{number:05d}"
-        commit_window(storage, task.source, shard, window)
+        commit_window(storage, task.source, shard, quarantine_name(shard, redact(task.uri)), window, known)
         shards.append(
             {"shard": shard, "counts": window_counts(window), "reasons": window.reasons, "format": window.format}
         )
@@ -133,20 +135,23 @@ def window_counts(window: Window) -> dict[str, int]:
         "quarantined": window.num_quarantined,
         "duplicate": window.num_duplicate,
         "ties": window.num_ties,
+        "rating_conflicts": window.num_rating_conflicts,
         "groups": window.groups.num_rows,
         "pairs": window.pairs.num_rows,
     }
 
 
-def commit_window(storage: Storage, source: str, shard: str, window: Window) -> None:
-    """Commit the three tables of a window unless an earlier attempt did."""
-    tables = {"groups": window.groups, "pairs": window.pairs, "quarantine": window.quarantine}
-    for kind, table in tables.items():
+def commit_window(
+    storage: Storage, source: str, shard: str, quarantine: str, window: Window, known: Mapping[str, set[str]]
+) -> None:
+    """Commit the three tables of a window, except those that an earlier attempt or an equal file already did."""
+    tables = {"groups": (shard, window.groups), "pairs": (shard, window.pairs)}
+    tables["quarantine"] = (quarantine, window.quarantine)
+    for kind, (name, table) in tables.items():
         artifact = Artifact(storage, f"{kind}/{source}")
-        if storage.exists(f"{kind}/{source}/_ledger/{shard}.json"):
-            continue
-        attempt = artifact.log_attempt(shard)
-        artifact.commit(shard, table, made_from=window.digest, attempt=attempt)
+        if name not in known[kind]:
+            attempt = artifact.log_attempt(name)
+            artifact.commit(name, table, made_from=window.digest, attempt=attempt)
 
 
 def compose(
@@ -197,7 +202,7 @@ def report(source: Source, files: list[FileRecord], computed: int, seconds: floa
         details={
             "files": len(files),
             "formats": sorted({file.format for file in files}),
-            **{key: counts.get(key, 0) for key in ("groups", "pairs", "ties")},
+            **{key: counts.get(key, 0) for key in ("groups", "pairs", "ties", "rating_conflicts")},
         },
     )
 
@@ -216,8 +221,9 @@ def check_quality(config: Config, catalog: Catalog, storage: Storage) -> None:
             f"ingest.max_quarantine_fraction is {limit:g}; {where}"
         )
     for source in catalog.sources:  # an evaluation set that could not be read must not pass for an empty one
-        if source.role == "exclude" and not any(file.counts["accepted"] for file in source.files):
-            raise UserError(f"{source.name}: no prompt in {len(source.files)} file(s); {where}")
+        for file in source.files:
+            if source.role != "train" and not file.counts["accepted"] and not file.counts["duplicate"]:
+                raise UserError(f"sources.{source.name}: {file.uri} holds no usable {source.role} row; {where}")
     if not any(
         file.counts.get("pairs") for source in catalog.sources if source.role == "train" for file in source.files
     ):

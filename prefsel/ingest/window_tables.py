@@ -39,7 +39,7 @@ class Pair(NamedTuple):
     row: int
 
 
-def groups_table(groups: list[Group], file: str) -> pa.Table:
+def groups_table(groups: list[Group]) -> pa.Table:
     """The `GROUPS` table of `groups`."""
     ids = list(chain.from_iterable(group.places for group in groups))
     messages = list(chain.from_iterable(group.messages for group in groups))
@@ -51,16 +51,16 @@ def groups_table(groups: list[Group], file: str) -> pa.Table:
         pa.array([group.prompt_id for group in groups], ID),
         _messages([group.prompt for group in groups]),
         pa.ListArray.from_arrays(_offsets(group.places for group in groups), completions),
-        _provenance(file, [group.row for group in groups]),
+        _provenance([group.row for group in groups]),
     ]
     return pa.Table.from_arrays(columns, schema=GROUPS)
 
 
-def pairs_table(pairs: list[Pair], file: str) -> pa.Table:
+def pairs_table(pairs: list[Pair]) -> pa.Table:
     """The `PAIRS` table of `pairs`."""
     *columns, rows = zip(*pairs) if pairs else [()] * len(Pair._fields)
     arrays = [pa.array(column, kind) for column, kind in zip(columns, PAIRS.types)]
-    return pa.Table.from_arrays([*arrays, _provenance(file, rows)], schema=PAIRS)
+    return pa.Table.from_arrays([*arrays, _provenance(rows)], schema=PAIRS)
 
 
 def quarantine_table(bad: list[BadRow], file: str) -> pa.Table:
@@ -93,6 +93,5 @@ def _ratings(maps: list[dict[str, float]]) -> pa.Array:
     return pa.MapArray.from_arrays(_offsets(maps), keys, values)
 
 
-def _provenance(file: str, rows: Sequence[int]) -> pa.Array:
-    columns = [pa.array([file] * len(rows), pa.string()), pa.array(rows, pa.int64())]
-    return pa.StructArray.from_arrays(columns, fields=list(PROVENANCE))
+def _provenance(rows: Sequence[int]) -> pa.Array:
+    return pa.StructArray.from_arrays([pa.array(rows, pa.int64())], fields=list(PROVENANCE))

@@ -248,8 +248,8 @@ def _closed(window: _Open, file: str, name: str) -> Window:
     for row in window.bad:
         reasons[row.reason] = reasons.get(row.reason, 0) + 1
     return Window(
-        groups=groups_table(list(window.groups.values()), file),
-        pairs=pairs_table(list(window.pairs.values()), file),
+        groups=groups_table(list(window.groups.values())),
+        pairs=pairs_table(list(window.pairs.values())),
         quarantine=quarantine_table(window.bad, file),
         num_rows=window.num_rows,
         num_accepted=window.num_accepted,

@@ -17,8 +17,6 @@ class RandomControl(Record):
     """Parameters of `random`."""
 
     seed: int = Field(default=0, ge=0, lt=1 << 64)
-    among: tuple[str, ...] = ()
-    """Flat columns that a pair must have: a control draws from the pairs that its selector could score."""
 
 
 def mix(word_N: np.ndarray) -> np.ndarray:
@@ -30,8 +28,8 @@ def mix(word_N: np.ndarray) -> np.ndarray:
 
 
 def columns(params: RandomControl) -> tuple[str, ...]:
-    """The identifier, and the columns that say who takes part."""
-    return ("pair_id", *params.among)
+    """Only the identifier."""
+    return ("pair_id",)
 
 
 def score(columns: Columns, params: RandomControl, fitted: Fitted) -> np.ndarray:

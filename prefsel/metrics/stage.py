@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefsel.errors import NonFiniteError
+from prefsel.errors import IntegrityError, NonFiniteError
 from prefsel.lineage import Lineage
 from prefsel.metrics.moments import Covariation, Moments, merge_covariations, merge_moments
 from prefsel.metrics.reader import PairReader
@@ -41,6 +41,18 @@ class Scoring:
     params: Mapping[str, Any]
     reader: PairReader
     folder: str
+    population: str | None = None
+    """Scores whose pairs this metric, a control, draws from; None: all eligible pairs."""
+
+    def flat(self, shard: ShardRef) -> pa.Table:
+        """The shard's pairs; of a control those that its selector dropped are dropped for the same reason."""
+        flat = self.reader.flat(shard)
+        if self.population is None:
+            return flat
+        scores = Artifact(self.reader.storage, f"{self.population}/{shard.source}").read(shard.shard)
+        if not scores["pair_id"].combine_chunks().equals(flat["pair_id"].combine_chunks()):
+            raise IntegrityError(f"{self.population}/{shard.key}: its pair_ids are not those of pairs/{shard.key}")
+        return flat.drop_columns("dropped").append_column("dropped", scores["dropped"].cast(pa.string()))
 
 
 def score_metrics(lineage: Lineage, progress: Progress) -> list[StageReport]:
@@ -62,7 +74,9 @@ def score_metric(lineage: Lineage, name: str, progress: Progress) -> StageReport
     spec = lineage.metrics[name]
     metric, params = find_metric(spec.metric, spec.params)
     reader = lineage.reader(lineage.metric_columns(name), field=f"metrics.{name}")
-    scoring = Scoring(name, spec.metric, spec.params, reader, folder)
+    base = lineage.controls.get(name)
+    population = lineage.scores_folder(base) if base else None
+    scoring = Scoring(name, spec.metric, spec.params, reader, folder, population)
     shards = lineage.catalog.shards
 
     def ask(request: Request) -> list[Any]:
@@ -101,7 +115,7 @@ def committed(lineage: Lineage, folder: str, inputs: Mapping[str, str]) -> dict[
 def _reply_shard(shard: ShardRef, shared: Any) -> Any:
     scoring, request = shared
     metric, params = find_metric(scoring.metric, scoring.params)
-    flat = scoring.reader.flat(shard)
+    flat = scoring.flat(shard)
     eligible = flat.filter(pc.is_null(flat["dropped"]))
     return reply(metric, params, complete(metric, params, _columns(shard, eligible, metric, params)), request)
 
@@ -118,7 +132,7 @@ def _commit_shard(item: tuple[ShardRef, str], shared: Any) -> None:
     metric, params = find_metric(scoring.metric, scoring.params)
     artifact = Artifact(scoring.reader.storage, f"{scoring.folder}/{shard.source}")
     attempt = artifact.log_attempt(shard.shard)
-    flat = scoring.reader.flat(shard)
+    flat = scoring.flat(shard)
     row_M = np.flatnonzero(pc.is_null(flat["dropped"]).to_numpy())
     found = score_pairs(metric, params, _columns(shard, flat.take(pa.array(row_M)), metric, params), fitted)
     score_N = np.full(flat.num_rows, np.nan)

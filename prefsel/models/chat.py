@@ -67,6 +67,8 @@ class Encoder:
             raise invalid("max_length", max_length, "at least 2 tokens")
         self.tokenizer, self.template = tokenizer, template
         self.max_length, self.truncation = max_length, truncation
+        self.tolerated = ""
+        """The first template error that `strict=False` let pass."""
         self._jinja = None if template in ("plain", "hh") else _chat_template(tokenizer, template)
         self._first, self._last = ([], []) if self._jinja else _outer_tokens(tokenizer, template)
 
@@ -82,9 +84,9 @@ class Encoder:
         Args:
             groups: Prompts, each with its completions.
             strict: False: a completion that the template cannot share its prompt with gets the status
-                `template_error` instead of raising, as long as at most half of the groups have one. Real text needs
-                this: under ChatML, one of 1 156 rows of HH-RLHF has an answer of a single blank, which tokenizers
-                merge with the line break before it.
+                `template_error` instead of raising, and `tolerated` keeps the first message. Real text needs this:
+                under ChatML, one of 1 156 rows of HH-RLHF has an answer of a single blank, which tokenizers merge
+                with the line break before it.
 
         Raises:
             TemplateError: The template refuses the messages, or the generation prompt is not a token prefix of a full
@@ -110,8 +112,10 @@ class Encoder:
                 prompt_ids, responses = self._split([list(next(ids)) for _ in texts[number]])
                 errors.update((number, error) for error in responses if isinstance(error, TemplateError))
             encoded.append(self._fit(prompt_ids, responses))
-        if errors and (strict or 2 * len(errors) > len(groups)):
+        if errors and strict:
             raise errors[min(errors)]
+        if errors and not self.tolerated:
+            self.tolerated = str(errors[min(errors)])
         return encoded
 
     def _texts(self, prompt: Messages, completions: Sequence[Messages]) -> list[str]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -128,7 +129,7 @@ def _load(
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model {path}: cannot be loaded as {auto.__name__}: {_first_line(error)}") from error
     # A reward model without its head, say, would be completed with random numbers and a warning.
     if missing := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
@@ -239,14 +240,35 @@ def head_names(path: str, *, revision: str | None = None) -> list[str]:
     return [str(config.id2label[number]) for number in range(config.num_labels)]
 
 
-def context_length(model: nn.Module, tokenizer: Any) -> int | None:
-    """The longest sequence the model and its tokenizer declare, in tokens; None: neither does."""
-    declared: Iterable[Any] = (
-        getattr(unwrapped(model).config.get_text_config(), "max_position_embeddings", None),
-        getattr(tokenizer, "model_max_length", None),
-    )
+def context_length(path: str, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
+    """The longest sequence a model and its tokenizer declare, in tokens; None: neither does.
+
+    Raises:
+        UserError: The configuration or the tokenizer cannot be had.
+    """
+    tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
+    declared = (max_positions(path, revision, trust_remote_code), getattr(tokenizer, "model_max_length", None))
     # A tokenizer without a limit says 1e30.
     return min((int(length) for length in declared if length and length < 1e9), default=None)
+
+
+def max_positions(path: str, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
+    """`max_position_embeddings` of a model's configuration; None when it declares none.
+
+    Raises:
+        UserError: The configuration cannot be had.
+    """
+    check_directory(path)
+    try:
+        config = AutoConfig.from_pretrained(
+            path,
+            revision=revision or "main",
+            trust_remote_code=trust_remote_code,
+            local_files_only=Path(path).is_dir(),
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {path}: its configuration cannot be had: {_first_line(error)}") from error
+    return getattr(config, "max_position_embeddings", None)
 
 
 def model_shape(model: nn.Module) -> ModelShape:

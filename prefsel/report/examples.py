@@ -29,9 +29,11 @@ TEXT_COLUMNS = (
 
 def examples(lineage: Lineage, selection: StageReport, number: int) -> list[dict[str, Any]]:
     """Up to `number` examples of one selection, half kept and half dropped, from its first shard with rows."""
-    storage, half = lineage.storage, number // 2
+    storage, half = lineage.storage, (number + 1) // 2
     if not half:
         return []
+    # Of a reversed rule the smallest scores are selected first.
+    sign = -1.0 if selection.details["rule"].get("reverse") else 1.0
     scores = lineage.scores_folder(selection.details["metric"])
     for shard in lineage.catalog.shards:
         scored = Artifact(storage, f"{scores}/{shard.source}").read(shard.shard)
@@ -42,8 +44,8 @@ def examples(lineage: Lineage, selection: StageReport, number: int) -> list[dict
         eligible_M = np.flatnonzero(pc.is_null(scored["dropped"]).to_numpy())
         not_kept_M = np.setdiff1d(eligible_M, row_K)
         score_N = scored["score"].to_numpy()
-        best = row_K[np.argsort(-score_N[row_K], kind="stable")[:half]]
-        worst = not_kept_M[np.argsort(score_N[not_kept_M], kind="stable")[:half]]
+        best = row_K[np.argsort(-sign * score_N[row_K], kind="stable")[:half]]
+        worst = not_kept_M[np.argsort(sign * score_N[not_kept_M], kind="stable")[:half]]
         reader = lineage.reader()
         texts = (reader.pairs(shard), reader.groups(shard), reader.flat(shard))
         percentile = dict(zip(row_K.tolist(), kept["percentile"].to_pylist()))
@@ -54,7 +56,7 @@ def examples(lineage: Lineage, selection: StageReport, number: int) -> list[dict
                 "percentile": pa.array([percentile.get(int(row)) for row in rows], pa.float64()),
             }
             found += [{"kind": kind, **_readable(row)} for row in export_rows(rows, *texts, extra).to_pylist()]
-        return found
+        return found[:number]
     return []
 
 

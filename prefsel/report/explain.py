@@ -53,12 +53,17 @@ def find_pair(lineage: Lineage, prefix: str) -> list[tuple[ShardRef, int, str]]:
 def explain_row(lineage: Lineage, shard: ShardRef, row: int, pair_id: str) -> Iterator[str]:
     """Lines about one row of one shard."""
     reader = lineage.reader()
+    folders = {folder: Artifact(lineage.storage, f"{folder}/{shard.source}") for folder, _ in reader.columns}
+    missing = [folder for folder, artifact in folders.items() if shard.shard not in artifact.entries()]
+    if missing or load_summary(lineage.storage, lineage.eligible_folder) is None:
+        what = ", ".join(missing) or "eligibility"
+        raise UserError(f"explain: the corpus changed since the last run ({what} is not complete); run it again first")
     flat = reader.flat(shard)
     pairs = reader.pairs(shard)
     shown = export_rows(np.array([row]), pairs, reader.groups(shard), flat, {}).to_pylist()[0]
     place = pairs["provenance"][row].as_py() or {}
     yield f"pair      {pair_id}"
-    yield f"from      {shard.key}, {place.get('file')} row {place.get('row')}"
+    yield f"from      {shard.key}, {lineage.catalog.file_of(shard).uri} row {place.get('row')}"
     yield f"source    {shown['source']}; aspect {shown['aspect'] or '–'}"
     yield f"dropped   {flat['dropped'][row].as_py() or 'no: eligible'}"
     for side in ("prompt", "chosen", "rejected"):
@@ -69,7 +74,9 @@ def explain_row(lineage: Lineage, shard: ShardRef, row: int, pair_id: str) -> It
     for name in lineage.metrics:
         yield explain_score(lineage, shard, name, bytes.fromhex(pair_id))
     for selection in lineage.config.selections:
-        rules = {selection.name: selection.rule, **lineage.control_rules(selection)}
+        rules = {selection.name: selection.rule}
+        if load_summary(lineage.storage, lineage.selected_folder(selection.name, selection.rule)) is not None:
+            rules |= lineage.control_rules(selection)
         for name, rule in rules.items():
             yield explain_selection(lineage, shard, name, rule, bytes.fromhex(pair_id))
 
@@ -82,10 +89,11 @@ def _row_of(table: pa.Table, pair_id: bytes) -> dict[str, Any] | None:
 def explain_score(lineage: Lineage, shard: ShardRef, name: str, pair_id: bytes) -> str:
     """The pair's score by one metric, with its percentile among the eligible pairs."""
     folder = lineage.scores_folder(name)
-    row = _row_of(Artifact(lineage.storage, f"{folder}/{shard.source}").read(shard.shard), pair_id)
     summary = load_summary(lineage.storage, folder)
-    if row is None or summary is None:
+    if summary is None:
         return f"score     {name}: not computed"
+    row = _row_of(Artifact(lineage.storage, f"{folder}/{shard.source}").read(shard.shard), pair_id)
+    assert row is not None, "a score shard holds every pair of its pairs shard"
     if row["score"] is None or row["dropped"]:
         return f"score     {name}: none ({row['dropped']})"
     total = Histogram.from_json(summary.details["histogram"])

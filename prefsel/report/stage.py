@@ -16,7 +16,7 @@ from prefsel.lineage import Lineage
 from prefsel.report.distributions import even_edges, even_histogram
 from prefsel.report.examples import examples
 from prefsel.report.page import render
-from prefsel.workspace.folders import read_seal
+from prefsel.workspace.folders import read_seal, seal_files
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, hardware, seal, versions
 from prefsel.workspace.recipes import canonical, hash_hex
@@ -24,8 +24,8 @@ from prefsel.workspace.storage import digest, redact
 
 
 def config_hash(lineage: Lineage) -> str:
-    """Eight hex digits over the configuration and the corpus."""
-    return digest(canonical([lineage.config.model_dump(mode="json"), lineage.corpus]))[:8]
+    """Eight hex digits over the corpus and the configuration, except for where it runs."""
+    return digest(canonical([lineage.config.model_dump(mode="json", exclude={"ray"}), lineage.corpus]))[:8]
 
 
 def last_report(lineage: Lineage) -> str | None:
@@ -56,8 +56,8 @@ def write_report(
     }
     page = collect(lineage, reports, header) | {"tables": list(tables)}
     folder = f"reports/{run}"
-    storage.write(f"{folder}/report.json", json.dumps(page, indent=1).encode())
-    storage.write(f"{folder}/index.html", render(page).encode())
+    files = {"report.json": json.dumps(page, indent=1).encode(), "index.html": render(page).encode()}
+    seal_files(storage, folder, files, {"run": run})
     storage.write("config.yaml", config_yaml.encode())
     manifest = {**header, "corpus": lineage.corpus, "report": folder, "artifacts": page["artifacts"]}
     seal(storage, run, {**manifest, "stages": [asdict(report) for report in reports]})

@@ -20,6 +20,7 @@ class ImportedShard:
     counters: dict[str, float]
     poisoned: list[str]
     padded_because: str = ""
+    template_error: str = ""
 
 
 def imported_columns(groups: pa.Table, fields: Mapping[str, str]) -> ImportedShard:

@@ -57,6 +57,8 @@ class ScoredShard:
     """prompt_ids (hex) of the groups that the model could not score."""
     padded_because: str = ""
     """Why rows were padded rather than packed; empty when they were packed."""
+    template_error: str = ""
+    """The first of the template errors that are counted in `dropped`."""
 
 
 class CausalLogpsScorer:
@@ -101,7 +103,7 @@ class CausalLogpsScorer:
             trust_remote_code=trust_remote_code,
             gpus_per_replica=gpus_per_replica,
         )
-        encoder = Encoder(tokenizer, template, max_length or context_length(model, tokenizer), truncation)
+        encoder = Encoder(tokenizer, template, max_length or context_length(path, revision), truncation)
         self.name = name
         self.engine = Engine(model, encoder, logps_route(model, tokenizer.pad_token_id), token_budget)
 
@@ -110,7 +112,7 @@ class CausalLogpsScorer:
         result = self.engine.run(groups)
         logps: Column = [[None if v is None else v[0] for v in row] for row in result.values]
         columns = {f"logps_{self.name}": logps, f"num_tokens_{self.name}": result.num_tokens}
-        return ScoredShard(columns, result.dropped, result.counters, result.poisoned, self.engine.route.reason)
+        return self.engine.shard(columns, result)
 
 
 class RewardModelScorer:
@@ -149,7 +151,7 @@ class RewardModelScorer:
         names = list(heads or model.config.id2label.values())
         if len(names) != model.config.num_labels:
             raise invalid("heads", names, f"{model.config.num_labels} names, one per output of {path}")
-        encoder = Encoder(tokenizer, template, max_length or context_length(model, tokenizer), truncation)
+        encoder = Encoder(tokenizer, template, max_length or context_length(path, revision), truncation)
         self.columns = [f"rm_{head}" for head in names] if len(names) > 1 else [f"rm_{name}"]
         self.engine = Engine(model, encoder, reward_route(model), token_budget)
 
@@ -160,7 +162,7 @@ class RewardModelScorer:
             column: [[None if v is None else v[head] for v in row] for row in result.values]
             for head, column in enumerate(self.columns)
         }
-        return ScoredShard(columns, result.dropped, result.counters, result.poisoned, self.engine.route.reason)
+        return self.engine.shard(columns, result)
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,11 @@ class Engine:
         self.token_budget = token_budget or calibrate_budget(route, self.device)
         if not route.is_packed:
             logger.warning("%s takes the padded path: %s", type(model).__name__, route.reason)
+
+    def shard(self, columns: dict[str, Column], result: EngineResult) -> ScoredShard:
+        """The columns of a shard with what happened on the way."""
+        counts = (result.dropped, result.counters, result.poisoned)
+        return ScoredShard(columns, *counts, self.route.reason, self.encoder.tolerated)
 
     def run(self, groups: pa.Table) -> EngineResult:
         """Score every completion of a table, tokenising one window ahead of the model.

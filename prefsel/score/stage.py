@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 import ray
 
 from prefsel.config import CausalLogps, Imported, ModelScorer, Pool, PretrainedModel, RewardModel, Scorer
-from prefsel.errors import PrefselError, UserError
+from prefsel.errors import PrefselError, TemplateError, UserError
 from prefsel.lineage import Lineage, ModelRef, scorer_label
 from prefsel.progress import Progress
 from prefsel.schema import columns_schema
 from prefsel.score.imported import imported_columns
+from prefsel.session import is_own
 from prefsel.tasks import known_errors, over_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import fetch_folder
@@ -67,6 +68,7 @@ def score_shard(
         "counters": dict(scored.counters),
         "poisoned": scored.poisoned[:100],
         "padded_because": scored.padded_because,
+        "template_error": scored.template_error,
         "completions": len(pc.list_flatten(table["completion_ids"])),
         "seconds": time.monotonic() - started,
     }
@@ -102,9 +104,10 @@ def build_scorer(scorer: ModelScorer, settings: dict[str, Any], storage: Storage
 def scorer_settings(lineage: Lineage, scorer: CausalLogps | RewardModel, model: ModelRef) -> dict[str, Any]:
     """What an actor needs to load the model of `scorer`."""
     spec = lineage.model_spec(scorer.model)
-    more = {"trust_remote_code": False, "gpus_per_replica": 1, "revision": None}
+    more: dict[str, Any] = {"trust_remote_code": False, "gpus_per_replica": 1}
     if isinstance(spec, PretrainedModel):
         more = {key: getattr(spec, key) for key in more}
+    more["revision"] = model.revision
     return {"path": model.path, "made_here": model.made_here} | model.settings | more
 
 
@@ -168,6 +171,7 @@ def run_pool(
     pool = scorer.pool
     num_gpus = gpus_per_actor(pool, settings)
     size = min(pool.size or fitting_actors(pool, num_gpus), len(items))
+    require_cpus(pool, pool.min_size or size)
     strategy = ray.data.ActorPoolStrategy(size=size)
     if pool.min_size:
         strategy = ray.data.ActorPoolStrategy(min_size=pool.min_size, max_size=pool.max_size)
@@ -195,9 +199,20 @@ def gpus_per_actor(pool: Pool, settings: Mapping[str, Any]) -> float:
     wanted = pool.num_gpus
     if wanted is None:
         wanted = settings["gpus_per_replica"] if have else 0
-    if wanted > have:
+    if wanted > have and is_own():
         raise UserError(f"scorers.pool.num_gpus: got {wanted:g}, but this cluster has {have:g} GPUs")
     return wanted
+
+
+def require_cpus(pool: Pool, size: int) -> None:
+    """Refuse a pool that a Ray of this process can never hold; a cluster may grow.
+
+    Raises:
+        UserError: names what is asked and what there is.
+    """
+    have = ray.cluster_resources().get("CPU", 0)
+    if is_own() and size * pool.num_cpus > have:
+        raise UserError(f"scorers.pool.num_cpus: {size} x {pool.num_cpus:g} CPUs asked, this Ray has {have:g}")
 
 
 def fitting_actors(pool: Pool, num_gpus: float) -> int:
@@ -222,6 +237,11 @@ def report(
         raise PrefselError(
             f"score {label}: the model gave NaN or infinity for {poisoned:,} of {completions:,} completions, "
             f"first {first}; max_poison_fraction is {allowed:g}"
+        )
+    if 2 * (refused := dropped.get("template_error", 0)) > completions:
+        first = next(info["template_error"] for info in infos if info["template_error"])
+        raise TemplateError(
+            f"score {label}: {refused:,} of {completions:,} completions do not fit the template: {first}"
         )
     padded = next((info["padded_because"] for info in infos if info["padded_because"]), "")
     counters: dict[str, float] = {}

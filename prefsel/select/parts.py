@@ -23,9 +23,11 @@ from prefsel.select.radix import Histogram, histogram
 from prefsel.select.rules import Cut, keep, label_text
 from prefsel.select.scored import Scored
 from prefsel.workspace.catalog import ShardRef
-from prefsel.workspace.ledger import Artifact, Entry
+from prefsel.workspace.ledger import Artifact
 
 ROWS_PER_FILE = 50_000
+SHARDS_PER_FILE = 256
+"""At most: a small share of many shards is still read in parallel."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,16 @@ class Keeper:
         return row_N[kept_N], attached
 
 
-def plan_parts(shards: Sequence[ShardRef], pairs: Mapping[str, Entry], share: float) -> list[list[ShardRef]]:
-    """Consecutive shards that together keep about `ROWS_PER_FILE` rows."""
+def plan_parts(shards: Sequence[ShardRef], counts: Sequence[int]) -> list[list[ShardRef]]:
+    """Consecutive shards that together give about `ROWS_PER_FILE` rows, and that one task can read."""
     parts: list[list[ShardRef]] = [[]]
-    rows = 0.0
-    for shard in shards:
-        if rows >= ROWS_PER_FILE:
+    rows = 0
+    for shard, count in zip(shards, counts):
+        if parts[-1] and (rows + count > ROWS_PER_FILE or len(parts[-1]) == SHARDS_PER_FILE):
             parts.append([])
-            rows = 0.0
+            rows = 0
         parts[-1].append(shard)
-        rows += pairs[shard.key].rows * share
+        rows += count
     return [part for part in parts if part]
 
 

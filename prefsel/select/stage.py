@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from prefsel.errors import UserError
+from prefsel.errors import IntegrityError, UserError
 from prefsel.lineage import Lineage
 from prefsel.progress import Progress
 from prefsel.select.card import dataset_card
@@ -23,7 +23,7 @@ from prefsel.select.duplicates import Drops, PartitionRows, resolve
 from prefsel.select.eligible import Rules, count_reasons, eligible_table, partition_shard, prompt_ids
 from prefsel.select.parts import Keeper, plan_parts, write_part
 from prefsel.select.radix import Histogram
-from prefsel.select.rules import Quota, decide, merge_histograms, parse_rule, reply
+from prefsel.select.rules import Quota, decide, keep, merge_histograms, parse_rule, reply
 from prefsel.select.scored import Scored, corpus_histograms
 from prefsel.tasks import over_shards, unwrap
 from prefsel.workspace.catalog import ShardRef
@@ -152,7 +152,7 @@ def select_one(lineage: Lineage, name: str, rule_table: Mapping[str, Any], progr
         return done
     by = rule.by if isinstance(rule, Quota) else ()
     scored = Scored(lineage.storage, lineage.scores_folder(metric), by)
-    entries = score_entries(lineage, scored)
+    entries = shard_entries(lineage, scored.folder)
     summary = load_summary(lineage.storage, scored.folder)
     assert summary is not None, "scores are complete before anything is selected"
     if not summary.rows_out:
@@ -166,8 +166,11 @@ def select_one(lineage: Lineage, name: str, rule_table: Mapping[str, Any], progr
 
     cut = decide(rule, histograms, ask)
     keeper = Keeper(scored, lineage.reader(), cut, total, folder, dataset)
-    parts = write_parts(lineage, keeper, estimated_share(rule_table, summary.rows_out), progress, f"select {name}")
-    kept = sum(part.rows for part in parts)
+    counts = over_shards(_count_kept, shards, shared=(scored, cut))
+    kept = sum(counts)
+    if not kept:
+        raise UserError(f"selections.{name}: keeps none of {summary.rows_out:,} eligible pairs; widen its rule")
+    parts = write_parts(lineage, keeper, counts, progress, f"select {name}")
     facts = {"rule": dict(rule_table), "metric": metric, "thresholds": cut.to_json(), "selection": folder}
     seal_dataset(lineage, keeper, name, "train", parts, facts)
     details = facts | {
@@ -209,7 +212,9 @@ def write_holdout(lineage: Lineage, progress: Progress) -> list[StageReport]:
     if not held_out or done is not None:
         return [done] if done else []
     keeper = Keeper(None, lineage.reader(), None, None, None, dataset, held_out="holdout")
-    parts = write_parts(lineage, keeper, held_out / eligible.rows_in, progress, "holdout")
+    entries = shard_entries(lineage, lineage.eligible_folder)
+    counts = [entries[shard.key].info["counts"].get("holdout", 0) for shard in lineage.catalog.shards]
+    parts = write_parts(lineage, keeper, counts, progress, "holdout")
     seal_dataset(lineage, keeper, "holdout", "test", parts, {"kept": "pairs of held-out prompts"})
     report = StageReport(
         stage="holdout",
@@ -229,23 +234,36 @@ def write_holdout(lineage: Lineage, progress: Progress) -> list[StageReport]:
     return [report]
 
 
-def estimated_share(rule: Mapping[str, Any], eligible: int) -> float:
-    """About which share of the eligible pairs a rule keeps; only decides how many shards make one file."""
-    if "ratio" in rule:
-        return float(rule["ratio"])
-    if "count" in rule:
-        return float(rule["count"]) / eligible
-    inside = (rule["high"] - rule["low"]) / 100
-    return 1 - inside if rule.get("reverse") else inside
+def part_names(parts: Sequence[Sequence[ShardRef]], counts: Mapping[ShardRef, int], split: str) -> list[str]:
+    """`<split>-00000-of-N` for the parts with rows; the others get a name that `datasets`, which opens none, skips."""
+    has_rows = [any(counts[shard] for shard in part) for part in parts]
+    number, names = 0, []
+    for position, is_full in enumerate(has_rows):
+        names.append(f"{split}-{number:05d}-of-{sum(has_rows):05d}" if is_full else f"empty-{position:05d}")
+        number += is_full
+    return names
 
 
-def score_entries(lineage: Lineage, scored: Scored) -> dict[str, Entry]:
-    """Ledger entries of a metric's scores by shard key."""
+def shard_entries(lineage: Lineage, folder: str) -> dict[str, Entry]:
+    """Ledger entries of a complete artifact by shard key.
+
+    Raises:
+        IntegrityError: a shard of the corpus is not in its ledger.
+    """
     entries = {}
     for source, shards in lineage.catalog.sources_of().items():
-        known = Artifact(lineage.storage, f"{scored.folder}/{source}").entries()
-        entries.update({shard.key: known[shard.shard] for shard in shards})
+        known = Artifact(lineage.storage, f"{folder}/{source}").entries()
+        for shard in shards:
+            if shard.shard not in known:
+                raise IntegrityError(f"{folder}/{shard.key}: lost from its ledger; remove {folder} to compute it again")
+            entries[shard.key] = known[shard.shard]
     return entries
+
+
+def _count_kept(shard: ShardRef, shared: Any) -> int:
+    scored, cut = shared
+    rows, _ = scored.rows(shard, ids=cut.needs_ids)
+    return int(keep(cut, rows).sum())
 
 
 def _reply(shard: ShardRef, shared: Any) -> Any:
@@ -254,12 +272,15 @@ def _reply(shard: ShardRef, shared: Any) -> Any:
     return reply(queries, rows)
 
 
-def write_parts(lineage: Lineage, keeper: Keeper, share: float, progress: Progress, label: str) -> list[Entry]:
-    """Write the parts of a dataset that are not there yet; returns all their ledger entries in order."""
+def write_parts(lineage: Lineage, keeper: Keeper, counts: Sequence[int], progress: Progress, label: str) -> list[Entry]:
+    """Write the parts of a dataset that are not there yet; `counts` are the rows each shard gives.
+
+    Returns:
+        The ledger entries of all parts, in order.
+    """
     pairs = lineage.catalog.entries(lineage.storage, "pairs")
-    parts = plan_parts(lineage.catalog.shards, pairs, share)
-    split = "test" if keeper.held_out else "train"
-    names = [f"{split}-{number:05d}-of-{len(parts):05d}" for number in range(len(parts))]
+    parts = plan_parts(lineage.catalog.shards, counts)
+    names = part_names(parts, dict(zip(lineage.catalog.shards, counts)), "test" if keeper.held_out else "train")
     artifact = Artifact(lineage.storage, f"{keeper.dataset}/data")
     inputs = {name: hash_hex(*(pairs[s.key].content for s in part)) for name, part in zip(names, parts)}
     done = artifact.done(inputs)

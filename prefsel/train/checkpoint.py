@@ -40,6 +40,9 @@ FREE_OPTIONS = {
     "token_budget",
     "reference_check_pairs",
     "reference_dir",
+    "reference_dtype",
+    "reference_revision",
+    "reference_trust_remote_code",
 }
 """Options that may change when a run is continued: they move no weight by more than rounding."""
 _OF_RANK = re.compile(r"(?:pp_rank_|-rank-)(\d+)")

@@ -50,7 +50,7 @@ class TrainingPairs:
         """
         if missing := [name for name in COLUMNS if name not in table.column_names]:
             raise UserError(f"training table: missing columns {missing}; got {table.column_names}")
-        table = table.select(list(COLUMNS)).combine_chunks()
+        table = table.select(list(COLUMNS))  # not combined: 2 GiB of text do not fit one Arrow string array
         if not pa.types.is_string(table.schema.field("pair_id").type):
             hexed = [value.hex() for value in table["pair_id"].to_pylist()]
             table = table.set_column(0, "pair_id", pa.array(hexed, pa.string()))

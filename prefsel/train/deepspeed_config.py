@@ -52,6 +52,12 @@ class DpoConfig(DpoOptions):
     """Exact revision of the model, needed for `trust_remote_code`."""
     trust_remote_code: bool = False
     """Run the model repository's own code."""
+    reference_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What the stored log-probs were computed in; the self-checks allow for the coarser of it and `dtype`."""
+    reference_revision: str | None = None
+    """Exact revision of the reference, where it is loaded for the check."""
+    reference_trust_remote_code: bool = False
+    """Run the reference repository's own code."""
     reference_dir: str | None = None
     """Where the reference model lies when it is not the initial policy; read for the check and then dropped."""
 

@@ -27,6 +27,8 @@ from prefsel.models.padded import PaddedBatch, padded_logps
 from prefsel.models.tree import PackedBatch
 from prefsel.train.deepspeed_config import DpoConfig, build_deepspeed_config
 
+SHARD_SIZE = "2GB"
+"""Of a weights file: copying into the workspace holds one in memory."""
 LOGIT_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 """Largest |difference| / max(1, largest |logit|) between the engine's and the reloaded model's logits."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -182,7 +184,7 @@ def export_policy(
             _save_adapter(model, weights, output_dir / "adapter")
             _save_merged(output_dir / "adapter", partial, config=config, base_dir=base_dir)
         else:
-            model.save_pretrained(partial, state_dict=weights)
+            model.save_pretrained(partial, state_dict=weights, max_shard_size=SHARD_SIZE)
         tokenizer.save_pretrained(partial)
         difference = _difference(engine_logits_TV, partial, probe_tokens, config=config)
         if difference <= LOGIT_TOLERANCE[config.dtype]:
@@ -245,7 +247,7 @@ def _save_merged(adapter_dir: Path, merged_dir: Path, *, config: DpoConfig, base
 
     base = AutoModelForCausalLM.from_pretrained(base_dir, **_load_options(config, "fp32"), revision=config.revision)
     merged = PeftModel.from_pretrained(base, adapter_dir).merge_and_unload()
-    merged.to(DTYPES[config.dtype]).save_pretrained(merged_dir)
+    merged.to(DTYPES[config.dtype]).save_pretrained(merged_dir, max_shard_size=SHARD_SIZE)
 
 
 def _load_options(config: DpoConfig, dtype: str) -> dict[str, Any]:

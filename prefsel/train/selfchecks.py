@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from prefsel.errors import IntegrityError
 from prefsel.models.loading import load_causal
 from prefsel.train.batch import Record, Run, evaluate, next_batch, pair_logps
 from prefsel.train.data import EncodedPairs
+from prefsel.train.deepspeed_config import DpoConfig
 from prefsel.train.export import DTYPES, Policy
 
 STEP0_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
@@ -22,14 +24,19 @@ LIKELY_CAUSES = (
 )
 
 
+def tolerance(limits: Mapping[str, float], config: DpoConfig) -> float:
+    """The limit of the coarser of the two dtypes that the compared numbers were computed in."""
+    return limits["fp32" if config.dtype == config.reference_dtype == "fp32" else "bf16"]
+
+
 def start_records(run: Run, train: EncodedPairs, held_out: EncodedPairs | None) -> list[Record]:
     """The self-checks, then the evaluation of the untrained policy."""
     step0_loss, reference_error = check_step0_loss(run, train), check_reference(run, train)
     checks = {
         "step0_loss": step0_loss,
-        "step0_tolerance": STEP0_TOLERANCE[run.config.dtype],
+        "step0_tolerance": tolerance(STEP0_TOLERANCE, run.config),
         "reference_relative_error": reference_error,
-        "reference_tolerance": REFERENCE_TOLERANCE[run.config.dtype],
+        "reference_tolerance": tolerance(REFERENCE_TOLERANCE, run.config),
         "padding_reason": run.padding_reason,
     }
     records: list[Record] = [{"event": "self_check", "step": 0, **checks}]
@@ -49,11 +56,11 @@ def check_step0_loss(run: Run, train: EncodedPairs) -> float | None:
     """
     if not run.config.policy_is_reference:
         return None
-    loss, tolerance = evaluate(run, train, next_batch(run.config, train, 0))["loss"], STEP0_TOLERANCE[run.config.dtype]
-    if not abs(loss - math.log(2.0)) <= tolerance:
+    loss, limit = evaluate(run, train, next_batch(run.config, train, 0))["loss"], tolerance(STEP0_TOLERANCE, run.config)
+    if not abs(loss - math.log(2.0)) <= limit:
         raise IntegrityError(
             f"step-0 loss: got {loss:.6f}; with policy_is_reference it must be ln 2 = {math.log(2.0):.6f} "
-            f"within {tolerance:g}. {LIKELY_CAUSES}"
+            f"within {limit:g}. {LIKELY_CAUSES}"
         )
     return float(loss)
 
@@ -75,7 +82,15 @@ def check_reference(run: Run, train: EncodedPairs) -> float | None:
     checked = np.argsort(train.num_tokens_N, kind="stable")[spread]
     reference = run.engine
     if not config.policy_is_reference:
-        reference = Policy(load_causal(str(config.reference_dir), dtype=DTYPES[config.dtype], device=run.device))
+        reference = Policy(
+            load_causal(
+                str(config.reference_dir),
+                dtype=DTYPES[config.dtype],
+                device=run.device,
+                revision=config.reference_revision,
+                trust_remote_code=config.reference_trust_remote_code,
+            )
+        )
     reference.eval()
     # The same pairs on every worker: a few sequences are cheaper than agreeing on who failed.
     recomputed_N2 = (
@@ -83,7 +98,7 @@ def check_reference(run: Run, train: EncodedPairs) -> float | None:
     )
     stored_N2 = train.reference_logps_N2[checked]
     error_N = (np.abs(recomputed_N2 - stored_N2) / np.maximum(1.0, np.abs(stored_N2))).max(axis=1)
-    bad = np.flatnonzero(~(error_N <= REFERENCE_TOLERANCE[config.dtype]))
+    bad = np.flatnonzero(~(error_N <= tolerance(REFERENCE_TOLERANCE, config)))
     if len(bad):
         shown = "; ".join(
             f"pair_id {train.pair_ids[checked[i]]} stored {stored_N2[i].tolist()}, got {recomputed_N2[i].tolist()}"
@@ -91,6 +106,6 @@ def check_reference(run: Run, train: EncodedPairs) -> float | None:
         )
         raise IntegrityError(
             f"reference log-probs: {len(bad)} of {num_checked} recomputed pairs differ by more than "
-            f"{REFERENCE_TOLERANCE[config.dtype]:g} relative: {shown}. {LIKELY_CAUSES}"
+            f"{tolerance(REFERENCE_TOLERANCE, config):g} relative: {shown}. {LIKELY_CAUSES}"
         )
     return float(error_N.max())

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.train
-from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
+from ray.exceptions import RayError
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
@@ -26,6 +28,7 @@ from prefsel.config import DpoOptions, PretrainedModel, Train
 from prefsel.errors import PrefselError, UserError, invalid
 from prefsel.lineage import Lineage, ModelRef
 from prefsel.progress import Counter, Progress
+from prefsel.session import is_own
 from prefsel.tasks import over_shards
 from prefsel.workspace.folders import commit_folder, fetch_folder, read_seal
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
@@ -44,16 +47,18 @@ def train_one(lineage: Lineage, spec: Train, progress: Progress) -> StageReport:
     """One DPO training: dataset in, sealed model out."""
     started = time.monotonic()
     dataset = lineage.selected_dataset(spec.selection)
-    path = f"models/{spec.name}@{fingerprint(lineage.trained_recipe(spec, dataset))}"
+    path = f"models/{spec.name}@{fingerprint(lineage.trained_recipe(spec))}"
     if (done := load_summary(lineage.storage, path)) is not None:
         return done
-    settings = worker_settings(lineage, spec, dataset, path)
-    rows = read_seal(lineage.storage, dataset)
-    assert rows is not None, "datasets are sealed before anything is trained on them"
-    num_steps = spec.max_steps or spec.num_epochs * -(-rows["info"]["rows"] // spec.global_batch_pairs)
-    with progress.track(f"train {spec.name}", num_steps, "steps") as counter:
-        run_trainer(lineage.storage, spec, path, settings, counter)
     seal = read_seal(lineage.storage, path)
+    if seal is None:  # a sealed model without a summary: the driver died after the workers were done
+        settings = worker_settings(lineage, spec, dataset, path)
+        rows = read_seal(lineage.storage, dataset)
+        assert rows is not None, "datasets are sealed before anything is trained on them"
+        num_steps = spec.max_steps or spec.num_epochs * -(-rows["info"]["rows"] // spec.global_batch_pairs)
+        with progress.track(f"train {spec.name}", num_steps, "steps") as counter:
+            run_trainer(lineage.storage, spec, path, settings, counter)
+        seal = read_seal(lineage.storage, path)
     if seal is None:
         raise PrefselError(f"train {spec.name}: the workers ended without a sealed model in {path}")
     lineage.storage.delete_tree(f"{path}/training")
@@ -80,12 +85,11 @@ def worker_settings(lineage: Lineage, spec: Train, dataset: str, path: str) -> d
     """Everything a worker needs, as plain values."""
     model, reference = lineage.model(spec.model), lineage.model(spec.reference)
     holdout = lineage.holdout_dataset
-    model_spec = lineage.model_spec(spec.model)
-    trusted: dict[str, Any] = {"trust_remote_code": False, "revision": None}
-    if isinstance(model_spec, PretrainedModel):
-        trusted = {"trust_remote_code": model_spec.trust_remote_code, "revision": model_spec.revision}
-    config: dict[str, Any] = spec.model_dump(include=set(DpoOptions.model_fields)) | trusted
+    config: dict[str, Any] = spec.model_dump(include=set(DpoOptions.model_fields))
     config |= {key: reference.settings[key] for key in ("max_length", "template", "truncation")}
+    config |= {"revision": model.revision, "trust_remote_code": trusts_code(lineage, spec.model)}
+    config |= {"reference_dtype": reference.settings["dtype"], "reference_revision": reference.revision}
+    config["reference_trust_remote_code"] = trusts_code(lineage, spec.reference)
     is_reference = model.identity == reference.identity
     return {
         "storage": lineage.storage,
@@ -100,12 +104,18 @@ def worker_settings(lineage: Lineage, spec: Train, dataset: str, path: str) -> d
     }
 
 
+def trusts_code(lineage: Lineage, name: str) -> bool:
+    """Whether the code of a model's repository may run."""
+    spec = lineage.model_spec(name)
+    return isinstance(spec, PretrainedModel) and spec.trust_remote_code
+
+
 def run_trainer(storage: Storage, spec: Train, path: str, settings: dict[str, Any], counter: Counter) -> None:
     """Run the workers to the end under Ray Train; what worker 0 reports moves the counter."""
     have = ray.cluster_resources()
     gpus = spec.gpus_per_worker if spec.gpus_per_worker is not None else (1 if have.get("GPU") else 0)
     for kind, wanted in (("GPU", gpus * spec.workers), ("CPU", spec.cpus_per_worker * spec.workers)):
-        if wanted > have.get(kind, 0):
+        if wanted > have.get(kind, 0) and is_own():
             raise UserError(
                 f"train.{spec.name}.workers: {spec.workers} workers need {wanted:g} {kind}s, "
                 f"this cluster has {have.get(kind, 0):g}"
@@ -121,15 +131,19 @@ def run_trainer(storage: Storage, spec: Train, path: str, settings: dict[str, An
             storage_path=storage.full(path),
             storage_filesystem=storage.filesystem,
             failure_config=FailureConfig(max_failures=spec.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=spec.keep_checkpoints),
         ),
     )
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        # In a thread, because `fit` blocks until the end and says nothing on the way.
-        fitting = pool.submit(trainer.fit)
-        while not fitting.done():
-            follow(records, counter)
+    # In a thread, because `fit` blocks until the end and says nothing on the way; a daemon: an interrupt ends it.
+    outcome: list[BaseException | None] = []
+    fitting = Thread(target=lambda: outcome.append(failure_of(trainer.fit)), daemon=True)
+    fitting.start()
+    while fitting.is_alive():
         follow(records, counter)
-        error = fitting.exception()
+    follow(records, counter)
+    if not outcome:
+        raise PrefselError(f"train {spec.name}: Ray Train ended with an error of its own; see its traceback above")
+    error = outcome[0]
     records.shutdown()
     if isinstance(error, ray.train.TrainingFailedError):
         causes = list(getattr(error, "worker_failures", {}).values())
@@ -137,6 +151,15 @@ def run_trainer(storage: Storage, spec: Train, path: str, settings: dict[str, An
         raise known[0] if known else PrefselError(f"train {spec.name}: {causes[0] if causes else error}") from error
     if error is not None:
         raise error
+
+
+def failure_of(call: Callable[[], Any]) -> BaseException | None:
+    """What `call` raised, to be raised again by another thread; None when it ended well."""
+    try:
+        call()
+    except (ray.train.TrainingFailedError, RayError, PrefselError) as error:
+        return error
+    return None
 
 
 def follow(records: Queue, counter: Counter) -> None:
@@ -165,14 +188,15 @@ def training_table(storage: Storage, dataset: str, reference: str, limit: int | 
     folder = fetch_folder(storage, dataset)
     stored = [f"logps_{reference}_{side}" for side in ("chosen", "rejected")]
     columns = ["pair_id", "prompt", "chosen", "rejected", *stored]
-    files = sorted((folder / "data").glob("*.parquet"))
-    table = pa.concat_tables([pq.read_table(file, columns=columns) for file in files])
-    table = table.rename_columns(["pair_id", "prompt", "chosen", "rejected", *REFERENCE_COLUMNS])
-    known = table.filter(pc.and_(*(pc.is_valid(table[name]) for name in REFERENCE_COLUMNS)))
-    lacking = table.num_rows - known.num_rows
-    if limit is not None and known.num_rows > limit:
-        known = known.sort_by("pair_id").slice(0, limit)
-    return known, lacking
+    tables, lacking = [], 0
+    for file in sorted((folder / "data").glob("*.parquet")):
+        table = pq.read_table(file, columns=columns)
+        table = table.rename_columns(["pair_id", "prompt", "chosen", "rejected", *REFERENCE_COLUMNS])
+        known = table.filter(pc.and_(*(pc.is_valid(table[name]) for name in REFERENCE_COLUMNS)))
+        lacking += table.num_rows - known.num_rows
+        tables.append(known if limit is None else known.sort_by("pair_id").slice(0, limit))
+    joined = pa.concat_tables(tables)
+    return joined if limit is None else joined.sort_by("pair_id").slice(0, limit), lacking
 
 
 def _worker(settings: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from prefsel.errors import UserError
 from prefsel.workspace.ledger import Artifact, Entry
 from prefsel.workspace.recipes import corpus_fingerprint
-from prefsel.workspace.storage import Storage
+from prefsel.workspace.storage import Storage, digest
 
 PATH = "catalog.json"
 
@@ -27,6 +27,11 @@ class FileRecord:
     reasons: dict[str, int]
     """Quarantined rows by reason."""
     format: str = ""
+
+
+def quarantine_name(shard: str, uri: str) -> str:
+    """The quarantine shard of a window: it names the file in its rows, so equal windows of two files have one each."""
+    return f"{shard}-{digest(uri.encode())[:8]}"
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,11 @@ class Catalog:
             for shard in file.shards
         ]
         return [ShardRef(name, shard, role, number) for number, (name, shard, role) in enumerate(found)]
+
+    def file_of(self, shard: ShardRef) -> FileRecord:
+        """The input file a shard was made from."""
+        files = (file for source in self.sources if source.name == shard.source for file in source.files)
+        return next(file for file in files if shard.shard in file.shards)
 
     def sources_of(self) -> dict[str, list[ShardRef]]:
         """Live shards by source."""

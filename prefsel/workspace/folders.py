@@ -49,6 +49,14 @@ def commit_folder(storage: Storage, folders: Mapping[str, Path], path: str, info
     return write_seal(storage, path, listed, info)
 
 
+def seal_files(storage: Storage, path: str, files: Mapping[str, bytes], info: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `files` under `path` and seal them."""
+    for name, data in files.items():
+        storage.write(f"{path}/{name}", data)
+    listed = {name: {"bytes": len(data), "blake2b": digest(data)} for name, data in files.items()}
+    return write_seal(storage, path, listed, info)
+
+
 def check_folder(storage: Storage, path: str, *, quick: bool) -> dict[str, str]:
     """What is wrong with a sealed folder: file → `missing` or `altered`."""
     seal = read_seal(storage, path)

@@ -21,7 +21,7 @@ from prefsel.errors import UserError
 
 def redact(text: str) -> str:
     """`text` without credentials in URIs (`s3://KEY:SECRET@bucket`) or in `secret`/`token`-like query fields."""
-    text = re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
+    text = re.sub(r"(\w+://)[^\s'\"]*@", r"\1***@", text)  # up to the last @: secrets hold slashes
     return re.sub(r"((?:secret|token|password|access_key)[\w-]*=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 
@@ -66,6 +66,19 @@ class Storage:
     def is_local(self) -> bool:
         """Whether the workspace is a directory of this machine."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def require_folder(self) -> None:
+        """Refuse a workspace that is a file, or a store that does not answer.
+
+        Raises:
+            UserError: says which.
+        """
+        try:
+            kind = self.filesystem.get_file_info(self._root[1]).type
+        except OSError as error:
+            raise UserError(f"workspace: cannot reach {redact(self.uri)!r}: {redact(str(error))}") from error
+        if kind == pafs.FileType.File:
+            raise UserError(f"workspace: {redact(self.uri)!r} is a file; valid: a directory or a URI")
 
     def full(self, path: str) -> str:
         """`path` as the file system names it."""

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefsel.workspace.catalog import PATH, read_catalog
+from prefsel.workspace.catalog import PATH, quarantine_name, read_catalog
 from prefsel.workspace.folders import SEAL, check_folder
 from prefsel.workspace.ledger import Artifact, Entry
+from prefsel.workspace.manifest import load_summary
 from prefsel.workspace.storage import Storage
 
 SHARDED = ("groups", "pairs", "quarantine", "eligible", "columns", "scores", "selections")
@@ -76,6 +77,8 @@ def verify(storage: Storage, *, quick: bool = False) -> Verification:
         findings += [Finding(problem, f"{path}/{name}") for name, problem in wrong.items()]
     if storage.exists(PATH):
         findings += _check_catalog(storage)
+    for kind in ("eligible", "scores", "selections"):
+        findings += _check_complete(storage, kind)
     total_bytes = sum(entry.bytes for entry in entries)
     return Verification(artifacts, len(entries), sum(e.rows for e in entries), total_bytes, retried, findings)
 
@@ -116,11 +119,27 @@ def _check_catalog(storage: Storage) -> list[Finding]:
     """Every shard of the corpus must be committed, and stand in the catalog once."""
     catalog = read_catalog(storage)
     findings = []
-    for kind in ("groups", "pairs"):
-        for source, shards in catalog.sources_of().items():
-            known = Artifact(storage, f"{kind}/{source}").entries()
-            findings += [
-                Finding("missing", f"{kind}/{s.key}", "in the catalog") for s in shards if s.shard not in known
-            ]
+    for source in catalog.sources:
+        kinds = ("groups", "pairs", "quarantine")
+        known = {kind: Artifact(storage, f"{kind}/{source.name}").entries() for kind in kinds}
+        for file in source.files:
+            for shard in file.shards:
+                names = {"groups": shard, "pairs": shard, "quarantine": quarantine_name(shard, file.uri)}
+                lost = [f"{kind}/{source.name}/{name}" for kind, name in names.items() if name not in known[kind]]
+                findings += [Finding("missing", path, "in the catalog, not in its ledger") for path in lost]
     counted = Counter(shard.key for shard in catalog.shards)
     return findings + [Finding("duplicated", key, "in the catalog") for key, n in counted.items() if n > 1]
+
+
+def _check_complete(storage: Storage, kind: str) -> list[Finding]:
+    """An artifact with a summary is complete: it has as many committed shards as the summary counts."""
+    findings = []
+    for name in storage.folders(kind):
+        root = f"{kind}/{name}"
+        summary = load_summary(storage, root)
+        if summary is not None:
+            sources = (folder for folder in storage.folders(root) if folder != "_ledger")
+            found = sum(len(Artifact(storage, f"{root}/{source}").entries()) for source in sources)
+            if found != summary.shards:
+                findings.append(Finding("missing", root, f"{found} of {summary.shards} shards in its ledgers"))
+    return findings

@@ -200,14 +200,15 @@ def test_a_hub_data_set_is_streamed(tmp_path, monkeypatch):
     asked = []
     load = datasets.load_dataset
 
-    def load_dataset(name, config, *, split, streaming):
-        asked.append((name, config, split, streaming))
+    def load_dataset(name, config, *, split, revision, streaming):
+        asked.append((name, config, split, revision, streaming))
         if split == "nope":
             raise ValueError("Bad split: nope")
         return load("json", data_files=str(tmp_path / "a.jsonl"), split=split, streaming=streaming)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("prefsel.ingest.hub._revision", lambda source: "c0ffee")
     assert [row.value for row in read("datasets:org/name:small/train")] == ROWS
-    assert asked == [("org/name", "small", "train", True)]
+    assert asked == [("org/name", "small", "train", "c0ffee", True)]
     with pytest.raises(UserError, match="nope"):
         read("datasets:org/name/nope")

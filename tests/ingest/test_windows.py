@@ -86,7 +86,7 @@ def test_equal_prompts_are_one_group_and_equal_completions_one_entry():
     assert counts(window) == (4, 3, 0, 1)
     assert texts(window) == {"p": ["a", "b", "c"], "q": ["a", "b"]}
     assert [(row["chosen"], row["rejected"]) for row in window.pairs.to_pylist()] == [(0, 1), (0, 1), (2, 0)]
-    assert window.groups["provenance"].to_pylist() == [{"file": "f.jsonl", "row": 0}, {"file": "f.jsonl", "row": 1}]
+    assert window.groups["provenance"].to_pylist() == [{"row": 0}, {"row": 1}]
     assert [row["row"] for row in window.pairs["provenance"].to_pylist()] == [0, 1, 2]
 
 

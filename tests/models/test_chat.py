@@ -119,9 +119,9 @@ def test_a_rare_template_error_can_be_tolerated():
     alone = encoder.encode_group(ca, [sat])
     assert encoded[0].prompt_tokens == alone.prompt_tokens
     assert encoded[0].completion_tokens == [alone.completion_tokens[0], [], alone.completion_tokens[0]]
-    for wrong, strict in (groups, True), (groups[:3], False):
-        with pytest.raises(TemplateError, match="not a token prefix of the conversation with completion 1"):
-            encoder.encode_groups(wrong, strict=strict)
+    assert "not a token prefix of the conversation with completion 1" in encoder.tolerated
+    with pytest.raises(TemplateError, match="not a token prefix of the conversation with completion 1"):
+        encoder.encode_groups(groups)
 
 
 def test_what_a_template_refuses_is_an_error_with_its_own_words(tokenizer):

@@ -16,6 +16,7 @@ from prefsel.models.loading import (
     load_causal,
     load_reward,
     load_tokenizer,
+    max_positions,
     model_identity,
     model_shape,
     supports_packing,
@@ -121,12 +122,22 @@ def test_heads_are_named_by_the_configuration(tmp_path):
     assert load_reward(str(tmp_path), dtype="fp32", device="cpu").config.num_labels == 2
 
 
-def test_context_length_is_the_shortest_declared():
-    model = tiny_causal()
-    assert context_length(model, bpe_tokenizer()) == 256
+def test_context_length_is_the_shortest_declared(tmp_path):
+    tiny_causal().save_pretrained(tmp_path)
     tokenizer = bpe_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    assert (context_length(str(tmp_path)), max_positions(str(tmp_path))) == (256, 256)
     tokenizer.model_max_length = 100
-    assert context_length(model, tokenizer) == 100
+    tokenizer.save_pretrained(tmp_path)
+    assert (context_length(str(tmp_path)), max_positions(str(tmp_path))) == (100, 256)
+
+
+def test_damaged_weights_are_the_users_error(tmp_path):
+    tiny_causal().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_causal(str(tmp_path), dtype="fp32", device="cpu")
 
 
 def test_shape_by_hand():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import bpe_tokenizer, naive_logps, tiny_causal, tiny_reward
 
-from prefsel.errors import PrefselError, TemplateError, UserError
+from prefsel.errors import PrefselError, UserError
 from prefsel.ingest.identity import completion_id, prompt_id
 from prefsel.models.attention import attention_area
 from prefsel.models.chat import Encoder
@@ -225,10 +225,12 @@ def test_a_single_sequence_that_does_not_fit_is_a_fault(folder):
         tiny.score(table())
 
 
-def test_a_template_error_is_not_isolated(folder):
-    tiny = scorer(folder, template="{{ raise_exception('never') }}")
-    with pytest.raises(TemplateError, match="never"):
-        tiny.score(table())
+def test_a_template_error_is_counted_and_told_never_scored(folder):
+    shard = scorer(folder, template="{{ raise_exception('never') }}").score(table())
+    assert all(value is None for row in shard.columns["logps_tiny"] for value in row)
+    assert shard.dropped == {"template_error": sum(map(len, shard.columns["logps_tiny"]))}
+    assert "never" in shard.template_error
+    assert shard.poisoned == []
 
 
 def test_no_groups_no_numbers(folder):
