@@ -145,7 +145,7 @@ def test_run_verify_explain_and_again(here: Path, capsys: pytest.CaptureFixture[
     ("arguments", "told"),
     [
         (["nonsense"], "No such command 'nonsense'"),
-        ([], "Usage: prefsel"),
+        ([], "Usage:"),
         (["run", "c.yaml"], "Missing option '--workspace'"),
         (["run", "c.yaml", "--bogus", "1"], "No such option"),
     ],
@@ -155,7 +155,7 @@ def test_wrong_command_lines_exit_with_2(tmp_path: Path, arguments: list[str], t
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert found.returncode == 2
     assert "Traceback" not in found.stderr
-    assert told in " ".join((found.stderr + found.stdout).split()) or "Usage" in found.stderr
+    assert told in found.stderr + found.stdout
 
 
 def test_secrets_never_reach_a_message(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

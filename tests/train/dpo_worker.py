@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from prefsel.models import logps
 from prefsel.train.data import TrainingPairs
@@ -37,6 +38,9 @@ def main(jobs: list[dict[str, Any]]) -> None:
             resume_dir=Path(job["resume_dir"]) if job.get("resume_dir") else None,
         )
         Path(job["output_dir"], f"result-{rank}.json").write_text(json.dumps(result))
+    # Leave together: a worker that is still in gloo when another has gone may be aborted (seen once: exit code -6).
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
