@@ -71,7 +71,7 @@ def demo_config(inputs: Any, seed: int) -> dict[str, Any]:
     """The configuration of the demo: what a user would write for such a corpus."""
     from prefsel.world.gold import ASPECTS
 
-    model = {"kind": "pretrained", "dtype": "fp32", "max_length": 160}
+    model = {"kind": "pretrained", "dtype": "fp32"}
     dpo = {
         "model": "policy",
         "reference": "policy",
