@@ -8,10 +8,10 @@ from prefsel.check import check
 from prefsel.configfile import parse_config
 from prefsel.demo import demo_config
 from prefsel.ingest.formats import detect
+from prefsel.workspace.storage import Storage
 from prefsel.world import demo
 from prefsel.world.demo import Sizes, evaluate_gold, make_inputs, read_prompts
 from prefsel.world.labels import part_of
-from prefsel.workspace.storage import Storage
 
 SCALE = 0.005  # 8 prompts, 10 policy steps, 60 labels, 8 reward steps
 
@@ -40,7 +40,7 @@ def test_all_pieces_are_made_and_reported(made):
 
 def test_the_configuration_of_the_demo_fits_what_is_made(made, tmp_path):
     _, inputs, _ = made
-    check(parse_config(demo_config(inputs, seed=3)), Storage(tmp_path))
+    check(parse_config(demo_config(inputs, seed=3)), Storage(str(tmp_path)))
 
 
 def test_a_second_call_makes_nothing(made, monkeypatch):
