@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -44,8 +44,10 @@ class Source(Record):
     format: str = "auto"
     """A format of `ingest/formats.py`, or `auto`: detected from the first rows."""
     options: FormatOptions = FormatOptions()
-    role: Literal["train", "holdout", "exclude"] = "train"
-    """`holdout`: evaluated on, never selected or trained on. `exclude`: its prompts are used nowhere."""
+    role: Literal["train", "validation", "holdout", "exclude"] = "train"
+    """`holdout`: evaluated on, never selected or trained on. `validation`: what influence is measured against (see
+    `Split.validation`), refused when it shares a prompt with what is selected
+    from. `exclude`: used nowhere."""
 
 
 class Ingest(Record):
@@ -65,11 +67,14 @@ class Split(Record):
     """Evaluated on, never selected, never in a moment, never trained on."""
     proxy: Fraction = 0.0
     """Trains the models made here (`scratch_*`), and is therefore never scored for selection."""
+    validation: Fraction = 0.0
+    """What selectors aim at: gives tangents their gradient and θ_val its training. Never selected, and never what a
+    training is evaluated on, so that the evaluation stays untouched by the selection."""
 
     @model_validator(mode="after")
     def _something_left(self) -> Split:
-        if self.holdout + self.proxy >= 1:
-            raise ValueError(f"holdout + proxy: got {self.holdout + self.proxy}; must stay below 1")
+        if (total := self.holdout + self.proxy + self.validation) >= 1:
+            raise ValueError(f"holdout + proxy + validation: got {total}; must stay below 1")
         return self
 
 
@@ -164,11 +169,9 @@ class Pool(Record):
         return self
 
 
-class ModelScorer(Record):
-    """What the scorers with a model share."""
+class PooledScorer(Record):
+    """What the scorers that run on actors share."""
 
-    model: str
-    """Name of an entry of `models`; also names the columns."""
     pool: Pool = Pool()
     token_budget: int | None = Field(None, ge=64)
     """Tokens of one packed row; default: 8 192 on a CPU, probed by each actor on a GPU."""
@@ -176,18 +179,66 @@ class ModelScorer(Record):
     """The run fails when more of the completions got NaN or infinity from the model."""
 
 
+class ModelScorer(PooledScorer):
+    """What the scorers named after a model share."""
+
+    model: str
+    """Name of an entry of `models` or of `train`; also names the columns."""
+
+
 class CausalLogps(ModelScorer):
     """`logps_<model>` (nats, summed over the response) and `num_tokens_<model>`."""
 
     kind: Literal["causal_logps"]
+    unconditional: bool = False
+    """Score the responses without their prompts: `logps_<model>_uncond` and `num_tokens_<model>_uncond`."""
 
 
 class RewardModel(ModelScorer):
-    """`rm_<model>`, or `rm_<head>` for each of several heads."""
+    """`rm_<model>`; `rm_<head>` for each of several heads; `rm_<aspect>` for each model of a training with aspects."""
 
     kind: Literal["reward_model"]
     heads: list[Name] | None = None
     """Names of the heads, in the order of the model's labels; default: those of the model's own `id2label`."""
+    aspect: Name | None = None
+    """Of a training with aspects: score with this one's model only; default: with each, one column set per aspect."""
+
+
+class GeneratedReward(ModelScorer):
+    """`rm_<model>_generated`: the reward of one response that a policy gives to the prompt, the same for all of its
+    completions; null where the response is empty or too long."""
+
+    kind: Literal["generated_reward"]
+    policy: str
+    """Name of the model that responds."""
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(256, ge=1)
+    seed: int = 0
+
+
+class DirectionalLogps(PooledScorer):
+    """`dlogps_<tangent>`: derivative of every completion's log-prob along a tangent, at the tangent's own model.
+
+    A tangent with strata gives one column each, `dlogps_<tangent>-<stratum>`, in one pass over the model.
+    """
+
+    kind: Literal["directional_logps"]
+    tangent: Name
+    method: Literal["exact", "finite_difference"] = "exact"
+    """`exact`: forward mode, about three forwards per stratum. `finite_difference`: one more forward per stratum, in
+    fp32; its error against the exact derivative is measured on the first groups of every shard and reported."""
+    step: float = Field(1e-3, gt=0)
+    """Of the finite difference: length of the step, relative to the norm of the weights."""
+
+
+class PairGradients(PooledScorer):
+    """What LESS needs of every eligible pair, from its own gradient: `gamma_dot_<tangent>`, the inner product of its
+    Adam feature with the unit validation gradient, and `gamma_norm_<tangent>`, the feature's norm. The tangent must
+    keep the optimizer's state (`preconditioner: adam`)."""
+
+    kind: Literal["pair_gradients"]
+    tangent: Name
 
 
 class Imported(Record):
@@ -202,7 +253,49 @@ class Imported(Record):
     as_: Literal["rm", "ratings"] = Field("rm", alias="as")
 
 
-Scorer = Annotated[CausalLogps | RewardModel | Imported, Field(discriminator="kind")]
+Scorer = Annotated[
+    CausalLogps | RewardModel | GeneratedReward | DirectionalLogps | PairGradients | Imported,
+    Field(discriminator="kind"),
+]
+
+# ----------------------------------------------------------------------------------------------------- influence
+
+
+class Tangent(Record):
+    """A direction in the space of a model's weights: the mean DPO gradient of the validation pairs, or what a diagonal
+    makes of it. Along it `directional_logps` gives the influence of every pair."""
+
+    name: Name
+    model: str
+    """The warm-up θ: an entry of `models` or of `train`."""
+    reference: str
+    """The model whose stored log-probs are the reference."""
+    beta: float = Field(0.1, gt=0)
+    """Of the validation loss. The influence of a pair is exact for this beta; another one is refused unless asked for."""
+    preconditioner: Literal["none", "adam", "fisher"] = "none"
+    """Divide by `sqrt(second moment) + damping`: that of the warm-up's Adam (which must be a training with
+    `keep_optimizer_state`), or the mean squared validation gradient over pairs (empirical Fisher)."""
+    damping: float = Field(1e-8, gt=0)
+    """OPEN: no source gives one; relative to the largest root of the second moment it should stay small."""
+    by: Literal["aspect", "source"] | None = None
+    """One direction per stratum of the validation pairs."""
+    values: list[str] = []
+    """The strata: values of `by`."""
+    max_pairs: int | None = Field(None, ge=1)
+    """Use at most this many validation pairs, the first by hash of their pair_id."""
+    dtype: Dtype = "fp32"
+
+    @model_validator(mode="after")
+    def _strata_named(self) -> Tangent:
+        if bool(self.by) != bool(self.values):
+            raise ValueError("by and values go together: the strata must be known before the data is read")
+        return self
+
+    @property
+    def directions(self) -> list[str]:
+        """Names of the directions, which name columns: the tangent's own, or `<name>-<stratum>`."""
+        return [f"{self.name}-{value}" for value in self.values] or [self.name]
+
 
 # --------------------------------------------------------------------------------------- metrics and selections
 
@@ -248,15 +341,9 @@ class Lora(Record):
     """Dropout on the adapter's input."""
 
 
-class DpoOptions(Record):
-    """What decides a DPO trajectory. Batches are counted in pairs, memory in tokens; no number of workers enters."""
+class Optimization(Record):
+    """What decides a trajectory of AdamW. Batches are counted in pairs, memory in tokens; no number of workers enters."""
 
-    loss: Literal["dpo"] = "dpo"
-    """A name of `prefsel.train.losses.LOSSES`."""
-    beta: float = Field(0.1, gt=0)
-    """Inverse temperature of the implicit reward."""
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Assumed share of flipped labels (conservative DPO)."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate of AdamW."""
     dtype: Literal["fp32", "bf16"] = "bf16"
@@ -295,19 +382,15 @@ class DpoOptions(Record):
     """Recompute activations in the backward pass: one more forward, far less memory."""
     deepspeed: dict[str, Any] = {}
     """DeepSpeed's own options, merged over ours; keys that another option decides are refused."""
-    lora: Lora | None = None
-    """Train adapters instead of all weights."""
     eval_every_steps: int | None = Field(None, ge=1)
     """Evaluate on the held-out pairs this often, besides the start and the end."""
     checkpoint_every_steps: int | None = Field(None, ge=1)
     """Save a resumable checkpoint this often; None saves none."""
     keep_checkpoints: int = Field(2, ge=1)
     """Local checkpoints kept, the newest ones."""
-    reference_check_pairs: int = Field(16, ge=0)
-    """Pairs whose reference log-probs are recomputed before training and must agree with the stored ones."""
 
     @model_validator(mode="after")
-    def _offload_fits(self) -> DpoOptions:
+    def _offload_fits(self) -> Optimization:
         if self.offload != "none" and self.zero_stage == 0:
             raise ValueError(f"offload: got {self.offload!r} with zero_stage 0; valid: none, or zero_stage 1 to 3")
         if self.offload == "optimizer_and_weights" and self.zero_stage != 3:
@@ -317,24 +400,104 @@ class DpoOptions(Record):
         return self
 
 
-class Train(DpoOptions):
-    """One DPO training on one selection, and where it runs."""
+class DpoOptions(Optimization):
+    """What decides a training on preference pairs with stored reference log-probs."""
 
-    name: Name
-    selection: str
-    """Name of a selection (or of a control, `<name>-random`)."""
-    model: str
-    """Name of the entry of `models` that is trained."""
-    reference: str
-    """Name of the model whose stored log-probs are the reference; it is not loaded."""
+    loss: Literal["dpo"] = "dpo"
+    """A name of `prefsel.train.losses.LOSSES`."""
+    beta: float = Field(0.1, gt=0)
+    """Inverse temperature of the implicit reward."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Assumed share of flipped labels (conservative DPO)."""
+    lora: Lora | None = None
+    """Train adapters instead of all weights."""
+    reference_check_pairs: int = Field(16, ge=0)
+    """Pairs whose reference log-probs are recomputed before training and must agree with the stored ones."""
+    keep_optimizer_state: bool = False
+    """Also keep Adam's moments (fp32, as large as two models): what preconditioned tangents and LESS need."""
+
+
+class Placement(Record):
+    """Where a training runs."""
+
     workers: int = Field(1, ge=1)
     gpus_per_worker: float | None = Field(None, ge=0)
     """Default: one when the cluster has GPUs."""
     cpus_per_worker: float = Field(1.0, gt=0)
-    max_eval_pairs: int = Field(512, ge=0)
-    """Held-out pairs evaluated on, the first by hash of their pair_id."""
     max_failures: int = Field(0, ge=0)
     """Worker failures that Ray Train repairs by restarting from the last checkpoint."""
+
+
+class CrossFit(Record):
+    """One model per fold, trained on the prompts of the other folds; every prompt is scored by the one that never saw
+    it. Scorers name the training, the fold of a prompt follows from its prompt_id."""
+
+    folds: int = Field(2, ge=2, le=64)
+    seed: int = 0
+    """Another seed deals the prompts to the folds anew."""
+
+
+class Train(DpoOptions, Placement):
+    """A training of a policy. Its name is a model's name: scorers, tangents and other trainings may use it."""
+
+    kind: Literal["dpo"] = "dpo"
+    name: Name
+    selection: str
+    """A selection or a control (`<name>-random`); or `all` eligible pairs, or the `validation` pairs."""
+    model: str
+    """The model that is trained further: an entry of `models`, or of `train` to continue from."""
+    reference: str
+    """Name of the model whose stored log-probs are the reference; it is not loaded."""
+    cross_fit: CrossFit | None = None
+    """Train one model per fold instead of one on everything."""
+    max_eval_pairs: int = Field(512, ge=0)
+    """Held-out pairs evaluated on, the first by hash of their pair_id."""
+
+
+class RewardOptions(Optimization):
+    """What decides a Bradley–Terry reward model (METHODS §1)."""
+
+    length_balance_tau: float | None = Field(1.0, gt=0)
+    """Sample pairs with the longer completion chosen with frequency e^(f⁺/τ) / (e^(f⁺/τ) + e^(f⁻/τ)), f⁺ their share:
+    a large τ is 50/50. None: sample as they come. OPEN: no source gives the paper's value."""
+    length_penalty_rho: float = 0.0
+    """ρ in −log σ(Δr − ρ Δlen). OPEN. A reward model that can express length only shifts by it; the metric's
+    `rho: fit` is the way to take length out after the fact."""
+    length_unit: Literal["tokens", "characters"] = "tokens"
+    """Of Δlen. OPEN."""
+    holdout: Fraction = 0.1
+    """Of the training prompts, by hash: accuracy and calibration are measured on them."""
+
+
+class TrainReward(RewardOptions, Placement):
+    """A training of reward models: one per aspect, or one on all pairs."""
+
+    kind: Literal["reward"]
+    name: Name
+    selection: Literal["all", "validation"] = "all"
+    """Which pairs: all eligible ones, or the validation pairs."""
+    model: str
+    """Where the weights start: an entry of `models`, causal or classifier."""
+    aspects: list[Name] = []
+    """One model for each, trained on the pairs labelled with it, scoring the prompts of other aspects as `rm_<aspect>`."""
+    cross_fit: CrossFit | None = None
+    """One model per aspect and fold, so that every prompt can be scored. Needed without `aspects`, and where one prompt
+    is labelled with several aspects."""
+    max_pairs: int | None = Field(None, ge=1)
+    """Train on at most this many pairs, the first by hash of their pair_id."""
+
+
+def _training_kind(value: Any) -> str:
+    kind = value.get("kind", "dpo") if isinstance(value, dict) else getattr(value, "kind", "dpo")
+    return kind if isinstance(kind, str) else "dpo"
+
+
+Training = Annotated[
+    Annotated[Train, Tag("dpo")] | Annotated[TrainReward, Tag("reward")], Discriminator(_training_kind)
+]
+
+PARTS = ("all", "validation")
+"""Names a training may give instead of a selection."""
 
 
 # ------------------------------------------------------------------------------------------------------- report
@@ -370,9 +533,10 @@ class Config(Record):
     split: Split = Split()
     models: list[Model] = []
     scorers: list[Scorer] = []
+    tangents: list[Tangent] = []
     metrics: list[MetricSpec] = []
     duplicates: Duplicates = Duplicates()
     selections: list[Selection] = []
-    train: list[Train] = []
+    train: list[Training] = []
     report: Report = Report()
     ray: Ray = Ray()

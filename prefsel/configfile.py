@@ -19,23 +19,46 @@ from prefsel.errors import UserError
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration in `path`, with `dotted.key=value` overrides applied.
 
+    A key `base: other.yaml` takes that file, beside this one, as the ground that this file's keys are laid over.
     Relative local paths inside the file stay relative to the working directory.
 
     Raises:
         UserError: no such file, not YAML, an unknown key or an invalid value; names field, value and valid ones.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"config: no such file: {path}")
-    try:
-        table = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config: {path} is not YAML: {error}") from error
-    if not isinstance(table, dict):
-        raise UserError(f"config: {path} must hold a table of keys, got {type(table).__name__}")
+    table = read_table(Path(path))
     for override in overrides:
         apply_override(table, override)
     return parse_config(table)
+
+
+def read_table(file: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The table in a YAML file, laid over that of its `base`.
+
+    Raises:
+        UserError: no such file, not a YAML table, or a base that leads back to itself.
+    """
+    if not file.is_file():
+        raise UserError(f"config: no such file: {file}")
+    if file.resolve() in below:
+        raise UserError(f"config: base: {file} is laid over itself")
+    try:
+        table = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config: {file} is not YAML: {error}") from error
+    if not isinstance(table, dict):
+        raise UserError(f"config: {file} must hold a table of keys, got {type(table).__name__}")
+    base = table.pop("base", None)
+    if base is None:
+        return table
+    return laid_over(read_table(file.parent / str(base), (*below, file.resolve())), table)
+
+
+def laid_over(base: Any, over: Any) -> Any:
+    """`over` on top of `base`: tables key by key, everything else replaced as a whole, lists too."""
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    joined = {key: laid_over(base[key], over[key]) if key in over else base[key] for key in base}
+    return joined | {key: value for key, value in over.items() if key not in base}
 
 
 def parse_config(table: dict[str, Any]) -> Config:

@@ -5,6 +5,7 @@ Ids are blake2b-128 over canonical bytes, so they depend on content alone: not o
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
@@ -22,7 +23,7 @@ from prefsel.ingest.locations import is_dataset_name, open_stream
 Message: TypeAlias = Mapping[str, str]
 
 ID_BYTES = 16
-TRAIN, HOLDOUT, PROXY = 0, 1, 2
+TRAIN, HOLDOUT, PROXY, VALIDATION = 0, 1, 2, 3
 
 _CHUNK_BYTES = 1 << 20
 # `json.dumps` with arguments builds an encoder per call, which cost a third of the time of an id.
@@ -85,17 +86,24 @@ def _fraction(field: str, value: Decimal | str | float) -> Decimal:
 
 
 def split_of(
-    prompt_ids: Any, *, holdout: Decimal | str | float, proxy: Decimal | str | float, salt: str = "split"
+    prompt_ids: Any,
+    *,
+    holdout: Decimal | str | float,
+    proxy: Decimal | str | float,
+    validation: Decimal | str | float = 0,
+    salt: str = "split",
 ) -> np.ndarray:
-    """The role of every prompt: 0 train, 1 holdout, 2 proxy.
+    """The role of every prompt: 0 train, 1 holdout, 2 proxy, 3 validation.
 
-    u = blake2b-64(salt + prompt_id) / 2⁶⁴ is uniform in [0, 1): holdout if u < holdout, proxy if u < holdout + proxy.
-    The same prompt has the same role in every file, shard and run, and another salt gives an independent split.
+    u = blake2b-64(salt + prompt_id) / 2⁶⁴ is uniform in [0, 1): holdout if u < holdout, proxy if u < holdout + proxy,
+    and so on. The same prompt has the same role in every file, shard and run, and another salt gives an independent
+    split.
 
     Args:
         prompt_ids: 16-byte ids, an Arrow `binary(16)` array or an iterable of bytes, length N.
         holdout: fraction of the prompts that are held out.
         proxy: fraction of the prompts that train proxies.
+        validation: fraction of the prompts that influence is measured against.
         salt: text hashed before each id.
 
     Returns:
@@ -104,15 +112,31 @@ def split_of(
     Raises:
         UserError: a fraction outside [0, 1], or a sum above 1.
     """
-    first, second = _fraction("holdout", holdout), _fraction("proxy", proxy)
-    if first + second > 1:
-        raise invalid("holdout + proxy", str(first + second), "at most 1")
+    parts = {"holdout": holdout, "proxy": proxy, "validation": validation}
+    shares = [_fraction(name, value) for name, value in parts.items()]
+    if sum(shares) > 1:
+        raise invalid(" + ".join(parts), str(sum(shares)), "at most 1")
+    # 63 of the 64 bits: a threshold of 1.0 is then 2⁶³, which a uint64 holds.
+    uniform = _hash_bits(prompt_ids, salt) >> np.uint64(1)
+    edges = np.array([int(edge * 2**63) for edge in itertools.accumulate(shares)], np.uint64)
+    place = np.searchsorted(edges, uniform, side="right")
+    return np.array([HOLDOUT, PROXY, VALIDATION, TRAIN], np.uint8)[place]
+
+
+def fold_of(prompt_ids: Any, *, folds: int, seed: int) -> np.ndarray:
+    """The fold of every prompt, 0 to folds − 1, int64 (N,): the same in every file, shard and run.
+
+    Args:
+        prompt_ids: 16-byte ids, as for `split_of`.
+        folds: how many.
+        seed: another seed deals the prompts anew.
+    """
+    return (_hash_bits(prompt_ids, f"fold {seed} ") % np.uint64(folds)).astype(np.int64)
+
+
+def _hash_bits(prompt_ids: Any, salt: str) -> np.ndarray:
     if isinstance(prompt_ids, pa.Array | pa.ChunkedArray):
         prompt_ids = prompt_ids.to_pylist()
     prefix = salt.encode("utf-8")
     digests = b"".join([blake2b(prefix + one, digest_size=8).digest() for one in prompt_ids])
-    # 63 of the 64 bits: a threshold of 1.0 is then 2⁶³, which a uint64 holds.
-    uniform = np.frombuffer(digests, dtype=">u8") >> np.uint64(1)
-    below_holdout = uniform < np.uint64(int(first * 2**63))
-    below_proxy = uniform < np.uint64(int((first + second) * 2**63))
-    return np.where(below_holdout, HOLDOUT, np.where(below_proxy, PROXY, TRAIN)).astype(np.uint8)
+    return np.frombuffer(digests, dtype=">u8").astype(np.uint64)

@@ -1,7 +1,7 @@
 """Who may be selected: splits, exclusions and duplicates, as one drop reason per pair, decided before any statistic.
 
 Precedence, so that every pair is counted once: excluded prompt, prompt of a held-out source, contradiction or
-duplicate, held-out prompt, proxy prompt.
+duplicate, held-out prompt, proxy or validation prompt.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from prefsel.workspace.catalog import Catalog, ShardRef
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
 
-REASONS = ("holdout", "proxy", "excluded_prompt", "holdout_prompt", *duplicates.REASONS)
+REASONS = ("holdout", "proxy", "validation", "excluded_prompt", "holdout_prompt", *duplicates.REASONS)
 """Reason codes are positions in here; -1 is an eligible pair."""
-HOLDOUT, PROXY, EXCLUDED, HOLDOUT_PROMPT, FIRST_DUPLICATE = 0, 1, 2, 3, 4
+HOLDOUT, PROXY, VALIDATION, EXCLUDED, HOLDOUT_PROMPT, FIRST_DUPLICATE = 0, 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,12 @@ def base_codes(pairs: pa.Table, shard: ShardRef, rules: Rules) -> np.ndarray:
     codes_N = np.full(len(prompts), -1, np.int8)
     if shard.role == "holdout":
         codes_N[:] = HOLDOUT
+    elif shard.role == "validation":
+        codes_N[:] = VALIDATION
+        codes_N[pc.is_in(prompts, value_set=rules.held_out).to_numpy(zero_copy_only=False)] = HOLDOUT_PROMPT
     else:
-        split_N = split_of(prompts, holdout=rules.split.holdout, proxy=rules.split.proxy)
-        codes_N[split_N == 1], codes_N[split_N == 2] = HOLDOUT, PROXY
+        split_N = split_of(prompts, **rules.split.model_dump())
+        codes_N[split_N == 1], codes_N[split_N == 2], codes_N[split_N == 3] = HOLDOUT, PROXY, VALIDATION
         codes_N[pc.is_in(prompts, value_set=rules.held_out).to_numpy(zero_copy_only=False)] = HOLDOUT_PROMPT
     codes_N[pc.is_in(prompts, value_set=rules.excluded).to_numpy(zero_copy_only=False)] = EXCLUDED
     return codes_N
