@@ -6,12 +6,30 @@ import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
-from prefsel.config import CausalLogps, Config, Imported, PretrainedModel, Train
+from prefsel.config import (
+    PARTS,
+    CausalLogps,
+    Config,
+    DirectionalLogps,
+    GeneratedReward,
+    Imported,
+    MetricSpec,
+    PairGradients,
+    PretrainedModel,
+    RewardModel,
+    Scorer,
+    Tangent,
+    Train,
+    Training,
+    TrainReward,
+)
 from prefsel.errors import UserError, invalid
+from prefsel.graph import all_nodes, ordered
 from prefsel.ingest.formats import FORMATS
 from prefsel.ingest.readers import list_files
-from prefsel.lineage import Lineage, scorer_label
+from prefsel.lineage import Lineage
 from prefsel.metrics import METRICS
+from prefsel.naming import scorer_label, selection_names
 from prefsel.select.rules import RULES, parse_rule, rule_budget
 from prefsel.train.deepspeed_config import refuse_owned
 from prefsel.workspace.storage import Storage
@@ -23,21 +41,29 @@ def check(config: Config, storage: Storage) -> None:
     Raises:
         UserError: names the field, the value and the valid ones.
     """
-    for field in ("sources", "models", "metrics", "selections", "train"):
+    for field in ("sources", "tangents", "metrics", "selections"):
         _require_unique(field, [record.name for record in getattr(config, field)])
-    _require_unique("scorers", [scorer_label(scorer) for scorer in config.scorers])
-    controls = [f"{s.name}-{control}" for s in config.selections for control in s.controls]
-    _require_unique("selections", [s.name for s in config.selections] + controls)
+    _require_unique("models and train", [spec.name for spec in (*config.models, *config.train)])
+    _require_unique("selections", [name for selection in config.selections for name in selection_names(selection)])
+    for selection in config.selections:
+        if selection.name in (*PARTS, "holdout"):
+            raise invalid("selections.name", selection.name, "another name: this one is a part of the corpus")
     for source in config.sources:
         if source.format != "auto" and source.format not in FORMATS:
             raise invalid(f"sources.{source.name}.format", source.format, ["auto", *FORMATS])
     for path in [path for source in config.sources for path in source.paths] + config.exclude_prompts:
         list_files(path)
     lineage = Lineage(config, storage)
+    _require_unique("scorers", [scorer_label(scorer) for scorer in lineage.scorers])
     _check_models(config, lineage)
-    _check_selections(config, lineage)
     for spec in config.train:
         _check_training(config, spec)
+    for scorer in config.scorers:
+        _check_scorer(config, scorer)
+    for tangent in config.tangents:
+        _check_tangent(config, tangent)
+    _check_selections(config, lineage)
+    ordered(lineage, all_nodes(lineage))
 
 
 def check_budgets(config: Config, eligible: int) -> None:
@@ -75,7 +101,6 @@ def _require_unique(field: str, names: Iterable[str]) -> None:
 
 
 def _check_models(config: Config, lineage: Lineage) -> None:
-    by_name = {spec.name: spec for spec in config.models}
     for spec in config.models:
         if isinstance(spec, PretrainedModel):
             from prefsel.models.loading import check_directory, load_tokenizer
@@ -83,22 +108,88 @@ def _check_models(config: Config, lineage: Lineage) -> None:
             check_directory(spec.path)
             load_tokenizer(spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
             lineage.model(spec.name)
-    for scorer in config.scorers:
-        if isinstance(scorer, Imported):
-            if scorer.as_ == "rm" and isinstance(scorer.field, list) and len(scorer.field) > 1:
-                raise invalid(f"scorers.{scorer.name}.field", scorer.field, "one field for `as: rm`")
-            continue
-        if scorer.model not in by_name:
-            raise invalid(f"scorers.{scorer.kind}.model", scorer.model, by_name or "none: `models` is empty")
-        kind, wrong = by_name[scorer.model].kind, {"causal_logps": "scratch_reward", "reward_model": "scratch_policy"}
-        if kind == wrong[scorer.kind]:
-            raise invalid(f"scorers.{scorer.kind}.model", scorer.model, f"a model that is not a {kind}")
+
+
+def model_kinds(config: Config) -> dict[str, str]:
+    """Every model and training by name: `policy`, `reward`, or `any` for a pretrained model."""
+    by_kind = {"pretrained": "any", "scratch_policy": "policy", "scratch_reward": "reward", "dpo": "policy"}
+    return {spec.name: by_kind.get(spec.kind, "reward") for spec in (*config.models, *config.train)}
+
+
+def _require_model(config: Config, field: str, name: str, kind: str) -> None:
+    fitting = [known for known, its in model_kinds(config).items() if its in (kind, "any")]
+    if name not in fitting:
+        raise invalid(field, name, fitting or f"none: no {kind} in `models` or `train`")
+
+
+def _require_reference(config: Config, field: str, name: str) -> None:
+    known = [scorer.model for scorer in config.scorers if isinstance(scorer, CausalLogps) and not scorer.unconditional]
+    if name not in known:
+        raise invalid(field, name, known or "none: `scorers` has no causal_logps, whose log-probs are the reference")
+
+
+def _has_validation(config: Config) -> bool:
+    return bool(config.split.validation) or any(source.role == "validation" for source in config.sources)
+
+
+def _check_scorer(config: Config, scorer: Scorer) -> None:
+    field = f"scorers.{scorer_label(scorer)}"
+    trainings = {spec.name: spec for spec in config.train}
+    if isinstance(scorer, Imported):
+        if scorer.as_ == "rm" and isinstance(scorer.field, list) and len(scorer.field) > 1:
+            raise invalid(f"{field}.field", scorer.field, "one field for `as: rm`")
+    elif isinstance(scorer, DirectionalLogps | PairGradients):
+        tangents = {spec.name: spec for spec in config.tangents}
+        if scorer.tangent not in tangents:
+            raise invalid(f"{field}.tangent", scorer.tangent, tangents or "none: `tangents` is empty")
+        if isinstance(scorer, PairGradients):
+            tangent = tangents[scorer.tangent]
+            if tangent.preconditioner != "none":
+                raise invalid(
+                    f"tangents.{tangent.name}.preconditioner", tangent.preconditioner, "none: LESS keeps v plain"
+                )
+            _require_adam(config, f"tangents.{tangent.name}.model", tangent.model)
+    else:
+        _require_model(
+            config, f"{field}.model", scorer.model, "policy" if isinstance(scorer, CausalLogps) else "reward"
+        )
+        if isinstance(scorer, GeneratedReward):
+            _require_model(config, f"{field}.policy", scorer.policy, "policy")
+        training = trainings.get(scorer.model)
+        if isinstance(training, TrainReward):
+            if isinstance(scorer, RewardModel) and scorer.aspect and scorer.aspect not in training.aspects:
+                raise invalid(f"{field}.aspect", scorer.aspect, training.aspects or "none: it has no aspects")
+            if not training.aspects and not training.cross_fit and training.selection == "all":
+                raise UserError(
+                    f"{field}: {training.name!r} would score the prompts it is trained on; "
+                    f"set train.{training.name}.cross_fit, and every prompt is scored by a fold that never saw it"
+                )
+
+
+def _require_adam(config: Config, field: str, name: str) -> None:
+    kept = [spec.name for spec in config.train if isinstance(spec, Train) and spec.keep_optimizer_state]
+    if name not in kept:
+        raise invalid(field, name, kept or "none: no training has keep_optimizer_state")
+
+
+def _check_tangent(config: Config, spec: Tangent) -> None:
+    field = f"tangents.{spec.name}"
+    _require_model(config, f"{field}.model", spec.model, "policy")
+    _require_reference(config, f"{field}.reference", spec.reference)
+    if spec.preconditioner == "adam":
+        _require_adam(config, f"{field}.model", spec.model)
+    if not _has_validation(config):
+        raise UserError(f"{field}: needs validation pairs; set split.validation, or give a source the role validation")
 
 
 def _check_selections(config: Config, lineage: Lineage) -> None:
     for spec in config.metrics:
         if spec.metric not in METRICS:
             raise invalid(f"metrics.{spec.name}.metric", spec.metric, METRICS)
+    betas = {direction: spec.beta for spec in config.tangents for direction in spec.directions}
+    for spec in config.metrics:
+        if spec.metric == "influence" and not spec.params.get("any_beta"):
+            _check_beta(spec, betas)
     for name in lineage.metrics:
         lineage.scorers_for(lineage.metric_columns(name), field=f"metrics.{name}")
     for selection in config.selections:
@@ -112,19 +203,33 @@ def _check_selections(config: Config, lineage: Lineage) -> None:
             raise invalid(f"selections.{selection.name}.rule.score", rule.score, valid)
 
 
-def _check_training(config: Config, spec: Train) -> None:
+def _check_beta(spec: MetricSpec, betas: dict[str, float]) -> None:
+    """The influence of a pair is exact for the tangent's own beta; another one must be meant."""
+    beta, named = float(spec.params.get("beta", 0.1)), spec.params.get("tangent", [])
+    for tangent in [named] if isinstance(named, str) else named:
+        if tangent in betas and betas[tangent] != beta:
+            raise invalid(
+                f"metrics.{spec.name}.params.beta", beta, f"{betas[tangent]:g}, the tangent's; or any_beta: true"
+            )
+
+
+def _check_training(config: Config, spec: Training) -> None:
     field = f"train.{spec.name}"
-    kinds = {model.name: model.kind for model in config.models if model.kind != "scratch_reward"}
-    if spec.model not in kinds:
-        raise invalid(f"{field}.model", spec.model, kinds or "none: no causal model in `models`")
-    references = [scorer.model for scorer in config.scorers if isinstance(scorer, CausalLogps)]
-    if spec.reference not in references:
-        valid = references or "none: `scorers` has no causal_logps, whose log-probs are the reference"
-        raise invalid(f"{field}.reference", spec.reference, valid)
-    selected = [s.name for s in config.selections]
-    selected += [f"{s.name}-{control}" for s in config.selections for control in s.controls]
-    if spec.selection not in selected:
-        raise invalid(f"{field}.selection", spec.selection, selected or "none: `selections` is empty")
+    if isinstance(spec, Train):
+        _require_model(config, f"{field}.model", spec.model, "policy")
+        _require_reference(config, f"{field}.reference", spec.reference)
+        if spec.lora is not None and importlib.util.find_spec("peft") is None:
+            raise UserError(f"{field}.lora: needs the extra `peft`: pip install 'prefsel[peft]'")
+        divergence = getattr(spec, "divergence", None)
+        if divergence and divergence not in [metric.name for metric in config.metrics]:
+            raise invalid(f"{field}.divergence", divergence, [metric.name for metric in config.metrics])
+    else:
+        known = model_kinds(config)
+        if spec.model not in known:
+            raise invalid(f"{field}.model", spec.model, known or "none: `models` is empty")
+    valid = [*PARTS, *(name for selection in config.selections for name in selection_names(selection))]
+    if spec.selection not in valid:
+        raise invalid(f"{field}.selection", spec.selection, valid)
+    if spec.selection == "validation" and not _has_validation(config):
+        raise UserError(f"{field}.selection: no pair is set aside; set split.validation, or a source's role validation")
     refuse_owned(spec.deepspeed)
-    if spec.lora is not None and importlib.util.find_spec("peft") is None:
-        raise UserError(f"{field}.lora: needs the extra `peft`: pip install 'prefsel[peft]'")

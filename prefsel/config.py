@@ -6,7 +6,7 @@ check them, see `pipeline.check`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -234,8 +234,8 @@ class DirectionalLogps(PooledScorer):
 
 class PairGradients(PooledScorer):
     """What LESS needs of every eligible pair, from its own gradient: `gamma_dot_<tangent>`, the inner product of its
-    Adam feature with the unit validation gradient, and `gamma_norm_<tangent>`, the feature's norm. The tangent must
-    keep the optimizer's state (`preconditioner: adam`)."""
+    Adam feature with the unit validation gradient, and `gamma_norm_<tangent>`, the feature's norm. The tangent must be
+    the plain gradient, and its model a training with `keep_optimizer_state`."""
 
     kind: Literal["pair_gradients"]
     tangent: Name
@@ -401,20 +401,66 @@ class Optimization(Record):
 
 
 class DpoOptions(Optimization):
-    """What decides a training on preference pairs with stored reference log-probs."""
+    """What decides a training on preference pairs with stored reference log-probs (`simpo` needs none)."""
 
-    loss: Literal["dpo"] = "dpo"
-    """A name of `prefsel.train.losses.LOSSES`."""
+    USED_BY: ClassVar[dict[str, tuple[str, ...]]] = {
+        "label_smoothing": ("dpo", "robust_dpo"),
+        "ipo_reduction": ("ipo",),
+        "simpo_gamma": ("simpo",),
+        "num_aspects": ("dfpo",),
+        "aspect_weights": ("weighted_dfpo",),
+        "divergence": ("dfpo", "weighted_dfpo"),
+    }
+    """Options that only some losses have; any other loss refuses them."""
+
+    loss: Literal["dpo", "robust_dpo", "ipo", "hinge", "simpo", "length_normalised_dpo", "dfpo", "weighted_dfpo"] = (
+        "dpo"
+    )
+    """A name of `prefsel.train.losses.LOSSES`; the equations stand there."""
     beta: float = Field(0.1, gt=0)
-    """Inverse temperature of the implicit reward."""
+    """Inverse temperature of the implicit reward; of IPO it is the paper's τ. The length-normalised losses compare
+    log-probs per token and need a larger one."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Assumed share of flipped labels (conservative DPO)."""
+    """Assumed share of flipped labels: with `dpo` conservative DPO, with `robust_dpo` (which needs it above 0) the loss
+    that is unbiased under such flips."""
+    ipo_reduction: Literal["sum", "mean"] = "sum"
+    """Log-probs that IPO compares: summed, as in the paper's equation, or per token, as in TRL; another scale of β."""
+    simpo_gamma: float | None = Field(None, ge=0)
+    """Target reward margin γ of SimPO. The authors' scripts give γ / β as `gamma_beta_ratio`."""
+    num_aspects: int | None = Field(None, ge=1)
+    """κ of DFPO: the aspects of the corpus, a pair's own one included."""
+    aspect_weights: dict[Name, Annotated[float, Field(gt=0)]] | None = None
+    """Weight of every aspect in the weighted extension of DFPO, the same as in the `divergence` metric; only their
+    ratios matter."""
+    divergence: str | None = None
+    """Name of a metric of this configuration whose score is −PD; it becomes `preference_divergence` of every pair."""
+    order: Literal["shuffled", "given", "score"] = "shuffled"  # type: ignore[assignment]  # one more than other trainings
+    """A new seeded permutation every epoch; the order of the table; or the descending `score` of the selection that is
+    trained on (easy to hard), ties by pair_id."""
     lora: Lora | None = None
     """Train adapters instead of all weights."""
     reference_check_pairs: int = Field(16, ge=0)
     """Pairs whose reference log-probs are recomputed before training and must agree with the stored ones."""
     keep_optimizer_state: bool = False
     """Also keep Adam's moments (fp32, as large as two models): what preconditioned tangents and LESS need."""
+
+    @model_validator(mode="after")
+    def _options_of_the_loss(self) -> DpoOptions:
+        for name, losses in self.USED_BY.items():
+            value = getattr(self, name)
+            if self.loss in losses and value is None:
+                raise ValueError(f"{name}: got None; loss {self.loss!r} needs it")
+            if self.loss not in losses and value != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: got {value!r} with loss {self.loss!r}; only used by {', '.join(losses)}")
+        if self.loss == "robust_dpo" and self.label_smoothing == 0:
+            raise ValueError("label_smoothing: got 0.0 with loss 'robust_dpo'; valid: above 0, below 0.5 (0 is dpo)")
+        return self
+
+    @model_validator(mode="after")
+    def _state_of_all_weights(self) -> DpoOptions:
+        if self.keep_optimizer_state and self.lora is not None:
+            raise ValueError("keep_optimizer_state: got True with lora; it is kept for all weights, not for adapters")
+        return self
 
 
 class Placement(Record):
@@ -460,13 +506,19 @@ class RewardOptions(Optimization):
     length_balance_tau: float | None = Field(1.0, gt=0)
     """Sample pairs with the longer completion chosen with frequency e^(f⁺/τ) / (e^(f⁺/τ) + e^(f⁻/τ)), f⁺ their share:
     a large τ is 50/50. None: sample as they come. OPEN: no source gives the paper's value."""
-    length_penalty_rho: float = 0.0
+    length_penalty_rho: float = Field(0.0, allow_inf_nan=False)
     """ρ in −log σ(Δr − ρ Δlen). OPEN. A reward model that can express length only shifts by it; the metric's
     `rho: fit` is the way to take length out after the fact."""
     length_unit: Literal["tokens", "characters"] = "tokens"
     """Of Δlen. OPEN."""
     holdout: Fraction = 0.1
     """Of the training prompts, by hash: accuracy and calibration are measured on them."""
+
+    @model_validator(mode="after")
+    def _one_order(self) -> RewardOptions:
+        if self.order == "given" and self.length_balance_tau is not None:
+            raise ValueError("order: got 'given', which a balanced sample has not; set length_balance_tau: null")
+        return self
 
 
 class TrainReward(RewardOptions, Placement):

@@ -14,31 +14,49 @@ from pathlib import Path
 from typing import Any
 
 from prefsel.config import (
+    PARTS,
     CausalLogps,
     Config,
+    DirectionalLogps,
     Imported,
     MetricSpec,
+    PairGradients,
     PretrainedModel,
     RewardModel,
     Scorer,
     Selection,
+    Tangent,
     Train,
+    Training,
 )
 from prefsel.errors import UserError, invalid
 from prefsel.metrics.reader import PairReader
 from prefsel.metrics.table import find_metric
+from prefsel.naming import Member, expanded, members, own_columns, scorer_label, scorer_models, selection_names, stem
 from prefsel.workspace.catalog import Catalog, read_catalog
 from prefsel.workspace.folders import folder_content
 from prefsel.workspace.manifest import load_summary
 from prefsel.workspace.recipes import fingerprint, hash_hex, recipe
 from prefsel.workspace.storage import Storage
 
-SUFFIXES = ("_chosen", "_rejected", "_max", "_min")
+MADE_BY = {
+    "logps_": "causal_logps",
+    "num_tokens_": "causal_logps",
+    "dlogps_": "directional_logps",
+    "gamma_": "pair_gradients",
+    "ratings_": "imported, as: ratings",
+    "rm_": "reward_model or imported",
+}
+"""Kind of scorer by the beginning of a column."""
 
 
-def scorer_label(scorer: Scorer) -> str:
-    """The name of a scorer's column set: its model, or its own name."""
-    return scorer.name if isinstance(scorer, Imported) else scorer.model
+def maker_of(column: str) -> str:
+    """The kind of scorer that makes a column."""
+    if column.endswith("_uncond"):
+        return "causal_logps, with unconditional: true,"
+    if column.endswith("_generated"):
+        return "generated_reward"
+    return next(kind for prefix, kind in {**MADE_BY, "": "imported"}.items() if column.startswith(prefix))
 
 
 def rule_metric(rule: Mapping[str, Any]) -> str:
@@ -48,10 +66,11 @@ def rule_metric(rule: Mapping[str, Any]) -> str:
 
 MOVE_NO_WEIGHT = {
     *("name", "selection", "workers", "gpus_per_worker", "cpus_per_worker", "max_failures", "max_eval_pairs"),
+    *("kind", "aspects", "cross_fit", "keep_optimizer_state", "divergence"),
     *("eval_every_steps", "checkpoint_every_steps", "keep_checkpoints", "reference_check_pairs"),
     *("micro_batch_pairs", "token_budget"),
 }
-"""Keys of a training that move no weight by more than rounding; changing one trains nothing again."""
+"""Keys of a training that move no weight by more than rounding, or that stand in its recipe in another form."""
 
 
 @dataclass(frozen=True)
@@ -135,66 +154,158 @@ class Lineage:
         """Model `name`, with the identity of its weights.
 
         Raises:
-            UserError: no such model, or its directory is incomplete.
+            UserError: no such model, its directory is incomplete, or it stands for several models.
         """
+        refs = self.model_members(name)
+        if len(refs) > 1:
+            raise UserError(
+                f"model: {name!r} is {len(refs)} models, per fold or aspect; only a scorer can use them"
+            )
+        return next(iter(refs.values()))
+
+    def model_members(self, name: str, aspect: str | None = None) -> dict[Member, ModelRef]:
+        """The models that `name` stands for: one, or those of a training's folds and aspects (only `aspect`, if given).
+
+        Raises:
+            UserError: as `model`.
+        """
+        if name in self.trainings:
+            spec = self.trainings[name]
+            settings = self.scoring_settings(spec.model)
+            chosen = [one for one in members(spec) if aspect is None or one.aspect == aspect]
+            return {one: self._made(one.label, self.member_path(one), settings) for one in chosen}
         spec = self.model_spec(name)
-        settings = spec.model_dump(include={"dtype", "max_length", "truncation", "template"})
+        settings = self.scoring_settings(name)
+        if isinstance(spec, PretrainedModel):
+            return {Member(name): self._pretrained(spec, settings)}
+        return {Member(name): self._made(name, self.scratch_path(name), settings)}
+
+    def scoring_settings(self, name: str) -> dict[str, Any]:
+        """dtype, max_length, truncation and template, which change a model's numbers; of a trained one those of its base."""
+        while name in self.trainings:
+            name = self.trainings[name].model
+        spec = self.model_spec(name)
+        settings: dict[str, Any] = spec.model_dump(include={"dtype", "max_length", "truncation", "template"})
         if Path(spec.template).is_file():  # its text decides, and workers have other working directories
             settings["template"] = Path(spec.template).read_text(encoding="utf-8")
         if isinstance(spec, PretrainedModel):
-            return self._pretrained(spec, settings)
-        path = self.scratch_path(name)
+            from prefsel.models.loading import context_length, max_positions, model_identity
+
+            revision = None if Path(spec.path).is_dir() else model_identity(spec.path, revision=spec.revision)
+            declared = max_positions(spec.path, revision, spec.trust_remote_code)
+            if spec.max_length is None:
+                settings["max_length"] = context_length(spec.path, revision, spec.trust_remote_code)
+            elif declared and spec.max_length > declared:
+                valid = f"at most the model's {declared} positions"
+                raise invalid(f"models.{spec.name}.max_length", spec.max_length, valid)
+        return settings
+
+    def _made(self, label: str, path: str, settings: dict[str, Any]) -> ModelRef:
         content = folder_content(self.storage, path)
         if content is None:
-            raise UserError(f"models.{name}: not made yet; run the whole pipeline (`prefsel run`) first")
-        return ModelRef(name, path, content, True, settings)
+            raise UserError(f"models.{label}: not made yet; run the whole pipeline (`prefsel run`) first")
+        return ModelRef(label, path, content, True, settings)
 
     def _pretrained(self, spec: PretrainedModel, settings: dict[str, Any]) -> ModelRef:
-        from prefsel.models.loading import context_length, max_positions, model_identity
+        from prefsel.models.loading import model_identity
 
         identity = model_identity(spec.path, revision=spec.revision)
         is_local = Path(spec.path).is_dir()
         # The commit that the identity names is the one that workers load, whatever the hub says by then.
-        revision = None if is_local else identity
-        declared = max_positions(spec.path, revision, spec.trust_remote_code)
-        if spec.max_length is None:
-            settings["max_length"] = context_length(spec.path, revision, spec.trust_remote_code)
-        elif declared and spec.max_length > declared:
-            raise invalid(
-                f"models.{spec.name}.max_length", spec.max_length, f"at most the model's {declared} positions"
-            )
         path = str(Path(spec.path).absolute()) if is_local else spec.path
-        return ModelRef(spec.name, path, identity, False, settings, revision)
+        return ModelRef(spec.name, path, identity, False, settings, None if is_local else identity)
+
+    @cached_property
+    def trainings(self) -> dict[str, Training]:
+        """Every training by name: each is a model, or several."""
+        return {spec.name: spec for spec in self.config.train}
+
+    @cached_property
+    def tangents(self) -> dict[str, Tangent]:
+        """Every tangent by name."""
+        return {spec.name: spec for spec in self.config.tangents}
+
+    def training(self, name: str) -> Training:
+        """Training `name`; it must exist."""
+        return self.trainings[name]
 
     # ----------------------------------------------------------------------------------------------- columns
+
+    @cached_property
+    def scorers(self) -> list[Scorer]:
+        """Every scorer; one per aspect of a reward training."""
+        return expanded(self.config)
+
+    def scorer(self, label: str) -> Scorer:
+        """The scorer whose column set is called `label`; it must exist."""
+        return next(scorer for scorer in self.scorers if scorer_label(scorer) == label)
 
     def columns_recipe(self, scorer: Scorer) -> dict[str, Any]:
         """The recipe of a scorer's columns: never of the corpus."""
         if isinstance(scorer, Imported):
             return recipe("score", scorer.model_dump())
-        model = self.model(scorer.model)
-        settings = scorer.model_dump(exclude={"pool", "max_poison_fraction", "token_budget"}) | model.settings
-        return recipe("score", settings, models={model.name: model.identity})
+        settings = scorer.model_dump(exclude={"pool", "max_poison_fraction", "token_budget"})
+        models, upstream = {}, {}
+        for name in scorer_models(scorer, self.tangents):
+            aspect = scorer.aspect if isinstance(scorer, RewardModel) else None
+            for ref in self.model_members(name, aspect).values():
+                models[ref.name] = ref.identity
+                settings |= {f"{name}.{key}": value for key, value in ref.settings.items()}
+            if name in self.trainings and (cross_fit := self.trainings[name].cross_fit):
+                settings["cross_fit"] = cross_fit.model_dump()
+        if isinstance(scorer, DirectionalLogps | PairGradients):
+            path = self.tangent_path(scorer.tangent)
+            models[scorer.tangent] = folder_content(self.storage, path) or fingerprint(
+                self.tangent_recipe(scorer.tangent)
+            )
+        if isinstance(scorer, PairGradients):
+            upstream = {"reference": self.columns_folder(self.logps_scorer(self.tangents[scorer.tangent].reference))}
+            upstream["eligible"] = fingerprint(self.eligible_recipe)
+        return recipe("score", settings, models=models, upstream=upstream)
 
     def columns_folder(self, scorer: Scorer) -> str:
         """The column set a scorer makes, without the source."""
-        return f"columns/{scorer_label(scorer)}@{fingerprint(self.columns_recipe(scorer))}"
+        kind = "pair_columns" if isinstance(scorer, PairGradients) else "columns"
+        return f"{kind}/{scorer_label(scorer)}@{fingerprint(self.columns_recipe(scorer))}"
+
+    def logps_scorer(self, model: str) -> Scorer:
+        """The scorer that makes `logps_<model>`.
+
+        Raises:
+            UserError: none does.
+        """
+        return self.scorers_for([f"logps_{model}_chosen"], field=f"reference {model}")[0]
+
+    def is_early(self, scorer: Scorer) -> bool:
+        """Whether a scorer needs no training: its columns can be there before anything is selected."""
+        return not any(name in self.trainings for name in scorer_models(scorer, self.tangents))
+
+    @cached_property
+    def length_scorer(self) -> CausalLogps | None:
+        """Whose token counts are the lengths of reports and of `length_bin`; None: characters are counted."""
+        found = (s for s in self.scorers if isinstance(s, CausalLogps) and not s.unconditional and self.is_early(s))
+        return next(found, None)
 
     def reader(self, flat_names: list[str] | None = None, *, field: str = "columns") -> PairReader:
-        """A reader of flat pair tables with the columns that `flat_names` need; default: all columns."""
-        scorers = self.config.scorers if flat_names is None else self.scorers_for(flat_names, field=field)
+        """A reader of flat pair tables with the columns that `flat_names` need; default: what needs no training."""
+        if flat_names is None:
+            return self.reader_of([scorer for scorer in self.scorers if self.is_early(scorer)])
+        return self.reader_of(self.scorers_for(flat_names, field=field))
+
+    def reader_of(self, scorers: list[Scorer]) -> PairReader:
+        """A reader of flat pair tables with the columns of some scorers, and the lengths."""
         wanted = [(self.columns_folder(scorer), tuple(self.column_names(scorer))) for scorer in scorers]
-        logps = [scorer for scorer in self.config.scorers if isinstance(scorer, CausalLogps)]
-        length = f"num_tokens_{logps[0].model}" if logps else None
-        if length and logps[0] not in scorers:
-            wanted.append((self.columns_folder(logps[0]), (length,)))
+        counter = self.length_scorer
+        length = f"num_tokens_{counter.model}" if counter else None
+        if counter and length and counter not in scorers:
+            wanted.append((self.columns_folder(counter), (length,)))
         return PairReader(self.storage, self.eligible_folder, tuple(wanted), length)
 
     @cached_property
     def providers(self) -> dict[str, Scorer]:
         """Completion column → the scorer that makes it."""
         found: dict[str, Scorer] = {}
-        for scorer in self.config.scorers:
+        for scorer in self.scorers:
             for column in self.column_names(scorer):
                 if column in found:
                     raise UserError(f"scorers: {column!r} would be made twice; give one of the models another name")
@@ -202,22 +313,15 @@ class Lineage:
         return found
 
     def column_names(self, scorer: Scorer) -> list[str]:
-        """Names of the completion columns a scorer makes."""
-        if isinstance(scorer, CausalLogps):
-            return [f"logps_{scorer.model}", f"num_tokens_{scorer.model}"]
-        if isinstance(scorer, RewardModel):
+        """Names of the columns a scorer makes."""
+        heads: list[str] = []
+        if isinstance(scorer, RewardModel) and not scorer.aspect:
             heads = scorer.heads or self._heads(scorer.model)
-            return [f"rm_{head}" for head in heads] if len(heads) > 1 else [f"rm_{scorer.model}"]
-        return list(self.imported_fields(scorer))
-
-    def imported_fields(self, scorer: Imported) -> dict[str, str]:
-        """Column → what the number is called in the data."""
-        fields = scorer.field if isinstance(scorer.field, list) else [scorer.field]
-        if scorer.as_ == "rm":
-            return {f"rm_{scorer.name}": fields[0]}
-        return {f"ratings_{field}": field for field in fields}
+        return own_columns(scorer, self.tangents, heads)
 
     def _heads(self, name: str) -> list[str]:
+        if name in self.trainings:
+            return [name]
         spec = self.model_spec(name)
         if isinstance(spec, PretrainedModel):
             from prefsel.models.loading import head_names
@@ -233,18 +337,17 @@ class Lineage:
         """
         needed = []
         for name in flat_names:
-            column = next((name[: -len(s)] for s in SUFFIXES if name.endswith(s)), name)
+            column = name if name in self.providers else stem(name)
             if column in ("pair_id", "prompt_id", "aspect", "source"):
                 continue
             if column == "num_tokens":  # of whichever model counted them first
                 column = next((made for made in self.providers if made.startswith("num_tokens_")), column)
             if column not in self.providers:
-                is_logps = column.startswith(("logps_", "num_tokens_"))
-                kind = "causal_logps" if is_logps else "reward_model or imported"
+                kind = maker_of(column)
                 made = ", ".join(self.providers) or "none"
                 raise UserError(f"{field}: needs column {column!r}, which a scorer of kind {kind} makes; made: {made}")
             needed.append(self.providers[column])
-        return [scorer for scorer in self.config.scorers if any(scorer is n for n in needed)]
+        return [scorer for scorer in self.scorers if any(scorer is n for n in needed)]
 
     # ------------------------------------------------------------------------------- scores, selections, models
 
@@ -302,8 +405,8 @@ class Lineage:
         return f"selections/{name}@{fingerprint(made_of)}"
 
     def dataset_folder(self, name: str, selection: str) -> str:
-        """The dataset of a selection folder: its rows with the columns of every scorer."""
-        columns = {self.columns_folder(scorer): "" for scorer in self.config.scorers}
+        """The dataset of a selection folder: its rows with the columns of `exported`."""
+        columns = {self.columns_folder(scorer): "" for scorer in self.exported(name)}
         made_of = recipe("dataset", {}, upstream=columns | {"selection": selection}, corpus=self.corpus)
         return f"datasets/{name}@{fingerprint(made_of)}"
 
@@ -343,24 +446,75 @@ class Lineage:
                 return self.selected_folder(name, rules[name])
         raise invalid("train.selection", name, names)
 
+    def exported(self, name: str) -> list[Scorer]:
+        """The scorers whose columns stand in the dataset of selection (or control, or part) `name`.
+
+        Those that need no training, what its rule reads, and the references of the trainings on it: all of them are
+        there when the dataset is written, and a scorer that runs on a model trained on it is not among them.
+        """
+        wanted = [scorer for scorer in self.scorers if self.is_early(scorer)]
+        for selection in self.config.selections:
+            if name in selection_names(selection):
+                for metric in rule_scores(selection.rule):
+                    wanted += self.scorers_for(self.metric_columns(metric), field=f"metrics.{metric}")
+        trained = [spec for spec in self.config.train if isinstance(spec, Train) and spec.selection == name]
+        wanted += [self.logps_scorer(spec.reference) for spec in trained]
+        return [scorer for scorer in self.scorers if any(scorer is one for one in wanted)]
+
     @property
     def holdout_dataset(self) -> str:
         """The held-out pairs."""
         return self.dataset_folder("holdout", self.eligible_folder)
 
-    def trained_recipe(self, spec: Train) -> dict[str, Any]:
-        """The recipe of a trained model: its options, both models, what was selected, and the reference's log-probs."""
-        model, reference = self.model(spec.model), self.model(spec.reference)
-        scorer = self.providers[f"logps_{spec.reference}"]
-        settings = {
-            "train": spec.model_dump(exclude=MOVE_NO_WEIGHT),
-            "model": model.settings,
-            "reference": reference.settings,
-        }
+    # ---------------------------------------------------------------------------------- trainings and tangents
+
+    def member_recipe(self, member: Member) -> dict[str, Any]:
+        """The recipe of a trained model: its options, where its weights start, what it is trained on."""
+        spec = self.trainings[member.training]
+        base = self.model(spec.model)
+        settings: dict[str, Any] = {"train": spec.model_dump(exclude=MOVE_NO_WEIGHT), "model": base.settings}
+        if member.aspect is not None:
+            settings["aspect"] = member.aspect
+        if spec.cross_fit is not None:
+            settings["fold"] = [member.fold, spec.cross_fit.model_dump()]
+        models = {"model": base.identity}
+        upstream = {"selection": self.trained_on(spec)}
+        if isinstance(spec, Train):
+            reference = self.model(spec.reference)
+            settings["reference"] = reference.settings
+            models["reference"] = reference.identity
+            upstream["reference"] = self.columns_folder(self.logps_scorer(spec.reference))
+            if spec.keep_optimizer_state:
+                settings["keep_optimizer_state"] = True
+            if divergence := getattr(spec, "divergence", None):
+                upstream["divergence"] = fingerprint(self.metric_recipe(divergence))
+        return recipe("model", settings, models=models, upstream=upstream, corpus=self.corpus)
+
+    def trained_on(self, spec: Training) -> str:
+        """What names the pairs of a training: a selection's folder, or a part of the corpus."""
+        if spec.selection in PARTS:
+            return f"{spec.selection} of {self.eligible_folder}"
+        return self.selected_path(spec.selection)
+
+    def member_path(self, member: Member) -> str:
+        """Where a trained model lies."""
+        return f"models/{member.label}@{fingerprint(self.member_recipe(member))}"
+
+    def tangent_recipe(self, name: str) -> dict[str, Any]:
+        """The recipe of a tangent: its settings, its model, the validation pairs with their reference log-probs."""
+        spec = self.tangents[name]
+        model = self.model(spec.model)
         return recipe(
-            "model",
-            settings,
-            models={"model": model.identity, "reference": reference.identity},
-            upstream={"selection": self.selected_path(spec.selection), "reference": self.columns_folder(scorer)},
+            "tangent",
+            {"tangent": spec.model_dump(exclude={"name"}), "model": model.settings},
+            models={"model": model.identity},
+            upstream={
+                "pairs": f"validation of {self.eligible_folder}",
+                "reference": self.columns_folder(self.logps_scorer(spec.reference)),
+            },
             corpus=self.corpus,
         )
+
+    def tangent_path(self, name: str) -> str:
+        """Where a tangent lies."""
+        return f"tangents/{name}@{fingerprint(self.tangent_recipe(name))}"

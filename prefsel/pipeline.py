@@ -1,9 +1,9 @@
-"""Which stage needs which: the whole job, from files to a trained model and a page.
+"""The whole job, from files to a trained model and a page: ingest and eligibility, then every node of the graph.
 
-    ingest ─▶ eligible ─▶ scratch models ─▶ score ─▶ metrics ─▶ select ─▶ train ─▶ report
+    ingest ─▶ eligible ─▶ nodes in the order of `graph.ordered` ─▶ report
 
-Every stage looks at the workspace first and does only what is missing, so running twice does nothing, running after a
-kill continues, and the stages can as well be run one at a time.
+Every node looks at the workspace first and does only what is missing, so running twice does nothing, running after a
+kill continues, and parts of the job can as well be run one at a time.
 """
 
 from __future__ import annotations
@@ -15,27 +15,41 @@ from typing import Any
 
 from prefsel.check import check, check_budgets
 from prefsel.config import Config
+from prefsel.graph import Node, all_nodes, ordered
 from prefsel.ingest.stage import ingest
 from prefsel.lineage import Lineage
-from prefsel.metrics.stage import score_metrics
+from prefsel.metrics.stage import score_metric
 from prefsel.progress import Progress
 from prefsel.report.stage import last_report, write_report
-from prefsel.score.stage import score
-from prefsel.select.stage import resolve_eligible, select
+from prefsel.score.stage import make_tangent, score_one
+from prefsel.select.stage import resolve_eligible, select_node, write_holdout
 from prefsel.session import connect
-from prefsel.train.stage import make_scratch_models, train
+from prefsel.train.stage import make_scratch_models, train_node
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
 
-STAGES: dict[str, Callable[[Lineage, Progress], list[StageReport]]] = {
-    "eligible": resolve_eligible,
-    "scratch": make_scratch_models,
-    "score": score,
-    "metrics": score_metrics,
-    "select": select,
-    "train": train,
+UNTIL: dict[str, Callable[[Lineage, Node], bool]] = {
+    "train-reward": lambda lineage, node: node.kind == "train" and lineage.training(node.name).kind == "reward",
+    "score": lambda lineage, node: node.kind == "columns",
+    "select": lambda lineage, node: node.kind in ("metric", "select"),
+    "train": lambda lineage, node: node.kind == "train",
 }
-"""What follows ingest, in order; each reads what the ones before it committed."""
+"""What a command that does a part of the job makes, besides what that needs."""
+
+
+def build(lineage: Lineage, node: Node, progress: Progress) -> list[StageReport]:
+    """Make one node, if it is not there; everything it needs is."""
+    if node.kind == "columns":
+        return [score_one(lineage, lineage.scorer(node.name), progress)]
+    if node.kind == "tangent":
+        return [make_tangent(lineage, node.name, progress)]
+    if node.kind == "metric":
+        return [score_metric(lineage, node.name, progress)]
+    if node.kind == "select":
+        return select_node(lineage, node.name, progress)
+    if node.kind == "train":
+        return train_node(lineage, node.name, progress)
+    return make_scratch_models(lineage, progress) if node.kind == "scratch" else write_holdout(lineage, progress)
 
 
 @dataclass(frozen=True)
@@ -62,13 +76,13 @@ def run(
     tables: Tables | None = None,
     always_report: bool = False,
 ) -> Outcome:
-    """Run every stage up to and including `until` (default: all, then the report).
+    """Run the job, or the part of it that `until` names.
 
     Args:
         config: the run.
         workspace: directory or URI.
         progress: where it is told.
-        until: last stage: `ingest` or a key of `STAGES`.
+        until: only `ingest`, or a key of `UNTIL` and what it needs.
         tables: more tables for the report.
         always_report: write the page again although nothing was computed.
 
@@ -89,14 +103,12 @@ def run(
 
     done(ingest(config, storage, progress))
     lineage = Lineage(config, storage)
-    for name, stage in STAGES.items():
-        if until == "ingest":
-            break
-        done(stage(lineage, progress))
-        if name == "eligible":
-            check_budgets(config, reports[-1].rows_out)
-        if name == until:
-            break
+    if until != "ingest":
+        done(resolve_eligible(lineage, progress))
+        check_budgets(config, reports[-1].rows_out)
+        nodes = [node for node in all_nodes(lineage) if until is None or UNTIL[until](lineage, node)]
+        for node in ordered(lineage, nodes):
+            done(build(lineage, node, progress))
     is_new = any(report.computed_shards for report in reports)
     if until is not None:
         return Outcome(reports, None, is_new)

@@ -1,7 +1,8 @@
 """Sampling responses from a causal language model: batched, left-padded, with a key-value cache.
 
 Every prompt has random numbers of its own: response n draws its t-th token by the t-th uniform number of a generator
-keyed by (seed, n). So neither the batch size nor its neighbours change a response, up to rounding.
+keyed by (seed, n), or by (seed, its own key). So neither the batch size nor its neighbours change a response, up to
+rounding.
 
 Shapes: N prompts, B rows of a batch still running, T prompt tokens, V vocabulary.
 """
@@ -32,6 +33,7 @@ def sample(
     top_p: float = 1.0,
     max_new_tokens: int = 256,
     seed: int = 0,
+    keys: Sequence[int] | None = None,
     batch_size: int = 256,
 ) -> list[str]:
     """One response per prompt, without special tokens and outer white space; empty when the turn ends at once.
@@ -44,6 +46,7 @@ def sample(
         top_p: Draw from the smallest set of likeliest tokens that holds this probability, in (0, 1].
         max_new_tokens: A response that has not ended by then is cut.
         seed: Of all random numbers; ignored at temperature 0.
+        keys: What each prompt's random numbers follow from, 64 bits; None: its position.
         batch_size: Responses sampled at a time.
 
     Raises:
@@ -63,12 +66,13 @@ def sample(
     if not all(tokens):
         raise invalid(f"prompts[{tokens.index([])}]", "no token", "prompts with at least one token")
     # Prompts of similar length together: less padding, and a batch's rows start at the same place.
+    numbers = range(len(texts)) if keys is None else keys
     order = sorted(range(len(texts)), key=lambda index: len(tokens[index]))
     found: list[list[int]] = [[] for _ in texts]
     with torch.inference_mode(), _evaluating(model):
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            uniform_BT = np.stack([_uniform(seed, index, max_new_tokens) for index in batch])
+            uniform_BT = np.stack([_uniform(seed, numbers[index], max_new_tokens) for index in batch])
             rows = _run(model, tokenizer, [tokens[index] for index in batch], uniform_BT, temperature, top_p)
             for index, row in zip(batch, rows):
                 found[index] = row

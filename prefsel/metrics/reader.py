@@ -14,6 +14,9 @@ from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
 
+PAIR_COLUMNS = "pair_columns/"
+"""Where pair-level columns lie: numbers of a pair that are no function of one completion."""
+
 
 @dataclass(frozen=True)
 class PairReader:
@@ -59,12 +62,25 @@ class PairReader:
                 shard.shard, ["prompt_id", "completion_ids", *names]
             )
             for folder, names in self.columns
+            if not folder.startswith(PAIR_COLUMNS)
         ]
         table = pair_table(pairs, self.groups(shard, GROUP_KEYS), sets, source=shard.source)
+        for folder, names in self.columns:
+            if folder.startswith(PAIR_COLUMNS):
+                table = self._with_pair_columns(table, Artifact(self.storage, f"{folder}/{shard.source}"), shard, names)
         if self.length_column:
             for side in ("chosen", "rejected"):
                 table = table.append_column(f"num_tokens_{side}", table[f"{self.length_column}_{side}"])
         return table.append_column("dropped", self.dropped(shard, pairs))
+
+    def _with_pair_columns(
+        self, table: pa.Table, artifact: Artifact, shard: ShardRef, names: tuple[str, ...]
+    ) -> pa.Table:
+        found = artifact.read(shard.shard, ["pair_id", *names])
+        place = pc.index_in(table["pair_id"].combine_chunks(), value_set=found["pair_id"].combine_chunks())
+        for name in names:
+            table = table.append_column(name, found[name].combine_chunks().take(place))
+        return table
 
     def lengths(self, shard: ShardRef, flat: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         """Lengths of the chosen and rejected completion of each pair, float64 [pairs], NaN where unknown."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -187,6 +187,37 @@ class Encoder:
             f"completion {number}: they part at token {common} of {len(prompt)}, …{shown[0]!r}… against "
             f"…{shown[1]!r}…; choose another template ({VALID_TEMPLATES})"
         )
+
+
+class Unconditional:
+    """An encoder that takes the prompts away: the same response tokens after a single start token.
+
+    What instruction-following difficulty divides by: how likely a response is when nobody asked for it.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        """Wrap an encoder.
+
+        Raises:
+            UserError: The tokenizer has neither a bos nor an eos token to start from.
+        """
+        tokenizer = encoder.tokenizer
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if start is None:
+            raise UserError("unconditional: the tokenizer has neither a bos nor an eos token to start a response from")
+        self.encoder, self.start = encoder, int(start)
+
+    @property
+    def tolerated(self) -> str:
+        """As the encoder's."""
+        return self.encoder.tolerated
+
+    def encode_groups(
+        self, groups: Sequence[tuple[Messages, Sequence[Messages]]], *, strict: bool = True
+    ) -> list[EncodedGroup]:
+        """As the encoder's, with the start token for a prompt; what was too long with its prompt still is."""
+        encoded = self.encoder.encode_groups(groups, strict=strict)
+        return [replace(group, prompt_tokens=[self.start], prompt_starts=()) for group in encoded]
 
 
 def _chat_template(tokenizer: Any, template: str) -> str:

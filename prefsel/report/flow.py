@@ -13,15 +13,18 @@ WHAT = {
     "ingest": "input rows become prompts with their completions, and labelled pairs",
     "eligible": "which pairs may be selected at all, decided before any statistic is computed",
     "scratch": "small models trained on prompts that are then left out of the selection",
+    "reward": "Bradley–Terry reward models, each kept from the prompts it was trained on",
+    "tangent": "validation gradients: the directions along which influence is measured",
+    "fuse": "several scores made one, or one pair kept of each prompt",
     "score": "every completion is read once by each model; counted in completions",
     "metric": "one score per eligible pair, from the numbers of its two completions",
     "select": "the pairs a rule keeps, exactly",
     "holdout": "pairs of held-out prompts, written out for evaluation",
     "train": "what was kept, trained on",
 }
-OPTIONAL = ("scratch", "holdout")
+OPTIONAL = ("scratch", "reward", "tangent", "fuse", "holdout")
 """Steps whose absence says nothing."""
-SET_ASIDE = ("not_selected", "holdout", "proxy", "unused")
+SET_ASIDE = ("not_selected", "holdout", "validation", "proxy", "unused", "trained_on", "own_aspect", "over_max_pairs")
 """Reasons that are no fault of the row."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from prefsel.lineage import Lineage
+from prefsel.report.cost import TRAINED, cost_table
 from prefsel.report.distributions import even_edges, even_histogram
 from prefsel.report.examples import examples
 from prefsel.report.page import render
@@ -54,7 +55,8 @@ def write_report(
         "workspace": redact(storage.uri),
         "config_yaml": config_yaml,
     }
-    page = collect(lineage, reports, header) | {"tables": list(tables)}
+    cost = cost_table(lineage, reports)
+    page = collect(lineage, reports, header) | {"tables": [*tables, *([cost] if cost else [])]}
     folder = f"reports/{run}"
     files = {"report.json": json.dumps(page, indent=1).encode(), "index.html": render(page).encode()}
     seal_files(storage, folder, files, {"run": run})
@@ -78,7 +80,7 @@ def collect(lineage: Lineage, reports: Sequence[StageReport], header: dict[str, 
             selection_section(lineage, report, metrics[report.details["metric"]])
             for report in by_stage.get("select", [])
         ],
-        "training": [training_section(report, lineage) for report in by_stage.get("train", [])],
+        "training": [training_section(report, lineage) for name in TRAINED for report in by_stage.get(name, [])],
         "artifacts": [artifact_row(lineage, report) for report in reports],
     }
 
@@ -135,14 +137,14 @@ def selection_section(lineage: Lineage, report: StageReport, metric: StageReport
 def training_section(report: StageReport, lineage: Lineage) -> dict[str, Any]:
     """Curves, evaluations and self-checks of one training."""
     history = report.details["history"]
-    spec = next(spec for spec in lineage.config.train if spec.name == report.name)
+    spec = lineage.training(report.details["training"])
     return {
         "name": report.name,
         "selection": spec.selection,
         "model": spec.model,
-        "reference": spec.reference,
+        "reference": report.details.get("reference"),
         "num_pairs": report.rows_out,
-        "settings": spec.model_dump(mode="json", exclude={"name", "selection", "model", "reference"}),
+        "settings": spec.model_dump(mode="json", exclude={"kind", "name", "selection", "model", "reference"}),
         "history": [record for record in history if record["event"] == "step"],
         "evaluations": [record for record in history if record["event"] == "eval"],
         "self_checks": self_checks(history, report.details),

@@ -83,6 +83,7 @@ _NOT_ELIGIBLE = {
     "holdout_prompt": "share a held-out prompt",
     "excluded_prompt": "have an excluded prompt",
     "proxy": "train the models made here",
+    "validation": "are what selection aims at",
     "duplicate": "are duplicates",
     "contradiction": "contradict another label",
 }

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from prefsel.errors import PrefselError, invalid
-from prefsel.models.chat import EncodedGroup, Encoder, Truncation
+from prefsel.models.chat import EncodedGroup, Encoder, Truncation, Unconditional
 from prefsel.models.loading import context_length, load_causal, load_reward, load_tokenizer, model_shape
 from prefsel.models.logps import Route, logps_route, model_device, num_tokens
 from prefsel.models.padded import PaddedBatch
@@ -36,6 +36,7 @@ CPU_TOKEN_BUDGET = 8192
 MAX_TOKEN_BUDGET = 65536
 PROBE_TOKENS = (4096, 8192)
 
+AnyEncoder = Encoder | Unconditional
 Column = list[list[float | None]]
 Key = tuple[int, int]
 """(group in its window, completion)."""
@@ -77,6 +78,7 @@ class CausalLogpsScorer:
         revision: str | None = None,
         trust_remote_code: bool = False,
         gpus_per_replica: int = 1,
+        unconditional: bool = False,
         device: str | None = None,
     ) -> None:
         """Load the model; see `load_causal` and `chat.Encoder` for the arguments and errors.
@@ -92,6 +94,7 @@ class CausalLogpsScorer:
             revision: Of a hub id.
             trust_remote_code: Run the hub's model code.
             gpus_per_replica: GPUs of one copy.
+            unconditional: Score responses without their prompts; the columns end in `_uncond`.
             device: None: the GPU if there is one, else the CPU.
         """
         tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
@@ -104,8 +107,9 @@ class CausalLogpsScorer:
             gpus_per_replica=gpus_per_replica,
         )
         encoder = Encoder(tokenizer, template, max_length or context_length(path, revision), truncation)
-        self.name = name
-        self.engine = Engine(model, encoder, logps_route(model, tokenizer.pad_token_id), token_budget)
+        self.name = f"{name}_uncond" if unconditional else name
+        asked = Unconditional(encoder) if unconditional else encoder
+        self.engine = Engine(model, asked, logps_route(model, tokenizer.pad_token_id), token_budget)
 
     def score(self, groups: pa.Table) -> ScoredShard:
         """Log-probs of a table of `schema.GROUPS`."""
@@ -180,7 +184,7 @@ class EngineResult:
 class Engine:
     """A loaded model with its encoder, its route and its token budget."""
 
-    def __init__(self, model: nn.Module, encoder: Encoder, route: Route, token_budget: int | None) -> None:
+    def __init__(self, model: nn.Module, encoder: AnyEncoder, route: Route, token_budget: int | None) -> None:
         self.encoder, self.route = encoder, route
         self.device, self.shape = model_device(model), model_shape(model)
         self.token_budget = token_budget or calibrate_budget(route, self.device)
@@ -305,7 +309,7 @@ class Engine:
         )
 
 
-def _encoded_windows(groups: pa.Table, encoder: Encoder) -> Iterator[tuple[list[bytes], list[EncodedGroup]]]:
+def _encoded_windows(groups: pa.Table, encoder: AnyEncoder) -> Iterator[tuple[list[bytes], list[EncodedGroup]]]:
     """Windows of a table as (prompt_ids, encoded groups); the next one is tokenised while this one is used."""
 
     def encode(start: int) -> tuple[list[bytes], list[EncodedGroup]]:

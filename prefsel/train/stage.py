@@ -8,9 +8,12 @@ A killed training finds its last checkpoint through Ray Train (same storage path
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -24,48 +27,48 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from prefsel.config import DpoOptions, PretrainedModel, Train
+from prefsel.config import PARTS, DpoOptions, PretrainedModel, RewardOptions, Train, Training
 from prefsel.errors import PrefselError, UserError, invalid
 from prefsel.lineage import Lineage, ModelRef
+from prefsel.naming import Member, members
 from prefsel.progress import Counter, Progress
 from prefsel.session import is_own
 from prefsel.tasks import over_shards
+from prefsel.train.tables import Dataset, PairSource, Part, smallest_ids
+from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import commit_folder, fetch_folder, read_seal
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
-from prefsel.workspace.recipes import fingerprint
 from prefsel.workspace.storage import Storage
 
-REFERENCE_COLUMNS = ("reference_logps_chosen", "reference_logps_rejected")
+
+def train_node(lineage: Lineage, name: str, progress: Progress) -> list[StageReport]:
+    """Every model of training `name`: one, or one per aspect and fold."""
+    return [train_member(lineage, member, progress) for member in members(lineage.training(name))]
 
 
-def train(lineage: Lineage, progress: Progress) -> list[StageReport]:
-    """Run every configured training that is not finished."""
-    return [train_one(lineage, spec, progress) for spec in lineage.config.train]
-
-
-def train_one(lineage: Lineage, spec: Train, progress: Progress) -> StageReport:
-    """One DPO training: dataset in, sealed model out."""
+def train_member(lineage: Lineage, member: Member, progress: Progress) -> StageReport:
+    """One training: pairs in, sealed model out."""
     started = time.monotonic()
-    dataset = lineage.selected_dataset(spec.selection)
-    path = f"models/{spec.name}@{fingerprint(lineage.trained_recipe(spec))}"
+    spec = lineage.training(member.training)
+    path = lineage.member_path(member)
     if (done := load_summary(lineage.storage, path)) is not None:
         return done
     seal = read_seal(lineage.storage, path)
     if seal is None:  # a sealed model without a summary: the driver died after the workers were done
-        settings = worker_settings(lineage, spec, dataset, path)
-        rows = read_seal(lineage.storage, dataset)
-        assert rows is not None, "datasets are sealed before anything is trained on them"
-        num_steps = spec.max_steps or spec.num_epochs * -(-rows["info"]["rows"] // spec.global_batch_pairs)
-        with progress.track(f"train {spec.name}", num_steps, "steps") as counter:
+        settings = worker_settings(lineage, member, path)
+        with progress.track(f"train {member.label}", num_steps(lineage, spec), "steps") as counter:
             run_trainer(lineage.storage, spec, path, settings, counter)
         seal = read_seal(lineage.storage, path)
     if seal is None:
-        raise PrefselError(f"train {spec.name}: the workers ended without a sealed model in {path}")
+        raise PrefselError(f"train {member.label}: the workers ended without a sealed model in {path}")
     lineage.storage.delete_tree(f"{path}/training")
     info = seal["info"]
+    made_from = {"training": spec.name, "kind": spec.kind, "selection": spec.selection, "model": spec.model}
+    if isinstance(spec, Train):
+        made_from["reference"] = spec.reference
     report = StageReport(
-        stage="train",
-        name=spec.name,
+        stage="train" if isinstance(spec, Train) else "reward",
+        name=member.label,
         unit="pairs",
         rows_in=info["rows_in"],
         rows_out=info["num_pairs"],
@@ -75,42 +78,122 @@ def train_one(lineage: Lineage, spec: Train, progress: Progress) -> StageReport:
         seconds=time.monotonic() - started,
         artifact=path,
         fingerprint=path.rsplit("@", 1)[1],
-        details={"selection": spec.selection, "model": spec.model, "reference": spec.reference, **info},
+        details=made_from | {"train_seconds": time.monotonic() - started} | info,
     )
     save_summary(lineage.storage, report)
     return report
 
 
-def worker_settings(lineage: Lineage, spec: Train, dataset: str, path: str) -> dict[str, Any]:
+def num_steps(lineage: Lineage, spec: Training) -> int:
+    """Steps to expect, for the progress bar; 1 where the number of pairs is not known before the workers read them."""
+    if spec.max_steps:
+        return spec.max_steps
+    rows = None
+    if spec.selection not in PARTS:
+        sealed = read_seal(lineage.storage, lineage.selected_dataset(spec.selection))
+        assert sealed is not None, "datasets are sealed before anything is trained on them"
+        rows = sealed["info"]["rows"]
+    elif (eligible := load_summary(lineage.storage, lineage.eligible_folder)) is not None:
+        rows = eligible.rows_out if spec.selection == "all" else eligible.dropped.get("validation", 0)
+    return max(1, spec.num_epochs * -(-(rows or 0) // spec.global_batch_pairs))
+
+
+def worker_settings(lineage: Lineage, member: Member, path: str) -> dict[str, Any]:
     """Everything a worker needs, as plain values."""
-    model, reference = lineage.model(spec.model), lineage.model(spec.reference)
-    holdout = lineage.holdout_dataset
-    config: dict[str, Any] = spec.model_dump(include=set(DpoOptions.model_fields))
-    config |= {key: reference.settings[key] for key in ("max_length", "template", "truncation")}
+    spec = lineage.training(member.training)
+    model = lineage.model(spec.model)
+    is_dpo = isinstance(spec, Train)
+    options = set(DpoOptions.model_fields if is_dpo else RewardOptions.model_fields)
+    config: dict[str, Any] = spec.model_dump(include=options)
+    config |= {key: model.settings[key] for key in ("max_length", "template", "truncation")}
     config |= {"revision": model.revision, "trust_remote_code": trusts_code(lineage, spec.model)}
-    config |= {"reference_dtype": reference.settings["dtype"], "reference_revision": reference.revision}
-    config["reference_trust_remote_code"] = trusts_code(lineage, spec.reference)
-    is_reference = model.identity == reference.identity
-    return {
-        "storage": lineage.storage,
-        "config": config | {"policy_is_reference": is_reference},
-        "model": model,
-        "reference": None if is_reference else reference,
-        "reference_name": spec.reference,
-        "dataset": dataset,
-        "holdout": holdout if read_seal(lineage.storage, holdout) and spec.max_eval_pairs else None,
-        "max_eval_pairs": spec.max_eval_pairs,
-        "path": path,
-    }
+    settings: dict[str, Any] = {"storage": lineage.storage, "model": model, "path": path, "kind": spec.kind}
+    settings |= {"config": config, "pairs": pair_source(lineage, member), "holdout": None, "reference": None}
+    settings["max_pairs"] = getattr(spec, "max_pairs", None)
+    if isinstance(spec, Train):
+        reference = lineage.model(spec.reference)
+        # Tokens must be those that the stored log-probs were computed from.
+        config |= {key: reference.settings[key] for key in ("max_length", "template", "truncation")}
+        config |= {"reference_dtype": reference.settings["dtype"], "reference_revision": reference.revision}
+        config["reference_trust_remote_code"] = trusts_code(lineage, spec.reference)
+        config["policy_is_reference"] = model.identity == reference.identity
+        settings["reference"] = None if config["policy_is_reference"] else reference
+        settings["holdout"] = holdout_source(lineage, spec)
+    return settings
+
+
+def pair_source(lineage: Lineage, member: Member) -> PairSource:
+    """The pairs a model is trained on.
+
+    Raises:
+        UserError: the part it is trained on is empty.
+    """
+    spec = lineage.training(member.training)
+    reference = spec.reference if isinstance(spec, Train) else None
+    divergence = getattr(spec, "divergence", None)
+    rows: Dataset | Part
+    if spec.selection in PARTS:
+        reason = None if spec.selection == "all" else spec.selection
+        rows = corpus_part(lineage, reference, reason, field=f"train.{spec.name}.selection")
+    else:
+        rows = Dataset(lineage.storage, lineage.selected_dataset(spec.selection))
+    return PairSource(
+        rows,
+        reference=reference,
+        divergence=lineage.scores_folder(divergence) if divergence else None,
+        aspect=member.aspect,
+        fold=member.fold,
+        cross_fit=spec.cross_fit,
+    )
+
+
+def corpus_part(lineage: Lineage, reference: str | None, reason: str | None, *, field: str) -> Part:
+    """A part of the corpus with a model's log-probs.
+
+    Raises:
+        UserError: no pair is in it.
+    """
+    eligible = load_summary(lineage.storage, lineage.eligible_folder)
+    assert eligible is not None, "eligibility is complete before anything is trained"
+    if not (eligible.rows_out if reason is None else eligible.dropped.get(reason, 0)):
+        hint = {"validation": "set split.validation, or give a source the role validation"}.get(reason or "", "")
+        raise UserError(f"{field}: no pair is in the part {reason or 'all'!r}" + (f"; {hint}" if hint else ""))
+    reader = lineage.reader_of([lineage.logps_scorer(reference)] if reference else [])
+    return Part(reader, tuple(lineage.catalog.shards), reason)
+
+
+def holdout_source(lineage: Lineage, spec: Train) -> PairSource | None:
+    """The held-out pairs that a training is evaluated on, the first by pair_id; None when there are none."""
+    eligible = load_summary(lineage.storage, lineage.eligible_folder)
+    if eligible is None or not eligible.dropped.get("holdout") or not spec.max_eval_pairs:
+        return None
+    part = corpus_part(lineage, spec.reference, "holdout", field=f"train.{spec.name}")
+    found = over_shards(_smallest_ids, lineage.catalog.shards, shared=(part, spec.max_eval_pairs))
+    only = frozenset(heapq.nsmallest(spec.max_eval_pairs, itertools.chain.from_iterable(found)))
+    counted = over_shards(_has_any, lineage.catalog.shards, shared=(part, only))
+    shards = tuple(shard for shard, has in zip(lineage.catalog.shards, counted) if has)
+    return PairSource(replace(part, shards=shards, only=only), reference=spec.reference)
+
+
+def _smallest_ids(shard: ShardRef, shared: Any) -> list[bytes]:
+    part, limit = shared
+    return smallest_ids(part, shard, limit)
+
+
+def _has_any(shard: ShardRef, shared: Any) -> bool:
+    part, only = shared
+    return not only.isdisjoint(part.reader.pairs(shard)["pair_id"].to_pylist())
 
 
 def trusts_code(lineage: Lineage, name: str) -> bool:
     """Whether the code of a model's repository may run."""
+    if name in lineage.trainings:  # exported by us: its code is the library's
+        return False
     spec = lineage.model_spec(name)
     return isinstance(spec, PretrainedModel) and spec.trust_remote_code
 
 
-def run_trainer(storage: Storage, spec: Train, path: str, settings: dict[str, Any], counter: Counter) -> None:
+def run_trainer(storage: Storage, spec: Training, path: str, settings: dict[str, Any], counter: Counter) -> None:
     """Run the workers to the end under Ray Train; what worker 0 reports moves the counter."""
     have = ray.cluster_resources()
     gpus = spec.gpus_per_worker if spec.gpus_per_worker is not None else (1 if have.get("GPU") else 0)
@@ -177,56 +260,50 @@ def model_folder(storage: Storage, model: ModelRef) -> str:
     return str(fetch_folder(storage, model.path)) if model.made_here else model.path
 
 
-def training_table(storage: Storage, dataset: str, reference: str, limit: int | None = None) -> tuple[pa.Table, int]:
-    """A dataset with the reference's log-probs under the names the loop reads, and how many rows lack them.
-
-    With a `limit`, the rows with the smallest pair_ids: a fixed sample, whatever the file order.
-    """
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    folder = fetch_folder(storage, dataset)
-    stored = [f"logps_{reference}_{side}" for side in ("chosen", "rejected")]
-    columns = ["pair_id", "prompt", "chosen", "rejected", *stored]
-    tables, lacking = [], 0
-    for file in sorted((folder / "data").glob("*.parquet")):
-        table = pq.read_table(file, columns=columns)
-        table = table.rename_columns(["pair_id", "prompt", "chosen", "rejected", *REFERENCE_COLUMNS])
-        known = table.filter(pc.and_(*(pc.is_valid(table[name]) for name in REFERENCE_COLUMNS)))
-        lacking += table.num_rows - known.num_rows
-        tables.append(known if limit is None else known.sort_by("pair_id").slice(0, limit))
-    joined = pa.concat_tables(tables)
-    return joined if limit is None else joined.sort_by("pair_id").slice(0, limit), lacking
-
-
 def _worker(settings: dict[str, Any]) -> None:
     """One Ray Train worker."""
+    table, dropped = settings["pairs"].table()
+    if table is None:
+        what = settings["pairs"].aspect or settings["pairs"].reference
+        raise UserError(f"train: no pair is left to train on: {dropped or f'none has {what!r}'}")
+    if settings["max_pairs"]:
+        table = table.sort_by("pair_id")
+        dropped |= {"over_max_pairs": max(0, table.num_rows - settings["max_pairs"])}
+        table = table.slice(0, settings["max_pairs"])
+    checkpoint = ray.train.get_checkpoint()
+    with tempfile.TemporaryDirectory() as folder:
+        more: dict[str, Any] = {
+            "model_dir": model_folder(settings["storage"], settings["model"]),
+            "output_dir": folder,
+            "report": partial(_report, settings["records"]),
+            "resume_dir": Path(checkpoint.to_directory()) if checkpoint else None,
+        }
+        train = _train_policy if settings["kind"] == "dpo" else _train_reward
+        result = train(settings, table, more)
+        if ray.train.get_context().get_world_rank() == 0:
+            _commit(settings, result, table.num_rows + sum(dropped.values()), dropped)
+
+
+def _train_policy(settings: dict[str, Any], table: pa.Table, more: dict[str, Any]) -> dict[str, Any]:
     from prefsel.train.data import TrainingPairs
     from prefsel.train.deepspeed_config import DpoConfig
     from prefsel.train.loop import train_dpo
 
-    storage, reference = settings["storage"], settings["reference"]
-    table, lacking = training_table(storage, settings["dataset"], settings["reference_name"])
-    if not table.num_rows:
-        raise UserError(f"train: no pair of {settings['dataset']} has log-probs of {settings['reference_name']!r}")
+    reference = settings["reference"]
+    reference_dir = None if reference is None else model_folder(settings["storage"], reference)
     held_out = None
     if settings["holdout"]:
-        rows, _ = training_table(storage, settings["holdout"], settings["reference_name"], settings["max_eval_pairs"])
-        held_out = TrainingPairs.from_table(rows) if rows.num_rows else None
-    reference_dir = None if reference is None else model_folder(storage, reference)
-    checkpoint = ray.train.get_checkpoint()
-    with tempfile.TemporaryDirectory() as folder:
-        result = train_dpo(
-            DpoConfig(**settings["config"], reference_dir=reference_dir),
-            TrainingPairs.from_table(table),
-            held_out,
-            model_dir=model_folder(storage, settings["model"]),
-            output_dir=folder,
-            report=partial(_report, settings["records"]),
-            resume_dir=Path(checkpoint.to_directory()) if checkpoint else None,
-        )
-        if ray.train.get_context().get_world_rank() == 0:
-            _commit(storage, settings["path"], result, table.num_rows + lacking, lacking, settings["config"]["dtype"])
+        rows, _ = settings["holdout"].table()
+        held_out = None if rows is None else TrainingPairs.from_table(rows)
+    config = DpoConfig(**settings["config"], reference_dir=reference_dir)
+    return train_dpo(config, TrainingPairs.from_table(table), held_out, **more)
+
+
+def _train_reward(settings: dict[str, Any], table: pa.Table, more: dict[str, Any]) -> dict[str, Any]:
+    from prefsel.train.reward_config import RewardConfig
+    from prefsel.train.reward_loop import train_reward_model
+
+    return train_reward_model(RewardConfig(**settings["config"]), table, **more)
 
 
 def _report(records: Queue, record: dict[str, Any], checkpoint: Path | None) -> None:
@@ -237,20 +314,19 @@ def _report(records: Queue, record: dict[str, Any], checkpoint: Path | None) -> 
         ray.train.report(record, checkpoint=Checkpoint.from_directory(str(checkpoint)))
 
 
-def _commit(storage: Storage, path: str, result: dict[str, Any], rows_in: int, lacking: int, dtype: str) -> None:
-    """Copy the exported model into the workspace and seal it; an adapter goes into `adapter/`."""
+def _commit(settings: dict[str, Any], result: dict[str, Any], rows_in: int, dropped: dict[str, int]) -> None:
+    """Copy the exported model into the workspace and seal it; adapter and Adam's moments have folders of their own."""
     from prefsel.train.export import LOGIT_TOLERANCE
 
-    dropped = dict(result["dropped"])
-    if lacking:
-        dropped["missing_reference_logps"] = lacking
-    kept = {"history", "num_steps", "num_pairs", "num_truncated", "max_logit_difference"}
-    info = {key: result[key] for key in kept} | {"dropped": dropped, "rows_in": rows_in}
-    info["logit_tolerance"] = LOGIT_TOLERANCE[dtype]
+    bulky = {"model_dir", "adapter_dir", "optimizer_dir", "dropped"}
+    info = {key: value for key, value in result.items() if key not in bulky}
+    info |= {"dropped": dict(result["dropped"]) | dropped, "rows_in": rows_in}
+    info["logit_tolerance"] = LOGIT_TOLERANCE[settings["config"]["dtype"]]
     folders = {"": Path(result["model_dir"])}
-    if result["adapter_dir"]:
-        folders["adapter"] = Path(result["adapter_dir"])
-    commit_folder(storage, folders, path, info)
+    for inside in ("adapter", "optimizer"):
+        if result.get(f"{inside}_dir"):
+            folders[inside] = Path(result[f"{inside}_dir"])
+    commit_folder(settings["storage"], folders, settings["path"], info)
 
 
 # ------------------------------------------------------------------------------------------------ scratch models

@@ -15,8 +15,8 @@ from prefsel.workspace.ledger import Artifact, Entry
 from prefsel.workspace.manifest import load_summary
 from prefsel.workspace.storage import Storage
 
-SHARDED = ("groups", "pairs", "quarantine", "eligible", "columns", "scores", "selections")
-SEALED = ("datasets", "models", "reports")
+SHARDED = ("groups", "pairs", "quarantine", "eligible", "columns", "pair_columns", "scores", "selections")
+SEALED = ("datasets", "models", "tangents", "reports")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefsel.errors import UserError
-from prefsel.ingest.identity import canonical, completion_id, file_digest, pair_id, prompt_id, split_of
+from prefsel.ingest.identity import (
+    TRAIN,
+    VALIDATION,
+    canonical,
+    completion_id,
+    file_digest,
+    fold_of,
+    pair_id,
+    prompt_id,
+    split_of,
+)
 from prefsel.schema import ID
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -99,3 +109,21 @@ def test_split_extremes():
 def test_split_refuses_what_is_no_fraction(holdout, proxy):
     with pytest.raises(UserError, match=r"holdout|proxy"):
         split_of(IDS[:1], holdout=holdout, proxy=proxy)
+
+
+def test_validation_is_a_part_beside_the_others_and_moves_none_of_them() -> None:
+    ids = [blake(str(n).encode()) for n in range(20_000)]
+    before = split_of(ids, holdout=0.1, proxy=0.2)
+    after = split_of(ids, holdout=0.1, proxy=0.2, validation=0.3)
+    assert ((before == after) | (after == VALIDATION)).all()
+    assert (before[after == VALIDATION] == TRAIN).all()
+    assert abs((after == VALIDATION).mean() - 0.3) < 0.02
+
+
+def test_folds_are_even_and_follow_from_the_id_and_the_seed_alone() -> None:
+    ids = [blake(str(n).encode()) for n in range(9_000)]
+    folds = fold_of(ids, folds=3, seed=0)
+    assert (abs(np.bincount(folds) / 3_000 - 1) < 0.05).all()
+    assert (fold_of(ids[::-1], folds=3, seed=0)[::-1] == folds).all()
+    other = fold_of(pa.array(ids, pa.binary(16)), folds=3, seed=1)
+    assert 0.3 < (other == folds).mean() < 0.37

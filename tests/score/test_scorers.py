@@ -277,3 +277,18 @@ def test_budget_from_probes():
     assert budget_from_probes((4096, 8192), [5_096_000, 9_192_000], 40_000_000) == 28 * 1024
     assert budget_from_probes((4096, 8192), [5_096_000, 9_192_000], 10**12) == 65536
     assert budget_from_probes((4096, 8192), [5_096_000, 9_192_000], 1000) == 1024
+
+
+def test_unconditional_scores_the_same_tokens_after_one_start_token(folder):
+    groups = table()
+    got = scorer(folder, unconditional=True).score(groups)
+    encoder, model = Encoder(bpe_tokenizer()), tiny_causal()
+    assert set(got.columns) == {"logps_tiny_uncond", "num_tokens_tiny_uncond"}
+    for (prompt, responses), logps, counts in zip(TEXTS, *got.columns.values()):
+        messages = [{"role": "user", "content": prompt}]
+        said = [[{"role": "assistant", "content": response}] for response in responses]
+        (encoded,) = encoder.encode_groups([(messages, said)])
+        for tokens, logp, count in zip(encoded.completion_tokens, logps, counts):
+            start = encoder.tokenizer.eos_token_id  # this tokenizer has no bos
+            assert logp == pytest.approx(naive_logps(model, [start], tokens).item(), rel=1e-5)
+            assert count == len(tokens)

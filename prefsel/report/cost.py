@@ -1,0 +1,81 @@
+"""What each selection cost before its first pair was kept: model passes and trainings, in forwards over the corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefsel.graph import Node, ordered
+from prefsel.lineage import Lineage
+from prefsel.naming import scorer_label
+from prefsel.workspace.manifest import StageReport
+
+TRAINED = ("train", "reward")
+
+
+def cost_table(lineage: Lineage, reports: Sequence[StageReport]) -> dict[str, Any] | None:
+    """One row per selection: its scoring, its trainings and tangents, their sum and their seconds.
+
+    The unit is one pass of the policy that counts the lengths over all completions, prompts shared; a training step
+    counts as three forwards (four with activation checkpointing), a directional derivative as three. What selections
+    share is counted in each. Returns None without a policy to measure by.
+    """
+    by_node = reports_of(reports)
+    unit = forward_flops(lineage, by_node)
+    if not unit or not lineage.config.selections:
+        return None
+    rows = []
+    for selection in lineage.config.selections:
+        nodes = ordered(lineage, [Node("select", selection.name)])
+        found = [report for node in nodes for report in by_node.get(node, [])]
+        scoring = sum(flops(report) for report in found if report.stage == "score")
+        training = sum(flops(report) for report in found if report.stage in (*TRAINED, "tangent"))
+        seconds = sum(spent(report) for report in found)
+        rows.append([selection.name, scoring / unit, training / unit, (scoring + training) / unit, seconds])
+    counted = lineage.length_scorer
+    assert counted is not None
+    return {
+        "title": "What each selection cost",
+        "note": f"In forwards of {counted.model} over all completions ({unit:.3g} FLOPs), by the FLOP formula; training "
+        "counts 3 forwards a pass (4 with activation checkpointing). Models and columns that several selections use "
+        "are counted in each. Models made on the spot (scratch) and given models are not counted.",
+        "columns": ["selection", "scoring", "training", "together", "model seconds"],
+        "rows": rows,
+    }
+
+
+def reports_of(reports: Sequence[StageReport]) -> dict[Node, list[StageReport]]:
+    """Stage reports by the node that made them."""
+    found: dict[Node, list[StageReport]] = {}
+    for report in reports:
+        if report.stage == "score":
+            node = Node("columns", report.name)
+        elif report.stage in TRAINED:
+            node = Node("train", report.details["training"])
+        elif report.stage == "tangent":
+            node = Node("tangent", report.name)
+        else:
+            continue
+        found.setdefault(node, []).append(report)
+    return found
+
+
+def forward_flops(lineage: Lineage, by_node: Mapping[Node, list[StageReport]]) -> float:
+    """FLOPs of one pass over the corpus; 0 when nothing was measured."""
+    scorer = lineage.length_scorer
+    return sum(flops(one) for one in by_node.get(Node("columns", scorer_label(scorer)), [])) if scorer else 0.0
+
+
+def flops(report: StageReport) -> float:
+    """FLOPs a stage report counted."""
+    details = report.details
+    if report.stage == "score":
+        return float(details["counters"].get("flops_model", 0.0))
+    return float(details.get("flops_train") or 0.0)
+
+
+def spent(report: StageReport) -> float:
+    """Seconds in models, summed over actors; of a training its wall time."""
+    if report.stage == "score":
+        return float(report.details["counters"].get("seconds_model", 0.0))
+    return float(report.details.get("train_seconds") or report.details.get("seconds") or 0.0)

@@ -1,0 +1,85 @@
+"""The reward of what a policy answers itself: one response per prompt, sampled and scored (filtered DPO).
+
+The random numbers of a response follow from (seed, prompt_id), so it does not change with its shard or its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefsel.generate.sample import sample
+from prefsel.ingest.identity import completion_id
+from prefsel.models.loading import load_causal, load_tokenizer
+from prefsel.score.scorers import RewardModelScorer, ScoredShard
+
+BATCH = 64
+"""Responses sampled at a time."""
+
+
+class GeneratedRewardScorer:
+    """`rm_<name>_generated`, the same number for every completion of a prompt."""
+
+    def __init__(
+        self,
+        *,
+        rewards: RewardModelScorer,
+        policy: dict[str, Any],
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        seed: int,
+    ) -> None:
+        """Take over a reward model and load the policy.
+
+        Args:
+            rewards: Scores the responses; with one output.
+            policy: Arguments of `load_causal`, and `path`.
+            temperature: Of the sampling; 0 takes the likeliest token.
+            top_p: Nucleus.
+            max_new_tokens: Longer responses are cut.
+            seed: Of all random numbers.
+        """
+        self.rewards = rewards
+        path = policy.pop("path")
+        more = {key: policy[key] for key in ("revision", "trust_remote_code")}
+        self.tokenizer = load_tokenizer(path, **more)
+        self.model = load_causal(path, **policy)
+        self.sampling: dict[str, Any] = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_new_tokens": max_new_tokens,
+            "seed": seed,
+        }
+
+    def score(self, groups: pa.Table) -> ScoredShard:
+        """One response per group, and its reward beside every completion of the group."""
+        ids, prompts = groups["prompt_id"].to_pylist(), groups["prompt"].to_pylist()
+        keys = [int.from_bytes(one[:8], "big") for one in ids]
+        responses = sample(self.model, self.tokenizer, prompts, keys=keys, batch_size=BATCH, **self.sampling)
+        answered = [row for row, response in enumerate(responses) if response]
+        own = [
+            [{"completion_id": completion_id(ids[row], said), "messages": said, "ratings": []}]
+            for row in answered
+            for said in [[{"role": "assistant", "content": responses[row]}]]
+        ]
+        asked = groups.take(pa.array(answered, pa.int64()))
+        column = asked.schema.get_field_index("completions")
+        asked = asked.set_column(column, "completions", pa.array(own, groups.schema.field("completions").type))
+        scored = self.rewards.score(asked)
+        (rewards,) = scored.columns.values()
+        by_row = {row: reward[0] for row, reward in zip(answered, rewards)}
+        sizes = pc.list_value_length(groups["completions"].combine_chunks()).to_pylist()
+        dropped: Counter[str] = Counter()
+        for row, size in enumerate(sizes):
+            if by_row.get(row) is None:
+                dropped["generated_nothing" if row not in by_row else "generated_unscored"] += size
+        name = f"{self.rewards.columns[0]}_generated"
+        columns = {name: [[by_row.get(row)] * size for row, size in enumerate(sizes)]}
+        counters = scored.counters | {"generated": float(len(answered))}
+        return ScoredShard(
+            columns, dict(dropped), counters, scored.poisoned, scored.padded_because, scored.template_error
+        )
