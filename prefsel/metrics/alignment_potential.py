@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from prefsel.config import Record
 from prefsel.metrics.implicit_margin import logps, logps_columns, reward_margin
@@ -30,7 +30,7 @@ class AlignmentPotential(Record):
     """`group`: largest minus smallest reward over all completions of the prompt."""
     reference: str | None = None
     """Of the raw form."""
-    beta: float = 0.1
+    beta: float = Field(default=0.1, gt=0)
     """Of the raw form."""
 
     @model_validator(mode="after")

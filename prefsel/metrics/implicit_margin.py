@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from prefsel.config import Record
 from prefsel.errors import UserError
@@ -21,7 +22,7 @@ class ImplicitMargin(Record):
     """Reads `logps_<policy>_chosen|rejected`."""
     reference: str | None = None
     """Reads `logps_<reference>_chosen|rejected`; None: reference-free."""
-    beta: float = 0.1
+    beta: float = Field(default=0.1, gt=0)
     reduction: Reduction = "sum"
     """`mean` divides by `num_tokens_<model>_chosen|rejected`; without a reference that is SimPO's reward."""
     absolute: bool = False

@@ -49,7 +49,9 @@ def pair_table(
         groups: at least `GROUP_KEYS` of the same shard.
         column_sets: tables of schema `columns_schema`.
         source: the shard's source, repeated as a column.
-        spread: also add `<column>_max` and `<column>_min` over all completions of the prompt, nulls left out.
+        spread: also add `<column>_max` and `<column>_min` over all completions of the prompt, and of rewards (`rm_…`)
+            the mean and the population variance, `<column>_mean` and `<column>_var`; nulls left out, and null where
+            no completion of the prompt has a value.
 
     Returns:
         One row per pair, in the order of `pairs`: pair_id, prompt_id, aspect, source, then `<column>_chosen` and
@@ -58,7 +60,7 @@ def pair_table(
     rows_N, chosen_N, rejected_N = completion_positions(pairs, groups)
     completions = _flat(groups["completions"])
     ids_C = pc.struct_field(completions, "completion_id")
-    starts_G = _offsets(groups["completions"])[:-1]
+    lengths_G = np.diff(_offsets(groups["completions"]))
     arrays = {name: pairs[name].combine_chunks() for name in ("pair_id", "prompt_id", "aspect")}
     arrays["source"] = pa.repeat(pa.scalar(source), pairs.num_rows)
     for table in column_sets:
@@ -69,10 +71,42 @@ def pair_table(
             values_C = values_C if where_C is None else values_C.take(where_C)
             arrays[f"{name}_chosen"] = values_C.take(pa.array(chosen_N))
             arrays[f"{name}_rejected"] = values_C.take(pa.array(rejected_N))
-            if spread and len(values_C):
-                for suffix, reduce in (("max", np.fmax), ("min", np.fmin)):
-                    by_group_G = reduce.reduceat(values_C.to_numpy(zero_copy_only=False), starts_G)
-                    arrays[f"{name}_{suffix}"] = pa.array(by_group_G[rows_N], from_pandas=True)
-            elif spread:
-                arrays |= {f"{name}_{suffix}": pa.array([], pa.float64()) for suffix in ("max", "min")}
+            if spread:
+                found = group_spread(values_C.to_numpy(zero_copy_only=False), lengths_G, name.startswith("rm_"))
+                arrays |= {
+                    f"{name}_{suffix}": pa.array(value_G[rows_N], from_pandas=True) for suffix, value_G in found.items()
+                }
     return pa.table(arrays)
+
+
+def group_spread(value_C: np.ndarray, lengths_G: np.ndarray, with_moments: bool) -> dict[str, np.ndarray]:
+    """How the values of each group are spread.
+
+    Args:
+        value_C: float64, the completions of one group after another; NaN where there is none.
+        lengths_G: how many completions each group has.
+        with_moments: also the mean and the population variance.
+
+    Returns:
+        `max`, `min` and, if asked, `mean` and `var`: float64 [G], NaN for a group without values.
+    """
+    is_known_C = ~np.isnan(value_C)
+    owner_K, value_K = np.repeat(np.arange(len(lengths_G)), lengths_G)[is_known_C], value_C[is_known_C]
+    largest_G, smallest_G = np.full(len(lengths_G), -np.inf), np.full(len(lengths_G), np.inf)
+    np.maximum.at(largest_G, owner_K, value_K)
+    np.minimum.at(smallest_G, owner_K, value_K)
+    found = {"max": largest_G, "min": smallest_G}
+    count_G = np.bincount(owner_K, minlength=len(lengths_G))
+    if with_moments:
+        divisor_G = np.maximum(count_G, 1)
+
+        def mean_G(of_K: np.ndarray) -> np.ndarray:
+            return np.bincount(owner_K, weights=of_K, minlength=len(lengths_G)) / divisor_G
+
+        # The deviations' own mean is what rounding took from the first one: without it equal values get a variance
+        # of 1e-34, and ties at zero are broken by noise.
+        rough_G = mean_G(value_K)
+        deviation_K = value_K - rough_G[owner_K]
+        rest_G = mean_G(deviation_K)
+        found |= {"mean": rough_G + rest_G, "var": mean_G(np.square(deviation_K - rest_G[owner_K]))}
+    return {name: np.where(count_G > 0, value_G, np.nan) for name, value_G in found.items()}

@@ -1,7 +1,7 @@
 """Statistics of the whole corpus that a metric needs, from shards that only send counts and sums.
 
     fit (driver)   -- Request(round, fitted so far, queries) -->   reply (each shard)
-                   <-- partials by name: moments, covariations, histograms; then answers to radix queries --
+                   <-- partials by name: moments, histograms, tails, …; then answers to radix queries --
 
 `fit` and `reply` are pure, so the same code serves one process and a cluster. A round is one set of statistics that
 can be computed together; a later round may use what the earlier ones found.
@@ -11,7 +11,8 @@ N: rows of a shard whose needed columns are all there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ import numpy as np
 from prefsel.config import Record
 from prefsel.errors import UserError
 from prefsel.metrics.moments import Covariation, Moments, merge_covariations, merge_moments
+from prefsel.metrics.tail import UpperTail
 from prefsel.select import radix
 from prefsel.select.rules import interpolate, quantile_position
 
@@ -32,13 +34,20 @@ Fitted = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Statistic:
-    """What is computed over all rows of the corpus. Each is used as a divisor, so zero is an error."""
+    """What is computed over all rows of the corpus."""
 
-    kind: Literal["moments", "slope", "quantile"]
+    kind: Literal["moments", "slope", "quantile", "share", "upper_bound"]
+    """`share`: how many of the values, which are bool, are true. `upper_bound`: see `tail.UpperTail.upper_bound`."""
     what: str
     """In words, for errors."""
     q: float = 0.0
     """Of a quantile, 0 to 1 (numpy's `linear`)."""
+    may_be_zero: bool = False
+    """A quantile, or a variance, that is not divided by may be zero; otherwise zero is an error."""
+    divisor: float = 1.0
+    """Of an upper bound: the search starts at the largest value divided by it."""
+    min_above: int = 0
+    """Of an upper bound: fewer values than this may lie above it."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +77,21 @@ class Metric:
     """(params) -> values a text column may have."""
     unused: Callable[[Columns, Any], Mapping[str, np.ndarray]] = lambda columns, params: {}
     """(columns, params) -> rows, bool [N], where a column is not needed and may be null."""
+    warnings: Callable[[Any, Fitted], Sequence[str]] = lambda params, fitted: ()
+    """(params, fitted) -> what a person should know about the fitted numbers."""
+    resolve: Callable[[Any, Iterable[str]], Any] = lambda params, available: params
+    """(params, column names of a table) -> params with what only the table can tell."""
 
 
-Partial = tuple[Statistic, Moments | Covariation | radix.Histogram]
+@dataclass(frozen=True)
+class Share:
+    """How many of the rows something is true of."""
+
+    count: int
+    num_true: int
+
+
+Partial = tuple[Statistic, Moments | Covariation | radix.Histogram | Share | UpperTail]
 QueryKey = tuple[str, int]
 """Name of a quantile, and a rank."""
 
@@ -100,13 +121,19 @@ def reply(metric: Metric, params: Record, columns: Columns, request: Request) ->
     return {(name, rank): radix.answer(query, needs[name].value_N) for (name, rank), query in request.queries.items()}
 
 
-def _partial(need: Need) -> Moments | Covariation | radix.Histogram:
-    if need.statistic.kind == "moments":
-        return Moments.of(need.value_N)
-    if need.statistic.kind == "quantile":
-        return radix.histogram(need.value_N)
+def _partial(need: Need) -> Moments | Covariation | radix.Histogram | Share | UpperTail:
+    value_N = need.value_N
+    match need.statistic.kind:
+        case "moments":
+            return Moments.of(value_N)
+        case "quantile":
+            return radix.histogram(value_N)
+        case "share":
+            return Share(len(value_N), int(np.count_nonzero(value_N)))
+        case "upper_bound":
+            return UpperTail.of(value_N, need.statistic.divisor)
     assert need.x_N is not None
-    return Covariation.of(need.x_N, need.value_N)
+    return Covariation.of(need.x_N, value_N)
 
 
 def fit(
@@ -116,7 +143,7 @@ def fit(
     *,
     max_candidates: int = radix.MAX_CANDIDATES,
 ) -> Fitted:
-    """Every statistic the metric needs, over the whole corpus.
+    """Every statistic the metric needs, over the whole corpus. Its `warnings` are issued as Python warnings.
 
     Args:
         metric: the metric.
@@ -130,6 +157,8 @@ def fit(
     fitted: Fitted = {}
     for number in range(len(metric.rounds(params))):
         fitted = fitted | _fit_round(Request(number, fitted), ask, max_candidates)
+    for text in metric.warnings(params, fitted):
+        warnings.warn(text, stacklevel=3)  # the caller of `score_table`
     return fitted
 
 
@@ -147,10 +176,20 @@ def _fit_round(request: Request, ask: Callable[[Request], Sequence[Mapping[Any, 
 
 
 def _finish_sums(statistic: Statistic, parts: list[Any]) -> dict[str, float]:
-    if statistic.kind == "moments":
-        moments = merge_moments(parts)
-        _require(statistic, moments.count, not moments.is_constant, "has zero variance")
-        return moments.to_json()
+    match statistic.kind:
+        case "moments":
+            moments = merge_moments(parts)
+            _require(statistic, moments.count, statistic.may_be_zero or not moments.is_constant, "has zero variance")
+            return moments.to_json()
+        case "share":
+            count = sum(part.count for part in parts)
+            _require(statistic, count)
+            return {"count": count, "share": sum(part.num_true for part in parts) / count}
+        case "upper_bound":
+            tail = UpperTail.merge(parts)
+            _require(statistic, tail.count)
+            upper, above = tail.upper_bound(statistic.min_above)
+            return {"count": tail.count, "maximum": tail.high, "upper": upper, "above": above}
     both = merge_covariations(parts)
     _require(statistic, both.x.count, not both.x.is_constant, "cannot be fitted: the lengths have zero variance")
     return {"count": both.x.count, "slope": both.slope}
@@ -173,7 +212,8 @@ def _quantiles(
     for name, (below, above, fraction) in positions.items():
         statistic, histogram = histograms[name]
         value = interpolate(solved[name, below], solved[name, above], fraction)
-        _require(statistic, histogram.total, value != 0, f"has quantile 0 at {statistic.q:g}, and would divide by it")
+        is_valid = statistic.may_be_zero or value != 0
+        _require(statistic, histogram.total, is_valid, f"has quantile 0 at {statistic.q:g}, and would divide by it")
         found[name] = {"count": histogram.total, "quantile": value}
     return found
 

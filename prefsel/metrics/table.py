@@ -6,6 +6,7 @@ N: rows of the table.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +23,15 @@ from prefsel.metrics.statistics import Columns, Fitted, Metric, fit, reply
 from prefsel.select.rules import readable
 from prefsel.select.table import float_column, table_ids
 
-# Which scorer makes the columns of a prefix, for errors.
+# Which scorer makes a column, for errors: the first pattern that is found in its name.
 MADE_BY = {
-    "logps_": "a scorer of kind causal_logps",
-    "num_tokens_": "a scorer of kind causal_logps",
-    "rm_": "a scorer of kind reward_model, or imported",
-    "ratings_": "a scorer of kind imported, as: ratings",
+    r"^(logps|num_tokens)_.*_uncond_(chosen|rejected)$": "a scorer of kind causal_logps with unconditional: true",
+    r"^(logps|num_tokens)_": "a scorer of kind causal_logps",
+    r"^dlogps_": "a scorer of kind directional_logps",
+    r"^gamma_(dot|norm)_": "a scorer of kind pair_gradients",
+    r"^rm_.*_generated$": "a scorer of kind generated_reward",
+    r"^rm_": "a scorer of kind reward_model, or imported",
+    r"^ratings_": "a scorer of kind imported, as: ratings",
 }
 
 
@@ -52,10 +56,11 @@ def score_table(table: pa.Table, metric: str, **params: Any) -> np.ndarray:
 
     Raises:
         UserError: an unknown metric or parameter (the nearest valid one is named), a missing column (and what makes
-            it), or a statistic that cannot be computed.
+            it), a statistic that cannot be computed, or values that have no score.
         NonFiniteError: a NaN or infinity that is not null, in a column or as a score.
     """
     found, parsed = find_metric(metric, params)
+    parsed = found.resolve(parsed, table.column_names)
     columns = read_columns(table, found, parsed)
     present = complete(found, parsed, columns)
     fitted = fit(found, parsed, lambda request: [reply(found, parsed, present, request)])
@@ -80,7 +85,7 @@ def find_metric(name: str, params: Mapping[str, Any]) -> tuple[Metric, Record]:
 
 
 def column_sources(metric: Metric, params: Record, available: Iterable[str]) -> dict[str, str]:
-    """Which available column holds each flat column the metric reads: itself, or `num_tokens_<side>` as fallback.
+    """Which available column holds each flat column the metric reads: itself, or one that stands in for it.
 
     Raises:
         UserError: names every column that is missing and what makes it.
@@ -88,15 +93,28 @@ def column_sources(metric: Metric, params: Record, available: Iterable[str]) -> 
     there = set(available)
     sources, missing = {}, []
     for name in metric.columns(params):
-        fallback = f"num_tokens_{name.rsplit('_', 1)[-1]}" if name.startswith("num_tokens_") else name
-        if name in there or fallback in there:
-            sources[name] = name if name in there else fallback
+        found = next((column for column in _stand_ins(name) if column in there), None)
+        if found is not None:
+            sources[name] = found
         else:
-            maker = next((made for prefix, made in MADE_BY.items() if name.startswith(prefix)), None)
+            maker = next((made for pattern, made in MADE_BY.items() if re.search(pattern, name)), None)
             missing.append(name if maker is None else f"{name} (made by {maker})")
     if missing:
         raise UserError(f"metric {metric.name}: missing columns {', '.join(missing)}")
     return sources
+
+
+def _stand_ins(name: str) -> list[str]:
+    """Columns that may hold `name`, best first."""
+    names = [name]
+    if name.startswith("num_tokens_"):
+        stem, side = name.rsplit("_", 1)
+        # Without its prompt a response has the same tokens.
+        names += [f"{stem.removesuffix('_uncond')}_{side}", f"num_tokens_{side}"]
+    elif name.endswith("_generated"):
+        # One number per prompt, which a column of completions repeats for each of them.
+        names.append(f"{name}_chosen")
+    return names
 
 
 def read_columns(table: pa.Table, metric: Metric, params: Record) -> dict[str, np.ndarray]:

@@ -1,25 +1,20 @@
-"""Alignment potential: golden examples, a plain re-implementation, and what it refuses."""
+"""Alignment potential: a plain re-implementation, and what it refuses."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from pair_tables import float_table, random_columns, rows_of, score_shards
 
 from prefsel.errors import UserError
 from prefsel.metrics import score_table
-from prefsel.select import select_table
-
-
-def golden(shared: Path, name: str) -> dict:
-    return next(row for row in json.loads((shared / "golden/golden.json").read_text()) if row["id"] == name)
 
 
 def zscore_table(inputs: dict) -> pa.Table:
-    """The example's means, as sums over 3 and 7 tokens."""
+    """Means of log-probs, as sums over 3 and 7 tokens."""
     num_rows = len(inputs["reward_margin"])
     return pa.table(
         {
@@ -34,33 +29,7 @@ def zscore_table(inputs: dict) -> pa.Table:
     )
 
 
-@pytest.mark.parametrize("name", ["map-zscore-w1", "map-zscore-w2.5", "map-signed-mixed", "map-abs-mixed"])
-def test_golden_zscore(shared: Path, name: str) -> None:
-    example = golden(shared, name)
-    table = zscore_table(example["inputs"])
-    found = score_table(table, "alignment_potential", rm="a", policy="p", **example["params"])
-    np.testing.assert_allclose(found, example["expected"]["score"], atol=example["atol"])
-    if "top2" in example["expected"]:
-        rule = {"kind": "top", "score": "m_ap", "ratio": "0.4"}
-        assert select_table(table.append_column("m_ap", pa.array(found)), rule).tolist() == example["expected"]["top2"]
-
-
-def test_golden_raw(shared: Path) -> None:
-    example = golden(shared, "map-raw")
-    columns = {}
-    for place, side in enumerate(("chosen", "rejected")):
-        columns[f"rm_a_{side}"] = [float(example["inputs"]["reward"][place])]
-        columns[f"logps_p_{side}"] = [float(example["inputs"]["logps_policy"][place])]
-        columns[f"logps_r_{side}"] = [float(example["inputs"]["logps_reference"][place])]
-    params = {"rm": "a", "policy": "p", "reference": "r", **example["params"]}
-    found = score_table(pa.table(columns), "alignment_potential", **params)
-    assert found.tolist() == pytest.approx([example["expected"]["score"]], abs=example["atol"])
-
-
-def test_group_spread_replaces_the_pair_margin(shared: Path) -> None:
-    example = golden(shared, "map-group-spread")
-    rewards = example["inputs"]["rewards"]
-    assert max(rewards) - min(rewards) == pytest.approx(example["expected"]["spread"])
+def test_group_spread_replaces_the_pair_margin() -> None:
     table = zscore_table(
         {
             "reward_margin": [9.0, 9.0, 9.0],  # must not be read
@@ -68,8 +37,8 @@ def test_group_spread_replaces_the_pair_margin(shared: Path) -> None:
             "mean_logps_rejected": [-1.5, -1.0, -1.0],
         }
     )
-    table = table.append_column("rm_a_max", pa.array([max(rewards), 1.0, 0.5]))
-    table = table.append_column("rm_a_min", pa.array([min(rewards), 0.2, 0.4]))
+    table = table.append_column("rm_a_max", pa.array([0.17, 1.0, 0.5]))
+    table = table.append_column("rm_a_min", pa.array([0.09, 0.2, 0.4]))
     found = score_table(table, "alignment_potential", rm="a", policy="p", spread="group")
     spread, margin = np.array([0.08, 0.8, 0.1]), np.array([0.5, 1.0, 2.0])
     expected = (spread - spread.mean()) / spread.std() - (margin - margin.mean()) / margin.std()
@@ -111,3 +80,47 @@ def test_parameters_that_do_not_fit_are_refused(params: dict, message: str) -> N
     with pytest.raises(UserError) as error:
         score_table(pa.table({"pair_id": [1]}), "alignment_potential", rm="a", policy="p", **params)
     assert message in str(error.value)
+
+
+NAMES = [
+    *("rm_a_chosen", "rm_a_rejected", "rm_a_max", "rm_a_min", "logps_p_chosen", "logps_p_rejected"),
+    *("num_tokens_p_chosen", "num_tokens_p_rejected", "logps_r_chosen", "logps_r_rejected"),
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(8, 50),
+    st.sampled_from([1, 3, 60]),
+    st.sampled_from([1.0, 2.5]),
+    st.sampled_from(["signed", "abs"]),
+    st.sampled_from(["pair", "group"]),
+    st.sampled_from(["zscore", "raw"]),
+)
+def test_equals_the_definition_for_any_sharding(
+    num_rows: int, num_shards: int, weight: float, sign: str, spread: str, form: str
+) -> None:
+    columns = random_columns(NAMES, num_rows)
+    ends = ("max", "min") if spread == "group" else ("chosen", "rejected")
+    needed = [f"rm_a_{end}" for end in ends] + NAMES[4:6] + (NAMES[6:8] if form == "zscore" else NAMES[8:10])
+    explicit, implicit, there = [], [], []
+    for place, row in enumerate(rows_of(columns)):
+        if any(row[name] is None for name in needed):
+            continue
+        there.append(place)
+        margin = row[needed[0]] - row[needed[1]]
+        explicit.append(abs(margin) if sign == "abs" and spread == "pair" else margin)
+        chosen, rejected = row["logps_p_chosen"], row["logps_p_rejected"]
+        if form == "zscore":
+            implicit.append(abs(chosen / row["num_tokens_p_chosen"] - rejected / row["num_tokens_p_rejected"]))
+        else:
+            implicit.append(abs(0.3 * (chosen - row["logps_r_chosen"]) - 0.3 * (rejected - row["logps_r_rejected"])))
+    assume(len(there) > 1)
+    if form == "zscore":
+        explicit, implicit = ([(v - np.mean(x)) / np.std(x) for v in x] for x in (explicit, implicit))
+    expected = np.full(num_rows, np.nan)
+    expected[there] = [e - weight * i for e, i in zip(explicit, implicit)]
+    params = {"rm": "a", "policy": "p", "weight": weight, "sign": sign, "spread": spread, "form": form}
+    params |= {"reference": "r", "beta": 0.3} if form == "raw" else {}
+    found, _ = score_shards(float_table(columns), "alignment_potential", num_shards, **params)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)

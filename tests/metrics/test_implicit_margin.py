@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from prefsel.errors import UserError
 from prefsel.metrics import score_table
-from prefsel.select import select_table
 
 # policy, reference: summed log-probs; tokens of chosen and rejected under each.
 ROWS = [
@@ -74,15 +71,3 @@ def test_a_completion_without_tokens_is_refused() -> None:
     empty = table().set_column(place, "num_tokens_chosen", pa.array([5, 0, 2]))
     with pytest.raises(UserError, match="num_tokens_p_chosen: got 0; valid: at least 1 response token"):
         score_table(empty, "implicit_margin", policy="p", reduction="mean")
-
-
-def test_golden_difficulty_gap_is_the_smallest_margin(shared: Path) -> None:
-    examples = json.loads((shared / "golden/golden.json").read_text())
-    example = next(row for row in examples if row["id"] == "difficulty-gap")
-    irm = example["inputs"]["irm"]
-    columns = {"pair_id": list(range(len(irm))), "logps_p_chosen": irm, "logps_p_rejected": [0.0] * len(irm)}
-    for name, absolute in (("signed_keep2", False), ("absolute_keep2", True)):
-        params = {"policy": "p", "beta": 1.0, "order": "smallest", "absolute": absolute}
-        scored = pa.table({**columns, "gap": score_table(pa.table(columns), "implicit_margin", **params)})
-        kept = select_table(scored, {"kind": "top", "score": "gap", "count": 2})
-        assert kept.tolist() == example["expected"][name]

@@ -1,9 +1,6 @@
-"""Preference divergence: golden examples, a pair-by-pair re-implementation, shards, and what it refuses."""
+"""Preference divergence: a pair-by-pair re-implementation, shards, and what it refuses."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,15 +10,11 @@ from hypothesis import strategies as st
 
 from prefsel.errors import UserError
 from prefsel.metrics import METRICS, score_table
-from prefsel.metrics.preference_divergence import PreferenceDivergence, divergence
+from prefsel.metrics.preference_divergence import PreferenceDivergence
 from prefsel.metrics.statistics import fit, reply
 from prefsel.metrics.table import complete, first_missing, read_columns, score_pairs
 
 ASPECTS = ["helpfulness", "honesty", "truthfulness"]
-
-
-def golden(shared: Path, name: str) -> dict:
-    return next(row for row in json.loads((shared / "golden/golden.json").read_text()) if row["id"] == name)
 
 
 def margins_table(margins, own, lengths, source: str = "rm", hide_own: bool = False) -> pa.Table:
@@ -58,48 +51,6 @@ def naive(margins, own, lengths, gamma: float, rho: float | str, weights=None) -
                 total += min(1.0, max(-1.0, normalised)) * (1 if weights is None else weights[k])
         scores.append(total / (1 if weights is None or own[row] is None else weights[own[row]]))
     return scores
-
-
-@pytest.mark.parametrize("name", ["pd-plain", "pd-length-quantile"])
-@pytest.mark.parametrize("source", ["rm", "ratings"])
-@pytest.mark.parametrize("hide_own", [False, True])
-def test_golden_corpus(shared: Path, name: str, source: str, hide_own: bool) -> None:
-    example = golden(shared, name)
-    margins, own, lengths = (example["inputs"][key] for key in ("reward_margin", "own_aspect", "length_difference"))
-    table = margins_table(margins, own, lengths, source, hide_own)
-    found = score_table(table, "preference_divergence", aspects=ASPECTS, source=source, **example["params"])
-    np.testing.assert_allclose(-found, example["expected"]["pd"], atol=example["atol"])
-    assert np.argsort(-found, kind="stable").tolist() == example["expected"]["most_negative_first"]
-
-    metric = METRICS["preference_divergence"]
-    params = PreferenceDivergence(aspects=tuple(ASPECTS), source=source, **example["params"])
-    columns = read_columns(table, metric, params)
-    fitted = fit(metric, params, lambda request: [reply(metric, params, columns, request)])
-    scales = [fitted[f"scale_{aspect}"]["quantile"] for aspect in ASPECTS]
-    np.testing.assert_allclose(scales, example["expected"]["quantile"], atol=example["atol"])
-
-
-def test_golden_single_pairs(shared: Path) -> None:
-    single, weighted = golden(shared, "pd-single"), golden(shared, "pd-weighted")
-    others = [np.array([value]) for value in single["inputs"]["normalised_margin_of_other_aspects"]]
-    assert divergence(others, None).tolist() == pytest.approx([single["expected"]["pd"]])
-    margins = [np.array([value]) for value in weighted["inputs"]["reward_margin"]]
-    own_N = np.array([float(weighted["inputs"]["own_aspect"])])
-    assert divergence(margins, own_N, weighted["inputs"]["weights"]).tolist() == pytest.approx(
-        [weighted["expected"]["pd"]]
-    )
-
-
-def test_golden_rho_is_fitted_over_pairs_of_other_aspects(shared: Path) -> None:
-    example = golden(shared, "rho-fit")
-    own = [0 if not external else 1 for external in example["inputs"]["external"]]
-    margins = [[margin, row % 3 + 0.5, 1.0 + row] for row, margin in enumerate(example["inputs"]["reward_margin"])]
-    table = margins_table(margins, own, example["inputs"]["length_difference"])
-    metric, params = METRICS["preference_divergence"], PreferenceDivergence(aspects=tuple(ASPECTS), rho="fit")
-    columns = read_columns(table, metric, params)
-    fitted = fit(metric, params, lambda request: [reply(metric, params, columns, request)])
-    assert fitted[f"rho_{ASPECTS[0]}"]["slope"] == pytest.approx(example["expected"]["rho"], abs=example["atol"])
-    assert fitted[f"rho_{ASPECTS[0]}"]["count"] == sum(example["inputs"]["external"])
 
 
 def corpus(num_rows: int, with_own: bool = True) -> tuple[list[list[float]], list[int | None], list[int]]:

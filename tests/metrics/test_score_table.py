@@ -59,6 +59,53 @@ def test_missing_columns_name_what_makes_them() -> None:
         score_table(rewards([1.0], [0.0]), "explicit_margin", rm="b")
 
 
+@pytest.mark.parametrize(
+    ("metric", "params", "messages"),
+    [
+        (
+            "influence",
+            {"policy": "p", "reference": "r", "tangent": "v"},
+            ["dlogps_v_chosen (made by a scorer of kind directional_logps)"],
+        ),
+        ("less", {"tangent": "v"}, ["gamma_dot_v (made by a scorer of kind pair_gradients)", "gamma_norm_v (made by"]),
+        (
+            "ifd_margin",
+            {"policy": "p"},
+            [
+                "logps_p_chosen (made by a scorer of kind causal_logps)",
+                "logps_p_uncond_chosen (made by a scorer of kind causal_logps with unconditional: true)",
+                "num_tokens_p_uncond_rejected (made by a scorer of kind causal_logps with unconditional: true)",
+            ],
+        ),
+        ("filtered_dpo", {"rm": "b"}, ["rm_b_generated (made by a scorer of kind generated_reward)"]),
+        ("data_map", {"rm": "b"}, ["rm_b_mean (made by a scorer of kind reward_model, or imported)"]),
+        ("selective_dpo", {"losses": "l", "seeds": 2}, ["missing columns l_0, l_1"]),
+        ("lossdiff", {"policy": "p", "validation_policy": "v", "reference": "r"}, ["logps_v_rejected (made by"]),
+        ("dual_margin", {"explicit": ["b"]}, ["rm_b_chosen (made by"]),
+        ("preference_divergence", {"aspects": ["x", "y"], "source": "ratings"}, ["imported, as: ratings"]),
+    ],
+)
+def test_every_column_names_its_scorer(metric: str, params: dict, messages: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        score_table(rewards([1.0], [0.0]), metric, **params)
+    for message in messages:
+        assert message in str(error.value)
+
+
+def test_stand_ins_of_the_newer_columns() -> None:
+    metric, params = find_metric("ifd_margin", {"policy": "p"})
+    there = ["logps_p_chosen", "logps_p_rejected", "logps_p_uncond_chosen", "logps_p_uncond_rejected"]
+    there += ["num_tokens_p_chosen", "num_tokens_rejected", "num_tokens_p_uncond_rejected"]
+    sources = column_sources(metric, params, there)
+    assert sources["num_tokens_p_uncond_chosen"] == "num_tokens_p_chosen"
+    assert sources["num_tokens_p_uncond_rejected"] == "num_tokens_p_uncond_rejected"
+    assert sources["num_tokens_p_rejected"] == "num_tokens_rejected"
+    metric, params = find_metric("filtered_dpo", {"rm": "a"})
+    both = ["rm_a_chosen", "rm_a_generated_chosen"]
+    assert column_sources(metric, params, both)["rm_a_generated"] == "rm_a_generated_chosen"
+    assert column_sources(metric, params, [*both, "rm_a_generated"])["rm_a_generated"] == "rm_a_generated"
+
+
 def test_fallback_columns_are_named_for_a_stage() -> None:
     metric, params = METRICS["implicit_margin"], ImplicitMargin(policy="p", reduction="mean")
     there = ["logps_p_chosen", "logps_p_rejected", "num_tokens_p_chosen", "num_tokens_chosen", "num_tokens_rejected"]

@@ -82,3 +82,47 @@ def test_statistics_that_cannot_divide_are_refused_by_name() -> None:
         fit_over({"x": np.empty(0), "y": np.empty(0)}, 2)
     with pytest.raises(UserError, match=r"toy: 0.07 has quantile 0 at 0.07, and would divide by it \(4 pairs\)"):
         fit_over({"x": np.arange(4.0), "y": np.zeros(4)}, 2)
+
+
+def over_shards(needs: list[dict[str, Need]], *, text: str = "") -> Fitted:
+    """One round of ready-made needs, one dict per shard."""
+    toy = Metric(
+        "toy", NoParams, lambda p: ("x",), lambda c, p, f: c["x"], "none",
+        rounds=lambda p: (lambda c, p, f: needs[int(c["x"][0])],),
+        warnings=lambda p, f: [text] if text else [],
+    )  # fmt: skip
+    shards = [{"x": np.array([float(place)])} for place in range(len(needs))]
+    return fit(toy, NoParams(), lambda request: [reply(toy, NoParams(), shard, request) for shard in shards])
+
+
+def test_what_does_not_divide_may_be_zero() -> None:
+    flat = np.zeros(4)
+    needs = {
+        "moments": Need(Statistic("moments", "toy", may_be_zero=True), flat),
+        "quantile": Need(Statistic("quantile", "toy", 0.5, may_be_zero=True), flat),
+    }
+    fitted = over_shards([needs, needs])
+    assert fitted["moments"] == {"count": 8, "mean": 0.0, "mean_rest": 0.0, "std": 0.0}
+    assert fitted["quantile"] == {"count": 8, "quantile": 0.0}
+
+
+def test_a_share_counts_rows() -> None:
+    parts = [[True, False], [], [True]]
+    fitted = over_shards([{"s": Need(Statistic("share", "toy"), np.array(part, bool))} for part in parts])
+    assert fitted["s"] == {"count": 3, "share": 2 / 3}
+    with pytest.raises(UserError, match="toy: no pairs to compute it from"):
+        over_shards([{"s": Need(Statistic("share", "toy"), np.empty(0, bool))}])
+
+
+def test_an_upper_bound_needs_rows() -> None:
+    statistic = Statistic("upper_bound", "toy", divisor=2.0, min_above=30)
+    with pytest.raises(UserError, match="toy: no pairs to compute it from"):
+        over_shards([{"u": Need(statistic, np.empty(0))}] * 2)
+    fitted = over_shards([{"u": Need(statistic, np.array([8.0]))}, {"u": Need(statistic, np.empty(0))}])
+    assert fitted["u"] == {"count": 1, "maximum": 8.0, "upper": 4.0, "above": 1}
+
+
+def test_a_metric_may_warn_about_its_numbers() -> None:
+    needs = {"s": Need(Statistic("share", "toy"), np.array([True]))}
+    with pytest.warns(UserWarning, match="toy: looks odd"):
+        over_shards([needs], text="toy: looks odd")
