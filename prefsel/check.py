@@ -213,16 +213,35 @@ def _check_beta(spec: MetricSpec, betas: dict[str, float]) -> None:
             )
 
 
+def _check_divergence(config: Config, spec: Train) -> None:
+    """The loss adds the PD of a metric over the very aspects it counts and weighs."""
+    field = f"train.{spec.name}"
+    found = {one.name: one for one in config.metrics if one.metric == "preference_divergence"}
+    if spec.divergence not in found:
+        raise invalid(f"{field}.divergence", spec.divergence, found or "none: no metric is a preference_divergence")
+    params = found[spec.divergence].params
+    aspects, weights = params.get("aspects", []), params.get("weights")
+    if spec.num_aspects is not None and spec.num_aspects != len(aspects):
+        raise invalid(f"{field}.num_aspects", spec.num_aspects, f"{len(aspects)}, as in metrics.{spec.divergence}")
+    if spec.aspect_weights is not None:
+        ours = [spec.aspect_weights.get(aspect, 0.0) for aspect in aspects]
+        theirs = [float(weight) for weight in weights or [1.0] * len(aspects)]
+        if not all(abs(a * theirs[0] - b * ours[0]) < 1e-9 and a for a, b in zip(ours, theirs)):
+            raise invalid(f"{field}.aspect_weights", spec.aspect_weights, f"in the ratios of metrics.{spec.divergence}")
+
+
 def _check_training(config: Config, spec: Training) -> None:
     field = f"train.{spec.name}"
     if isinstance(spec, Train):
         _require_model(config, f"{field}.model", spec.model, "policy")
-        _require_reference(config, f"{field}.reference", spec.reference)
+        if spec.reference:
+            _require_reference(config, f"{field}.reference", spec.reference)
+        if spec.divergence:
+            _check_divergence(config, spec)
+        if spec.order == "score" and spec.selection in PARTS:
+            raise invalid(f"{field}.order", "score", "shuffled or given: only a selection has scores")
         if spec.lora is not None and importlib.util.find_spec("peft") is None:
             raise UserError(f"{field}.lora: needs the extra `peft`: pip install 'prefsel[peft]'")
-        divergence = getattr(spec, "divergence", None)
-        if divergence and divergence not in [metric.name for metric in config.metrics]:
-            raise invalid(f"{field}.divergence", divergence, [metric.name for metric in config.metrics])
     else:
         known = model_kinds(config)
         if spec.model not in known:

@@ -48,6 +48,12 @@ def ingest(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> Non
     _pipeline(config, workspace, overrides, "ingest")
 
 
+@app.command("train-reward")
+def train_reward(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+    """Train the reward models of the configuration (and what must come before)."""
+    _pipeline(config, workspace, overrides, "train-reward")
+
+
 @app.command()
 def score(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
     """Run the models over the corpus (and what must come before)."""
@@ -76,12 +82,13 @@ def report(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> Non
 def demo(
     workspace: Workspace = "demo-workspace",
     seed: Annotated[int, typer.Option(help="of the world, the models and the training")] = 0,
+    config: Annotated[Path | None, typer.Option(help="run this configuration on the demo's inputs")] = None,
 ) -> None:
     """A generated corpus with a known gold reward, small models made on the spot, and the whole job on it."""
     from prefsel.demo import run_demo
     from prefsel.progress import Progress
 
-    run_demo(workspace, seed=seed, progress=Progress())
+    run_demo(workspace, seed=seed, progress=Progress(), config_file=config)
 
 
 @app.command()

@@ -205,10 +205,12 @@ class RewardModel(ModelScorer):
 
 
 class GeneratedReward(ModelScorer):
-    """`rm_<model>_generated`: the reward of one response that a policy gives to the prompt, the same for all of its
-    completions; null where the response is empty or too long."""
+    """`rm_<model>_generated`, or `rm_<head>_generated`: the reward of one response that a policy gives to the prompt, the
+    same for all of its completions; null where the response is empty or too long."""
 
     kind: Literal["generated_reward"]
+    head: Name | None = None
+    """Of a model with several heads, the one that judges."""
     policy: str
     """Name of the model that responds."""
     temperature: float = Field(1.0, ge=0)
@@ -492,12 +494,19 @@ class Train(DpoOptions, Placement):
     """A selection or a control (`<name>-random`); or `all` eligible pairs, or the `validation` pairs."""
     model: str
     """The model that is trained further: an entry of `models`, or of `train` to continue from."""
-    reference: str
-    """Name of the model whose stored log-probs are the reference; it is not loaded."""
+    reference: str | None = None
+    """Name of the model whose stored log-probs are the reference; it is not loaded. Only `simpo` goes without."""
     cross_fit: CrossFit | None = None
     """Train one model per fold instead of one on everything."""
     max_eval_pairs: int = Field(512, ge=0)
     """Held-out pairs evaluated on, the first by hash of their pair_id."""
+
+    @model_validator(mode="after")
+    def _has_reference(self) -> Train:
+        if (self.reference is None) != (self.loss == "simpo"):
+            needed = "required" if self.reference is None else "not used"
+            raise ValueError(f"reference: {needed} with loss {self.loss!r}")
+        return self
 
 
 class RewardOptions(Optimization):

@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.table import Table
 
-from prefsel.configfile import parse_config
+from prefsel.config import Config, Train
+from prefsel.configfile import parse_config, read_table
 from prefsel.errors import UserError
 from prefsel.lineage import Lineage
 from prefsel.pipeline import run
@@ -18,30 +19,38 @@ from prefsel.progress import Progress
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
 
-MODELS = ("random30", "pd30", "potential30")
+SELECTIONS = ("random30", "pd30", "potential30")
+MODEL_KEYS = ("model", "policy", "reference")
 
 
-def run_demo(workspace: str, *, seed: int, progress: Progress) -> None:
+def run_demo(workspace: str, *, seed: int, progress: Progress, config_file: Path | None = None) -> None:
     """Make the inputs, run the pipeline, measure the gold reward of every model, print the table.
 
+    Args:
+        workspace: A local directory.
+        seed: Of the world and the models.
+        progress: Where it is told.
+        config_file: Run this configuration on the inputs; None: the demonstration's own.
+
     Raises:
-        UserError: the workspace is not a local directory.
+        UserError: the workspace is not a local directory, or the configuration does not fit the inputs.
     """
     storage = Storage(workspace)
     if not storage.is_local:
         raise UserError(f"--workspace: got {workspace!r}; the demo writes models beside it, so: a local directory")
     inputs = prepare(storage.local(f"inputs-{seed}"), seed, progress)
-    config = parse_config(demo_config(inputs, seed))
+    config = parse_config(demo_config(inputs, seed) if config_file is None else on_inputs(config_file, inputs))
+    table_file = f"demo-table-{config.name}-{seed}.json"
 
     def measure(lineage: Lineage, reports: Sequence[StageReport]) -> list[dict[str, Any]]:
         table = gold_table(lineage, reports, inputs, seed, progress)
-        storage.write(f"demo-table-{seed}.json", json.dumps(table, indent=1).encode())
+        storage.write(table_file, json.dumps(table, indent=1).encode())
         return [table]
 
     outcome = run(config, workspace, progress, tables=measure)
     if not outcome.is_new:
         progress.line("nothing to do: the demo is complete; what it measured then:")
-    show(json.loads(storage.read(f"demo-table-{seed}.json")), progress)
+    show(json.loads(storage.read(table_file)), progress)
     assert outcome.page is not None
     progress.line(f"report: {storage.full(outcome.page)}")
 
@@ -114,9 +123,35 @@ def demo_config(inputs: Any, seed: int) -> dict[str, Any]:
             {"name": "pd30", "rule": {"kind": "top", "score": "score_divergence", "ratio": 0.3}},
             {"name": "potential30", "rule": {"kind": "top", "score": "score_potential", "ratio": 0.3}},
         ],
-        "train": [{**dpo, "name": f"dpo-{name}", "selection": name} for name in MODELS],
+        "train": [{**dpo, "name": f"dpo-{name}", "selection": name} for name in SELECTIONS],
         "ray": {"num_cpus": 2, "object_store_gib": 0.5},
     }
+
+
+def on_inputs(config_file: Path, inputs: Any) -> dict[str, Any]:
+    """A configuration with the paths of the inputs: of the source `world`, and of the models `policy` and `reward`.
+
+    Raises:
+        UserError: it has no source of that name.
+    """
+    table = read_table(config_file)
+    paths = {"policy": str(inputs.policy), "reward": str(inputs.reward_model)}
+    sources = [source for source in table.get("sources", []) if source.get("name") == "world"]
+    if not sources:
+        raise UserError(f"--config: {config_file} has no source named 'world', whose paths the demo would set")
+    for source in sources:
+        source["paths"] = [str(inputs.corpus)]
+    for model in table.get("models", []):
+        if model.get("name") in paths:
+            model["path"] = paths[model["name"]]
+    return table
+
+
+def finals(config: Config) -> list[Train]:
+    """The trainings that nothing else of the configuration uses: what it is all done for."""
+    users = (*config.scorers, *config.tangents, *config.train)
+    used = {getattr(spec, key, None) for spec in users for key in MODEL_KEYS}
+    return [spec for spec in config.train if isinstance(spec, Train) and spec.name not in used and not spec.cross_fit]
 
 
 def gold_table(
@@ -128,9 +163,9 @@ def gold_table(
     prompts = read_prompts(inputs.heldout)
     trained = {report.name: report for report in reports if report.stage == "train"}
     folders = {"untrained": (inputs.policy, 0)}
-    for name in MODELS:
-        report = trained[f"dpo-{name}"]
-        folders[name] = (lineage.storage.local(report.artifact), report.rows_out)
+    for spec in finals(lineage.config):
+        report = trained[spec.name]
+        folders[spec.name.removeprefix("dpo-")] = (lineage.storage.local(report.artifact), report.rows_out)
     rows: list[list[Any]] = []
     base: tuple[float, ...] = ()
     with progress.track("measure gold", len(folders), "models") as counter:

@@ -95,15 +95,16 @@ def _training(lineage: Lineage, name: str) -> Iterator[Node]:
     yield from _model(lineage, spec.model)
     if not isinstance(spec, Train):
         return
-    yield _reference(lineage, spec.reference)
+    if spec.reference:
+        yield _reference(lineage, spec.reference)
     if spec.selection not in PARTS:
         base = next((s for s in lineage.config.selections if spec.selection in selection_names(s)), None)
         if base is None:
             valid = [*PARTS, *(one for s in lineage.config.selections for one in selection_names(s))]
             raise invalid(f"train.{name}.selection", spec.selection, valid)
         yield Node("select", base.name)
-    if divergence := getattr(spec, "divergence", None):
-        yield Node("metric", divergence)
+    if spec.divergence:
+        yield Node("metric", spec.divergence)
 
 
 def _model(lineage: Lineage, name: str) -> Iterator[Node]:

@@ -33,6 +33,8 @@ from prefsel.errors import UserError, invalid
 from prefsel.metrics.reader import PairReader
 from prefsel.metrics.table import find_metric
 from prefsel.naming import Member, expanded, members, own_columns, scorer_label, scorer_models, selection_names, stem
+from prefsel.select.rules import LEAVES, random_rule, reversed_rule
+from prefsel.select.rules import rule_scores as rule_scores
 from prefsel.workspace.catalog import Catalog, read_catalog
 from prefsel.workspace.folders import folder_content
 from prefsel.workspace.manifest import load_summary
@@ -57,11 +59,6 @@ def maker_of(column: str) -> str:
     if column.endswith("_generated"):
         return "generated_reward"
     return next(kind for prefix, kind in {**MADE_BY, "": "imported"}.items() if column.startswith(prefix))
-
-
-def rule_metric(rule: Mapping[str, Any]) -> str:
-    """The metric whose score a rule's leaf names."""
-    return str(rule.get("score", "")).removeprefix("score_")
 
 
 MOVE_NO_WEIGHT = {
@@ -362,11 +359,11 @@ class Lineage:
         """Random metric made for a control → the metric whose scored pairs it draws from.
 
         Drawn from all eligible pairs, a selection and its control would stand for different populations wherever a
-        number is missing.
+        number is missing. The control of a compound rule is a rule of its own (`random_rule`) and needs no metric.
         """
         names = {spec.name for spec in self.config.metrics}
-        bases = [rule_metric(s.rule) for s in self.config.selections if "random" in s.controls]
-        return {f"random-{base}": base for base in bases if base in names}
+        rules = [s.rule for s in self.config.selections if "random" in s.controls and s.rule.get("kind") in LEAVES]
+        return {f"random-{base}": base for rule in rules for base in rule_scores(rule) if base in names}
 
     def text_reader(self) -> PairReader:
         """A reader without any column: texts and drop reasons."""
@@ -398,9 +395,9 @@ class Lineage:
         """The scores of metric `name`, without the source."""
         return f"scores/{name}@{fingerprint(self.metric_recipe(name))}"
 
-    def selection_folder(self, name: str, rule: Mapping[str, Any], metric: str) -> str:
-        """The selection that `rule` makes."""
-        upstream = {metric: fingerprint(self.metric_recipe(metric))}
+    def selected_folder(self, name: str, rule: Mapping[str, Any]) -> str:
+        """The selection that `rule` makes of the scores it reads."""
+        upstream = {metric: fingerprint(self.metric_recipe(metric)) for metric in rule_scores(rule)}
         made_of = recipe("selection", {"rule": dict(rule)}, upstream=upstream, corpus=self.corpus)
         return f"selections/{name}@{fingerprint(made_of)}"
 
@@ -415,18 +412,13 @@ class Lineage:
         rules: dict[str, dict[str, Any]] = {}
         for control in selection.controls:
             if control == "reverse":
-                rule = dict(selection.rule, reverse=not selection.rule.get("reverse", False))
+                rule = reversed_rule(selection.rule)
             else:
                 base = load_summary(self.storage, self.selected_folder(selection.name, selection.rule))
                 assert base is not None, f"selection {selection.name} comes before its controls"
-                score = f"score_random-{rule_metric(selection.rule)}"
-                rule = {"kind": "top", "score": score, "count": base.rows_out}
+                rule = random_rule(selection.rule, base.rows_out)
             rules[f"{selection.name}-{control}"] = rule
         return rules
-
-    def selected_folder(self, name: str, rule: Mapping[str, Any]) -> str:
-        """The selection that `rule` makes; its leaf names the metric."""
-        return self.selection_folder(name, rule, rule_metric(rule))
 
     def selected_dataset(self, name: str) -> str:
         """The dataset of a selection, or of a control, by name."""
@@ -458,7 +450,7 @@ class Lineage:
                 for metric in rule_scores(selection.rule):
                     wanted += self.scorers_for(self.metric_columns(metric), field=f"metrics.{metric}")
         trained = [spec for spec in self.config.train if isinstance(spec, Train) and spec.selection == name]
-        wanted += [self.logps_scorer(spec.reference) for spec in trained]
+        wanted += [self.logps_scorer(spec.reference) for spec in trained if spec.reference]
         return [scorer for scorer in self.scorers if any(scorer is one for one in wanted)]
 
     @property
@@ -480,14 +472,15 @@ class Lineage:
         models = {"model": base.identity}
         upstream = {"selection": self.trained_on(spec)}
         if isinstance(spec, Train):
-            reference = self.model(spec.reference)
-            settings["reference"] = reference.settings
-            models["reference"] = reference.identity
-            upstream["reference"] = self.columns_folder(self.logps_scorer(spec.reference))
+            if spec.reference:
+                reference = self.model(spec.reference)
+                settings["reference"] = reference.settings
+                models["reference"] = reference.identity
+                upstream["reference"] = self.columns_folder(self.logps_scorer(spec.reference))
             if spec.keep_optimizer_state:
                 settings["keep_optimizer_state"] = True
-            if divergence := getattr(spec, "divergence", None):
-                upstream["divergence"] = fingerprint(self.metric_recipe(divergence))
+            if spec.divergence:
+                upstream["divergence"] = fingerprint(self.metric_recipe(spec.divergence))
         return recipe("model", settings, models=models, upstream=upstream, corpus=self.corpus)
 
     def trained_on(self, spec: Training) -> str:

@@ -96,7 +96,7 @@ def own_columns(scorer: Scorer, tangents: dict[str, Tangent], heads: list[str]) 
         suffix = "_uncond" if scorer.unconditional else ""
         return [f"logps_{scorer.model}{suffix}", f"num_tokens_{scorer.model}{suffix}"]
     if isinstance(scorer, GeneratedReward):
-        return [f"rm_{scorer.model}_generated"]
+        return [f"rm_{scorer.head or scorer.model}_generated"]
     if isinstance(scorer, RewardModel):
         if scorer.aspect:
             return [f"rm_{scorer.aspect}"]

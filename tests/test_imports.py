@@ -15,7 +15,10 @@ MAY_KNOW_RAY = {"pipeline.py", "cli.py", "tasks.py", "session.py", "demo.py"}
 # Lower rank may not import higher. A file not named here has the rank of its kind, see `rank`.
 LEVELS = ["errors", "workspace", "pure", "models", "loop", "stage", "pipeline", "cli"]
 GROUND = {"errors", "schema", "progress", "config", "configfile", "__init__"}
-ENGINE = {"score/scorers.py", "generate/sample.py", "world/demo.py"}
+ENGINE = {
+    *("score/scorers.py", "score/assigned.py", "score/generated.py", "score/influence.py", "score/validation.py"),
+    *("generate/sample.py", "world/demo.py", "selftest.py"),
+}
 PURE_TRAINING = {"train/losses.py", "train/deepspeed_config.py"}
 STAGE_LEVEL = {"tasks.py", "session.py", "check.py"}
 

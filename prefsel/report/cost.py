@@ -36,9 +36,9 @@ def cost_table(lineage: Lineage, reports: Sequence[StageReport]) -> dict[str, An
     assert counted is not None
     return {
         "title": "What each selection cost",
-        "note": f"In forwards of {counted.model} over all completions ({unit:.3g} FLOPs), by the FLOP formula; training "
-        "counts 3 forwards a pass (4 with activation checkpointing). Models and columns that several selections use "
-        "are counted in each. Models made on the spot (scratch) and given models are not counted.",
+        "note": f"In forwards of {counted.model} over all completions ({unit:.3g} FLOPs each), by the FLOP formula; a "
+        "pass of training counts 3, or 4 with activation checkpointing. What several selections use is counted in "
+        "each; given models and those made on the spot (scratch) cost nothing here.",
         "columns": ["selection", "scoring", "training", "together", "model seconds"],
         "rows": rows,
     }

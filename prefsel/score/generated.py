@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from prefsel.errors import invalid
 from prefsel.generate.sample import sample
 from prefsel.ingest.identity import completion_id
 from prefsel.models.loading import load_causal, load_tokenizer
@@ -27,6 +28,7 @@ class GeneratedRewardScorer:
         self,
         *,
         rewards: RewardModelScorer,
+        head: str | None = None,
         policy: dict[str, Any],
         temperature: float,
         top_p: float,
@@ -36,14 +38,20 @@ class GeneratedRewardScorer:
         """Take over a reward model and load the policy.
 
         Args:
-            rewards: Scores the responses; with one output.
+            rewards: Scores the responses.
+            head: Which of its outputs counts; None: its only one.
             policy: Arguments of `load_causal`, and `path`.
             temperature: Of the sampling; 0 takes the likeliest token.
             top_p: Nucleus.
             max_new_tokens: Longer responses are cut.
             seed: Of all random numbers.
+
+        Raises:
+            UserError: `head` is none of the model's outputs, or is not given where there are several.
         """
-        self.rewards = rewards
+        self.rewards, self.column = rewards, f"rm_{head}" if head else rewards.columns[0]
+        if self.column not in rewards.columns or (head is None and len(rewards.columns) > 1):
+            raise invalid("generated_reward.head", head, [name.removeprefix("rm_") for name in rewards.columns])
         path = policy.pop("path")
         more = {key: policy[key] for key in ("revision", "trust_remote_code")}
         self.tokenizer = load_tokenizer(path, **more)
@@ -70,14 +78,13 @@ class GeneratedRewardScorer:
         column = asked.schema.get_field_index("completions")
         asked = asked.set_column(column, "completions", pa.array(own, groups.schema.field("completions").type))
         scored = self.rewards.score(asked)
-        (rewards,) = scored.columns.values()
-        by_row = {row: reward[0] for row, reward in zip(answered, rewards)}
+        by_row = {row: reward[0] for row, reward in zip(answered, scored.columns[self.column])}
         sizes = pc.list_value_length(groups["completions"].combine_chunks()).to_pylist()
         dropped: Counter[str] = Counter()
         for row, size in enumerate(sizes):
             if by_row.get(row) is None:
                 dropped["generated_nothing" if row not in by_row else "generated_unscored"] += size
-        name = f"{self.rewards.columns[0]}_generated"
+        name = f"{self.column}_generated"
         columns = {name: [[by_row.get(row)] * size for row, size in enumerate(sizes)]}
         counters = scored.counters | {"generated": float(len(answered))}
         return ScoredShard(

@@ -205,7 +205,7 @@ def _generated(job: Job, scorer: GeneratedReward, storage: Storage) -> Score:
     assert job.policy is not None
     rewards = RewardModelScorer(**job.loading(storage), token_budget=scorer.token_budget, name=scorer.model)
     sampling = scorer.model_dump(include={"temperature", "top_p", "max_new_tokens", "seed"})
-    made = GeneratedRewardScorer(rewards=rewards, policy=local(job.policy, storage), **sampling)
+    made = GeneratedRewardScorer(rewards=rewards, head=scorer.head, policy=local(job.policy, storage), **sampling)
     return lambda shard, groups: made.score(groups)
 
 

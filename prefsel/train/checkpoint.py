@@ -36,6 +36,7 @@ FREE_OPTIONS = {
     "eval_every_steps",
     "checkpoint_every_steps",
     "keep_checkpoints",
+    "keep_optimizer_state",
     "micro_batch_pairs",
     "token_budget",
     "reference_check_pairs",
@@ -114,7 +115,10 @@ def write_history(output_dir: Path, records: Iterable[Mapping[str, Any]], *, app
 def run_identity(config: DpoConfig, train: EncodedPairs) -> dict[str, Any]:
     """What must be the same for a checkpoint to be continued: the data, and every option that shapes the trajectory."""
     digest = hashlib.blake2b("".join(train.pair_ids).encode(), digest_size=16)
-    digest.update(train.reference_logps_N2.tobytes())
+    if train.reference_logps_N2 is not None:
+        digest.update(train.reference_logps_N2.tobytes())
+    for name in sorted(train.columns):
+        digest.update(name.encode() + train.columns[name].tobytes())
     return {"pairs": digest.hexdigest(), **config.model_dump(mode="json", exclude=FREE_OPTIONS)}
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from prefsel.config import DpoOptions
+from prefsel.config import DpoOptions, Optimization
 from prefsel.errors import UserError, invalid
 
 OWNED: Final[dict[str, str]] = {
@@ -41,7 +41,8 @@ class DpoConfig(DpoOptions):
 
     policy_is_reference: bool
     """Whether the stored reference log-probs come from the very model that training starts from; switches on the
-    step-0 check (the loss is ln 2) and recomputes reference log-probs with the initial policy."""
+    step-0 check (the loss is that of zero margins, ln 2 for DPO) and recomputes reference log-probs with the initial
+    policy. Without effect for a loss that has no reference."""
     max_length: int | None = Field(ge=2)
     """Longest prompt + completion, tokens, as the reference log-probs were computed with; None: no limit."""
     template: str = "auto"
@@ -62,7 +63,7 @@ class DpoConfig(DpoOptions):
     """Where the reference model lies when it is not the initial policy; read for the check and then dropped."""
 
 
-def build_deepspeed_config(config: DpoConfig, *, world_size: int) -> dict[str, Any]:
+def build_deepspeed_config(config: Optimization, *, world_size: int) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`.
 
     Accumulation is ours: the loop marks the last micro-batch of a global batch itself and weights every pair, so
@@ -112,7 +113,7 @@ def build_deepspeed_config(config: DpoConfig, *, world_size: int) -> dict[str, A
 
 
 def refuse_owned(options: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise a `UserError` for the first key in `options` that an option of `DpoConfig` decides."""
+    """Raise a `UserError` for the first key in `options` that an option of ours decides."""
     for key, value in options.items():
         path = f"{prefix}{key}"
         if path in OWNED:

@@ -1,4 +1,4 @@
-"""DPO from stored reference log-probs under DeepSpeed: one function, the same on one worker and on many.
+"""Preference losses from stored reference log-probs under DeepSpeed: one function, the same on one worker and on many.
 
     table ─ encode ─► permutation ─► global batch t ─► worker's share ─► micro-batches ─► packed rows ─► engine
                                           └► loss = mean over the pairs of the global batch, exactly
@@ -26,9 +26,9 @@ from prefsel.models.chat import Encoder
 from prefsel.models.loading import load_tokenizer, supports_packing
 from prefsel.train import checkpoint, data
 from prefsel.train.batch import Record, Run, evaluate, next_batch, run_batch
-from prefsel.train.data import EncodedPairs, Indices, TrainingPairs, encode_pairs
+from prefsel.train.data import EncodedPairs, Indices, TrainingPairs, columns_for, encode_pairs
 from prefsel.train.deepspeed_config import DpoConfig, build_deepspeed_config, lr_factor
-from prefsel.train.export import Policy, export_policy, load_policy
+from prefsel.train.export import Policy, export_optimizer_state, export_policy, load_policy, shape_of
 from prefsel.train.selfchecks import start_records
 
 Report = Callable[[Record, Path | None], None]
@@ -51,17 +51,23 @@ def train_dpo(
 
     Args:
         config: The run's options.
-        pairs: What to train on, with stored reference log-probs.
-        eval_pairs: Held-out pairs, evaluated at the start, every `eval_every_steps` and at the end; or None.
+        pairs: What to train on, with stored reference log-probs unless the loss has no reference, and the columns that
+            the loss and the order need (`data.columns_for`).
+        eval_pairs: Held-out pairs, evaluated at the start, every `eval_every_steps` and at the end; or None. They may
+            lack `preference_divergence`: then their `loss` is None.
         model_dir: The initial policy: a Hugging Face folder or hub name.
-        output_dir: Receives `history.jsonl`, `checkpoints/step-*`, and `model/`, or `adapter/` and `merged/`. Workers
-            may share it or have one each; worker 0 writes history and models.
+        output_dir: Receives `history.jsonl`, `checkpoints/step-*`, and `model/`, or `adapter/` and `merged/`; with
+            `keep_optimizer_state` also `optimizer/`. Workers may share it or have one each; worker 0 writes history,
+            models and moments.
         report: Called on every worker equally often, with a record and, where one was just saved, its checkpoint.
         resume_dir: A complete checkpoint to continue from, or None for a fresh start.
 
     Returns:
         `history` (every record since step 0), `num_steps`, `num_pairs`, `dropped` by reason, `num_truncated`,
-        `model_dir`, `adapter_dir` (None without LoRA), `max_logit_difference` of the exported model.
+        `model_dir`, `adapter_dir` (None without LoRA), `max_logit_difference` of the exported model, `optimizer_dir`
+        (None unless kept); `flops_forward` of all training passes, by the formula of scoring, and `flops_train`, 3
+        times that, or 4 times with gradient checkpointing (with adapters an upper bound: frozen weights need no
+        gradient).
 
     Raises:
         UserError: Options, table, model folder or checkpoint do not fit together.
@@ -71,8 +77,9 @@ def train_dpo(
     device, output_dir = start_worker(), Path(output_dir)
     tokenizer = load_tokenizer(str(model_dir), revision=config.revision, trust_remote_code=config.trust_remote_code)
     encoder = Encoder(tokenizer, config.template, config.max_length, config.truncation)
-    train = encode_pairs(pairs, encoder)
-    held_out = encode_pairs(eval_pairs, encoder) if eval_pairs is not None and len(eval_pairs) else None
+    train, held_out = encode_pairs(pairs, encoder, columns_for(config, pairs)), None
+    if eval_pairs is not None and len(eval_pairs):
+        held_out = encode_pairs(eval_pairs, encoder, columns_for(config, eval_pairs, is_training=False))
     torch.manual_seed(config.seed)  # the same adapters on every worker
     model = load_policy(config, str(model_dir), device)
     run = start_run(config, model, device, num_pairs=len(train))
@@ -92,6 +99,11 @@ def train_dpo(
     optimize(run, train, held_out, state=state, history=history, output_dir=output_dir, report=report)
     probe_tokens = [token for piece in train.pieces(0)[:2] for token in piece][:NUM_PROBE_TOKENS]
     export = export_policy(config, run.engine, tokenizer, str(model_dir), output_dir, probe_tokens=probe_tokens)
+    optimizer_dir, steps = None, [record for record in history if record["event"] == "step"]
+    if config.keep_optimizer_state:
+        last = {"step": run.num_steps, "learning_rate": steps[-1]["lr"]}
+        optimizer_dir = str(export_optimizer_state(config, run.engine, output_dir, **last))
+    flops_forward = sum(record["flops_forward"] for record in steps)
     return {
         "history": history,
         "num_steps": run.num_steps,
@@ -101,6 +113,9 @@ def train_dpo(
         "model_dir": str(export.model_dir),
         "adapter_dir": None if export.adapter_dir is None else str(export.adapter_dir),
         "max_logit_difference": export.max_logit_difference,
+        "optimizer_dir": optimizer_dir,
+        "flops_forward": flops_forward,
+        "flops_train": flops_forward * (4 if config.gradient_checkpointing else 3),
     }
 
 
@@ -134,6 +149,7 @@ def start_run(config: DpoConfig, model: nn.Module, device: torch.device, *, num_
         min_ratio=config.min_lr_ratio,
     )
     world_size = dist.get_world_size()
+    shape = shape_of(model)
     policy = Policy(model, shares_weights=config.zero_stage == 3 and world_size > 1)
     engine, *_ = deepspeed.initialize(
         model=policy,
@@ -142,7 +158,8 @@ def start_run(config: DpoConfig, model: nn.Module, device: torch.device, *, num_
         lr_scheduler=lambda optimizer: LambdaLR(optimizer, factor),
     )
     is_packed, reason = supports_packing(model)
-    return Run(config, engine, device, dist.get_rank(), world_size, num_steps, None if is_packed else reason)
+    padding_reason = None if is_packed else reason
+    return Run(config, engine, device, dist.get_rank(), world_size, num_steps, padding_reason, shape)
 
 
 def optimize(

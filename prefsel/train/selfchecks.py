@@ -1,22 +1,25 @@
-"""What must be true before the first step: the loss is ln 2, and the stored reference log-probs are the reference's."""
+"""What must be true before the first step: the loss is that of zero margins (ln 2 for DPO), and the stored reference
+log-probs are the reference's. A loss without reference has nothing to check."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 
+from prefsel.config import DpoOptions
 from prefsel.errors import IntegrityError
 from prefsel.models.loading import load_causal
-from prefsel.train.batch import Record, Run, evaluate, next_batch, pair_logps
-from prefsel.train.data import EncodedPairs
+from prefsel.train.batch import PairInputs, Record, Run, evaluate, next_batch, pair_logps, pair_losses
+from prefsel.train.data import EncodedPairs, Indices
 from prefsel.train.deepspeed_config import DpoConfig
 from prefsel.train.export import DTYPES, Policy
+from prefsel.train.losses import LOSSES
 
 STEP0_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
-"""|loss − ln 2| before the first step. In bf16 a summed log-prob carries about 1 nat of noise, times beta / 2."""
+"""|loss − expected| before the first step. In bf16 a summed log-prob carries about 1 nat of noise, times DPO's slope of
+beta / 2 per nat; a steeper loss is allowed as much more."""
 REFERENCE_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
 """|recomputed − stored| / max(1, |stored|). bf16 keeps 8 bits, and packing changes the order of its sums."""
 LIKELY_CAUSES = (
@@ -31,10 +34,10 @@ def tolerance(limits: Mapping[str, float], config: DpoConfig) -> float:
 
 def start_records(run: Run, train: EncodedPairs, held_out: EncodedPairs | None) -> list[Record]:
     """The self-checks, then the evaluation of the untrained policy."""
-    step0_loss, reference_error = check_step0_loss(run, train), check_reference(run, train)
+    step0, reference_error = check_step0_loss(run, train), check_reference(run, train)
     checks = {
-        "step0_loss": step0_loss,
-        "step0_tolerance": tolerance(STEP0_TOLERANCE, run.config),
+        **step0,
+        "uses_reference": LOSSES[run.config.loss].uses_reference,
         "reference_relative_error": reference_error,
         "reference_tolerance": tolerance(REFERENCE_TOLERANCE, run.config),
         "padding_reason": run.padding_reason,
@@ -45,24 +48,40 @@ def start_records(run: Run, train: EncodedPairs, held_out: EncodedPairs | None) 
     return records
 
 
-def check_step0_loss(run: Run, train: EncodedPairs) -> float | None:
-    r"""The loss of the first global batch before any update: ln 2 when the policy is the reference.
+def check_step0_loss(run: Run, train: EncodedPairs) -> dict[str, float | None]:
+    """The loss of the first global batch before any update: that of zero margins when the policy is the reference.
 
     Returns:
-        The loss, or None (not checked) when the policy is another model than the reference.
+        `step0_loss`, `step0_expected` and `step0_tolerance`; the first two are None (not checked) when the policy is
+        another model than the reference, or the loss has no reference.
 
     Raises:
-        IntegrityError: It differs from ln 2 by more than `STEP0_TOLERANCE`.
+        IntegrityError: It differs from the expected one by more than the tolerance.
     """
-    if not run.config.policy_is_reference:
-        return None
-    loss, limit = evaluate(run, train, next_batch(run.config, train, 0))["loss"], tolerance(STEP0_TOLERANCE, run.config)
-    if not abs(loss - math.log(2.0)) <= limit:
+    config, limit = run.config, tolerance(STEP0_TOLERANCE, run.config)
+    if not (config.policy_is_reference and LOSSES[config.loss].uses_reference):
+        return {"step0_loss": None, "step0_expected": None, "step0_tolerance": limit}
+    batch_B = next_batch(config, train, 0)
+    expected, slope = loss_at_reference(config, train, batch_B)
+    limit *= max(1.0, slope / (0.5 * config.beta))
+    loss = evaluate(run, train, batch_B)["loss"]
+    if not abs(loss - expected) <= limit:
         raise IntegrityError(
-            f"step-0 loss: got {loss:.6f}; with policy_is_reference it must be ln 2 = {math.log(2.0):.6f} "
-            f"within {limit:g}. {LIKELY_CAUSES}"
+            f"step-0 loss: got {loss:.6f}; with policy_is_reference it must be {expected:.6f}, the loss "
+            f"{config.loss!r} of zero margins, within {limit:g}. {LIKELY_CAUSES}"
         )
-    return float(loss)
+    return {"step0_loss": loss, "step0_expected": expected, "step0_tolerance": limit}
+
+
+def loss_at_reference(options: DpoOptions, pairs: EncodedPairs, batch_B: Indices) -> tuple[float, float]:
+    """The mean loss of a batch whose policy is its reference, and how steep it is: mean |change| per nat of chosen."""
+    inputs = PairInputs.of(pairs, batch_B)
+    assert inputs.reference_N2 is not None, "only asked of losses with a reference"
+    with torch.enable_grad():
+        policy_B2 = inputs.reference_N2.clone().requires_grad_()
+        losses_B = pair_losses(options, policy_B2, inputs)
+        (slope_B2,) = torch.autograd.grad(losses_B.sum(), policy_B2)
+    return losses_B.mean().item(), slope_B2[:, 0].abs().mean().item()
 
 
 @torch.no_grad()
@@ -70,7 +89,7 @@ def check_reference(run: Run, train: EncodedPairs) -> float | None:
     """Recompute the reference log-probs of a few pairs, from the shortest to the longest, and compare.
 
     Returns:
-        The largest relative error, or None (not checked) when the reference model is not at hand.
+        The largest relative error, or None (not checked) when the loss has no reference or its model is not at hand.
 
     Raises:
         IntegrityError: An error above `REFERENCE_TOLERANCE`; names the first pairs.
@@ -78,6 +97,9 @@ def check_reference(run: Run, train: EncodedPairs) -> float | None:
     config, num_checked = run.config, min(run.config.reference_check_pairs, len(train))
     if num_checked == 0 or not (config.policy_is_reference or config.reference_dir):
         return None
+    if not LOSSES[config.loss].uses_reference:
+        return None
+    assert train.reference_logps_N2 is not None, "checked when the pairs were read"
     spread = np.linspace(0, len(train) - 1, num_checked).round().astype(np.int64)
     checked = np.argsort(train.num_tokens_N, kind="stable")[spread]
     reference = run.engine

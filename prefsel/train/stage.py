@@ -64,7 +64,7 @@ def train_member(lineage: Lineage, member: Member, progress: Progress) -> StageR
     lineage.storage.delete_tree(f"{path}/training")
     info = seal["info"]
     made_from = {"training": spec.name, "kind": spec.kind, "selection": spec.selection, "model": spec.model}
-    if isinstance(spec, Train):
+    if isinstance(spec, Train) and spec.reference:
         made_from["reference"] = spec.reference
     report = StageReport(
         stage="train" if isinstance(spec, Train) else "reward",
@@ -111,6 +111,9 @@ def worker_settings(lineage: Lineage, member: Member, path: str) -> dict[str, An
     settings |= {"config": config, "pairs": pair_source(lineage, member), "holdout": None, "reference": None}
     settings["max_pairs"] = getattr(spec, "max_pairs", None)
     if isinstance(spec, Train):
+        config["policy_is_reference"] = False
+        settings["holdout"] = holdout_source(lineage, spec)
+    if isinstance(spec, Train) and spec.reference:
         reference = lineage.model(spec.reference)
         # Tokens must be those that the stored log-probs were computed from.
         config |= {key: reference.settings[key] for key in ("max_length", "template", "truncation")}
@@ -118,7 +121,6 @@ def worker_settings(lineage: Lineage, member: Member, path: str) -> dict[str, An
         config["reference_trust_remote_code"] = trusts_code(lineage, spec.reference)
         config["policy_is_reference"] = model.identity == reference.identity
         settings["reference"] = None if config["policy_is_reference"] else reference
-        settings["holdout"] = holdout_source(lineage, spec)
     return settings
 
 
@@ -130,7 +132,7 @@ def pair_source(lineage: Lineage, member: Member) -> PairSource:
     """
     spec = lineage.training(member.training)
     reference = spec.reference if isinstance(spec, Train) else None
-    divergence = getattr(spec, "divergence", None)
+    divergence = spec.divergence if isinstance(spec, Train) else None
     rows: Dataset | Part
     if spec.selection in PARTS:
         reason = None if spec.selection == "all" else spec.selection

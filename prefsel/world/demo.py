@@ -29,7 +29,7 @@ OVERALL: Final = "overall"
 """Name of the reward model's head that every pair trains; the others are the aspects."""
 MAX_NEW_TOKENS: Final = 64
 """Words of a response at most: the grammar's longest has about 60."""
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised when the same parameters would make something else."""
 
 # Independent streams of random numbers of one seed.

@@ -72,13 +72,24 @@ def rate(
 
 
 def corpus_row(rng: np.random.Generator, prompt: str, responses: Sequence[str]) -> dict[str, Any]:
-    """A row as UltraFeedback writes it: `instruction` and rated `completions`."""
+    """A row as UltraFeedback writes it: `instruction` and rated `completions`, each with an overall score.
+
+    The overall score (1 to 10) is a coarse judgement of its own: twice the mean rating with unit noise, drawn from the
+    prompt, so that it takes nothing from `rng`.
+    """
+    rated = rate(rng, prompt, responses)
+    noise = np.random.default_rng(list(prompt.encode())).standard_normal(len(rated))
+    overall = np.clip(np.rint([2 * np.mean(list(row.values())) for row in rated] + noise), 1, 10)
     return {
         "source": SOURCE,
         "instruction": prompt,
         "completions": [
-            {"response": response, "annotations": {name: {"Rating": str(value)} for name, value in ratings.items()}}
-            for response, ratings in zip(responses, rate(rng, prompt, responses))
+            {
+                "response": response,
+                "annotations": {name: {"Rating": str(value)} for name, value in ratings.items()},
+                "overall_score": float(score),
+            }
+            for response, ratings, score in zip(responses, rated, overall)
         ],
     }
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
+from naive_loop import NaiveRun, naive_training
 from safetensors.torch import load_file
 from tiny_policy import TinyRun, naive_logps
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemm
 from prefsel.errors import IntegrityError, NonFiniteError, UserError
 from prefsel.train.checkpoint import latest_checkpoint
 from prefsel.train.data import TrainingPairs, epoch_order
-from prefsel.train.deepspeed_config import DpoConfig, lr_factor
+from prefsel.train.deepspeed_config import DpoConfig
 from prefsel.train.loop import train_dpo
 
 # 22 pairs in batches of 8: 8 + 8 + 6 per epoch, so every run here has an incomplete batch.
@@ -76,39 +77,26 @@ def plain(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 # -------------------------------------------------------------------------------------------------- trajectory
 
 
-def naive_dpo(tiny_run: TinyRun) -> tuple[list[float], list[float], torch.nn.Module]:
-    """Textbook DPO: no packing, no DeepSpeed, one sequence at a time, the whole batch in one graph."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_run.model_dir, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_run.model_dir)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=DEFAULTS["learning_rate"], weight_decay=0.0)
-    rows, history, norms = tiny_run.train.to_pylist(), [], []
+def naive_dpo(tiny_run: TinyRun) -> NaiveRun:
+    def loss_of(row: dict[str, Any], chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+        ratios = chosen - row["reference_logps_chosen"], rejected - row["reference_logps_rejected"]
+        return -F.logsigmoid(DEFAULTS["beta"] * (ratios[0] - ratios[1]))
+
     batches = [epoch_order(22, seed=0, epoch=epoch)[s : s + 8] for epoch in (0, 1) for s in (0, 8, 16)]
-    for step, batch in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = DEFAULTS["learning_rate"] * lr_factor(step, num_steps=6, num_warmup_steps=2, min_ratio=0.0)
-        margins = []
-        for row in (rows[i] for i in batch):
-            chosen = naive_logps(model, tokenizer, row["prompt"], row["chosen"]) - row["reference_logps_chosen"]
-            rejected = naive_logps(model, tokenizer, row["prompt"], row["rejected"]) - row["reference_logps_rejected"]
-            margins.append(DEFAULTS["beta"] * (chosen - rejected))
-        loss = -F.logsigmoid(torch.stack(margins)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
-        optimizer.step()
-        history.append(loss.item())
-    return history, norms, model
+    options = {"learning_rate": DEFAULTS["learning_rate"], "num_warmup_steps": 2}
+    return naive_training(tiny_run, tiny_run.train, loss_of, batches, **options)
 
 
 def test_trajectory_and_weights_are_those_of_a_textbook_loop(tiny_run: TinyRun, plain: dict[str, Any]) -> None:
-    expected, norms, model = naive_dpo(tiny_run)
+    naive = naive_dpo(tiny_run)
+    expected = naive.losses
     assert losses(plain) == pytest.approx(expected, abs=1e-5)
     # Clipping and Adam forgive a wrongly scaled gradient; its norm before clipping does not.
     got_norms = [record["grad_norm"] for record in plain["history"] if record["event"] == "step"]
-    assert got_norms == pytest.approx(norms, rel=1e-4)
+    assert got_norms == pytest.approx(naive.norms, rel=1e-4)
     assert expected[-1] < expected[0] - 0.1  # it learns, so the comparison is about something
     exported = AutoModelForCausalLM.from_pretrained(plain["model_dir"], dtype=torch.float32)
-    for (name, got), want in zip(exported.named_parameters(), model.parameters()):
+    for (name, got), want in zip(exported.named_parameters(), naive.model.parameters()):
         torch.testing.assert_close(got, want, rtol=0, atol=2e-4, msg=name)
 
 
@@ -117,6 +105,9 @@ def test_records(tiny_run: TinyRun, plain: dict[str, Any]) -> None:
     assert events == [("self_check", 0), ("eval", 0), *(("step", step) for step in range(1, 7)), ("eval", 6)]
     check, steps = plain["history"][0], plain["history"][2:8]
     assert check["step0_loss"] == pytest.approx(math.log(2.0), abs=1e-5)
+    assert check["step0_expected"] == pytest.approx(math.log(2.0), abs=1e-12)
+    assert check["step0_tolerance"] == 1e-4
+    assert check["uses_reference"] is True
     assert check["reference_relative_error"] < 1e-5
     assert [record["consumed_pairs"] for record in steps] == [8, 16, 22, 30, 38, 44]
     assert [record["num_pairs"] for record in steps] == [8, 8, 6, 8, 8, 6]
@@ -210,7 +201,7 @@ def test_one_wrong_stored_log_prob_fails_the_run_and_is_named(tiny_run: TinyRun,
 
 def test_reference_of_another_model_fails_at_step_0(tiny_run: TinyRun, tmp_path: Path) -> None:
     wrong = with_logps(tiny_run.train, "reference_logps_chosen", lambda i, value: value - 0.01)
-    with pytest.raises(IntegrityError, match=r"step-0 loss: got 0\.69.*ln 2.*chat template"):
+    with pytest.raises(IntegrityError, match=r"step-0 loss: got 0\.69.*must be 0\.693147.*chat template"):
         run(tiny_run, tmp_path, train=wrong)
 
 

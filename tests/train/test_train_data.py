@@ -66,6 +66,29 @@ def test_a_table_that_cannot_be_trained_on_is_refused_by_name() -> None:
         TrainingPairs.from_table(table(pair_id=["aa", "bb", "bb"]))
 
 
+def test_columns_that_only_some_losses_need_may_be_absent() -> None:
+    bare = TrainingPairs.from_table(table().drop_columns(["reference_logps_chosen", "reference_logps_rejected"]))
+    assert bare.reference_logps_N2 is None
+    assert bare.table.column_names == ["pair_id", "prompt", "chosen", "rejected"]
+    more = TrainingPairs.from_table(table(score=[1.0, None, 2.0], aspect=["b", "a", "b"], source=["x"] * 3))
+    assert more.table.column_names[-2:] == ["aspect", "score"]  # of the others only what a loss or an order may need
+    # weights 1 and 3: shares 1/4 and 3/4
+    assert more.aspect_weights({"a": 1.0, "b": 3.0}).tolist() == [0.75, 0.25, 0.75]
+    with pytest.raises(UserError, match="score is null in 1 rows, first: bb"):
+        more.numbers("score", "a test")
+
+
+def test_scores_sort_pairs_and_follow_those_that_fit(tokenizer: object) -> None:
+    pairs = TrainingPairs.from_table(table(pair_id=["cc", "bb", "aa"]))
+    scores = {"score": np.array([1.0, 2.0, 1.0])}
+    everything = encode_pairs(pairs, Encoder(tokenizer, "auto", 8, "drop"), scores)  # type: ignore[arg-type]
+    assert everything.by_score_N.tolist() == [1, 2, 0]  # bb; then aa before cc
+    assert everything.response_tokens_N2.tolist() == [[2, 2], [2, 2], [3, 2]]
+    shorter = encode_pairs(pairs, Encoder(tokenizer, "auto", 7, "drop"), scores)  # type: ignore[arg-type]
+    assert shorter.columns["score"].tolist() == [1.0, 2.0]
+    assert shorter.by_score_N.tolist() == [1, 0]
+
+
 def test_encoding_keeps_every_token_and_counts_what_is_too_long(tokenizer: object) -> None:
     pairs = TrainingPairs.from_table(table())
     encoded = encode_pairs(pairs, Encoder(tokenizer, "auto", 8, "drop"))

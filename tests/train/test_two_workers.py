@@ -34,6 +34,7 @@ CONFIG: dict[str, Any] = {
     "micro_batch_pairs": 3,
     "token_budget": 128,
     "eval_every_steps": 3,
+    "keep_optimizer_state": True,
 }
 
 
@@ -88,7 +89,7 @@ def results(job: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(Path(job["output_dir"], f"result-{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def assert_same_run(got: dict[str, Any], want: dict[str, Any]) -> None:
+def assert_same_run(got: dict[str, Any], want: dict[str, Any], *, is_checkpointed: bool = False) -> None:
     for got_record, want_record in zip(got["history"], want["history"], strict=True):
         assert got_record["event"] == want_record["event"]
         numbers = [
@@ -98,6 +99,13 @@ def assert_same_run(got: dict[str, Any], want: dict[str, Any]) -> None:
     weights = [load_file(Path(result["model_dir"]) / "model.safetensors") for result in (got, want)]
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=0, atol=2e-4, msg=name)
+    assert got["flops_train"] == want["flops_train"] * (4 / 3 if is_checkpointed else 1)
+    for moment in ("exp_avg", "exp_avg_sq"):
+        states = [load_file(Path(result["optimizer_dir"]) / f"{moment}.safetensors") for result in (got, want)]
+        assert states[0].keys() == states[1].keys()
+        for name, state in states[1].items():
+            atol = 2e-3 * state.abs().max().item()
+            torch.testing.assert_close(states[0][name], state, rtol=0, atol=atol, msg=f"{moment} {name}")
 
 
 @pytest.mark.slow
@@ -117,8 +125,9 @@ def test_two_workers_follow_one_and_survive_a_kill(
     }
     killed = {**stage_3, "output_dir": str(tmp_path / "killed"), "dies_in_step": 5}
     assert launch([stage_2, stage_3, killed], tmp_path) != 0
-    for result in (*results(stage_2), results(stage_3)[0]):
+    for result in results(stage_2):
         assert_same_run(result, one_worker)
+    assert_same_run(results(stage_3)[0], one_worker, is_checkpointed=True)
     assert results(stage_3)[1]["history"] == results(stage_3)[0]["history"]
 
     for rank in (0, 1):

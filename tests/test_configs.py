@@ -1,0 +1,53 @@
+"""Every shipped configuration parses, and those for the demo's inputs pass every check on inputs of a few rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prefsel.check import check
+from prefsel.configfile import load_config, parse_config, read_table
+from prefsel.demo import on_inputs
+from prefsel.errors import UserError
+from prefsel.workspace.storage import Storage
+from prefsel.world.demo import DemoInputs, make_inputs
+
+CONFIGS = Path(__file__).parents[1] / "jobs/configs"
+ON_DEMO = sorted(f for folder in ("methods", "baselines") for f in (CONFIGS / folder).glob("*.yaml") if f.stem != "base")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> DemoInputs:
+    return make_inputs(tmp_path_factory.mktemp("inputs"), seed=1, scale=0.005)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: file.stem)
+def test_it_parses(file: Path) -> None:
+    load_config(file)
+
+
+@pytest.mark.parametrize("file", ON_DEMO, ids=lambda file: file.stem)
+def test_it_fits_the_inputs_of_the_demo(file: Path, inputs: DemoInputs, tmp_path: Path) -> None:
+    check(parse_config(on_inputs(file, inputs)), Storage(str(tmp_path)))
+
+
+def test_a_base_is_laid_under(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("name: a\nsplit: {holdout: 0.1, proxy: 0.2}\nsources: [{name: x, paths: [p]}]\n")
+    (tmp_path / "over.yaml").write_text("base: base.yaml\nname: b\nsplit: {proxy: 0.3}\n")
+    table = read_table(tmp_path / "over.yaml")
+    assert table == {
+        "name": "b",
+        "split": {"holdout": 0.1, "proxy": 0.3},
+        "sources": [{"name": "x", "paths": ["p"]}],
+    }
+
+
+def test_a_base_that_is_laid_over_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(UserError, match="laid over itself"):
+        read_table(tmp_path / "a.yaml")
+    (tmp_path / "c.yaml").write_text("base: nowhere.yaml\n")
+    with pytest.raises(UserError, match="no such file"):
+        read_table(tmp_path / "c.yaml")
