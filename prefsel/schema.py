@@ -82,6 +82,10 @@ SELECTION = pa.schema(
 )
 
 
+TRAINED_ON = "trained_on.parquet"
+"""The prompt_ids that a model was trained on, one column `prompt_id`, in the folder of its weights."""
+
+
 def columns_schema(names: list[str]) -> pa.Schema:
     """Schema of a completion-column shard: one float64 list per name, aligned with `completion_ids`."""
     return pa.schema(

@@ -19,7 +19,10 @@ ENGINE = {
     *("score/scorers.py", "score/assigned.py", "score/generated.py", "score/influence.py", "score/validation.py"),
     *("generate/sample.py", "world/demo.py", "selftest.py"),
 }
-PURE_TRAINING = {"train/losses.py", "train/deepspeed_config.py"}
+PURE_TRAINING = {
+    *("train/losses.py", "train/deepspeed_config.py"),
+    *("train/reward_losses.py", "train/reward_config.py", "train/calibration.py"),
+}
 STAGE_LEVEL = {"tasks.py", "session.py", "check.py"}
 
 

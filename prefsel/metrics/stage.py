@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -82,7 +83,12 @@ def score_metric(lineage: Lineage, name: str, progress: Progress) -> StageReport
     def ask(request: Request) -> list[Any]:
         return over_shards(_reply_shard, shards, shared=(scoring, request))
 
-    fitted = fit(metric, params, ask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # told below, and kept for the report
+        fitted = fit(metric, params, ask)
+    told = metric.warnings(params, fitted)
+    for text in told:
+        progress.line(f"metric    {name}: warning: {text}")
     inputs = shard_inputs(lineage, fitted)
     entries = committed(lineage, folder, inputs)
     pending = [shard for shard in shards if shard.key not in entries]
@@ -91,6 +97,7 @@ def score_metric(lineage: Lineage, name: str, progress: Progress) -> StageReport
         over_shards(_commit_shard, items, shared=(scoring, fitted), counter=counter)
     entries = committed(lineage, folder, inputs)
     report = summarise(scoring, fitted, [entries[shard.key] for shard in shards], len(pending), started)
+    report.details["warnings"] = list(told)
     save_summary(lineage.storage, report)
     return report
 

@@ -17,6 +17,7 @@ from prefsel.report.cost import TRAINED, cost_table
 from prefsel.report.distributions import even_edges, even_histogram
 from prefsel.report.examples import examples
 from prefsel.report.page import render
+from prefsel.report.rewards import reward_table, warnings_table
 from prefsel.workspace.folders import read_seal, seal_files
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, hardware, seal, versions
@@ -55,8 +56,8 @@ def write_report(
         "workspace": redact(storage.uri),
         "config_yaml": config_yaml,
     }
-    cost = cost_table(lineage, reports)
-    page = collect(lineage, reports, header) | {"tables": [*tables, *([cost] if cost else [])]}
+    more = (reward_table(reports), cost_table(lineage, reports), warnings_table(reports))
+    page = collect(lineage, reports, header) | {"tables": [*tables, *(table for table in more if table)]}
     folder = f"reports/{run}"
     files = {"report.json": json.dumps(page, indent=1).encode(), "index.html": render(page).encode()}
     seal_files(storage, folder, files, {"run": run})
@@ -157,7 +158,8 @@ def self_checks(history: Sequence[dict[str, Any]], details: dict[str, Any]) -> l
     """The checks a training had to pass before its model was committed."""
     found = next((record for record in history if record["event"] == "self_check"), {})
     reference = "recomputed reference log-probs, largest relative error"
-    exported = "exported model, largest logit difference"
+    exported = "exported model, largest difference of its outputs"
+    difference = details.get("max_logit_difference", details.get("max_output_difference"))
     rows = [
         (
             "loss before the first step, that of zero margins",
@@ -166,7 +168,7 @@ def self_checks(history: Sequence[dict[str, Any]], details: dict[str, Any]) -> l
             found.get("step0_tolerance"),
         ),
         (reference, found.get("reference_relative_error"), 0.0, found.get("reference_tolerance")),
-        (exported, details.get("max_logit_difference"), 0.0, details.get("logit_tolerance")),
+        (exported, difference, 0.0, details.get("export_tolerance")),
     ]
     return [
         {"name": name, "value": value, "expected": expected, "tolerance": limit, "ok": abs(value - expected) <= limit}

@@ -20,10 +20,8 @@ import pyarrow.parquet as pq
 
 from prefsel.config import CrossFit
 from prefsel.ingest.identity import fold_of
+from prefsel.schema import TRAINED_ON
 from prefsel.score.scorers import ScoredShard
-
-TRAINED_ON = "trained_on.parquet"
-"""The prompt_ids that a model was trained on, one column `prompt_id`, in the model's folder."""
 
 
 @dataclass(frozen=True)

@@ -319,11 +319,13 @@ def _report(records: Queue, record: dict[str, Any], checkpoint: Path | None) -> 
 def _commit(settings: dict[str, Any], result: dict[str, Any], rows_in: int, dropped: dict[str, int]) -> None:
     """Copy the exported model into the workspace and seal it; adapter and Adam's moments have folders of their own."""
     from prefsel.train.export import LOGIT_TOLERANCE
+    from prefsel.train.reward_export import OUTPUT_TOLERANCE
 
     bulky = {"model_dir", "adapter_dir", "optimizer_dir", "dropped"}
     info = {key: value for key, value in result.items() if key not in bulky}
     info |= {"dropped": dict(result["dropped"]) | dropped, "rows_in": rows_in}
-    info["logit_tolerance"] = LOGIT_TOLERANCE[settings["config"]["dtype"]]
+    limits = LOGIT_TOLERANCE if settings["kind"] == "dpo" else OUTPUT_TOLERANCE
+    info["export_tolerance"] = limits[settings["config"]["dtype"]]
     folders = {"": Path(result["model_dir"])}
     for inside in ("adapter", "optimizer"):
         if result.get(f"{inside}_dir"):
