@@ -30,7 +30,7 @@ from prefsel.ingest.readers import list_files
 from prefsel.lineage import Lineage
 from prefsel.metrics import METRICS
 from prefsel.naming import scorer_label, selection_names
-from prefsel.select.rules import RULES, parse_rule, rule_budget
+from prefsel.select.rules import RULES, parse_rule, rule_budget, rule_scores
 from prefsel.train.deepspeed_config import refuse_owned
 from prefsel.workspace.storage import Storage
 
@@ -194,13 +194,11 @@ def _check_selections(config: Config, lineage: Lineage) -> None:
         lineage.scorers_for(lineage.metric_columns(name), field=f"metrics.{name}")
     for selection in config.selections:
         try:
-            rule = parse_rule(selection.rule)
-            lineage.metric_columns(rule.score.removeprefix("score_"))
+            parse_rule(selection.rule)
+            for metric in rule_scores(selection.rule):
+                lineage.metric_columns(metric)
         except UserError as error:
             raise UserError(f"selections.{selection.name}: {error}") from None
-        if not rule.score.startswith("score_"):
-            valid = [f"score_{name}" for name in lineage.metrics]
-            raise invalid(f"selections.{selection.name}.rule.score", rule.score, valid)
 
 
 def _check_beta(spec: MetricSpec, betas: dict[str, float]) -> None:
