@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,6 +125,25 @@ def explain(
 
     for line in explain_pair(Storage(workspace), pair_id):
         typer.echo(line)
+
+
+@app.command()
+def selftest(config: ConfigFile, overrides: Set = []) -> None:  # noqa: B006
+    """Score the first groups of the data in every way that must agree; names the cause where a model does not."""
+    from prefsel.check import check
+    from prefsel.configfile import load_config
+    from prefsel.progress import Progress
+    from prefsel.selftest import lines, require_agreement
+    from prefsel.selftest import selftest as check_models
+    from prefsel.workspace.storage import Storage
+
+    settings = load_config(config, overrides)
+    with tempfile.TemporaryDirectory() as no_workspace:
+        check(settings, Storage(no_workspace))
+    checks = check_models(settings, Progress())
+    for line in lines(checks):
+        typer.echo(line)
+    require_agreement(checks)
 
 
 @app.command("config-schema")

@@ -228,9 +228,9 @@ class DirectionalLogps(PooledScorer):
     kind: Literal["directional_logps"]
     tangent: Name
     method: Literal["exact", "finite_difference"] = "exact"
-    """`exact`: forward mode, about three forwards per stratum. `finite_difference`: one more forward per stratum, in
-    fp32; its error against the exact derivative is measured on the first groups of every shard and reported."""
-    step: float = Field(1e-3, gt=0)
+    """`exact`: forward mode, about three forwards per stratum. `finite_difference`: one forward per stratum and one
+    more, in fp32; its error against the exact derivative is measured on the first groups of every shard and reported."""
+    step: float = Field(3e-5, gt=0)
     """Of the finite difference: length of the step, relative to the norm of the weights."""
 
 

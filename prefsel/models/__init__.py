@@ -1,6 +1,7 @@
 """What scoring and training both need of a model.
 
 chat → tokens    tree → packed rows    attention, logps, reward → numbers    padded: the path of every other model
+tangent → directions of weights, and derivatives of log-probs along them
 loading: models, tokenizers, identities
 """
 
@@ -8,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefsel.models.logps import score_groups
+    from prefsel.models.tangent import directional_logps
 
-__all__ = ["score_groups"]
+__all__ = ["directional_logps", "score_groups"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from prefsel.models.logps import score_groups
 
         return score_groups
+    if name == "directional_logps":
+        from prefsel.models.tangent import directional_logps
+
+        return directional_logps
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

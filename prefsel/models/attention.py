@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -154,6 +155,8 @@ def prompt_tree_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if layout.varlen is not None and not dropout:
         return _varlen(query[0], key[0], value[0], layout.varlen, scaling)[None], None
+    if not dropout and any(forward_ad.unpack_dual(rows).tangent is not None for rows in (query, key, value)):
+        return _matmul_dual(query[0], key[0], value[0], layout, scaling)[None], None
     return _matmul(query[0], key[0], value[0], layout, scaling, dropout)[None], None
 
 
@@ -178,6 +181,53 @@ def _matmul(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, layout: Layou
             output_KMD = weights_KMN @ values_KND[:, :num_keys]
             outputs.append(output_KMD.view(num_heads, num_queries, head_dim))
     return torch.cat(outputs, dim=1).transpose(0, 1)
+
+
+def _matmul_dual(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, layout: Layout, scaling: float) -> Tensor:
+    r"""`_matmul` of dual numbers, with the derivative written out; without dropout.
+
+    \(\dot S = \dot Q K^T + Q \dot K^T\) and \(\dot O = P \dot V + (P \circ \dot S) V - (P \circ \dot S) 1 \circ O\)
+    are one product of twice the inner width, and one more that shares P [V | V̇] with the output. The automatic
+    derivative of `_matmul` makes twice as many passes over the scores: with it, log-probs and their derivative took
+    5.0 forwards instead of 2.9 with two layers of width 64, and 3.5 instead of 3.1 with four of width 256.
+    """
+    (query_HTD, query_dot_HTD), (key_KTD, key_dot_KTD), (value_KTD, value_dot_KTD) = (
+        _dual_parts(rows) for rows in (query_HTD, key_KTD, value_KTD)
+    )
+    num_heads, num_tokens, head_dim = query_HTD.shape
+    num_key_heads = key_KTD.shape[0]
+    causal = layout.causal.to(query_HTD.device)
+    # The query's halves are swapped against the key's.
+    queries_KGTE = (torch.cat([query_dot_HTD, query_HTD], dim=-1) * scaling).view(
+        num_key_heads, -1, num_tokens, 2 * head_dim
+    )
+    keys_KTE, values_KTE = torch.cat([key_KTD, key_dot_KTD], dim=-1), torch.cat([value_KTD, value_dot_KTD], dim=-1)
+    outputs, output_dots = [], []
+    for blocks in layout.blocks:
+        keys_KNE, values_KNE = (_with_context(rows, blocks[-1]) for rows in (keys_KTE, values_KTE))
+        for block in blocks:
+            num_queries, num_keys = block.end - block.start, block.num_keys
+            query_KME = queries_KGTE[:, :, block.start : block.end].reshape(num_key_heads, -1, 2 * head_dim)
+            key_KEN, value_KNE = keys_KNE[:, :num_keys].transpose(1, 2), values_KNE[:, :num_keys]
+            scores_KMN = query_KME[..., head_dim:] @ key_KEN[:, :head_dim]
+            corner = scores_KMN.view(num_key_heads, -1, num_queries, num_keys)[..., num_keys - num_queries :]
+            corner += causal[:num_queries, :num_queries]
+            weights_KMN = scores_KMN.softmax(dim=-1, dtype=_softmax_dtype(scores_KMN)).to(query_HTD.dtype)
+            output_KME = weights_KMN @ value_KNE
+            output_KMD = output_KME[..., :head_dim]
+            changes_KMN = (query_KME @ key_KEN) * weights_KMN
+            sums_KM1 = changes_KMN.sum(dim=-1, keepdim=True, dtype=_softmax_dtype(changes_KMN)).to(query_HTD.dtype)
+            dot_KMD = output_KME[..., head_dim:] + changes_KMN @ value_KNE[..., :head_dim] - sums_KM1 * output_KMD
+            outputs.append(output_KMD.reshape(num_heads, num_queries, head_dim))
+            output_dots.append(dot_KMD.view(num_heads, num_queries, head_dim))
+    output, output_dot = (torch.cat(rows, dim=1).transpose(0, 1) for rows in (outputs, output_dots))
+    return forward_ad.make_dual(output, output_dot)
+
+
+def _dual_parts(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and derivative of a tensor; zeros where it has none."""
+    value, derivative = forward_ad.unpack_dual(rows)
+    return value, torch.zeros_like(value) if derivative is None else derivative
 
 
 def _with_context(rows_KTD: Tensor, last: Block) -> Tensor:

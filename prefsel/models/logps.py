@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -56,7 +57,7 @@ def packed_logps(model: nn.Module, batch: PackedBatch, *, head_chunk: int = 1024
     hidden_TD = packed_hidden(model, batch, kernel=kernel)
     head = unwrapped(model).get_output_embeddings()
     rows_R, targets_R = batch.rows_R.to(hidden_TD.device), batch.targets_R.to(hidden_TD.device)
-    chunk = _chunk_rows(model, head, hidden_TD, head_chunk)
+    chunk = chunk_rows(model, head, hidden_TD, head_chunk)
     logps_R = torch.cat(
         [
             target_logps(head(hidden_TD.index_select(0, rows)), targets)
@@ -108,7 +109,7 @@ def target_logps(logits_RV: Tensor, targets_R: Tensor) -> Tensor:
     return logps_RV.gather(1, targets_R[:, None])[:, 0]
 
 
-def _chunk_rows(model: nn.Module, head: nn.Module, hidden_TD: Tensor, head_chunk: int) -> int:
+def chunk_rows(model: nn.Module, head: nn.Module, hidden_TD: Tensor, head_chunk: int = 1024) -> int:
     """Rows of a call of the head: all of them when training."""
     is_partitioned = any(hasattr(parameter, "ds_id") for parameter in head.parameters())
     if is_partitioned or (torch.is_grad_enabled() and hidden_TD.requires_grad):
@@ -136,6 +137,10 @@ class Route:
     """(groups, token budget) → batches."""
     forward: Callable[[Any], Tensor]
     """A batch on the model's device → one number, or one per head, for each entry of its `completion_index`."""
+    context: Callable[[], AbstractContextManager[Any]] = torch.inference_mode
+    """What `forward` runs in; forward-mode derivatives do not work in inference mode."""
+    num_forwards: float = 1.0
+    """What `forward` costs, in forward passes of the model."""
 
     def attention_area(self, batch: Any) -> int:
         """Query-key products per head that a batch takes."""
@@ -188,31 +193,48 @@ def score_groups(
         UserError: Template, tokenizer or arguments do not fit.
         NonFiniteError: The model gave NaN or infinity; names the prompts.
     """
-    rows = list(map(_identified, groups.to_pylist() if isinstance(groups, pa.Table) else groups))
     encoder = Encoder(tokenizer, template, max_length, truncation)
+    route = logps_route(model, getattr(tokenizer, "pad_token_id", None))
+    columns, values = routed(model, encoder, groups, route, token_budget)
+    logps = [[None if v is None else v[0] for v in row] for row in values]
+    return {**columns, "logps": logps}
+
+
+def routed(
+    model: nn.Module,
+    encoder: Encoder,
+    groups: pa.Table | Iterable[Mapping[str, Any]],
+    route: Route,
+    token_budget: int,
+) -> tuple[dict[str, list[Any]], list[list[list[float] | None]]]:
+    """Every completion of every group through a route; `groups` and errors as `score_groups`.
+
+    Returns:
+        The columns of `score_groups` but for `logps`, and per group and completion the numbers of the route, or None.
+    """
+    rows = list(map(_identified, groups.to_pylist() if isinstance(groups, pa.Table) else groups))
     pairs = [(row["prompt"], [c["messages"] for c in row["completions"]]) for row in rows]
     encoded = encoder.encode_groups(pairs, strict=False)
-    route = logps_route(model, getattr(tokenizer, "pad_token_id", None))
-    logps: list[list[float | None]] = [[None] * len(group.status) for group in encoded]
-    with torch.inference_mode():
+    values: list[list[list[float] | None]] = [[None] * len(group.status) for group in encoded]
+    with route.context():
         for batch in route.rows(encoded, token_budget):
-            values = route.forward(batch.to(model_device(model))).tolist()
-            for (group, completion), value in zip(batch.completion_index, values):
-                logps[group][completion] = value
+            output = route.forward(batch.to(model_device(model))).reshape(len(batch.completion_index), -1)
+            for (group, completion), numbers in zip(batch.completion_index, output.tolist()):
+                values[group][completion] = numbers
     bad = [
         row["prompt_id"].hex()
-        for row, values in zip(rows, logps)
-        if not all(value is None or math.isfinite(value) for value in values)
+        for row, found in zip(rows, values)
+        if not all(map(math.isfinite, (number for numbers in found for number in numbers or ())))
     ]
     if bad:
-        raise NonFiniteError(f"logps: the model gave NaN or infinity for {len(bad)} prompts, first: {bad[:5]}")
-    return {
+        raise NonFiniteError(f"the model gave NaN or infinity for {len(bad)} prompts, first: {bad[:5]}")
+    columns = {
         "prompt_id": [row["prompt_id"] for row in rows],
         "completion_ids": [[completion["completion_id"] for completion in row["completions"]] for row in rows],
-        "logps": logps,
         "num_tokens": [num_tokens(group) for group in encoded],
         "status": [group.status for group in encoded],
     }
+    return columns, values
 
 
 def num_tokens(group: EncodedGroup) -> list[float | None]:

@@ -9,7 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefsel.lineage import Lineage
+from prefsel.select.compose import compile_rule
+from prefsel.select.derived import derived_scores, score_reader
 from prefsel.select.export import export_rows
+from prefsel.select.rules import parse_rule
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
 
@@ -32,9 +35,10 @@ def examples(lineage: Lineage, selection: StageReport, number: int) -> list[dict
     storage, half = lineage.storage, (number + 1) // 2
     if not half:
         return []
+    plan = compile_rule(parse_rule(selection.details["rule"]))
     # Of a reversed rule the smallest scores are selected first.
-    sign = -1.0 if selection.details["rule"].get("reverse") else 1.0
-    scores = lineage.scores_folder(selection.details["metric"])
+    sign = 1.0 if plan.descending else -1.0
+    scores = score_reader(lineage, plan, derived_scores(lineage, selection.name, plan)).folders[plan.score]
     for shard in lineage.catalog.shards:
         scored = Artifact(storage, f"{scores}/{shard.source}").read(shard.shard)
         if scored.num_rows - scored["dropped"].null_count == scored.num_rows:
@@ -46,7 +50,7 @@ def examples(lineage: Lineage, selection: StageReport, number: int) -> list[dict
         score_N = scored["score"].to_numpy()
         best = row_K[np.argsort(-sign * score_N[row_K], kind="stable")[:half]]
         worst = not_kept_M[np.argsort(sign * score_N[not_kept_M], kind="stable")[:half]]
-        reader = lineage.reader()
+        reader = lineage.reader_of(lineage.exported(selection.name))
         texts = (reader.pairs(shard), reader.groups(shard), reader.flat(shard))
         percentile = dict(zip(row_K.tolist(), kept["percentile"].to_pylist()))
         found = []

@@ -13,8 +13,11 @@ from prefsel.configfile import parse_config
 from prefsel.errors import UserError
 from prefsel.lineage import Lineage
 from prefsel.report.examples import transcript
+from prefsel.select.compose import compile_rule
+from prefsel.select.derived import derived_scores
 from prefsel.select.export import export_rows
 from prefsel.select.radix import Histogram
+from prefsel.select.rules import parse_rule
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import load_summary
@@ -52,7 +55,7 @@ def find_pair(lineage: Lineage, prefix: str) -> list[tuple[ShardRef, int, str]]:
 
 def explain_row(lineage: Lineage, shard: ShardRef, row: int, pair_id: str) -> Iterator[str]:
     """Lines about one row of one shard."""
-    reader = lineage.reader()
+    reader = lineage.reader_of(lineage.scorers)
     folders = {folder: Artifact(lineage.storage, f"{folder}/{shard.source}") for folder, _ in reader.columns}
     missing = [folder for folder, artifact in folders.items() if shard.shard not in artifact.entries()]
     if missing or load_summary(lineage.storage, lineage.eligible_folder) is None:
@@ -71,14 +74,21 @@ def explain_row(lineage: Lineage, shard: ShardRef, row: int, pair_id: str) -> It
     numbers = {name: value for name, value in shown.items() if isinstance(value, float)}
     for name, value in numbers.items():
         yield f"  {name:<40} {value:.9g}"
+    key = bytes.fromhex(pair_id)
     for name in lineage.metrics:
-        yield explain_score(lineage, shard, name, bytes.fromhex(pair_id))
+        yield explain_score(lineage, shard, name, lineage.scores_folder(name), key)
+    explained: set[str] = set()
     for selection in lineage.config.selections:
         rules = {selection.name: selection.rule}
         if load_summary(lineage.storage, lineage.selected_folder(selection.name, selection.rule)) is not None:
             rules |= lineage.control_rules(selection)
         for name, rule in rules.items():
-            yield explain_selection(lineage, shard, name, rule, bytes.fromhex(pair_id))
+            made = derived_scores(lineage, name, compile_rule(parse_rule(rule)))
+            for one in made:
+                if one.folder not in explained:
+                    explained.add(one.folder)
+                    yield explain_score(lineage, shard, one.name, one.folder, key)
+            yield explain_selection(lineage, shard, name, rule, key)
 
 
 def _row_of(table: pa.Table, pair_id: bytes) -> dict[str, Any] | None:
@@ -86,9 +96,8 @@ def _row_of(table: pa.Table, pair_id: bytes) -> dict[str, Any] | None:
     return table.slice(place.index(pair_id), 1).to_pylist()[0] if pair_id in place else None
 
 
-def explain_score(lineage: Lineage, shard: ShardRef, name: str, pair_id: bytes) -> str:
-    """The pair's score by one metric, with its percentile among the eligible pairs."""
-    folder = lineage.scores_folder(name)
+def explain_score(lineage: Lineage, shard: ShardRef, name: str, folder: str, pair_id: bytes) -> str:
+    """The pair's score by one metric, or made for a selection, with its percentile among the pairs that have one."""
     summary = load_summary(lineage.storage, folder)
     if summary is None:
         return f"score     {name}: not computed"
@@ -109,4 +118,6 @@ def explain_selection(lineage: Lineage, shard: ShardRef, name: str, rule: dict[s
         return f"selection {name}: not made"
     row = _row_of(Artifact(lineage.storage, f"{folder}/{shard.source}").read(shard.shard), pair_id)
     verdict = f"kept, stratum {row['stratum']}" if row else "not kept"
-    return f"selection {name}: {verdict}; thresholds {summary.details['thresholds']}"
+    reached = summary.details.get("percentiles")
+    middle = f"; percentiles reached {reached}" if reached else ""
+    return f"selection {name}: {verdict}; thresholds {summary.details['thresholds']}{middle}"

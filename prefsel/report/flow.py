@@ -24,7 +24,8 @@ WHAT = {
 }
 OPTIONAL = ("scratch", "reward", "tangent", "fuse", "holdout")
 """Steps whose absence says nothing."""
-SET_ASIDE = ("not_selected", "holdout", "validation", "proxy", "unused", "trained_on", "own_aspect", "over_max_pairs")
+MORE_SET_ASIDE = ("over_max_pairs", "reward_holdout", "ineligible", "other_stratum")
+SET_ASIDE = ("not_selected", "holdout", "validation", "proxy", "unused", "trained_on", "own_aspect", *MORE_SET_ASIDE)
 """Reasons that are no fault of the row."""
 
 

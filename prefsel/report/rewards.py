@@ -1,4 +1,4 @@
-"""Reward models trained by a run: how often they agree with held-out labels, and how far to believe their confidence."""
+"""Reward models of a run: how often they agree with held-out labels, and how far to believe their confidence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def reward_table(reports: Sequence[StageReport]) -> dict[str, Any] | None:
         return None
     return {
         "title": "Reward models on held-out prompts",
-        "note": "Agreement with the label before and after training; by whether the longer completion is the chosen one; "
+        "note": "Agreement with the label before and after training, and by whether the longer completion is chosen; "
         "expected calibration error (10 bins of confidence); correlation of the margin with the length difference; and "
         "the share of pairs with the longer completion chosen, in the data and as drawn.",
         "columns": [

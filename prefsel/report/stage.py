@@ -72,7 +72,7 @@ def collect(lineage: Lineage, reports: Sequence[StageReport], header: dict[str, 
     by_stage: dict[str, list[StageReport]] = {}
     for report in reports:
         by_stage.setdefault(report.stage, []).append(report)
-    metrics = {report.name: report for report in by_stage.get("metric", [])}
+    metrics = {report.name: report for stage in ("metric", "fuse") for report in by_stage.get(stage, [])}
     return {
         "run": header,
         "stages": [without_bulk(report) for report in reports],

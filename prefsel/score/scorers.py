@@ -14,7 +14,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import torch
@@ -60,6 +60,8 @@ class ScoredShard:
     """Why rows were padded rather than packed; empty when they were packed."""
     template_error: str = ""
     """The first of the template errors that are counted in `dropped`."""
+    facts: dict[str, float] = field(default_factory=dict)
+    """What does not add up over shards but is the largest of them: errors that were measured."""
 
 
 class CausalLogpsScorer:
@@ -101,7 +103,7 @@ class CausalLogpsScorer:
         model = load_causal(
             path,
             dtype=dtype,
-            device=_device(device),
+            device=default_device(device),
             revision=revision,
             trust_remote_code=trust_remote_code,
             gpus_per_replica=gpus_per_replica,
@@ -147,7 +149,7 @@ class RewardModelScorer:
         model = load_reward(
             path,
             dtype=dtype,
-            device=_device(device),
+            device=default_device(device),
             revision=revision,
             trust_remote_code=trust_remote_code,
             gpus_per_replica=gpus_per_replica,
@@ -255,7 +257,7 @@ class Engine:
         while rows:
             row, output = rows.pop(), None
             try:
-                with torch.inference_mode():
+                with self.route.context():
                     output = self.route.forward(row.to(self.device))
             except torch.OutOfMemoryError:
                 pass  # Handled below, when the traceback no longer holds the activations.
@@ -304,9 +306,8 @@ class Engine:
         counters["padding_tokens"] += row.padding_tokens
         counters["repeated_prompt_tokens"] += row.repeated_prompt_tokens
         area = self.route.attention_area(row)
-        counters["flops_model"] += self.shape.flops(
-            trunk_tokens=row.trunk_tokens, head_rows=head_rows, attention_area=area
-        )
+        flops = self.shape.flops(trunk_tokens=row.trunk_tokens, head_rows=head_rows, attention_area=area)
+        counters["flops_model"] += self.route.num_forwards * flops
 
 
 def _encoded_windows(groups: pa.Table, encoder: AnyEncoder) -> Iterator[tuple[list[bytes], list[EncodedGroup]]]:
@@ -354,7 +355,7 @@ def _peak_bytes(route: Route, device: torch.device, num_tokens: int) -> int:
     group = EncodedGroup([1] * 256, [[1] * 256] * num_responses, ["ok"] * num_responses, 0)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    with torch.inference_mode():
+    with route.context():
         for row in route.rows([group], num_tokens):
             route.forward(row.to(device))
     return torch.cuda.max_memory_allocated(device) - before
@@ -364,5 +365,6 @@ def _all_finite(numbers: Sequence[float]) -> bool:
     return all(map(math.isfinite, numbers))
 
 
-def _device(device: str | None) -> str:
+def default_device(device: str | None) -> str:
+    """The device asked for; None: the GPU if there is one, else the CPU."""
     return device or ("cuda" if torch.cuda.is_available() else "cpu")

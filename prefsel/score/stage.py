@@ -162,8 +162,11 @@ def build_score(job: Job, storage: Storage) -> Score:
     if isinstance(scorer, DirectionalLogps):
         from prefsel.score.influence import DirectionalScorer
 
-        more = {"tangent_dir": str(fetch_folder(storage, job.tangent)), "token_budget": scorer.token_budget}
-        directional = DirectionalScorer(**job.loading(storage), **more, method=scorer.method, step=scorer.step)
+        settings = job.loading(storage) | {"tangent_dir": str(fetch_folder(storage, job.tangent))}
+        if scorer.method == "finite_difference":
+            settings["dtype"] = "fp32"  # a difference of 16-bit numbers is noise
+        settings |= {"token_budget": scorer.token_budget, "method": scorer.method, "step": scorer.step}
+        directional = DirectionalScorer(**settings)
         return lambda shard, groups: directional.score(groups)
     if isinstance(scorer, GeneratedReward):
         return _generated(job, scorer, storage)

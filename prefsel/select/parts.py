@@ -16,14 +16,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from prefsel.errors import IntegrityError
 from prefsel.metrics.reader import PairReader
 from prefsel.schema import SELECTION
+from prefsel.select.card import dataset_card
+from prefsel.select.compose import Plan, columns_of
+from prefsel.select.cuts import Cut
+from prefsel.select.evaluate import kept, stratum_names
 from prefsel.select.export import export_rows
-from prefsel.select.radix import Histogram, histogram
-from prefsel.select.rules import Cut, keep, label_text
-from prefsel.select.scored import Scored
+from prefsel.select.radix import Histogram, histogram, id_words
+from prefsel.select.rows import Rows
+from prefsel.select.score_reader import ScoreReader
+from prefsel.select.scored import mean_lengths
 from prefsel.workspace.catalog import ShardRef
-from prefsel.workspace.ledger import Artifact
+from prefsel.workspace.folders import write_seal
+from prefsel.workspace.ledger import Artifact, Entry
+from prefsel.workspace.storage import Storage, digest
 
 ROWS_PER_FILE = 50_000
 SHARDS_PER_FILE = 256
@@ -31,37 +39,98 @@ SHARDS_PER_FILE = 256
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """What a rule decided about the corpus, as tasks need it."""
+
+    reader: ScoreReader
+    plan: Plan
+    cuts: tuple[Cut, ...]
+
+    def rows(self, shard: ShardRef, *, ids: bool, more: Sequence[str] = ()) -> Rows:
+        """The rows of a shard with all that the rule, and `more`, needs."""
+        columns = list(dict.fromkeys((self.plan.score, *columns_of(self.plan.keep), *more)))
+        by = [name for leaf in self.plan.leaves for name in leaf.by]
+        return self.reader.rows(shard, columns, ids=ids, by=by)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a rule keeps of one shard."""
+
+    kept: int
+    dropped: dict[str, int]
+    """Pairs that have the rule's score but lack another one it reads, by reason."""
+    extremes: dict[str, tuple[float, float]]
+    """Smallest and largest kept score of every column that stands in an intersection with a budget."""
+
+
+def count_kept(shard: ShardRef, chosen: Chosen) -> Counted:
+    """Count what is kept of a shard."""
+    plan = chosen.plan
+    shown = [column for step in plan.derived if step.how == "middle" for column in step.scores]
+    rows = chosen.rows(shard, ids=any(cut.needs_ids for cut in chosen.cuts), more=shown)
+    row_K = np.flatnonzero(kept(plan.keep, chosen.cuts, rows))
+    scores = {column: rows.scores[column][row_K] for column in shown if len(row_K)}
+    extremes = {column: (float(score_K.min()), float(score_K.max())) for column, score_K in scores.items()}
+    return Counted(len(row_K), _missing(shard, chosen, rows), extremes)
+
+
+def reached(counts: Sequence[Counted], column: str, histogram: Histogram) -> list[float]:
+    """The smallest and largest percentile of the kept pairs in one score (binned); some pair is kept."""
+    ends = [count.extremes[column] for count in counts if column in count.extremes]
+    return histogram.percentile(np.array([min(low for low, _ in ends), max(high for _, high in ends)])).tolist()
+
+
+def _missing(shard: ShardRef, chosen: Chosen, rows: Rows) -> dict[str, int]:
+    plan = chosen.plan
+    if plan.keep.population == (plan.score,):
+        return {}
+    is_there_N = np.zeros(rows.num_rows, bool)
+    is_there_N[_all_or(rows.having([plan.score]))] = True
+    is_there_N[_all_or(rows.having(plan.keep.population))] = False
+    if not is_there_N.any():
+        return {}
+    reasons = chosen.reader.reasons(shard, plan.keep.population).filter(pa.array(is_there_N))
+    return dict(sorted(Counter(reasons.to_pylist()).items()))
+
+
+def _all_or(row_M: np.ndarray | None) -> np.ndarray | slice:
+    return slice(None) if row_M is None else row_M
+
+
+@dataclass(frozen=True)
 class Keeper:
     """What a task needs to keep rows of a shard and export them."""
 
-    scored: Scored | None
     reader: PairReader
-    cut: Cut | None
-    total: Histogram | None
-    folder: str | None
     dataset: str
     """Folder of the dataset."""
+    chosen: Chosen | None = None
+    total: Histogram | None = None
+    """Of the rule's score over all pairs that have it: percentiles are read from it."""
+    folder: str | None = None
+    """Of the selection."""
     held_out: str | None = None
-    """Instead of a cut: keep the pairs dropped for this reason."""
+    """Instead of a rule: keep the pairs dropped for this reason."""
 
     def keep(self, shard: ShardRef, flat: pa.Table) -> tuple[np.ndarray, dict[str, pa.Array]]:
         """Kept rows of a shard and what is attached to them."""
-        if self.held_out is not None:
+        if self.chosen is None:
             return np.flatnonzero(pc.equal(flat["dropped"], self.held_out).fill_null(False).to_numpy()), {}
-        assert self.scored is not None
-        assert self.cut is not None
         assert self.total is not None
-        rows, row_N = self.scored.rows(shard, ids=True)
-        kept_N = np.flatnonzero(keep(self.cut, rows))
-        score_K = rows.score_N[kept_N]
-        names = [label_text(label) for label in rows.labels]
-        codes = np.zeros(len(kept_N), np.int64) if rows.code_N is None else rows.code_N[kept_N]
+        plan, cuts = self.chosen.plan, self.chosen.cuts
+        rows = self.chosen.rows(shard, ids=True)
+        assert rows.ids_NW is not None
+        if not np.array_equal(rows.ids_NW, id_words(flat["pair_id"])):
+            raise IntegrityError(f"{self.folder}: the scores of {shard.key} are not those of pairs/{shard.key}")
+        row_K = np.flatnonzero(kept(plan.keep, cuts, rows))
+        score_K = rows.scores[plan.score][row_K]
         attached = {
             "score": pa.array(score_K),
             "percentile": pa.array(self.total.percentile(score_K)),
-            "stratum": pa.array([names[code] for code in codes], pa.string()),
+            "stratum": pa.array(stratum_names(plan, cuts, rows, row_K), pa.string()),
         }
-        return row_N[kept_N], attached
+        return row_K, attached
 
 
 def plan_parts(shards: Sequence[ShardRef], counts: Sequence[int]) -> list[list[ShardRef]]:
@@ -75,6 +144,16 @@ def plan_parts(shards: Sequence[ShardRef], counts: Sequence[int]) -> list[list[S
         parts[-1].append(shard)
         rows += count
     return [part for part in parts if part]
+
+
+def part_names(parts: Sequence[Sequence[ShardRef]], counts: Mapping[ShardRef, int], split: str) -> list[str]:
+    """`<split>-00000-of-N` for the parts with rows; the others get a name that `datasets`, which opens none, skips."""
+    has_rows = [any(counts[shard] for shard in part) for part in parts]
+    number, names = 0, []
+    for position, is_full in enumerate(has_rows):
+        names.append(f"{split}-{number:05d}-of-{sum(has_rows):05d}" if is_full else f"empty-{position:05d}")
+        number += is_full
+    return names
 
 
 def write_part(item: tuple[str, list[ShardRef], str], keeper: Keeper) -> None:
@@ -122,3 +201,22 @@ def strata_counts(table: pa.Table) -> dict[str, int]:
     """Rows by `source / aspect`."""
     pairs = zip(table["source"].to_pylist(), table["aspect"].to_pylist())
     return dict(sorted(Counter(f"{source} / {aspect}" if aspect else source for source, aspect in pairs).items()))
+
+
+def kept_lengths(parts: Sequence[Entry]) -> dict[str, float | None]:
+    """Mean lengths of the kept completions."""
+    sums = [part.info["lengths"] for part in parts]
+    return mean_lengths([[one["count"], one["chosen"], one["rejected"]] for one in sums])
+
+
+def seal_dataset(
+    storage: Storage, dataset: str, name: str, split: str, parts: Sequence[Entry], facts: Mapping[str, Any]
+) -> None:
+    """Write the card of a dataset and seal it."""
+    rows = sum(part.rows for part in parts)
+    columns = Artifact(storage, f"{dataset}/data").read(parts[0].shard).column_names
+    card = dataset_card(name=name, split=split, rows=rows, columns=columns, facts=facts).encode()
+    storage.write(f"{dataset}/README.md", card)
+    listed = {f"data/{part.shard}.parquet": {"bytes": part.bytes, "blake2b": part.content} for part in parts}
+    listed["README.md"] = {"bytes": len(card), "blake2b": digest(card)}
+    write_seal(storage, dataset, listed, {"rows": rows})

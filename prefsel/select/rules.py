@@ -1,32 +1,29 @@
-"""Rules: which rows a selection keeps, decided from histograms and a few counting rounds.
+"""Rules: what a selection keeps, as checked records, and the arithmetic of budgets and quantiles.
 
-    parse_rule  ->  decide (driver)  -- queries -->  reply (each shard)  ->  Cut  ->  keep (each shard)
+    top, band, above, quota     leaves: rows of one score
+    fuse, random                a new score from several, then its first rows
+    intersect                   what all of its rules keep
+    dedupe                      one pair per prompt (or per two completions) first, then its rule
 
-A *label* names a stratum: the values of the quota's columns; `()` is the whole corpus. Scores, pair_ids and strata of
-a shard travel together as `ShardScores`. N: rows of a shard.
+`compose.py` says what the others are made of, `cuts.py` decides the leaves over shards. A rule's *score* is a column:
+`score_<metric>` in a configuration, any column of numbers in a table.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-import numpy as np
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from prefsel.config import Record
 from prefsel.errors import UserError, invalid
-from prefsel.select import radix
 
 Label = tuple[str | None, ...]
-QueryKey = tuple[Label, int]
-"""A stratum, and which of its searches: a band asks up to four."""
-Ask = Callable[[dict[QueryKey, radix.Query]], Sequence[Mapping[QueryKey, radix.Answer]]]
+"""Names a stratum: the values of the quota's columns; `()` is the whole corpus."""
 
 
 def _decimal(value: object) -> object:
@@ -35,41 +32,55 @@ def _decimal(value: object) -> object:
 
 Ratio = Annotated[Decimal, BeforeValidator(_decimal), Field(gt=0, le=1)]
 """Read as it is written: 0.29 is 29/100, not the nearest binary fraction."""
+Strata = Annotated[
+    tuple[Literal["source", "aspect", "length_bin"], ...],
+    BeforeValidator(lambda by: (by,) if isinstance(by, str) else by),
+    Field(min_length=1),
+]
+"""Columns that make strata; a null is a stratum of its own. `length_bin` is the bin of | |y_w| − |y_l| |."""
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Budgeted(Record):
-    score: str
-    """Column of the score; larger is selected first."""
+class Budget(Record):
+    """How many pairs are kept: exactly one of `ratio` and `count`."""
+
     ratio: Ratio | None = None
     """Share of the eligible pairs."""
     count: int | None = Field(default=None, ge=1)
-    """Number of pairs; exactly one of `ratio` and `count` is given."""
-    reverse: bool = False
-    """Keep the last rows instead: (score, pair_id), both ascending."""
+    """Number of pairs."""
 
     @model_validator(mode="after")
-    def _one_budget(self) -> _Budgeted:
+    def _one_budget(self) -> Budget:
         if (self.ratio is None) == (self.count is None):
             raise ValueError(f"exactly one of ratio and count: got ratio={self.ratio}, count={self.count}")
         return self
 
 
-class Top(_Budgeted):
+class Top(Budget):
     """The first rows under (score descending, pair_id ascending)."""
 
     kind: Literal["top"]
+    score: str
+    """Column of the score; larger is selected first."""
+    reverse: bool = False
+    """Keep the last rows instead: (score, pair_id), both ascending."""
 
 
-class Quota(_Budgeted):
+class Quota(Budget):
     """The first rows of every stratum; the budget is shared by size, with largest remainders."""
 
     kind: Literal["quota"]
-    by: Annotated[
-        tuple[Literal["source", "aspect"], ...],
-        BeforeValidator(lambda by: (by,) if isinstance(by, str) else by),
-        Field(min_length=1),
-    ]
-    """Columns that make the strata. A null is a stratum of its own."""
+    score: str
+    by: Strata
+    length_bins: int = Field(default=4, ge=2, le=1000)
+    """Of `length_bin`: this many bins between quantiles (numpy's `linear`) of the difference in length over the
+    eligible pairs, in the length unit of the report. A pair's bin is the number of inner edges at or below its value;
+    bins between equal edges stay empty. Pairs of unknown length are a stratum of their own."""
+    reverse: bool = False
+
+    @model_validator(mode="after")
+    def _bins_are_used(self) -> Quota:
+        return _require_bins_used(self, self.by)
 
 
 class Band(Record):
@@ -89,32 +100,168 @@ class Band(Record):
         return self
 
 
-Rule = Annotated[Top | Band | Quota, Field(discriminator="kind")]
-RULES: dict[str, type[Top] | type[Band] | type[Quota]] = {"top": Top, "band": Band, "quota": Quota}
+class Above(Record):
+    """The rows whose score lies strictly above a number (filtered DPO, arXiv 2404.13846: r(y_w) − r(y_gen) > 0)."""
+
+    kind: Literal["above"]
+    score: str
+    threshold: Finite
+    reverse: bool = False
+    """Keep the rows at and below the number instead."""
 
 
-def parse_rule(rule: Mapping[str, Any]) -> Top | Band | Quota:
-    """`rule` as a checked record.
+class Fuse(Budget):
+    """The first rows under a weighted sum of several scores, over the pairs that have all of them."""
+
+    kind: Literal["fuse"]
+    scores: tuple[str, ...] = Field(min_length=2)
+    weights: tuple[Finite, ...] | None = None
+    """One per score; default: equal ones that add up to 1."""
+    how: Literal["zscore", "rank"]
+    """What is summed: `zscore`, (score − mean) / std with the population's moments; `rank`, the share of the population
+    below the score, from the histogram's distribution function (binned: a bin is a sixteenth of a power of two)."""
+    by: Strata | None = None
+    """Share the budget out by strata, as a quota does; default: one ranking."""
+    length_bins: int = Field(default=4, ge=2, le=1000)
+    reverse: bool = False
+    """Keep the last rows instead."""
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> Fuse:
+        if len(set(self.scores)) < len(self.scores):
+            raise ValueError(f"scores must differ: got {', '.join(self.scores)}")
+        if self.weights is not None and len(self.weights) != len(self.scores):
+            raise ValueError(f"one weight per score: got {len(self.weights)} weights for {len(self.scores)} scores")
+        if self.weights is not None and not any(self.weights):
+            raise ValueError("weights must not all be 0")
+        return _require_bins_used(self, self.by or ())
+
+
+class Random(Budget):
+    """Pairs at random (a hash of the pair_id) among those that have all of `scores`: the control of compound rules."""
+
+    kind: Literal["random"]
+    scores: tuple[str, ...] = Field(min_length=1)
+    seed: int = Field(default=0, ge=0, lt=1 << 64)
+
+
+class Intersect(Record):
+    """The rows that every rule keeps, each over the same population: the pairs that have all scores any of them reads.
+
+    With a budget, the k pairs nearest to the median of every score instead (METHODS §2): the smallest
+    `max_i |pct_i − 50|`, ties by pair_id, percentiles from the histogram's distribution function. The rules are then
+    bands, and the budget replaces their edges.
+    """
+
+    kind: Literal["intersect"]
+    rules: tuple[Rule, ...] = Field(min_length=1)
+    budget: Budget | None = None
+    reverse: bool = False
+    """Keep the complement of the kept set instead."""
+
+
+class Dedupe(Record):
+    """Of the pairs of one prompt (or of the same two completions) the one its rule's score puts first; then the rule.
+
+    The others are dropped as `same_prompt` or `same_pair`. The score of an intersection without a budget is that of
+    its first rule; of a reversed rule the last pair is put first. Scores, fused ones too, are computed before pairs are
+    dropped; budgets and percentiles of the rule are those of what is left.
+    """
+
+    kind: Literal["dedupe"]
+    by: Literal["prompt", "pair"]
+    """`pair`: the same two completions of a prompt, whichever was chosen and whatever aspect labels them."""
+    rule: Rule
+
+
+Leaf: TypeAlias = Top | Band | Above | Quota
+Rule = Annotated[Top | Band | Quota | Above | Fuse | Intersect | Dedupe | Random, Field(discriminator="kind")]
+RULES: dict[str, type[Record]] = {
+    "top": Top,
+    "band": Band,
+    "quota": Quota,
+    "above": Above,
+    "fuse": Fuse,
+    "intersect": Intersect,
+    "dedupe": Dedupe,
+    "random": Random,
+}
+LEAVES = ("top", "band", "quota", "above")
+"""Kinds that read one score and need no other made of it."""
+Intersect.model_rebuild()
+Dedupe.model_rebuild()
+
+
+def _require_bins_used(rule: Any, by: Sequence[str]) -> Any:
+    if "length_bins" in rule.model_fields_set and "length_bin" not in by:
+        raise ValueError(f"length_bins: got {rule.length_bins}, but by is {', '.join(by) or 'none'}, not length_bin")
+    return rule
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+def parse_rule(rule: Any, path: str = "rule") -> Rule:
+    """`rule`, a table, as a checked record.
+
+    Args:
+        rule: with rules inside it where its kind has any.
+        path: where it stands, for errors: `rule.rules[1]`.
 
     Raises:
         UserError: an unknown kind or key (the nearest valid one is named) or an invalid value, one line per problem.
     """
     kind = rule.get("kind") if isinstance(rule, Mapping) else None
     if not isinstance(kind, str) or kind not in RULES:
-        raise invalid("rule.kind", kind, RULES)
+        raise invalid(f"{path}.kind", kind, RULES)
+    table = dict(rule)
+    if kind == "dedupe" and "reverse" in table:
+        raise UserError(f"{path}.reverse: a dedupe has none; reverse the rule inside it: {path}.rule.reverse")
+    if kind == "dedupe" and "rule" in table:
+        table["rule"] = parse_rule(table["rule"], f"{path}.rule")
+    if kind == "intersect" and isinstance(table.get("rules"), Sequence) and not isinstance(table["rules"], str):
+        table["rules"] = [parse_rule(one, f"{path}.rules[{place}]") for place, one in enumerate(table["rules"])]
+    if kind == "intersect" and isinstance(table.get("budget"), Mapping):
+        table["budget"] = _checked(Budget, table["budget"], "rule intersect", f"{path}.budget")
+    parsed: Any = _checked(RULES[kind], table, f"rule {kind}", path)
+    _require_one_score(parsed, path)
+    return parsed
+
+
+def _checked(record: type[Record], table: Mapping[str, Any], title: str, path: str) -> Record:
     try:
-        return RULES[kind].model_validate(dict(rule))
+        return record.model_validate(dict(table))
     except ValidationError as error:
-        raise readable(f"rule {kind}", error, RULES[kind].model_fields) from None
+        raise readable(title, error, record.model_fields, path="" if path == "rule" else path) from None
 
 
-def readable(title: str, error: ValidationError, valid: Iterable[str]) -> UserError:
-    """A pydantic error as one `UserError`, one line per problem: field, value, valid values, nearest key."""
+def _require_one_score(rule: Rule, path: str) -> None:
+    """Refuse what has no score of its own where one is needed."""
+    if isinstance(rule, Dedupe) and isinstance(rule.rule, Dedupe):
+        raise invalid(f"{path}.rule.kind", "dedupe", [kind for kind in RULES if kind != "dedupe"])
+    if isinstance(rule, Intersect) and rule.budget is not None:
+        for place, one in enumerate(rule.rules):
+            if not isinstance(one, Band):
+                raise invalid(f"{path}.rules[{place}].kind", one.kind, "band, as the intersection has a budget")
+            if one.reverse:
+                raise UserError(f"{path}.rules[{place}].reverse: a budget keeps the middle; reverse the intersection")
+
+
+def readable(title: str, error: ValidationError, valid: Iterable[str], *, path: str = "") -> UserError:
+    """A pydantic error as one `UserError`, one line per problem: field, value, valid values, nearest key.
+
+    Args:
+        title: what was read.
+        error: what is wrong with it.
+        valid: its keys.
+        path: where it stands, when that is not clear from the title.
+    """
     lines = []
     for problem in error.errors():
-        field = ".".join(str(part) for part in problem["loc"]) or title
+        name = ".".join(str(part) for part in problem["loc"])
+        field = ".".join(filter(None, (path, name))) or title
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(field, list(valid), n=1)
+            near = difflib.get_close_matches(name, list(valid), n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             lines.append(f"{field}: unknown; {hint}valid: {', '.join(valid)}")
         elif problem["type"] == "missing":
@@ -126,23 +273,89 @@ def readable(title: str, error: ValidationError, valid: Iterable[str]) -> UserEr
     return UserError(f"{title}: " + "\n  ".join(lines))
 
 
+def rule_scores(rule: Mapping[str, Any]) -> list[str]:
+    """The metrics whose scores a rule's table reads, each once, in order; the table need not be a valid rule."""
+    return list(dict.fromkeys(name.removeprefix("score_") for name in _columns(rule)))
+
+
+def _columns(rule: Any) -> Iterator[str]:
+    if isinstance(rule, Mapping):
+        named = [rule.get("score"), *_list(rule.get("scores"))]
+        yield from (name for name in named if isinstance(name, str))
+        for inside in (*_list(rule.get("rules")), rule.get("rule")):
+            yield from _columns(inside)
+
+
+def _list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()
+
+
+def reversed_rule(rule: Mapping[str, Any]) -> dict[str, Any]:
+    """The rule's opposite; of a dedupe that of the rule inside it."""
+    if rule.get("kind") == "dedupe":
+        return dict(rule, rule=reversed_rule(rule["rule"]))
+    return dict(rule, reverse=not rule.get("reverse", False))
+
+
+def random_rule(rule: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """A rule that keeps `count` pairs at random from the population of `rule`, which reads metrics.
+
+    Of a leaf by the metric `random-<metric>`; of a dedupe from one random pair per prompt, so that the two differ in
+    what they rank by and in nothing else.
+    """
+    names = rule_scores(rule)
+    if rule.get("kind") in LEAVES:
+        return {"kind": "top", "score": f"score_random-{names[0]}", "count": count}
+    drawn = {"kind": "random", "scores": [f"score_{name}" for name in names], "count": count}
+    return dict(rule, rule=drawn) if rule.get("kind") == "dedupe" else drawn
+
+
+# ------------------------------------------------------------------------------------------- budgets and quantiles
+
+
 def budget(ratio: Decimal | str | float, num_eligible: int) -> int:
     """`floor(ratio * num_eligible)`, exact in the decimal digits of `ratio`."""
     return int(Fraction(Decimal(str(ratio))) * num_eligible)
 
 
-def rule_budget(rule: Top | Quota, num_eligible: int) -> int:
-    """How many of `num_eligible` pairs the rule keeps.
+def rule_budget(rule: Budget, num_eligible: int, *, where: str = "") -> int:
+    """How many of `num_eligible` pairs a budget keeps.
 
     Raises:
-        UserError: `count` is larger than the eligible corpus.
+        UserError: `count` is larger than the eligible corpus; `where` names it.
     """
     if rule.ratio is not None:
         return budget(rule.ratio, num_eligible)
     assert rule.count is not None
     if rule.count > num_eligible:
-        raise invalid(f"rule {rule.kind}: count", rule.count, f"at most the {num_eligible} eligible pairs")
+        where = where or f"rule {getattr(rule, 'kind', 'intersect')}: "
+        raise invalid(f"{where}count", rule.count, f"at most the {num_eligible} eligible pairs")
     return rule.count
+
+
+def require_budgets(rule: Rule, num_eligible: int) -> None:
+    """Refuse a budget, at any depth, that is above the eligible pairs or keeps none of them.
+
+    Raises:
+        UserError: names the budget and the number of pairs.
+    """
+    for path, one in _budgets(rule, "rule"):
+        where = f"rule {rule.kind}: " if path == "rule" else f"{path}."
+        if not rule_budget(one, num_eligible, where=where):
+            field = where.rstrip(".: ")
+            raise UserError(f"{field}: its budget of {num_eligible:,} eligible pairs is 0; raise it")
+
+
+def _budgets(rule: Any, path: str) -> Iterator[tuple[str, Budget]]:
+    if isinstance(rule, Budget):
+        yield path, rule
+    elif isinstance(rule, Dedupe):
+        yield from _budgets(rule.rule, f"{path}.rule")
+    elif isinstance(rule, Intersect):
+        if rule.budget is not None:
+            yield f"{path}.budget", rule.budget
+        for place, one in enumerate(rule.rules):
+            yield from _budgets(one, f"{path}.rules[{place}]")
 
 
 def largest_remainder(sizes: Sequence[int], total: int) -> list[int]:
@@ -170,215 +383,3 @@ def interpolate(below: float, above: float, fraction: float) -> float:
     """The point `fraction` of the way from `below` to `above`, rounded as numpy's quantiles are."""
     step = above - below
     return above - step * (1 - fraction) if fraction >= 0.5 else below + step * fraction
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """The last row of a cut: rows at or before it in the total order are kept."""
-
-    score: float
-    pair_id: int | None
-    """The last pair_id kept among those with exactly `score` (128 bits), or None: all of them."""
-    descending: bool
-
-    @property
-    def needs_ids(self) -> bool:
-        """Whether a shard must read its pair_ids to apply the cut."""
-        return self.pair_id is not None
-
-    def to_json(self) -> dict[str, float | str | None]:
-        """For a manifest, the pair_id as hex."""
-        return {"score": self.score, "pair_id": None if self.pair_id is None else f"{self.pair_id:032x}"}
-
-
-def threshold(search: radix.Search) -> Threshold:
-    """The cut a finished `top` search found."""
-    unknown = 3 * radix.WORD_BITS - search.known
-    id_bits = (search.prefix & ((1 << (search.known - radix.WORD_BITS)) - 1)) << unknown | ((1 << unknown) - 1)
-    return Threshold(radix.found_score(search), id_bits if search.known > radix.WORD_BITS else None, search.descending)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What a rule decided about the corpus; enough for a shard to keep its own rows."""
-
-    thresholds: Mapping[Label, Threshold | None]
-    """Of `top` and `quota`: the last row kept per stratum; None keeps nothing of it."""
-    edges: tuple[float, float] | None = None
-    """Of `band`."""
-    reverse: bool = False
-    """Of `band`: keep the complement. (A reversed top has ascending thresholds.)"""
-
-    @property
-    def needs_ids(self) -> bool:
-        """Whether a shard must read its pair_ids to apply the cut: only where a threshold score ties."""
-        return any(cut is not None and cut.needs_ids for cut in self.thresholds.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """For a manifest: edges, or per stratum the threshold score and pair_id (null: all ties kept)."""
-        if self.edges is not None:
-            return {"low": self.edges[0], "high": self.edges[1], "reverse": self.reverse}
-        return {label_text(label): cut and cut.to_json() for label, cut in self.thresholds.items()}
-
-
-@dataclass(frozen=True)
-class ShardScores:
-    """The eligible rows of one shard."""
-
-    score_N: np.ndarray
-    """float64, finite."""
-    ids_NW: np.ndarray | None = None
-    """pair_ids as two big-endian words; may be None while neither queries nor the cut need them."""
-    code_N: np.ndarray | None = None
-    """Stratum of each row as a position in `labels`; None: all rows are in the one stratum of `labels`."""
-    labels: Sequence[Label] = ((),)
-
-    def histograms(self) -> dict[Label, radix.Histogram]:
-        """The first round, which needs no query."""
-        if self.code_N is None:
-            return {self.labels[0]: radix.histogram(self.score_N)}
-        return dict(zip(self.labels, radix.stratum_histograms(self.score_N, self.code_N, len(self.labels))))
-
-
-def label_text(label: Label) -> str:
-    """A stratum's name as written in selections and manifests: its values joined by `/`, null as `null`."""
-    return "/".join("null" if value is None else value for value in label) or "all"
-
-
-def merge_histograms(many: Iterable[Mapping[Label, radix.Histogram]]) -> dict[Label, radix.Histogram]:
-    """The corpus's histograms from those of its shards."""
-    by_label: dict[Label, list[radix.Histogram]] = {}
-    for histograms in many:
-        for label, histogram in histograms.items():
-            by_label.setdefault(label, []).append(histogram)
-    return {label: radix.Histogram.merge(parts) for label, parts in by_label.items()}
-
-
-def decide(
-    rule: Top | Band | Quota,
-    histograms: Mapping[Label, radix.Histogram],
-    ask: Ask,
-    *,
-    max_candidates: int = radix.MAX_CANDIDATES,
-) -> Cut:
-    """The cut of `rule` over a corpus.
-
-    Args:
-        rule: what to keep.
-        histograms: of the scores of the whole corpus, by stratum: by the quota's columns, else one, of label `()`.
-        ask: sends queries to every shard (`reply`) and returns the answers, one mapping per shard, in any order.
-        max_candidates: rows a boundary bin may have before it is collected rather than refined.
-
-    Raises:
-        UserError: a count above the eligible corpus; pair_ids that are not unique where a score ties.
-    """
-    if isinstance(rule, Band):
-        return _decide_band(rule, histograms[()], ask, max_candidates)
-    labels = sorted(histograms, key=lambda label: [(value is not None, value or "") for value in label])
-    sizes = [histograms[label].total for label in labels]
-    seats = largest_remainder(sizes, rule_budget(rule, sum(sizes)))
-    searches = {
-        (label, 0): radix.begin(
-            radix.top(k, descending=not rule.reverse, max_candidates=max_candidates), histograms[label]
-        )
-        for label, k in zip(labels, seats)
-        if k
-    }
-    found = radix.solve(searches, ask)
-    cuts = {label: threshold(found[label, 0]) if (label, 0) in found else None for label in labels}
-    return Cut(cuts)
-
-
-def _decide_band(rule: Band, histogram: radix.Histogram, ask: Ask, max_candidates: int) -> Cut:
-    if histogram.total == 0:
-        return Cut({}, edges=(0.0, 0.0), reverse=rule.reverse)
-    positions = [quantile_position(histogram.total, edge / 100) for edge in (rule.low, rule.high)]
-    label: Label = ()
-    searches = {
-        (label, rank): radix.begin(radix.order_statistic(rank, max_candidates=max_candidates), histogram)
-        for below, above, _ in positions
-        for rank in (below, above)
-    }
-    found = {key: radix.found_score(search) for key, search in radix.solve(searches, ask).items()}
-    low, high = (interpolate(found[label, b], found[label, a], fraction) for b, a, fraction in positions)
-    return Cut({}, edges=(low, high), reverse=rule.reverse)
-
-
-def reply(queries: Mapping[QueryKey, radix.Query], rows: ShardScores) -> dict[QueryKey, radix.Answer]:
-    """A shard's answers; strata it does not have answer for no rows."""
-    if rows.code_N is None:
-        present = {key: query for key, query in queries.items() if key[0] == rows.labels[0]}
-        answers = {key: radix.answer(query, rows.score_N, rows.ids_NW) for key, query in present.items()}
-    else:
-        answers = _reply_strata(queries, rows, rows.code_N)
-    none = np.empty(0, np.float64)
-    ids_none = np.empty((0, 2), ">u8")
-    return {
-        key: answers[key] if key in answers else radix.answer(query, none, ids_none) for key, query in queries.items()
-    }
-
-
-def _reply_strata(
-    queries: Mapping[QueryKey, radix.Query], rows: ShardScores, code_N: np.ndarray
-) -> dict[QueryKey, radix.Answer]:
-    """One pass over the rows per search number: each row is held against the range of its own stratum."""
-    answers = {}
-    for number in {number for _, number in queries}:
-        asked = {c: queries[label, number] for c, label in enumerate(rows.labels) if (label, number) in queries}
-        # Strata that are not asked about, and code -1, get an empty range (-1 is also Python's last element).
-        low_S, high_S = np.full(len(rows.labels) + 1, np.inf), np.full(len(rows.labels) + 1, -np.inf)
-        for code, query in asked.items():
-            low_S[code], high_S[code] = radix.score_range(query)
-        row_M = radix.rows_between(rows.score_N, low_S, high_S, code_N)
-        code_M = code_N[row_M]
-        for code, query in asked.items():
-            answers[rows.labels[code], number] = radix.answer(query, rows.score_N, rows.ids_NW, row_M[code_M == code])
-    return answers
-
-
-def keep(cut: Cut, rows: ShardScores) -> np.ndarray:
-    """Which rows of a shard the cut keeps, bool."""
-    if cut.edges is not None:
-        is_inside_N = (rows.score_N > cut.edges[0]) & (rows.score_N < cut.edges[1])
-        return ~is_inside_N if cut.reverse else is_inside_N
-    cuts = [cut.thresholds.get(label) for label in rows.labels]
-    return keep_mask(rows.score_N, rows.ids_NW, cuts, rows.code_N)
-
-
-def keep_mask(
-    score_N: np.ndarray, ids_NW: np.ndarray | None, cuts: Sequence[Threshold | None], code_N: np.ndarray | None = None
-) -> np.ndarray:
-    """Which rows are at or before the cut of their stratum.
-
-    Args:
-        score_N: float64, finite.
-        ids_NW: may be None when no cut `needs_ids`.
-        cuts: one per stratum, all of one direction; None keeps nothing of it.
-        code_N: position in `cuts` of each row, -1 for rows that are never kept; None: all rows are in the first.
-    """
-    is_kept_N = np.zeros(len(score_N), bool)
-    given = [cut for cut in cuts if cut is not None]
-    if not given:
-        return is_kept_N
-    never = math.inf if given[0].descending else -math.inf
-    limit_S = np.array([never if cut is None else cut.score for cut in [*cuts, None]])
-    for block in radix.blocks(len(score_N)):
-        score_B, limit_B = score_N[block], limit_S[0 if code_N is None else code_N[block]]
-        is_kept_N[block] = score_B >= limit_B if given[0].descending else score_B <= limit_B
-        if any(cut.needs_ids for cut in given):
-            tie_M = np.flatnonzero(score_B == limit_B) + block.start
-            is_kept_N[tie_M] = _ids_up_to(ids_NW, tie_M, cuts, 0 if code_N is None else code_N[tie_M])
-    return is_kept_N
-
-
-def _ids_up_to(
-    ids_NW: np.ndarray | None, row_M: np.ndarray, cuts: Sequence[Threshold | None], code_M: np.ndarray | int
-) -> np.ndarray:
-    """Whether the pair_id of each row is at or before that of its stratum's cut."""
-    if ids_NW is None:
-        raise ValueError("this cut needs the pair_ids")
-    last = [(1 << 128) - 1 if cut is None or cut.pair_id is None else cut.pair_id for cut in cuts]
-    last_SW = np.array([divmod(pair_id, 1 << radix.WORD_BITS) for pair_id in last], np.uint64)
-    ids_MW, last_MW = ids_NW[row_M], last_SW[code_M]
-    first_M, last_M = ids_MW[:, 0], last_MW[..., 0]
-    return (first_M < last_M) | ((first_M == last_M) & (ids_MW[:, 1] <= last_MW[..., 1]))

@@ -1,6 +1,6 @@
 """Scores → selections and datasets, exactly, in passes over shards.
 
-    ledger histograms ──▶ decide (rounds of counting on shards) ──▶ cut ──▶ parts: keep rows, commit selection + dataset
+    scores ──▶ derived scores ──▶ cuts (rounds of counting on shards) ──▶ parts: keep rows, commit selection + dataset
 
 The driver holds histograms and cuts; rows stay in the tasks. A *part* is a run of consecutive shards that becomes one
 dataset file, so that the file count follows the kept rows and not the shards of the corpus.
@@ -10,38 +10,67 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import ray
 
-from prefsel.errors import IntegrityError, UserError
+from prefsel.config import Train
+from prefsel.errors import IntegrityError, UserError, invalid
 from prefsel.lineage import Lineage
 from prefsel.progress import Progress
-from prefsel.select.card import dataset_card
-from prefsel.select.duplicates import Drops, PartitionRows, resolve
-from prefsel.select.eligible import Rules, count_reasons, eligible_table, partition_shard, prompt_ids
-from prefsel.select.parts import Keeper, plan_parts, write_part
+from prefsel.select.compose import Keep, compile_rule
+from prefsel.select.cuts import Cut
+from prefsel.select.derived import (
+    BestPass,
+    DerivedScore,
+    commit_derived,
+    count_statistics,
+    derived_scores,
+    facts,
+    metric_of,
+    score_name,
+    score_reader,
+    thresholds,
+)
+from prefsel.select.duplicates import Drops
+from prefsel.select.eligible import EligiblePass, Rules, prompt_ids, require_disjoint, shared_prompts
+from prefsel.select.evaluate import Asked, answer, cut_leaf
+from prefsel.select.fuse import Fitted, fit, fitted_numbers
+from prefsel.select.parts import (
+    Chosen,
+    Keeper,
+    count_kept,
+    kept_lengths,
+    part_names,
+    plan_parts,
+    reached,
+    seal_dataset,
+    write_part,
+)
 from prefsel.select.radix import Histogram
-from prefsel.select.rules import Quota, decide, keep, merge_histograms, parse_rule, reply
-from prefsel.select.scored import Scored, corpus_histograms
+from prefsel.select.rules import parse_rule
+from prefsel.select.score_reader import ScoreReader
+from prefsel.select.scored import committed, corpus_histograms, score_report
 from prefsel.tasks import over_shards, unwrap
 from prefsel.workspace.catalog import ShardRef
-from prefsel.workspace.folders import read_seal, write_seal
+from prefsel.workspace.folders import read_seal
 from prefsel.workspace.ledger import Artifact, Entry, merge_counts
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
 from prefsel.workspace.recipes import hash_hex
-from prefsel.workspace.storage import digest
 
 MAX_PARTITIONS = 64
-"""Of the duplicate search: 64 x 64 references at the driver, whatever the corpus."""
+"""Of a hash-partitioned pass: 64 x 64 references at the driver, whatever the corpus."""
+
+
+# ---------------------------------------------------------------------------------------------------- eligibility
 
 
 def resolve_eligible(lineage: Lineage, progress: Progress) -> list[StageReport]:
     """Decide for every pair whether it may be selected, duplicates across files included.
 
-    A hash-partitioned pass: chunks of shards send each partition its ids, partitions find duplicates and send each
-    chunk its drops. The driver holds references only.
+    Raises:
+        UserError: a prompt stands in a validation source and in one that is selected from.
     """
     started = time.monotonic()
     storage, catalog, folder = lineage.storage, lineage.catalog, lineage.eligible_folder
@@ -49,27 +78,15 @@ def resolve_eligible(lineage: Lineage, progress: Progress) -> list[StageReport]:
         return [done]
     excluded, held_out = (prompt_ids(storage, catalog, role) for role in ("exclude", "holdout"))
     rules = Rules(lineage.config.split, excluded, held_out)
-    num_parts = min(MAX_PARTITIONS, len(catalog.shards))
-    chunks = [[catalog.shards[i] for i in part] for part in np.array_split(np.arange(len(catalog.shards)), num_parts)]
+    validation = [source.name for source in catalog.sources if source.role == "validation"]
+    if validation:
+        aims = prompt_ids(storage, catalog, "validation")
+        found = over_shards(_shared_prompts, catalog.shards, shared=(storage, rules, aims))
+        require_disjoint(catalog.shards, found, validation)
     pairs = catalog.entries(storage, "pairs")
-    shared = ray.put((storage, rules, num_parts, lineage.config.duplicates.contradictions, folder, chunks))
-    # With one part Ray would wrap the single return value; a list of references keeps both cases alike.
-    send = ray.remote(num_returns=num_parts)(_partition_chunk)
-    resolve = ray.remote(num_returns=num_parts)(_resolve_partition)
-    commit = ray.remote(_commit_chunk)
-    sent = [_as_list(send.remote(chunk, shared)) for chunk in chunks]
-    drops = [_as_list(resolve.remote(shared, *[row[p] for row in sent])) for p in range(num_parts)]
-    inputs = [[pairs[shard.key].content for shard in chunk] for chunk in chunks]
-    committed = [
-        commit.remote(chunk, made, shared, *[d[c] for d in drops])
-        for c, (chunk, made) in enumerate(zip(chunks, inputs))
-    ]
-    with progress.track("eligible", len(committed), "parts") as counter:
-        counts = []
-        for reference in committed:
-            counts.append(unwrap(reference))
-            counter.advance()
-    dropped = merge_counts(counts)
+    inputs = {key: entry.content for key, entry in pairs.items()}
+    work = EligiblePass(storage, rules, lineage.config.duplicates.contradictions, folder, inputs)
+    dropped = merge_counts(exchange(work, catalog.shards, progress, "eligible"))
     rows_out = dropped.pop("eligible", 0)
     report = StageReport(
         stage="eligible",
@@ -88,6 +105,54 @@ def resolve_eligible(lineage: Lineage, progress: Progress) -> list[StageReport]:
     return [report]
 
 
+def _shared_prompts(shard: ShardRef, shared: Any) -> list[bytes]:
+    storage, rules, validation = shared
+    pairs = Artifact(storage, f"pairs/{shard.source}").read(shard.shard, ["prompt_id"])
+    return shared_prompts(pairs, shard, rules, validation)
+
+
+# ------------------------------------------------------------------------------------------ hash-partitioned passes
+
+
+class HashPass(Protocol):
+    """A decision about rows of all shards that share a key."""
+
+    def send(self, shard: ShardRef, num_partitions: int) -> list[Any]:
+        """The rows of a shard, by partition of their key."""
+
+    def merge(self, sent: Any) -> Any:
+        """Rows of one partition, from several shards."""
+
+    def settle(self, rows: Any) -> Drops:
+        """What a partition decides."""
+
+    def commit(self, shard: ShardRef, drops: Sequence[Drops]) -> dict[str, int]:
+        """Commit a shard with what all partitions decided; returns counts."""
+
+
+def exchange(work: HashPass, shards: Sequence[ShardRef], progress: Progress, label: str) -> list[dict[str, int]]:
+    """Run a pass: chunks of shards send each partition its rows, partitions send each chunk their drops.
+
+    The driver holds references only; returns the counts of the chunks.
+    """
+    num_parts = min(MAX_PARTITIONS, len(shards))
+    chunks = [[shards[i] for i in part] for part in np.array_split(np.arange(len(shards)), num_parts)]
+    shared = ray.put((work, num_parts, [chunk[-1].number for chunk in chunks]))
+    # With one part Ray would wrap the single return value; a list of references keeps both cases alike.
+    send = ray.remote(num_returns=num_parts)(_send_chunk)
+    settle = ray.remote(num_returns=num_parts)(_settle_partition)
+    commit = ray.remote(_commit_chunk)
+    sent = [_as_list(send.remote(chunk, shared)) for chunk in chunks]
+    drops = [_as_list(settle.remote(shared, *[row[p] for row in sent])) for p in range(num_parts)]
+    done = [commit.remote(chunk, shared, *[d[c] for d in drops]) for c, chunk in enumerate(chunks)]
+    counts = []
+    with progress.track(label, len(done), "parts") as counter:
+        for reference in done:
+            counts.append(unwrap(reference))
+            counter.advance()
+    return counts
+
+
 def _as_list(references: Any) -> list[Any]:
     return references if isinstance(references, list) else [references]
 
@@ -96,84 +161,94 @@ def _one_or_many(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def _partition_chunk(chunk: list[ShardRef], shared: Any) -> Any:
-    storage, rules, num_parts = shared[:3]
-    columns = ["pair_id", "mirror_id", "prompt_id"]
-    by_shard = [
-        partition_shard(Artifact(storage, f"pairs/{s.source}").read(s.shard, columns), s, rules, num_parts)
-        for s in chunk
-    ]
-    return _one_or_many([PartitionRows.merge(shard[p] for shard in by_shard) for p in range(num_parts)])
+def _send_chunk(chunk: list[ShardRef], shared: Any) -> Any:
+    work, num_parts, _ = shared
+    by_shard = [work.send(shard, num_parts) for shard in chunk]
+    return _one_or_many([work.merge(sent[p] for sent in by_shard) for p in range(num_parts)])
 
 
-def _resolve_partition(shared: Any, *sent: PartitionRows) -> Any:
-    contradictions, chunks = shared[3], shared[5]
-    drops = resolve(PartitionRows.merge(sent), contradictions=contradictions)
-    ends = [chunk[-1].number for chunk in chunks]
+def _settle_partition(shared: Any, *sent: Any) -> Any:
+    work, _, ends = shared
+    drops = work.settle(work.merge(sent))
     chunk_M = np.searchsorted(ends, drops.shard_M)
-    parts = [chunk_M == number for number in range(len(chunks))]
+    parts = [chunk_M == number for number in range(len(ends))]
     return _one_or_many([Drops(drops.shard_M[p], drops.row_M[p], drops.reason_M[p]) for p in parts])
 
 
-def _commit_chunk(chunk: list[ShardRef], inputs: list[str], shared: Any, *drops: Drops) -> dict[str, int]:
-    storage, rules, folder = shared[0], shared[1], shared[4]
-    counts = []
-    for shard, made_from in zip(chunk, inputs):
-        artifact = Artifact(storage, f"{folder}/{shard.source}")
-        attempt = artifact.log_attempt(shard.shard)
-        pairs = Artifact(storage, f"pairs/{shard.source}").read(shard.shard, ["pair_id", "prompt_id"])
-        table = eligible_table(pairs, shard, rules, drops)
-        counts.append(count_reasons(table))
-        artifact.commit(shard.shard, table, made_from=made_from, attempt=attempt, info={"counts": counts[-1]})
-    return merge_counts(counts)
+def _commit_chunk(chunk: list[ShardRef], shared: Any, *drops: Drops) -> dict[str, int]:
+    work = shared[0]
+    return merge_counts(work.commit(shard, drops) for shard in chunk)
+
+
+# ------------------------------------------------------------------------------------------------------ selections
 
 
 def select(lineage: Lineage, progress: Progress) -> list[StageReport]:
     """Keep every configured subset and its controls, and write their datasets; then the held-out pairs."""
-    reports: list[StageReport] = []
-    for selection in lineage.config.selections:
-        reports.append(select_one(lineage, selection.name, selection.rule, progress))
-        for name, rule in lineage.control_rules(selection).items():
-            reports.append(select_one(lineage, name, rule, progress))
-    if lineage.config.train:
+    reports = [report for spec in lineage.config.selections for report in select_node(lineage, spec.name, progress)]
+    if any(isinstance(spec, Train) for spec in lineage.config.train):
         reports += write_holdout(lineage, progress)
     return reports
 
 
-def select_one(lineage: Lineage, name: str, rule_table: Mapping[str, Any], progress: Progress) -> StageReport:
-    """Keep one subset."""
+def select_node(lineage: Lineage, name: str, progress: Progress) -> list[StageReport]:
+    """Keep one selection and its controls; every metric they read is there.
+
+    Returns:
+        Reports of their derived scores (stage `fuse`), of the selection and of its controls (stage `select`).
+
+    Raises:
+        UserError: no such selection; nothing is eligible, or nothing is kept.
+    """
+    selection = next((spec for spec in lineage.config.selections if spec.name == name), None)
+    if selection is None:
+        raise invalid("selection", name, [spec.name for spec in lineage.config.selections])
+    reports = select_rule(lineage, name, selection.rule, progress)
+    for control, rule in lineage.control_rules(selection).items():
+        reports += select_rule(lineage, control, rule, progress)
+    first: dict[str, StageReport] = {}
+    for report in reports:  # a score that a control shares is reported once, as what made it
+        first.setdefault(report.artifact, report)
+    return list(first.values())
+
+
+def select_rule(lineage: Lineage, name: str, rule: Mapping[str, Any], progress: Progress) -> list[StageReport]:
+    """Keep one subset; returns the reports of its derived scores and its own."""
     started = time.monotonic()
-    rule = parse_rule(rule_table)
-    metric = rule.score.removeprefix("score_")
-    folder = lineage.selected_folder(name, rule_table)
+    plan = compile_rule(parse_rule(rule))
+    made = derived_scores(lineage, name, plan)
+    reader = score_reader(lineage, plan, made)
+    reports = [make_score(lineage, one, reader, made, progress) for one in made]
+    folder = lineage.selected_folder(name, rule)
     dataset = lineage.dataset_folder(name, folder)
     done = load_summary(lineage.storage, folder)
     if done is not None and read_seal(lineage.storage, dataset) is not None:
-        return done
-    by = rule.by if isinstance(rule, Quota) else ()
-    scored = Scored(lineage.storage, lineage.scores_folder(metric), by)
-    entries = shard_entries(lineage, scored.folder)
-    summary = load_summary(lineage.storage, scored.folder)
+        return [*reports, done]
+    summary = load_summary(lineage.storage, reader.folders[plan.score])
     assert summary is not None, "scores are complete before anything is selected"
     if not summary.rows_out:
         raise UserError(f"selections.{name}: no pair is eligible; dropped: {summary.dropped}")
-    histograms = corpus_histograms(entries.values(), by)
-    total = merge_histograms([{(): h} for h in histograms.values()])[()]
     shards = lineage.catalog.shards
-
-    def ask(queries: dict[Any, Any]) -> Sequence[Mapping[Any, Any]]:
-        return over_shards(_reply, shards, shared=(scored, queries))
-
-    cut = decide(rule, histograms, ask)
-    keeper = Keeper(scored, lineage.reader(), cut, total, folder, dataset)
-    counts = over_shards(_count_kept, shards, shared=(scored, cut))
-    kept = sum(counts)
+    chosen = Chosen(reader, plan, tuple(find_cut(lineage, leaf, reader) for leaf in plan.leaves))
+    counts = over_shards(count_kept, shards, shared=chosen)
+    kept = sum(count.kept for count in counts)
     if not kept:
         raise UserError(f"selections.{name}: keeps none of {summary.rows_out:,} eligible pairs; widen its rule")
-    parts = write_parts(lineage, keeper, counts, progress, f"select {name}")
-    facts = {"rule": dict(rule_table), "metric": metric, "thresholds": cut.to_json(), "selection": folder}
-    seal_dataset(lineage, keeper, name, "train", parts, facts)
-    details = facts | {
+    total = Histogram.from_json(summary.details["histogram"])
+    keeper = Keeper(lineage.reader_of(lineage.exported(name)), dataset, chosen, total, folder)
+    parts = write_parts(lineage, keeper, [count.kept for count in counts], progress, f"select {name}")
+    about = {
+        "rule": dict(rule),
+        "metric": score_name(plan.score, made),
+        "thresholds": thresholds(plan, chosen.cuts, made),
+        "selection": folder,
+    }
+    middle = [one for one in made if one.step.how == "middle"]
+    if middle:
+        fitted = [item for one in middle for item in fit_score(lineage, one, reader).items()]
+        about["percentiles"] = {metric_of(column): reached(counts, column, found) for column, found in fitted}
+    seal_dataset(lineage.storage, dataset, name, "train", parts, about)
+    details = about | {
         "dataset": dataset,
         "all_histogram": total.to_json(),
         "kept_histogram": Histogram.merge(Histogram.from_json(part.info["histogram"]) for part in parts).to_json(),
@@ -183,13 +258,14 @@ def select_one(lineage: Lineage, name: str, rule_table: Mapping[str, Any], progr
             "kept": merge_counts(part.info["strata"] for part in parts),
         },
     }
+    missing = merge_counts(count.dropped for count in counts)
     report = StageReport(
         stage="select",
         name=name,
         unit="pairs",
         rows_in=summary.rows_out,
         rows_out=kept,
-        dropped={"not_selected": summary.rows_out - kept},
+        dropped={**missing, "not_selected": summary.rows_out - kept - sum(missing.values())},
         shards=len(shards),
         computed_shards=len(shards),
         seconds=time.monotonic() - started,
@@ -198,7 +274,74 @@ def select_one(lineage: Lineage, name: str, rule_table: Mapping[str, Any], progr
         details=details,
     )
     save_summary(lineage.storage, report)
+    return [*reports, report]
+
+
+def make_score(
+    lineage: Lineage, one: DerivedScore, reader: ScoreReader, made: Sequence[DerivedScore], progress: Progress
+) -> StageReport:
+    """Fit and commit one derived score, if it is not there.
+
+    Raises:
+        UserError: a score without spread where its z-score is wanted.
+    """
+    started = time.monotonic()
+    if (done := load_summary(lineage.storage, one.folder)) is not None:
+        return done
+    storage, catalog = lineage.storage, lineage.catalog
+    fitted = fit_score(lineage, one, reader)
+    numbers = fitted_numbers(fitted)
+    pairs = catalog.entries(storage, "pairs")
+    inputs = {key: hash_hex(entry.content, repr(sorted(numbers.items()))) for key, entry in pairs.items()}
+    entries = committed(storage, catalog, one.folder, inputs)
+    pending = [shard for shard in catalog.shards if shard.key not in entries]
+    if one.step.how == "best":
+        # Which pairs stay is decided over all shards together, so all are made together.
+        pending = catalog.shards
+        exchange(BestPass(reader, one, inputs), pending, progress, f"score {one.name}")
+    else:
+        with progress.track(f"score {one.name}", len(pending)) as counter:
+            items = [(shard, inputs[shard.key]) for shard in pending]
+            over_shards(commit_derived, items, shared=(reader, one, fitted), counter=counter)
+    entries = committed(storage, catalog, one.folder, inputs)
+    report = score_report(
+        [entries[shard.key] for shard in catalog.shards],
+        stage="fuse",
+        name=one.name,
+        folder=one.folder,
+        computed=len(pending),
+        started=started,
+        facts=facts(one, reader, made, numbers),
+    )
+    save_summary(storage, report)
     return report
+
+
+def fit_score(lineage: Lineage, one: DerivedScore, reader: ScoreReader) -> Fitted:
+    """The statistics of a derived score's population, in one pass over shards."""
+    if one.step.how in ("random", "best"):
+        return {}
+    return fit(one.step, over_shards(count_statistics, lineage.catalog.shards, shared=(reader, one)))
+
+
+def find_cut(lineage: Lineage, leaf: Keep, reader: ScoreReader) -> Cut:
+    """The cut of one leaf: from the histograms its scores were committed with, where they are of its very pairs."""
+
+    def ask(asked: Asked) -> Sequence[Mapping[Any, Any]]:
+        return over_shards(_answer, lineage.catalog.shards, shared=(reader, asked))
+
+    if not leaf.has_own_scores or "length_bin" in leaf.by:
+        return cut_leaf(leaf, ask)
+    entries = shard_entries(lineage, reader.folders[leaf.column])
+    return cut_leaf(leaf, ask, committed=corpus_histograms(entries.values(), leaf.by))
+
+
+def _answer(shard: ShardRef, shared: tuple[ScoreReader, Asked]) -> Mapping[Any, Any]:
+    reader, asked = shared
+    leaf = asked.leaf
+    columns = list(dict.fromkeys((leaf.column, *leaf.population)))
+    by = ["length_bin"] if asked.is_length else leaf.by
+    return answer(asked, reader.rows(shard, columns, ids=asked.needs_ids, by=by))
 
 
 def write_holdout(lineage: Lineage, progress: Progress) -> list[StageReport]:
@@ -211,11 +354,11 @@ def write_holdout(lineage: Lineage, progress: Progress) -> list[StageReport]:
     done = load_summary(lineage.storage, dataset)
     if not held_out or done is not None:
         return [done] if done else []
-    keeper = Keeper(None, lineage.reader(), None, None, None, dataset, held_out="holdout")
+    keeper = Keeper(lineage.reader_of(lineage.exported("holdout")), dataset, held_out="holdout")
     entries = shard_entries(lineage, lineage.eligible_folder)
     counts = [entries[shard.key].info["counts"].get("holdout", 0) for shard in lineage.catalog.shards]
     parts = write_parts(lineage, keeper, counts, progress, "holdout")
-    seal_dataset(lineage, keeper, "holdout", "test", parts, {"kept": "pairs of held-out prompts"})
+    seal_dataset(lineage.storage, dataset, "holdout", "test", parts, {"kept": "pairs of held-out prompts"})
     report = StageReport(
         stage="holdout",
         name="holdout",
@@ -234,16 +377,6 @@ def write_holdout(lineage: Lineage, progress: Progress) -> list[StageReport]:
     return [report]
 
 
-def part_names(parts: Sequence[Sequence[ShardRef]], counts: Mapping[ShardRef, int], split: str) -> list[str]:
-    """`<split>-00000-of-N` for the parts with rows; the others get a name that `datasets`, which opens none, skips."""
-    has_rows = [any(counts[shard] for shard in part) for part in parts]
-    number, names = 0, []
-    for position, is_full in enumerate(has_rows):
-        names.append(f"{split}-{number:05d}-of-{sum(has_rows):05d}" if is_full else f"empty-{position:05d}")
-        number += is_full
-    return names
-
-
 def shard_entries(lineage: Lineage, folder: str) -> dict[str, Entry]:
     """Ledger entries of a complete artifact by shard key.
 
@@ -258,18 +391,6 @@ def shard_entries(lineage: Lineage, folder: str) -> dict[str, Entry]:
                 raise IntegrityError(f"{folder}/{shard.key}: lost from its ledger; remove {folder} to compute it again")
             entries[shard.key] = known[shard.shard]
     return entries
-
-
-def _count_kept(shard: ShardRef, shared: Any) -> int:
-    scored, cut = shared
-    rows, _ = scored.rows(shard, ids=cut.needs_ids)
-    return int(keep(cut, rows).sum())
-
-
-def _reply(shard: ShardRef, shared: Any) -> Any:
-    scored, queries = shared
-    rows, _ = scored.rows(shard, ids=any(query.needs_ids for query in queries.values()))
-    return reply(queries, rows)
 
 
 def write_parts(lineage: Lineage, keeper: Keeper, counts: Sequence[int], progress: Progress, label: str) -> list[Entry]:
@@ -289,26 +410,3 @@ def write_parts(lineage: Lineage, keeper: Keeper, counts: Sequence[int], progres
         over_shards(write_part, pending, shared=keeper, counter=counter)
     entries = artifact.done(inputs)
     return [entries[name] for name in names]
-
-
-def seal_dataset(
-    lineage: Lineage, keeper: Keeper, name: str, split: str, parts: Sequence[Entry], facts: Mapping[str, Any]
-) -> None:
-    """Write the card and seal the dataset."""
-    storage, dataset = lineage.storage, keeper.dataset
-    rows = sum(part.rows for part in parts)
-    columns = Artifact(storage, f"{dataset}/data").read(parts[0].shard).column_names
-    card = dataset_card(name=name, split=split, rows=rows, columns=columns, facts=facts).encode()
-    storage.write(f"{dataset}/README.md", card)
-    listed = {f"data/{part.shard}.parquet": {"bytes": part.bytes, "blake2b": part.content} for part in parts}
-    listed["README.md"] = {"bytes": len(card), "blake2b": digest(card)}
-    write_seal(storage, dataset, listed, {"rows": rows})
-
-
-def kept_lengths(parts: Sequence[Entry]) -> dict[str, float | None]:
-    """Mean lengths of the kept completions."""
-    count = sum(part.info["lengths"]["count"] for part in parts)
-    if not count:
-        return {"chosen": None, "rejected": None, "difference": None}
-    chosen, rejected = (sum(part.info["lengths"][side] for part in parts) / count for side in ("chosen", "rejected"))
-    return {"chosen": chosen, "rejected": rejected, "difference": chosen - rejected}

@@ -6,7 +6,7 @@ N: rows of the table; W = 2 big-endian words of a pair_id.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,11 @@ import pyarrow.compute as pc
 
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.select import radix
-from prefsel.select.rules import Label, Quota, ShardScores, decide, keep, merge_histograms, parse_rule, reply
+from prefsel.select.rules import Label, parse_rule
+
+if TYPE_CHECKING:
+    from prefsel.select.compose import Plan
+    from prefsel.select.rows import Rows
 
 ID_BYTES = 16
 
@@ -24,7 +28,8 @@ def select_table(table: pa.Table, rule: Mapping[str, Any], *, max_candidates: in
 
     Args:
         table: `pair_id` (unique: 16 bytes, shorter bytes or text, 32 hex digits, or integers that are not negative)
-            and the columns the rule names. A row whose score is null is not eligible.
+            and the columns the rule names. A row whose score is null is not eligible. Strata by `length_bin` need
+            `num_tokens_chosen|rejected`, a dedupe `prompt_id`, one by pair also `chosen` and `rejected` (text or ids).
         rule: see `select.rules`, for example `{"kind": "top", "score": "score_x", "ratio": 0.3}`.
         max_candidates: rows that may be looked at one by one; it changes the way, not the result.
 
@@ -32,21 +37,62 @@ def select_table(table: pa.Table, rule: Mapping[str, Any], *, max_candidates: in
         UserError: a rule, column or pair_id that is not valid.
         NonFiniteError: a score is NaN or infinite; names the column and the first pair_ids.
     """
+    # Later than the rest: these stand on prefsel.metrics, whose tables are read by the functions below.
+    from prefsel.select.compose import compile_rule
+    from prefsel.select.evaluate import keep_rows
+
     parsed = parse_rule(rule)
-    by = parsed.by if isinstance(parsed, Quota) else ()
-    require_columns(table, ["pair_id", parsed.score, *by], "rule " + parsed.kind)
-    score_N = float_column(table, parsed.score)
-    # Null is NaN here, and `float_column` refused all others.
-    is_eligible_N = None if table[parsed.score].null_count == 0 else ~np.isnan(score_N)
-    eligible = slice(None) if is_eligible_N is None else np.flatnonzero(is_eligible_N)
-    code_N, labels = strata([table[name] for name in by]) if by else (None, [()])
-    rows = ShardScores(
-        score_N[eligible], table_ids(table["pair_id"])[eligible], None if code_N is None else code_N[eligible], labels
+    plan = compile_rule(parsed)
+    rows = table_rows(table, plan, "rule " + parsed.kind)
+    (is_kept_N,), _ = keep_rows(plan, [rows], max_candidates=max_candidates)
+    return np.flatnonzero(is_kept_N)
+
+
+def table_rows(table: pa.Table, plan: Plan, purpose: str) -> Rows:
+    """The columns of a table that a plan reads."""
+    from prefsel.select.rows import Rows
+
+    by = {name for leaf in plan.leaves for name in leaf.by}
+    texts = [name for name in ("source", "aspect") if name in by]
+    lengths = [f"num_tokens_{side}" for side in ("chosen", "rejected") if "length_bin" in by]
+    keyed = {"prompt": ["prompt_id"], "pair": ["prompt_id", "chosen", "rejected"]}
+    keys = [name for key in plan.keys for name in keyed[key]]
+    require_columns(table, ["pair_id", *plan.inputs, *texts, *lengths, *keys], purpose)
+    sides = [float_column(table, name) for name in lengths]
+    return Rows(
+        # Null is NaN here, and `float_column` refused all others.
+        scores={name: float_column(table, name) for name in plan.inputs},
+        ids_NW=table_ids(table["pair_id"]),
+        texts={name: table[name] for name in texts},
+        gap_N=np.abs(sides[0] - sides[1]) if sides else None,
+        keys={key: table_keys(table, key) for key in plan.keys},
+        full=frozenset(name for name in plan.inputs if table[name].null_count == 0),
     )
-    histograms = merge_histograms([rows.histograms()])
-    cut = decide(parsed, histograms, lambda queries: [reply(queries, rows)], max_candidates=max_candidates)
-    kept = np.flatnonzero(keep(cut, rows))
-    return kept if is_eligible_N is None else np.flatnonzero(is_eligible_N)[kept]
+
+
+def table_keys(table: pa.Table, by: str) -> np.ndarray:
+    """Numbers that are equal for rows of one prompt (uint64 [N, 1]), or of the same two completions of it ([N, 3]).
+
+    Raises:
+        UserError: an identifier is null, or of a type that cannot be compared.
+    """
+    prompt_N = _codes("prompt_id", table["prompt_id"])
+    if by == "prompt":
+        return prompt_N[:, None]
+    if table["chosen"].type != table["rejected"].type:
+        raise UserError(f"chosen, rejected: got {table['chosen'].type} and {table['rejected'].type}; valid: one type")
+    both = [*table["chosen"].chunks, *table["rejected"].chunks]
+    sides_2N = _codes("chosen and rejected", pa.chunked_array(both, table["chosen"].type)).reshape(2, -1)
+    return np.stack([sides_2N.min(axis=0), sides_2N.max(axis=0), prompt_N], axis=1)
+
+
+def _codes(name: str, column: pa.ChunkedArray) -> np.ndarray:
+    """A number per distinct value, uint64 [N]."""
+    if pa.types.is_nested(column.type):
+        raise UserError(f"{name}: got a column of {column.type}; valid: text, ids or numbers")
+    if column.null_count:
+        raise UserError(f"{name}: {column.null_count} of {len(column)} values are null; a dedupe needs every one")
+    return column.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.uint64)
 
 
 def require_columns(table: pa.Table, names: Sequence[str], purpose: str) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 # Raise when a stage's output for the same configuration changes meaning.
-OUTPUT_VERSIONS = {"score": 1, "eligible": 1, "metric": 1, "selection": 1, "dataset": 1, "model": 1, "scratch": 1}
+KINDS = ("score", "tangent", "eligible", "metric", "selection", "dataset", "model", "scratch")
+OUTPUT_VERSIONS = dict.fromkeys(KINDS, 1)
 
 
 def canonical(value: Any) -> bytes:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefsel.errors import IntegrityError, NonFiniteError, UserError
-from prefsel.select import radix, rules
+from prefsel.select import cuts, radix
 
 EDGES = [0.0, -0.0, 1.0, -1.0, 5e-324, -5e-324, 1.7976931348623157e308, -1.7976931348623157e308, 1e9 + 1e-6, 1e9]
 anything = st.floats(allow_nan=False, allow_infinity=False)
@@ -89,7 +89,7 @@ def test_histograms_of_several_blocks_are_those_of_one(monkeypatch: pytest.Monke
     assert radix.histogram(score_N).to_json() == whole
     assert [histogram.to_json() for histogram in radix.stratum_histograms(score_N, code_N, 3)] == strata
     found = radix.solve({0: radix.top(300)}, lambda q: [{0: radix.answer(q[0], score_N)}])
-    kept_N = rules.keep_mask(score_N, None, [rules.threshold(found[0])])
+    kept_N = cuts.keep_mask(score_N, None, [cuts.threshold(found[0])])
     assert sorted(score_N[kept_N]) == sorted(score_N)[-300:]
 
 
@@ -134,10 +134,10 @@ def test_top_equals_a_full_sort(
         query = queries["x"]
         return [{"x": radix.answer(query, score_N[rows], ids_NW[rows] if query.needs_ids else None)} for rows in shards]
 
-    cut = rules.threshold(radix.solve({"x": search}, ask)["x"])
+    cut = cuts.threshold(radix.solve({"x": search}, ask)["x"])
     kept = set()
     for rows in shards:
-        kept.update(rows[rules.keep_mask(score_N[rows], ids_NW[rows] if cut.needs_ids else None, [cut])].tolist())
+        kept.update(rows[cuts.keep_mask(score_N[rows], ids_NW[rows] if cut.needs_ids else None, [cut])].tolist())
     assert kept == expected
     assert cut.score == (min if descending else max)(values[row] for row in expected)
 
@@ -163,7 +163,7 @@ def test_ids_are_only_read_where_the_threshold_score_is_cut() -> None:
         found = radix.solve(
             {0: radix.top(k)}, lambda q: [{0: radix.answer(q[0], score_N, ids_of([0, 1, 2, 3], False))}]
         )
-        return rules.threshold(found[0]).needs_ids
+        return cuts.threshold(found[0]).needs_ids
 
     assert [needed(k) for k in (1, 2, 3, 4)] == [False, True, False, False]
 

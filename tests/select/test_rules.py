@@ -12,17 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefsel.errors import UserError
-from prefsel.select import rules
+from prefsel.select import cuts, rules
+from prefsel.select.cuts import ShardScores, decide, keep, merge_histograms
 from prefsel.select.radix import histogram
-from prefsel.select.rules import ShardScores, budget, decide, keep, largest_remainder, merge_histograms, parse_rule
+from prefsel.select.rules import budget, largest_remainder, parse_rule
 
 
-def decide_over_shards(rule: dict, shards: list[ShardScores], max_candidates: int) -> rules.Cut:
+def decide_over_shards(rule: dict, shards: list[ShardScores], max_candidates: int) -> cuts.Cut:
     histograms = merge_histograms(shard.histograms() for shard in shards)
     return decide(
         parse_rule(rule),
         histograms,
-        lambda queries: [rules.reply(queries, shard) for shard in shards],
+        lambda queries: [cuts.reply(queries, shard) for shard in shards],
         max_candidates=max_candidates,
     )
 
@@ -73,6 +74,11 @@ def test_equal_remainders_go_to_the_earlier_stratum() -> None:
     assert largest_remainder([0, 0], 0) == [0, 0]
 
 
+TOP = {"kind": "top", "score": "s", "ratio": 0.3}
+BAND = {"kind": "band", "score": "s", "low": 10, "high": 90}
+FUSE = {"kind": "fuse", "scores": ["a", "b"], "how": "rank", "ratio": 0.3}
+
+
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
@@ -90,6 +96,54 @@ def test_equal_remainders_go_to_the_earlier_stratum() -> None:
         ({"kind": "band", "score": "s", "low": -1, "high": 10}, "low: got -1"),
         ({"kind": "quota", "score": "s", "ratio": 0.3, "by": "prompt"}, "by.0: got 'prompt'"),
         ({"kind": "quota", "score": "s", "ratio": 0.3, "by": []}, "by: got"),
+        (
+            {"kind": "quota", "score": "s", "ratio": 0.3, "by": "source", "length_bins": 3},
+            "length_bins: got 3, but by is",
+        ),
+        ({"kind": "above", "score": "s"}, "threshold: required, but missing"),
+        ({"kind": "above", "score": "s", "threshold": float("nan")}, "threshold: got nan"),
+        ({**FUSE, "how": "sum"}, "how: got 'sum'"),
+        ({**FUSE, "scores": ["a"]}, "scores: got ['a']"),
+        ({**FUSE, "scores": ["a", "a"]}, "scores must differ: got a, a"),
+        ({**FUSE, "weights": [1]}, "one weight per score: got 1 weights for 2 scores"),
+        ({**FUSE, "weights": [0, 0]}, "weights must not all be 0"),
+        ({**FUSE, "weight": [1, 2]}, "weight: unknown; did you mean 'weights'?"),
+        ({"kind": "intersect"}, "rules: required, but missing"),
+        ({"kind": "intersect", "rules": []}, "rules: got []"),
+        ({"kind": "intersect", "rules": "top"}, "rules: got 'top'"),
+        ({"kind": "intersect", "rules": [BAND, {**BAND, "low": -1}]}, "rule.rules[1].low: got -1"),
+        ({"kind": "intersect", "rules": [BAND, {**BAND, "low": 95}]}, "rule.rules[1]: low must be below high"),
+        ({"kind": "intersect", "rules": [{**BAND, "lo": 5}]}, "rule.rules[0].lo: unknown; did you mean 'low'?"),
+        ({"kind": "intersect", "rules": [BAND, "top"]}, "rule.rules[1].kind: got None; valid: top, band"),
+        ({"kind": "intersect", "rules": [BAND, {"kind": "tap"}]}, "rule.rules[1].kind: got 'tap'; valid: top, band"),
+        (
+            {"kind": "intersect", "rules": [BAND], "budget": {"ratoi": 1}},
+            "rule.budget.ratoi: unknown; did you mean 'ratio'",
+        ),
+        ({"kind": "intersect", "rules": [BAND], "budget": {}}, "rule.budget: exactly one of ratio and count"),
+        ({"kind": "intersect", "rules": [BAND], "budget": 0.3}, "budget: got 0.3"),
+        (
+            {"kind": "intersect", "rules": [BAND, TOP], "budget": {"ratio": 1}},
+            "rule.rules[1].kind: got 'top'; valid: band,",
+        ),
+        (
+            {"kind": "intersect", "rules": [{**BAND, "reverse": True}], "budget": {"ratio": 1}},
+            "rule.rules[0].reverse: a budget keeps the middle",
+        ),
+        ({"kind": "dedupe", "by": "prompt"}, "rule: required, but missing"),
+        ({"kind": "dedupe", "by": "aspect", "rule": TOP}, "by: got 'aspect'"),
+        (
+            {"kind": "dedupe", "by": "pair", "rule": TOP, "reverse": True},
+            "rule.reverse: a dedupe has none; reverse the rule",
+        ),
+        (
+            {"kind": "dedupe", "by": "pair", "rule": {"kind": "dedupe", "by": "prompt", "rule": TOP}},
+            "rule.rule.kind: got 'dedupe'; valid: top,",
+        ),
+        (
+            {"kind": "dedupe", "by": "pair", "rule": {"kind": "intersect", "rules": [TOP, {**TOP, "count": 3}]}},
+            "rule.rule.rules[1]: exactly one of ratio and count",
+        ),
     ],
 )
 def test_wrong_rules_are_refused_in_words(rule: dict, message: str) -> None:
@@ -101,6 +155,52 @@ def test_wrong_rules_are_refused_in_words(rule: dict, message: str) -> None:
 def test_count_above_the_corpus_names_both() -> None:
     with pytest.raises(UserError, match="count: got 5; valid: at most the 4 eligible pairs"):
         rules.rule_budget(parse_rule({"kind": "top", "score": "s", "count": 5}), 4)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({**FUSE, "ratio": None, "count": 5}, "rule fuse: count: got 5; valid: at most the 4 eligible pairs"),
+        (
+            {"kind": "intersect", "rules": [BAND], "budget": {"count": 5}},
+            "rule.budget.count: got 5; valid: at most the 4",
+        ),
+        (
+            {"kind": "dedupe", "by": "pair", "rule": {**TOP, "ratio": 0.2}},
+            "rule.rule: its budget of 4 eligible pairs is 0",
+        ),
+        (
+            {"kind": "intersect", "rules": [BAND, {**TOP, "ratio": 0.2}]},
+            "rule.rules[1]: its budget of 4 eligible pairs is 0",
+        ),
+        ({**TOP, "ratio": 0.2}, "rule top: its budget of 4 eligible pairs is 0; raise it"),
+    ],
+)
+def test_budgets_at_any_depth_are_held_against_the_corpus(rule: dict, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        rules.require_budgets(parse_rule(rule), 4)
+    assert message in str(error.value)
+    rules.require_budgets(parse_rule(rule), 1000)
+
+
+def test_every_score_a_rule_reads_is_named_once_and_in_order() -> None:
+    inner = {"kind": "intersect", "rules": [{**TOP, "score": "score_b"}, {**FUSE, "scores": ["score_a", "score_b"]}]}
+    assert rules.rule_scores({"kind": "dedupe", "by": "pair", "rule": inner}) == ["b", "a"]
+    for broken in ({}, {"score": 3, "scores": "x", "rules": 1, "rule": None}, {"rules": [None, []]}):
+        assert rules.rule_scores(broken) == []
+
+
+def test_controls_of_rules() -> None:
+    dedupe = {"kind": "dedupe", "by": "prompt", "rule": {**FUSE, "scores": ["score_a", "score_b"]}}
+    assert rules.reversed_rule(TOP) == {**TOP, "reverse": True}
+    assert rules.reversed_rule(dedupe) == {**dedupe, "rule": {**dedupe["rule"], "reverse": True}}
+    assert rules.reversed_rule(rules.reversed_rule(dedupe))["rule"]["reverse"] is False
+    assert rules.random_rule({**TOP, "score": "score_a"}, 3) == {"kind": "top", "score": "score_random-a", "count": 3}
+    drawn = {"kind": "random", "scores": ["score_a", "score_b"], "count": 3}
+    assert rules.random_rule(dedupe["rule"], 3) == drawn
+    assert rules.random_rule(dedupe, 3) == {**dedupe, "rule": drawn}
+    for rule in (dedupe, rules.reversed_rule(dedupe), rules.random_rule(dedupe, 3)):
+        parse_rule(rule)
 
 
 values = st.lists(st.one_of(st.sampled_from([0.0, -0.0, 0.5, 1e9]), st.floats(-1e12, 1e12)), min_size=1, max_size=50)
@@ -203,7 +303,7 @@ def test_manifest_shows_the_cut() -> None:
 
 
 def test_label_text_is_readable() -> None:
-    assert [rules.label_text(label) for label in [(), ("uf", None), ("hh",)]] == ["all", "uf/null", "hh"]
+    assert [cuts.label_text(label) for label in [(), ("uf", None), ("hh",)]] == ["all", "uf/null", "hh"]
 
 
 def test_histogram_of_one_stratum_is_the_plain_one() -> None:

@@ -1,0 +1,92 @@
+"""One pair per prompt, or per two completions, across shards: an exact, hash-partitioned pass.
+
+    partition (each shard)  ->  rows of partition p of every shard  ->  losers (each p)  ->  drops by shard and row
+
+Rows with equal keys share a partition whatever shards they came from, so the memory of one machine holds a partition.
+
+Shape suffixes: N rows of a shard, M rows of a partition, K words of a key, W = 2 big-endian words of a pair_id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from prefsel.select.duplicates import Drops
+from prefsel.select.radix import order_keys
+
+
+@dataclass(frozen=True)
+class KeyedRows:
+    """Rows whose key falls into one partition: 36 + 8 K bytes a row."""
+
+    key_MK: np.ndarray
+    """uint64; equal for the rows of which one is kept."""
+    place_M: np.ndarray
+    """uint64: the image of the score that sorts the best one first."""
+    id_MW: np.ndarray
+    """pair_ids, uint64."""
+    shard_M: np.ndarray
+    """int32: position of the shard in corpus order."""
+    row_M: np.ndarray
+    """int64: row in the shard."""
+
+    @classmethod
+    def merge(cls, many: Iterable[KeyedRows]) -> KeyedRows:
+        """The rows of one partition from several shards."""
+        parts = list(many)
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+
+def partition(
+    key_NK: np.ndarray,
+    score_N: np.ndarray,
+    ids_NW: np.ndarray,
+    row_N: np.ndarray,
+    *,
+    descending: bool,
+    shard_no: int,
+    num_partitions: int,
+) -> list[KeyedRows]:
+    """Some rows of one shard, by partition.
+
+    Args:
+        key_NK: uint64; the low bits of the last word spread rows over partitions.
+        score_N: float64, finite.
+        ids_NW: pair_ids as two big-endian words.
+        row_N: their numbers in the shard.
+        descending: whether the larger score is better.
+        shard_no: position of the shard in corpus order.
+        num_partitions: how many `losers` calls share the work.
+    """
+    place_N = order_keys(np.ascontiguousarray(score_N, np.float64))
+    rows = KeyedRows(
+        key_NK.astype(np.uint64),
+        ~place_N if descending else place_N,
+        ids_NW.astype(np.uint64),
+        np.full(len(row_N), shard_no, np.int32),
+        row_N.astype(np.int64),
+    )
+    partition_N = (rows.key_MK[:, -1] % np.uint64(num_partitions)).astype(np.int64)
+    order_N = np.argsort(partition_N, kind="stable")
+    ends = np.cumsum(np.bincount(partition_N, minlength=num_partitions))[:-1]
+    return [
+        KeyedRows(*(getattr(rows, field.name)[taken] for field in fields(KeyedRows)))
+        for taken in np.split(order_N, ends)
+    ]
+
+
+def losers(rows: KeyedRows) -> Drops:
+    """The rows of a partition that are not the first of their key under (score, pair_id ascending), in corpus order.
+
+    Rows that also share score and pair_id: the first in corpus order stays. Reason codes are 0.
+    """
+    order_M = np.lexsort((rows.row_M, rows.shard_M, rows.id_MW[:, 1], rows.id_MW[:, 0], rows.place_M, *rows.key_MK.T))
+    key_MK = rows.key_MK[order_M]
+    is_again_M = np.zeros(len(order_M), bool)
+    is_again_M[1:] = (key_MK[1:] == key_MK[:-1]).all(axis=1)
+    lost_M = order_M[is_again_M]
+    lost_M = lost_M[np.lexsort((rows.row_M[lost_M], rows.shard_M[lost_M]))]
+    return Drops(rows.shard_M[lost_M], rows.row_M[lost_M], np.zeros(len(lost_M), np.uint8))

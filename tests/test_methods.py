@@ -1,0 +1,270 @@
+"""Every method through the real machinery, and its numbers at the end against plain transformers and autograd."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prefsel.configfile import parse_config
+from prefsel.errors import UserError
+from prefsel.ingest.identity import fold_of
+from prefsel.lineage import Lineage
+from prefsel.models.chat import Encoder
+from prefsel.pipeline import Outcome, run
+from prefsel.progress import Progress
+from prefsel.select.export import export_rows
+from prefsel.workspace.ledger import Artifact
+from prefsel.workspace.storage import Storage
+from prefsel.workspace.verify import verify
+
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]
+
+WORDS = ["red", "green", "blue", "small", "large", "round", "old", "new"]
+ASPECTS = ["brief", "red"]
+SHAPE = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "steps": 8, "batch_tokens": 512, "max_length": 64}
+FAST = {"learning_rate": 3e-3, "dtype": "fp32", "global_batch_pairs": 8, "micro_batch_pairs": 8, "max_steps": 3}
+DPO = {**FAST, "model": "policy", "reference": "policy", "max_eval_pairs": 8}
+MODELS = {"policy": "theta", "reference": "policy"}
+
+
+def corpus(path: Path) -> str:
+    """60 prompts with three completions, rated for two aspects that often disagree."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(60):
+        texts = [" ".join(rng.choice(WORDS, size)) for size in (3, 5, 8)]
+        rated = [{"brief": 9 - len(text.split()), "red": 1 + text.count("red")} for text in texts]
+        completions = [
+            {"response": text, "annotations": {name: {"Rating": str(min(5, value))} for name, value in row.items()}}
+            for text, row in zip(texts, rated)
+        ]
+        rows.append({"source": "made", "instruction": f"describe thing {number}", "completions": completions})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def table(source: str) -> dict[str, Any]:
+    band = {"kind": "band", "low": 10, "high": 90}
+    return {
+        "name": "methods",
+        "sources": [{"name": "a", "paths": [source], "format": "ultrafeedback"}],
+        "ingest": {"rows_per_shard": 30},
+        "split": {"holdout": 0.1, "proxy": 0.15, "validation": 0.2},
+        "models": [
+            {"kind": "scratch_policy", "name": "policy", "tokenizer": {"kind": "bpe", "vocab_size": 300}, **SHAPE}
+        ],
+        "train": [
+            {"kind": "reward", "name": "rm", "model": "policy", "aspects": ASPECTS, **FAST},
+            {**DPO, "name": "theta", "selection": "all", "keep_optimizer_state": True},
+            {**DPO, "name": "theta_val", "selection": "validation", "model": "theta"},
+            {**DPO, "name": "cross", "selection": "all", "cross_fit": {"folds": 2, "seed": 1}},
+        ],
+        "tangents": [
+            {"name": "v", "model": "theta", "reference": "policy"},
+            {"name": "w", **{"model": "theta", "reference": "policy"}, "by": "aspect", "values": ASPECTS},
+        ],
+        "scorers": [
+            {"kind": "causal_logps", "model": "policy"},
+            {"kind": "causal_logps", "model": "theta"},
+            {"kind": "causal_logps", "model": "theta_val"},
+            {"kind": "causal_logps", "model": "cross"},
+            {"kind": "reward_model", "model": "rm"},
+            {"kind": "directional_logps", "tangent": "v"},
+            {"kind": "directional_logps", "tangent": "w"},
+            {"kind": "pair_gradients", "tangent": "v"},
+        ],
+        "metrics": [
+            {"name": "pd", "metric": "preference_divergence", "params": {"aspects": ASPECTS, "rho": "fit"}},
+            {"name": "if", "metric": "influence", "params": {**MODELS, "tangent": "v"}},
+            {"name": "if-red", "metric": "influence", "params": {**MODELS, "tangent": "w-red"}},
+            {"name": "ld", "metric": "lossdiff", "params": {**MODELS, "validation_policy": "theta_val"}},
+            {"name": "irm", "metric": "implicit_margin", "params": MODELS},
+            {"name": "less", "metric": "less", "params": {"tangent": "v"}},
+            {"name": "easy", "metric": "selective_dpo", "params": {"policies": ["cross"], "reference": "policy"}},
+            {"name": "dual", "metric": "dual_margin", "params": {"implicit": [MODELS], "upper": "quantile"}},
+        ],
+        "selections": [
+            {"name": "pd30", "rule": {"kind": "top", "score": "score_pd", "ratio": 0.3}},
+            {"name": "tif", "rule": {"kind": "band", "score": "score_if", "low": 20, "high": 80}},
+            {
+                "name": "both",
+                "rule": {
+                    "kind": "intersect",
+                    "rules": [{**band, "score": "score_ld"}, {**band, "score": "score_irm"}],
+                    "budget": {"ratio": 0.4},
+                },
+            },
+            {"name": "less10", "rule": {"kind": "top", "score": "score_less", "ratio": 0.1}, "controls": ["random"]},
+            {"name": "easy50", "rule": {"kind": "top", "score": "score_easy", "ratio": 0.5}},
+            {"name": "dual30", "rule": {"kind": "top", "score": "score_dual", "ratio": 0.3}},
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[Lineage, Outcome]:
+    home = tmp_path_factory.mktemp("methods")
+    config = parse_config(table(corpus(home / "corpus.jsonl")))
+    outcome = run(config, str(home / "w"), Progress())
+    return Lineage(config, Storage(str(home / "w"))), outcome
+
+
+def rows_of(lineage: Lineage, reason: str | None) -> list[dict[str, Any]]:
+    """The pairs of a part with their texts and every number, corpus order."""
+    reader, found = lineage.reader_of(lineage.scorers), []
+    for shard in lineage.catalog.shards:
+        pairs, flat = reader.pairs(shard), reader.flat(shard)
+        dropped = flat["dropped"]
+        mine = pc.is_null(dropped) if reason is None else pc.equal(dropped, reason).fill_null(False)
+        row_N = np.flatnonzero(mine.to_numpy())
+        found += export_rows(row_N, pairs, reader.groups(shard), flat, {}).to_pylist()
+    return found
+
+
+def scores_of(lineage: Lineage, metric: str) -> dict[str, float]:
+    """Score of every scored pair, by hex id."""
+    folder, found = lineage.scores_folder(metric), {}
+    for shard in lineage.catalog.shards:
+        scored = Artifact(lineage.storage, f"{folder}/{shard.source}").read(shard.shard, ["pair_id", "score"])
+        found.update({row["pair_id"].hex(): row["score"] for row in scored.to_pylist() if row["score"] is not None})
+    return found
+
+
+class Plain:
+    """A model of the run, as transformers loads it; one sequence at a time."""
+
+    def __init__(self, lineage: Lineage, path: str) -> None:
+        folder = lineage.storage.local(path)
+        self.model = AutoModelForCausalLM.from_pretrained(folder).double()
+        self.encoder = Encoder(AutoTokenizer.from_pretrained(folder))
+
+    def logp(self, prompt: Any, response: Any) -> torch.Tensor:
+        (group,) = self.encoder.encode_groups([(prompt, [response])])
+        ids = torch.tensor([group.prompt_tokens + group.completion_tokens[0]])
+        logps_TV = self.model(input_ids=ids).logits[0, len(group.prompt_tokens) - 1 : -1].log_softmax(-1)
+        return logps_TV.gather(1, torch.tensor(group.completion_tokens[0])[:, None]).sum()
+
+    def margin(self, row: dict[str, Any]) -> torch.Tensor:
+        return self.logp(row["prompt"], row["chosen"]) - self.logp(row["prompt"], row["rejected"])
+
+    def loss_gradient(self, row: dict[str, Any], reference: Plain) -> torch.Tensor:
+        """Gradient of the DPO loss of one pair, all weights in one vector."""
+        self.model.zero_grad()
+        with torch.no_grad():
+            offset = reference.margin(row)
+        torch.nn.functional.softplus(-0.1 * (self.margin(row) - offset)).backward()
+        return torch.cat([parameter.grad.flatten() for parameter in self.model.parameters()])
+
+
+@pytest.fixture(scope="module")
+def models(done: tuple[Lineage, Outcome]) -> tuple[Plain, Plain]:
+    lineage, _ = done
+    return Plain(lineage, lineage.model("theta").path), Plain(lineage, lineage.model("policy").path)
+
+
+def test_the_workspace_is_whole_and_a_second_run_does_nothing(done: tuple[Lineage, Outcome]) -> None:
+    lineage, outcome = done
+    assert verify(lineage.storage).is_clean
+    for report in outcome.reports:
+        assert report.rows_in == report.rows_out + sum(report.dropped.values())
+    assert not run(lineage.config, lineage.storage.uri, Progress()).is_new
+
+
+def test_influence_is_the_inner_product_of_explicit_gradients(
+    done: tuple[Lineage, Outcome], models: tuple[Plain, Plain]
+) -> None:
+    lineage, (theta, policy) = done[0], models
+    validation = rows_of(lineage, "validation")
+    strata = {"if": validation, "if-red": [row for row in validation if row["aspect"] == "red"]}
+    chosen = rows_of(lineage, None)[:6]
+    for metric, aimed_at in strata.items():
+        target = torch.stack([theta.loss_gradient(row, policy) for row in aimed_at]).mean(0)
+        explicit = np.array([float(theta.loss_gradient(row, policy) @ target) for row in chosen])
+        stored = np.array([scores_of(lineage, metric)[row["pair_id"]] for row in chosen])
+        largest = max(map(abs, scores_of(lineage, metric).values()))
+        assert np.abs(stored - explicit).max() <= 3e-5 * largest
+
+
+def test_less_is_the_cosine_of_the_adam_feature(done: tuple[Lineage, Outcome], models: tuple[Plain, Plain]) -> None:
+    from safetensors.torch import load_file
+
+    lineage, (theta, policy) = done[0], models
+    folder = lineage.storage.local(f"{lineage.model('theta').path}/optimizer")
+    moments = {name: load_file(folder / f"{name}.safetensors") for name in ("exp_avg", "exp_avg_sq")}
+    names = [name for name, _ in theta.model.named_parameters()]
+    m, v = (torch.cat([moments[kind][name].flatten() for name in names]).double() for kind in moments)
+    target = torch.stack([theta.loss_gradient(row, policy) for row in rows_of(lineage, "validation")]).mean(0)
+    for row in rows_of(lineage, None)[:4]:
+        g = theta.loss_gradient(row, policy)
+        feature = (0.9 * m + 0.1 * g) / (0.999 * v + 0.001 * g * g + 1e-8).sqrt()
+        expected = float(feature @ target / (feature.norm() * target.norm()))
+        assert scores_of(lineage, "less")[row["pair_id"]] == pytest.approx(expected, abs=1e-4)
+
+
+def test_lossdiff_is_the_difference_of_plain_losses(done: tuple[Lineage, Outcome], models: tuple[Plain, Plain]) -> None:
+    lineage, (theta, policy) = done[0], models
+    after = Plain(lineage, lineage.model("theta_val").path)
+    for row in rows_of(lineage, None)[:4]:
+        with torch.no_grad():
+            before, tuned = (
+                torch.nn.functional.softplus(-0.1 * (m.margin(row) - policy.margin(row))) for m in (theta, after)
+            )
+        assert scores_of(lineage, "ld")[row["pair_id"]] == pytest.approx(float(before - tuned), abs=2e-6)
+
+
+def test_reward_models_score_only_prompts_of_other_aspects(done: tuple[Lineage, Outcome]) -> None:
+    rows = rows_of(done[0], None)
+    assert {row["aspect"] for row in rows} == set(ASPECTS)
+    for row in rows:
+        for aspect in ASPECTS:
+            assert (row[f"rm_{aspect}_chosen"] is None) == (row["aspect"] == aspect)
+
+
+def test_cross_fitted_models_score_what_they_were_not_trained_on(done: tuple[Lineage, Outcome]) -> None:
+    lineage, _ = done
+    folds = [Plain(lineage, ref.path) for ref in lineage.model_members("cross").values()]
+    rows = rows_of(lineage, None)[:8]
+    found = fold_of([bytes.fromhex(row["prompt_id"]) for row in rows], folds=2, seed=1)
+    assert set(found) == {0, 1}
+    for row, fold in zip(rows, found):
+        with torch.no_grad():
+            own, other = (float(folds[k].logp(row["prompt"], row["chosen"])) for k in (fold, 1 - fold))
+        assert row["logps_cross_chosen"] == pytest.approx(own, rel=1e-5)
+        assert abs(own - other) > 1e-4
+
+
+def test_selections_keep_their_budgets(done: tuple[Lineage, Outcome]) -> None:
+    kept = {report.name: (report.rows_in, report.rows_out) for report in done[1].reports if report.stage == "select"}
+    for name, share in {"pd30": 0.3, "both": 0.4, "less10": 0.1, "easy50": 0.5, "dual30": 0.3}.items():
+        assert kept[name][1] == int(kept[name][0] * share + 1e-9)
+    assert kept["less10-random"][1] == kept["less10"][1]
+    assert 0.5 < kept["tif"][1] / kept["tif"][0] < 0.65
+
+
+def test_the_report_says_what_each_selection_cost(done: tuple[Lineage, Outcome]) -> None:
+    lineage, outcome = done
+    assert outcome.page is not None
+    page = json.loads(lineage.storage.read(outcome.page.replace("index.html", "report.json")))
+    cost = next(one for one in page["tables"] if one["title"] == "What each selection cost")
+    rows = {row[0]: dict(zip(cost["columns"], row)) for row in cost["rows"]}
+    assert set(rows) == {selection.name for selection in lineage.config.selections}
+    # θ and reference once each, and a derivative that costs three forwards.
+    assert rows["tif"]["scoring"] == pytest.approx(5.0, rel=0.02)
+    assert all(row["training"] > 0 for row in rows.values())
+
+
+def test_a_validation_source_that_shares_prompts_is_refused(tmp_path: Path, local_ray: None) -> None:
+    source = corpus(tmp_path / "corpus.jsonl")
+    shared = tmp_path / "validation.jsonl"
+    shared.write_text("".join(Path(source).read_text().splitlines(keepends=True)[:3]))
+    given = table(source)
+    given["sources"].append({"name": "v", "paths": [str(shared)], "format": "ultrafeedback", "role": "validation"})
+    with pytest.raises(UserError, match="3 prompt"):
+        run(parse_config(given), str(tmp_path / "w"), Progress())
