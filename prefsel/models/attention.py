@@ -7,7 +7,7 @@ Without `layout` the function is the ordinary scaled-dot-product attention, so a
 called, padded, or sampled from as usual.
 
 Shapes: T tokens of the row, M queries of a key head in a block, N keys of a block, H query heads, K key heads,
-G = H / K, D head size.
+G = H / K, D head size, E = 2D: a value and its derivative side by side.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ from tiny_models import bpe_tokenizer, naive_logps, tiny_causal
 
 from prefsel.errors import IntegrityError, PrefselError, UserError
 from prefsel.models.chat import Encoder
+from prefsel.models.loading import model_shape
 from prefsel.models.tangent import save_tangent
+from prefsel.models.tree import flops_min
 from prefsel.schema import PAIRS
 from prefsel.score import influence
 from prefsel.score.influence import DirectionalScorer, PairGradientScorer
@@ -201,9 +203,15 @@ def reference_of(count=4):
     return -30 + 5 * np.random.default_rng(0).normal(size=(count, 2))
 
 
-def naive_features(listed=PAIRS_OF):
+def group_of(encoder, g, chosen, rejected):
+    prompt, responses = TEXTS[g]
+    messages = [[{"role": "assistant", "content": responses[side]}] for side in (chosen, rejected)]
+    return encoder.encode_group([{"role": "user", "content": prompt}], messages)
+
+
+def naive_features(listed=PAIRS_OF, encoder=None):
     """Dots [N, 2] and norms [N] from flat fp64 vectors, one pair at a time, unpacked."""
-    model, encoder = tiny_causal().double(), Encoder(bpe_tokenizer())
+    model, encoder = tiny_causal().double(), encoder or Encoder(bpe_tokenizer())
     names = [name for name, _ in model.named_parameters()]
 
     def flat(tensors):
@@ -213,11 +221,11 @@ def naive_features(listed=PAIRS_OF):
     units = [flat(random_direction(model, seed)) for seed in (1, 2)]
     units = [unit / unit.norm() for unit in units]
     dots, norms = [], []
-    for (g, chosen, rejected), reference_2 in zip(listed, reference_of(len(listed))):
-        prompt, responses = TEXTS[g]
-        messages = [[{"role": "assistant", "content": responses[side]}] for side in (chosen, rejected)]
-        group = encoder.encode_group([{"role": "user", "content": prompt}], messages)
-        logps = [naive_logps(model, group.prompt_tokens, ids) for ids in group.completion_tokens]
+    for one, reference_2 in zip(listed, reference_of(len(listed))):
+        group = group_of(encoder, *one)
+        starts = group.prompt_starts or (0, 0)
+        prompts = [group.prompt_tokens[start:] for start in starts]
+        logps = [naive_logps(model, prompt, ids) for prompt, ids in zip(prompts, group.completion_tokens)]
         margin = BETA * (logps[0] - reference_2[0] - logps[1] + reference_2[1])
         gradient = torch.autograd.grad(-torch.nn.functional.logsigmoid(margin), list(model.parameters()))
         g_P = torch.cat([part.flatten() for part in gradient])
@@ -238,7 +246,23 @@ def test_pair_features_equal_those_of_flat_vectors(folder):
         assert shard.columns[f"gamma_norm_{name}"] == pytest.approx(norms_N.tolist(), rel=1e-5)
     assert (shard.dropped, shard.poisoned, shard.padded_because) == ({}, [], "")
     assert shard.counters["pairs"] == 4
-    assert shard.counters["flops_model"] >= shard.counters["flops_min"] > 0
+    encoder = Encoder(bpe_tokenizer())
+    groups_of = [group_of(encoder, *one) for one in PAIRS_OF]
+    assert shard.counters["flops_min"] == pytest.approx(3 * flops_min(groups_of, model_shape(tiny_causal())), rel=1e-12)
+    assert 1 <= shard.counters["flops_model"] / shard.counters["flops_min"] < 1.1
+
+
+def test_prompts_cut_on_the_left_are_cut_for_each_side_by_itself(folder):
+    groups = table()
+    encoder = Encoder(bpe_tokenizer(), max_length=28, truncation="left")
+    listed = [one for one in PAIRS_OF if len(set(group_of(encoder, *one).prompt_starts)) == 2]
+    assert listed
+    scorer = pair_gradients(folder, max_length=28, truncation="left")
+    wanted = np.ones(len(listed), dtype=bool)
+    shard = scorer.score_pairs(groups, pair_table(groups, listed), reference_of(len(listed)), wanted)
+    dots_N2, norms_N = naive_features(listed, encoder)
+    assert shard.columns["gamma_dot_t-wit"] == pytest.approx(dots_N2[:, 0].tolist(), rel=1e-4)
+    assert shard.columns["gamma_norm_t-wit"] == pytest.approx(norms_N.tolist(), rel=1e-6)
 
 
 def test_pairs_left_out_are_counted_by_reason(folder):
