@@ -142,8 +142,10 @@ def _check_scorer(config: Config, scorer: Scorer) -> None:
         tangents = {spec.name: spec for spec in config.tangents}
         if scorer.tangent not in tangents:
             raise invalid(f"{field}.tangent", scorer.tangent, tangents or "none: `tangents` is empty")
+        tangent = tangents[scorer.tangent]
+        if isinstance(scorer, DirectionalLogps) and scorer.method != "exact" and tangent.dtype != "fp32":
+            raise invalid(f"tangents.{tangent.name}.dtype", tangent.dtype, "fp32, for finite differences")
         if isinstance(scorer, PairGradients):
-            tangent = tangents[scorer.tangent]
             if tangent.preconditioner != "none":
                 raise invalid(
                     f"tangents.{tangent.name}.preconditioner", tangent.preconditioner, "none: LESS keeps v plain"

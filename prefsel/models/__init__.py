@@ -8,8 +8,8 @@ loading: models, tokenizers, identities
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefsel.models.directional import directional_logps
     from prefsel.models.logps import score_groups
-    from prefsel.models.tangent import directional_logps
 
 __all__ = ["directional_logps", "score_groups"]
 
@@ -21,7 +21,7 @@ def __getattr__(name: str) -> Any:
 
         return score_groups
     if name == "directional_logps":
-        from prefsel.models.tangent import directional_logps
+        from prefsel.models.directional import directional_logps
 
         return directional_logps
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

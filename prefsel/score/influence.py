@@ -27,18 +27,17 @@ from torch import Tensor, nn
 
 from prefsel.errors import IntegrityError, PrefselError, UserError, invalid
 from prefsel.models.chat import EncodedGroup, Encoder, Truncation
-from prefsel.models.loading import context_length, load_causal, load_tokenizer, model_shape
-from prefsel.models.logps import logps_route
-from prefsel.models.tangent import (
-    Directions,
-    PairFeatures,
+from prefsel.models.directional import (
     column,
     differences,
     directional_route,
     finite_difference_route,
     largest_error,
-    load_tangents,
 )
+from prefsel.models.loading import context_length, load_causal, load_tokenizer, model_shape
+from prefsel.models.logps import logps_route
+from prefsel.models.pair_features import PairFeatures
+from prefsel.models.tangent import Directions, load_tangents
 from prefsel.models.tree import flops_min
 from prefsel.score.scorers import WINDOW_GROUPS, Column, Counters, Engine, ScoredShard, default_device
 

@@ -163,8 +163,6 @@ def build_score(job: Job, storage: Storage) -> Score:
         from prefsel.score.influence import DirectionalScorer
 
         settings = job.loading(storage) | {"tangent_dir": str(fetch_folder(storage, job.tangent))}
-        if scorer.method == "finite_difference":
-            settings["dtype"] = "fp32"  # a difference of 16-bit numbers is noise
         settings |= {"token_budget": scorer.token_budget, "method": scorer.method, "step": scorer.step}
         directional = DirectionalScorer(**settings)
         return lambda shard, groups: directional.score(groups)
@@ -238,9 +236,11 @@ def scorer_job(lineage: Lineage, scorer: PooledScorer) -> Job:
     refs = lineage.model_members(name, aspect)
     training = lineage.trainings.get(name)
     cross_fit = training.cross_fit if training else None
+    # A derivative is taken in the precision of the gradient it is multiplied with, whatever the model scores in.
+    dtype = {"dtype": tangent.dtype} if tangent else {}
     job = Job(
         scorer,
-        tuple((member.fold, loading(lineage, name, ref)) for member, ref in refs.items()),
+        tuple((member.fold, loading(lineage, name, ref) | dtype) for member, ref in refs.items()),
         cross_fit=cross_fit,
         own_aspect=aspect if cross_fit is None else None,
         is_trained=training is not None and tangent is None,

@@ -69,6 +69,8 @@ def partition(
         np.full(len(row_N), shard_no, np.int32),
         row_N.astype(np.int64),
     )
+    if num_partitions == 1:
+        return [rows]
     partition_N = (rows.key_MK[:, -1] % np.uint64(num_partitions)).astype(np.int64)
     order_N = np.argsort(partition_N, kind="stable")
     ends = np.cumsum(np.bincount(partition_N, minlength=num_partitions))[:-1]
@@ -79,14 +81,27 @@ def partition(
 
 
 def losers(rows: KeyedRows) -> Drops:
-    """The rows of a partition that are not the first of their key under (score, pair_id ascending), in corpus order.
+    """The rows of a partition that are not the first of their key under (score, pair_id ascending), in the order given.
 
     Rows that also share score and pair_id: the first in corpus order stays. Reason codes are 0.
     """
-    order_M = np.lexsort((rows.row_M, rows.shard_M, rows.id_MW[:, 1], rows.id_MW[:, 0], rows.place_M, *rows.key_MK.T))
+    if not len(rows.row_M):
+        return Drops(rows.shard_M, rows.row_M, np.empty(0, np.uint8))
+    order_M = np.lexsort(rows.key_MK.T)
     key_MK = rows.key_MK[order_M]
-    is_again_M = np.zeros(len(order_M), bool)
-    is_again_M[1:] = (key_MK[1:] == key_MK[:-1]).all(axis=1)
-    lost_M = order_M[is_again_M]
-    lost_M = lost_M[np.lexsort((rows.row_M[lost_M], rows.shard_M[lost_M]))]
+    is_new_M = np.ones(len(order_M), bool)
+    is_new_M[1:] = (key_MK[1:] != key_MK[:-1]).any(axis=1)
+    start_G, group_M = np.flatnonzero(is_new_M), np.cumsum(is_new_M) - 1
+    place_M = rows.place_M[order_M]
+    # Only rows that tie with the best of their key are sorted by pair_id: 0.75 s for 2e6 rows of 40 % ties, where one
+    # sort of all rows by everything took 2.4 s.
+    is_best_M = place_M == np.minimum.reduceat(place_M, start_G)[group_M]
+    best_M, group_B = order_M[is_best_M], group_M[is_best_M]
+    order_B = np.lexsort(
+        (rows.row_M[best_M], rows.shard_M[best_M], rows.id_MW[best_M, 1], rows.id_MW[best_M, 0], group_B)
+    )
+    first_G = best_M[order_B][np.searchsorted(group_B[order_B], np.arange(len(start_G)))]
+    is_lost_M = np.ones(len(order_M), bool)
+    is_lost_M[first_G] = False
+    lost_M = np.flatnonzero(is_lost_M)
     return Drops(rows.shard_M[lost_M], rows.row_M[lost_M], np.zeros(len(lost_M), np.uint8))

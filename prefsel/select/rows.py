@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,8 @@ class Rows:
     """`prompt`, `pair` → uint64 [N, K], equal for what a dedupe keeps one of."""
     full: frozenset[str] = frozenset()
     """Columns known to have a score in every row."""
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What `select` found before: a search asks for the same rows several times."""
 
     @property
     def num_rows(self) -> int:
@@ -70,9 +73,17 @@ class Rows:
             length_edges: inner edges of the bins of `length_bin`.
             ids: also the pair_ids.
         """
+        asked = (column, tuple(population), tuple(by), length_edges, ids)
+        if asked not in self.memo:
+            self.memo[asked] = self._select(column, population, by, length_edges, ids)
+        return self.memo[asked]
+
+    def _select(
+        self, column: str, population: Sequence[str], by: Sequence[str], edges: tuple[float, ...] | None, ids: bool
+    ) -> tuple[ShardScores, np.ndarray | None]:
         row_M = self.having([column, *population])
         taken = slice(None) if row_M is None else row_M
-        codes, labels = self._strata(by, length_edges, row_M) if by else (None, [()])
+        codes, labels = self._strata(by, edges, row_M) if by else (None, [()])
         words = self.ids_NW[taken] if ids and self.ids_NW is not None else None
         return ShardScores(self.scores[column][taken], words, codes, labels), row_M
 

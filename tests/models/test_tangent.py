@@ -20,20 +20,22 @@ import torch
 from tiny_models import naive_logps, random_groups, tiny_causal
 
 from prefsel.errors import NonFiniteError, UserError
-from prefsel.models import directional_logps, score_groups, tangent
+from prefsel.models import directional, directional_logps, score_groups, tangent
 from prefsel.models.chat import EncodedGroup
-from prefsel.models.tangent import (
-    PairFeatures,
+from prefsel.models.directional import (
     column,
     differences,
     directional_route,
     finite_difference_logps,
     finite_difference_route,
-    fisher_diagonal,
     largest_error,
+)
+from prefsel.models.logps import packed_logps
+from prefsel.models.pair_features import PairFeatures, pair_features
+from prefsel.models.tangent import (
+    fisher_diagonal,
     load_tangents,
     norm,
-    pair_features,
     precondition,
     save_tangent,
     validation_gradient,
@@ -304,7 +306,7 @@ def test_forward_mode_keeps_nothing_for_a_backward_pass():
         (batch,) = route.rows(groups, 10_000)
         with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             if keeps_graph:
-                kept = tangent.packed_logps(model, batch)  # noqa: F841
+                kept = packed_logps(model, batch)  # noqa: F841
             else:
                 with route.context():
                     route.forward(batch)
@@ -373,7 +375,7 @@ def test_a_failing_forward_leaves_the_weights_as_they_were():
     for route in (directional_route(model, {"v": v}), finite_difference_route(model, {"v": v}, step=1e-3)[0]):
         with (
             mock.patch.object(model.lm_head, "forward", side_effect=IndexError),
-            mock.patch.object(tangent, "_head_parts", side_effect=IndexError),
+            mock.patch.object(directional, "_head_parts", side_effect=IndexError),
             pytest.raises(IndexError),
             route.context(),
         ):
@@ -417,7 +419,7 @@ def test_directional_logps_takes_strings_and_returns_columns(tokenizer):
 
     near = finite_difference_logps(model, tokenizer, GROUPS, v, step=1e-7, **options)
     assert near["dlogps"][0] == pytest.approx(got["dlogps"][0], rel=1e-4)
-    with mock.patch.object(tangent, "packed_logps", wraps=tangent.packed_logps) as forward:
+    with mock.patch.object(directional, "packed_logps", wraps=directional.packed_logps) as forward:
         given = finite_difference_logps(model, tokenizer, GROUPS, v, step=1e-7, logps=base["logps"], **options)
         with_logps = forward.call_count
         finite_difference_logps(model, tokenizer, GROUPS, v, step=1e-7, **options)
@@ -536,7 +538,7 @@ def test_less_golden_example(shared):
         exp_avg_sq=vectors["adam_v"],
         beta=BETA,
     )
-    with mock.patch.object(tangent, "_gradient", return_value=(0.7, vectors["gradient"])):
+    with mock.patch.object(per_pair, "pair_gradient", return_value=(0.7, vectors["gradient"])):
         (dot,), length = features(EncodedGroup([1], [[2], [3]], ["ok", "ok"], 0), np.zeros(2))
     assert length == pytest.approx(np.linalg.norm(expected["feature"]), abs=example["atol"])
     assert dot / length == pytest.approx(expected["cosine"], abs=example["atol"])
