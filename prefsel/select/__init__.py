@@ -1,8 +1,14 @@
 """scores -> selection: exact, and almost nothing is read.
 
-rules.py       what to keep: top, band, quota; thresholds from counts, rows kept where they lie
-radix.py       the search behind it: histograms of 16 bits, refined until the boundary is known
+eligible.py    which pairs may be selected at all
 duplicates.py  the same pair, or its opposite, in several places of the corpus
+rules.py       what to keep, as checked records, compound ones too
+compose.py     a compound rule as derived scores and leaves; fuse.py makes the scores, best.py one pair per prompt
+cuts.py        the cut of a leaf, from counts
+radix.py       the search behind it: histograms of 16 bits, refined until the boundary is known
+evaluate.py    a plan applied to shards: cuts, then masks
+derived.py     derived scores as artifacts
+parts.py       kept rows, selections and dataset files
 table.py       all of it over one Arrow table, in one process
 """
 

@@ -6,6 +6,7 @@ needs the same score shares its selection's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,16 @@ def thresholds(plan: Plan, cuts: Sequence[Cut], made: Sequence[DerivedScore]) ->
     names = [score_name(leaf.column, made) for leaf in plan.leaves]
     shown = [name if names.count(name) == 1 else f"{place + 1}: {name}" for place, name in enumerate(names)]
     return {f"{name} {key}": value for name, cut in zip(shown, cuts) for key, value in cut.to_json().items()}
+
+
+def marks(plan: Plan, cuts: Sequence[Cut]) -> list[float]:
+    """Values of the plan's own score where it is cut: one of a top, two of a band; none for the many of a quota."""
+    found: list[float] = []
+    for leaf, cut in zip(plan.leaves, cuts):
+        if leaf.column == plan.score:
+            ends = [one.score for one in cut.thresholds.values() if one is not None]
+            found += [edge for edge in cut.edges if math.isfinite(edge)] if cut.edges else ends if not leaf.by else []
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- tasks

@@ -275,15 +275,16 @@ def readable(title: str, error: ValidationError, valid: Iterable[str], *, path: 
 
 def rule_scores(rule: Mapping[str, Any]) -> list[str]:
     """The metrics whose scores a rule's table reads, each once, in order; the table need not be a valid rule."""
-    return list(dict.fromkeys(name.removeprefix("score_") for name in _columns(rule)))
+    return list(dict.fromkeys(name.removeprefix("score_") for name in rule_columns(rule)))
 
 
-def _columns(rule: Any) -> Iterator[str]:
+def rule_columns(rule: Any) -> Iterator[str]:
+    """The score columns a rule's table names, as often as it does; the table need not be a valid rule."""
     if isinstance(rule, Mapping):
         named = [rule.get("score"), *_list(rule.get("scores"))]
         yield from (name for name in named if isinstance(name, str))
         for inside in (*_list(rule.get("rules")), rule.get("rule")):
-            yield from _columns(inside)
+            yield from rule_columns(inside)
 
 
 def _list(value: Any) -> Sequence[Any]:

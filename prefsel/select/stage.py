@@ -28,6 +28,7 @@ from prefsel.select.derived import (
     count_statistics,
     derived_scores,
     facts,
+    marks,
     metric_of,
     score_name,
     score_reader,
@@ -250,6 +251,7 @@ def select_rule(lineage: Lineage, name: str, rule: Mapping[str, Any], progress: 
     seal_dataset(lineage.storage, dataset, name, "train", parts, about)
     details = about | {
         "dataset": dataset,
+        "marks": marks(plan, chosen.cuts),
         "all_histogram": total.to_json(),
         "kept_histogram": Histogram.merge(Histogram.from_json(part.info["histogram"]) for part in parts).to_json(),
         "length": {"unit": keeper.reader.length_unit, **summary.details["length"], "kept": kept_lengths(parts)},

@@ -21,6 +21,7 @@ from tiny_models import naive_logps, random_groups, tiny_causal
 
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.models import directional, directional_logps, score_groups, tangent
+from prefsel.models import pair_features as per_pair
 from prefsel.models.chat import EncodedGroup
 from prefsel.models.directional import (
     column,
