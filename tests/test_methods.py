@@ -58,7 +58,8 @@ def table(source: str) -> dict[str, Any]:
         "ingest": {"rows_per_shard": 30},
         "split": {"holdout": 0.1, "proxy": 0.15, "validation": 0.2},
         "models": [
-            {"kind": "scratch_policy", "name": "policy", "tokenizer": {"kind": "bpe", "vocab_size": 300}, **SHAPE}
+            {"kind": "scratch_policy", "name": "policy", "tokenizer": {"kind": "bpe", "vocab_size": 300}, **SHAPE},
+            {"kind": "scratch_reward", "name": "judge", "tokenizer": {"kind": "bpe", "vocab_size": 300}, **SHAPE},
         ],
         "train": [
             {"kind": "reward", "name": "rm", "model": "policy", "aspects": ASPECTS, **FAST},
@@ -79,6 +80,9 @@ def table(source: str) -> dict[str, Any]:
             {"kind": "directional_logps", "tangent": "v"},
             {"kind": "directional_logps", "tangent": "w"},
             {"kind": "pair_gradients", "tangent": "v"},
+            {"kind": "causal_logps", "model": "policy", "unconditional": True},
+            {"kind": "reward_model", "model": "judge"},
+            {"kind": "generated_reward", "model": "judge", "policy": "policy", "max_new_tokens": 16},
         ],
         "metrics": [
             {"name": "pd", "metric": "preference_divergence", "params": {"aspects": ASPECTS, "rho": "fit"}},
@@ -89,6 +93,9 @@ def table(source: str) -> dict[str, Any]:
             {"name": "less", "metric": "less", "params": {"tangent": "v"}},
             {"name": "easy", "metric": "selective_dpo", "params": {"policies": ["cross"], "reference": "policy"}},
             {"name": "dual", "metric": "dual_margin", "params": {"implicit": [MODELS], "upper": "quantile"}},
+            {"name": "ifd", "metric": "ifd_margin", "params": {"policy": "policy"}},
+            {"name": "filtered", "metric": "filtered_dpo", "params": {"rm": "judge"}},
+            {"name": "spread", "metric": "data_map", "params": {"rm": "judge", "axis": "variance"}},
         ],
         "selections": [
             {"name": "pd30", "rule": {"kind": "top", "score": "score_pd", "ratio": 0.3}},
@@ -104,6 +111,15 @@ def table(source: str) -> dict[str, Any]:
             {"name": "less10", "rule": {"kind": "top", "score": "score_less", "ratio": 0.1}, "controls": ["random"]},
             {"name": "easy50", "rule": {"kind": "top", "score": "score_easy", "ratio": 0.5}},
             {"name": "dual30", "rule": {"kind": "top", "score": "score_dual", "ratio": 0.3}},
+            {"name": "better", "rule": {"kind": "above", "score": "score_filtered", "threshold": 0.0}},
+            {
+                "name": "one-each",
+                "rule": {
+                    "kind": "dedupe",
+                    "by": "prompt",
+                    "rule": {"kind": "fuse", "scores": ["score_ifd", "score_spread"], "how": "rank", "ratio": 0.5},
+                },
+            },
         ],
     }
 
@@ -246,6 +262,28 @@ def test_selections_keep_their_budgets(done: tuple[Lineage, Outcome]) -> None:
         assert kept[name][1] == int(kept[name][0] * share + 1e-9)
     assert kept["less10-random"][1] == kept["less10"][1]
     assert 0.5 < kept["tif"][1] / kept["tif"][0] < 0.65
+
+
+def test_a_fusion_keeps_one_pair_of_each_prompt(done: tuple[Lineage, Outcome]) -> None:
+    lineage, outcome = done
+    report = next(one for one in outcome.reports if one.stage == "select" and one.name == "one-each")
+    folder, prompts = report.artifact, []
+    for source in lineage.storage.folders(folder):
+        artifact = Artifact(lineage.storage, f"{folder}/{source}")
+        prompts += [one for shard in artifact.entries() for one in artifact.read(shard)["prompt_id"].to_pylist()]
+    assert len(prompts) == len(set(prompts)) == report.rows_out
+    eligible = {row["prompt_id"] for row in rows_of(lineage, None)}
+    assert report.rows_out == len(eligible) // 2
+
+
+def test_filtered_dpo_keeps_what_beats_the_policys_own_response(done: tuple[Lineage, Outcome]) -> None:
+    lineage, outcome = done
+    rows = rows_of(lineage, None)
+    said = [row for row in rows if row["rm_judge_generated_chosen"] is not None]  # a response may be empty
+    beaten = {row["pair_id"]: row["rm_judge_chosen"] - row["rm_judge_generated_chosen"] for row in said}
+    report = next(one for one in outcome.reports if one.stage == "select" and one.name == "better")
+    assert report.rows_out == sum(value > 0 for value in beaten.values()) > 0
+    assert scores_of(lineage, "filtered") == {one: pytest.approx(value) for one, value in beaten.items()}
 
 
 def test_the_report_says_what_each_selection_cost(done: tuple[Lineage, Outcome]) -> None:

@@ -9,7 +9,7 @@ Shapes: N prompts, B rows of a batch still running, T prompt tokens, V vocabular
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,6 +34,7 @@ def sample(
     max_new_tokens: int = 256,
     seed: int = 0,
     keys: Sequence[int] | None = None,
+    encode: Callable[[list[list[Any]]], list[list[int]]] | None = None,
     batch_size: int = 256,
 ) -> list[str]:
     """One response per prompt, without special tokens and outer white space; empty when the turn ends at once.
@@ -47,6 +48,7 @@ def sample(
         max_new_tokens: A response that has not ended by then is cut.
         seed: Of all random numbers; ignored at temperature 0.
         keys: What each prompt's random numbers follow from, 64 bits; None: its position.
+        encode: Conversations → prompt tokens, generation prompt included; None: the tokenizer's chat template.
         batch_size: Responses sampled at a time.
 
     Raises:
@@ -61,14 +63,13 @@ def sample(
     if not prompts:
         return []
     conversations = [[{"role": "user", "content": one}] if isinstance(one, str) else list(one) for one in prompts]
-    texts = [tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in conversations]
-    tokens = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    tokens = encode(conversations) if encode else _chat_tokens(tokenizer, conversations)
     if not all(tokens):
         raise invalid(f"prompts[{tokens.index([])}]", "no token", "prompts with at least one token")
     # Prompts of similar length together: less padding, and a batch's rows start at the same place.
-    numbers = range(len(texts)) if keys is None else keys
-    order = sorted(range(len(texts)), key=lambda index: len(tokens[index]))
-    found: list[list[int]] = [[] for _ in texts]
+    numbers = range(len(tokens)) if keys is None else keys
+    order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
+    found: list[list[int]] = [[] for _ in tokens]
     with torch.inference_mode(), _evaluating(model):
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
@@ -77,6 +78,12 @@ def sample(
             for index, row in zip(batch, rows):
                 found[index] = row
     return [text.strip() for text in tokenizer.batch_decode(found, skip_special_tokens=True)]
+
+
+def _chat_tokens(tokenizer: Any, conversations: list[list[Any]]) -> list[list[int]]:
+    texts = [tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in conversations]
+    tokens: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return tokens
 
 
 def _run(

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from prefsel.errors import invalid
 from prefsel.generate.sample import sample
 from prefsel.ingest.identity import completion_id
+from prefsel.models.chat import Encoder
 from prefsel.models.loading import load_causal, load_tokenizer
-from prefsel.score.scorers import RewardModelScorer, ScoredShard
+from prefsel.score.scorers import RewardModelScorer, ScoredShard, default_device
 
 BATCH = 64
 """Responses sampled at a time."""
@@ -40,7 +41,7 @@ class GeneratedRewardScorer:
         Args:
             rewards: Scores the responses.
             head: Which of its outputs counts; None: its only one.
-            policy: Arguments of `load_causal`, and `path`.
+            policy: Arguments of `load_causal`, `path`, and `template`.
             temperature: Of the sampling; 0 takes the likeliest token.
             top_p: Nucleus.
             max_new_tokens: Longer responses are cut.
@@ -52,10 +53,14 @@ class GeneratedRewardScorer:
         self.rewards, self.column = rewards, f"rm_{head}" if head else rewards.columns[0]
         if self.column not in rewards.columns or (head is None and len(rewards.columns) > 1):
             raise invalid("generated_reward.head", head, [name.removeprefix("rm_") for name in rewards.columns])
-        path = policy.pop("path")
+        policy = dict(policy)
+        path, template = policy.pop("path"), policy.pop("template", "auto")
+        for unused in ("max_length", "truncation"):
+            policy.pop(unused, None)
         more = {key: policy[key] for key in ("revision", "trust_remote_code")}
         self.tokenizer = load_tokenizer(path, **more)
-        self.model = load_causal(path, **policy)
+        self.encoder = Encoder(self.tokenizer, template)
+        self.model = load_causal(path, **({"device": default_device(None)} | policy))
         self.sampling: dict[str, Any] = {
             "temperature": temperature,
             "top_p": top_p,
@@ -63,11 +68,15 @@ class GeneratedRewardScorer:
             "seed": seed,
         }
 
+    def _prompt_tokens(self, conversations: list[list[Any]]) -> list[list[int]]:
+        return [group.prompt_tokens for group in self.encoder.encode_groups([(one, []) for one in conversations])]
+
     def score(self, groups: pa.Table) -> ScoredShard:
         """One response per group, and its reward beside every completion of the group."""
         ids, prompts = groups["prompt_id"].to_pylist(), groups["prompt"].to_pylist()
         keys = [int.from_bytes(one[:8], "big") for one in ids]
-        responses = sample(self.model, self.tokenizer, prompts, keys=keys, batch_size=BATCH, **self.sampling)
+        options = {"keys": keys, "encode": self._prompt_tokens, "batch_size": BATCH, **self.sampling}
+        responses = sample(self.model, self.tokenizer, prompts, **options)
         answered = [row for row, response in enumerate(responses) if response]
         own = [
             [{"completion_id": completion_id(ids[row], said), "messages": said, "ratings": []}]
