@@ -413,7 +413,7 @@ def template_findings(subject: Subject, sample: Sample) -> list[Finding]:
     total = sum(map(len, statuses))
     unstable = next(filter(None, (_unstable(encoder, *sample.groups[g], c) for g, c in bad)), "")
     is_failure = bool(unstable) or 2 * len(bad) > total
-    told = f"{len(bad)} of {total} completions cannot be told from their prompt; {unstable}{encoder.tolerated}"
+    told = f"{len(bad)} of {total} completions cannot be told from their prompt{unstable}; {encoder.tolerated}"
     told += "" if is_failure else "; a run drops them as template_error"
     return [Finding("FAIL" if is_failure else "warn", "template", told, is_input=is_failure)]
 
@@ -431,7 +431,7 @@ def _unstable(encoder: Encoder, prompt: Messages, completions: Sequence[Messages
         return ""
     at = next((i for i, (a, b) in enumerate(zip(asked, whole)) if a != b), min(len(asked), len(whole)))
     shown = [text[max(0, at - 12) : at + 24] for text in (asked, whole)]
-    return f"not prefix-stable: it writes …{shown[0]!r}… to ask, but …{shown[1]!r}… once answered: "
+    return f", because it is not prefix-stable: it writes …{shown[0]!r}… to ask, but …{shown[1]!r}… once answered"
 
 
 def length_findings(subject: Subject, uncut: Sequence[EncodedGroup]) -> list[Finding]:
@@ -440,7 +440,7 @@ def length_findings(subject: Subject, uncut: Sequence[EncodedGroup]) -> list[Fin
     num_ok, num_long, limit = statuses.count("ok"), statuses.count("too_long"), subject.encoder.max_length
     if num_long and not num_ok:
         lengths = [len(whole.prompt_tokens) + len(tokens) for whole in uncut for tokens in whole.completion_tokens]
-        told = f"max_length: got {limit}, but the shortest completion has {min(lengths)} tokens with its prompt"
+        told = f"got {limit}, but the shortest completion has {min(lengths)} tokens with its prompt; raise it"
         return [Finding("FAIL", "max_length", told, is_input=True)]
     found = []
     if 2 * num_long > len(statuses):
@@ -680,9 +680,9 @@ def tolerance(dtype: torch.dtype, num_layers: int, num_tokens: int) -> float:
     fp32: 1e-5 (PERFORMANCE), some hundred roundings; fp64: 1e-7, because parts of models stay in fp32. bf16 and fp16:
     \(4u\sqrt{(2L+1)/n}\), u the unit roundoff: the residual stream is rounded after each of its 2L additions and the
     logits once more, independently, which moves a log-prob by about \(u\sqrt{2L+1}\) per nat and a sum of n of them by
-    √n times that; 4 standard deviations. Random models of five architectures with 2 and 16 layers were off by at most
-    0.34 of one at initial scale 0.1 and by 1.24 at 0.3 with two layers; 16 such layers amplify rounding without bound,
-    in every dtype.
+    √n times that; 4 standard deviations. Random models of five architectures with 2 and 16 layers had log-probs off
+    by at most 0.34 of one at initial scale 0.1 and by 1.24 at 0.3 with two layers (16 such layers amplify rounding
+    without bound, in every dtype); rewards by 0.7 to 2.3 in 27 of 30 models, by 5 to 7.5 in the others.
     """
     if dtype not in UNIT_ROUNDOFF:
         return 1e-7 if dtype == torch.float64 else 1e-5

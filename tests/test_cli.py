@@ -69,7 +69,7 @@ def refused(here: Path, capsys: pytest.CaptureFixture[str], table: dict[str, Any
             {"selections": [{"name": "s", "rule": {"kind": "top", "score": "score_margin"}}]},
             ["selections.s", "ratio and count"],
         ),
-        ({"scorers": [{"kind": "causal_logps", "model": "policy"}]}, ["policy", "`models` is empty"]),
+        ({"scorers": [{"kind": "causal_logps", "model": "policy"}]}, ["scorers.policy.model", "no policy in `models` or `train`"]),
         ({"models": [MODEL]}, ["./model", "no such directory"]),
         ({"train": [TRAIN]}, ["train.dpo.model", "policy"]),
     ],
@@ -97,7 +97,7 @@ def test_training_that_cannot_work(here: Path, capsys: pytest.CaptureFixture[str
     assert "causal_logps" in message
     scored = made | {"scorers": [*BASE["scorers"], {"kind": "causal_logps", "model": "policy"}]}
     message = refused(here, capsys, BASE | scored | {"train": [TRAIN | {"selection": "other"}]})
-    assert "train.dpo.selection: got 'other'; valid: top" in message
+    assert "train.dpo.selection: got 'other'; valid: all, validation, top" in message
     message = refused(here, capsys, BASE | scored | {"train": [TRAIN | {"deepspeed": {"bf16": {"enabled": True}}}]})
     assert "deepspeed.bf16" in message
 
@@ -205,3 +205,79 @@ def test_ready_configurations_are_valid(path: Path) -> None:
     config = load_config(path)
     for selection in config.selections:
         parse_rule(selection.rule)
+
+
+WARMED = {
+    "models": [{"kind": "scratch_policy", "name": "policy"}],
+    "scorers": [{"kind": "imported", "name": "given"}, {"kind": "causal_logps", "model": "policy"}],
+    "train": [{**TRAIN, "name": "theta", "selection": "all"}],
+}
+V = {"name": "v", "model": "theta", "reference": "policy"}
+RM = {"kind": "reward", "name": "rm", "model": "policy", "learning_rate": 1e-3}
+PD = {"name": "pd", "metric": "preference_divergence", "params": {"aspects": ["a", "b"], "source": "ratings"}}
+RATED = [*WARMED["scorers"], {"kind": "imported", "name": "rated", "field": ["a", "b"], "as": "ratings"}]
+INFLUENCE = {"policy": "theta", "reference": "policy", "tangent": "v"}
+WITH_DLOGPS = [
+    *WARMED["scorers"],
+    {"kind": "causal_logps", "model": "theta"},
+    {"kind": "directional_logps", "tangent": "v"},
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"tangents": [V], "split": {"proxy": 0.2}}, ["tangents.v", "split.validation"]),
+        ({"tangents": [{**V, "model": "phi"}]}, ["tangents.v.model", "phi", "theta"]),
+        ({"tangents": [{**V, "reference": "theta"}]}, ["tangents.v.reference", "theta", "policy"]),
+        ({"tangents": [{**V, "preconditioner": "adam"}]}, ["tangents.v.model", "keep_optimizer_state"]),
+        ({"tangents": [{**V, "by": "aspect"}]}, ["tangents.0", "by and values go together"]),
+        ({"scorers": [*WARMED["scorers"], {"kind": "directional_logps", "tangent": "v"}]}, ["tangent", "empty"]),
+        (
+            {"tangents": [V], "scorers": [*WARMED["scorers"], {"kind": "pair_gradients", "tangent": "v"}]},
+            ["tangents.v.model", "keep_optimizer_state"],
+        ),
+        (
+            {
+                "tangents": [V],
+                "scorers": WITH_DLOGPS,
+                "metrics": [{"name": "if", "metric": "influence", "params": {**INFLUENCE, "beta": 0.2}}],
+            },
+            ["metrics.if.params.beta", "0.2", "0.1", "any_beta"],
+        ),
+        (
+            {"metrics": [{"name": "if", "metric": "influence", "params": INFLUENCE}]},
+            ["metrics.if", "logps_theta", "causal_logps"],
+        ),
+        (
+            {"train": [RM], "scorers": [*WARMED["scorers"], {"kind": "reward_model", "model": "rm"}]},
+            ["scorers.rm", "trained on", "cross_fit"],
+        ),
+        ({"train": [{**TRAIN, "selection": "validation"}], "split": {"proxy": 0.2}}, ["train.dpo", "split.validation"]),
+        ({"train": [{**TRAIN, "selection": "all", "loss": "simpo", "simpo_gamma": 1.0}]}, ["reference", "simpo"]),
+        ({"train": [{**TRAIN, "selection": "all", "order": "score"}]}, ["train.dpo.order", "score"]),
+        (
+            {"train": [{**TRAIN, "selection": "all", "loss": "dfpo", "num_aspects": 2, "divergence": "margin"}]},
+            ["train.dpo.divergence", "margin", "preference_divergence"],
+        ),
+        (
+            {
+                "scorers": RATED,
+                "metrics": [PD],
+                "train": [{**TRAIN, "selection": "all", "loss": "dfpo", "num_aspects": 3, "divergence": "pd"}],
+            },
+            ["train.dpo.num_aspects", "3", "2"],
+        ),
+        ({"selections": [{"name": "all", "rule": {}}]}, ["selections.name", "part of the corpus"]),
+        (
+            {"metrics": [{**PD, "params": {"aspects": ["a"], "source": "ratings"}}], "scorers": RATED},
+            ["aspects", "2"],
+        ),
+    ],
+)
+def test_mistakes_with_methods(
+    here: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], parts: list[str]
+) -> None:
+    message = refused(here, capsys, BASE | {"split": {"proxy": 0.2, "validation": 0.2}} | WARMED | change)
+    for part in parts:
+        assert part in message

@@ -399,7 +399,7 @@ def test_limits_that_leave_nothing_or_little():
     shortest, *_, longest = sorted(len(g.prompt_tokens) + len(ids) for g in groups for ids in g.completion_tokens)
     found = checked(tiny_causal(), max_length=shortest - 1)
     assert [(f.cause, f.is_input) for f in found.failures] == [("max_length", True)]
-    assert message(found, "max_length").startswith(f"max_length: got {shortest - 1}, but the shortest")
+    assert message(found, "max_length").startswith(f"got {shortest - 1}, but the shortest")
     assert f"has {shortest} tokens" in message(found, "max_length")
     found = checked(tiny_causal(), max_length=shortest + 2)
     assert causes(found, "warn") == ["max_length"]

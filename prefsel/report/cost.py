@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prefsel.config import Selection
 from prefsel.graph import Node, ordered
 from prefsel.lineage import Lineage
 from prefsel.naming import scorer_label
+from prefsel.select.rules import rule_scores
 from prefsel.workspace.manifest import StageReport
 
 TRAINED = ("train", "reward")
@@ -26,8 +28,7 @@ def cost_table(lineage: Lineage, reports: Sequence[StageReport]) -> dict[str, An
         return None
     rows = []
     for selection in lineage.config.selections:
-        nodes = ordered(lineage, [Node("select", selection.name)])
-        found = [report for node in nodes for report in by_node.get(node, [])]
+        found = [report for node in read_by(lineage, selection) for report in by_node.get(node, [])]
         scoring = sum(flops(report) for report in found if report.stage == "score")
         training = sum(flops(report) for report in found if report.stage in (*TRAINED, "tangent"))
         seconds = sum(spent(report) for report in found)
@@ -42,6 +43,13 @@ def cost_table(lineage: Lineage, reports: Sequence[StageReport]) -> dict[str, An
         "columns": ["selection", "scoring", "training", "together", "model seconds"],
         "rows": rows,
     }
+
+
+def read_by(lineage: Lineage, selection: Selection) -> list[Node]:
+    """The columns that the metrics of a selection's rule read, and all that those need; not what its dataset shows."""
+    names = [column for metric in rule_scores(selection.rule) for column in lineage.metric_columns(metric)]
+    scorers = lineage.scorers_for(names, field=f"selections.{selection.name}")
+    return ordered(lineage, [Node("columns", scorer_label(scorer)) for scorer in scorers])
 
 
 def reports_of(reports: Sequence[StageReport]) -> dict[Node, list[StageReport]]:

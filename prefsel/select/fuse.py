@@ -35,7 +35,8 @@ def statistics(step: Derived, rows: Rows) -> Partial:
     row_M = rows.having(step.population)
     taken = slice(None) if row_M is None else row_M
     measure = Moments.of if step.how == "zscore" else histogram
-    return {column: measure(rows.scores[column][taken]) for column in step.scores}
+    with np.errstate(over="ignore", invalid="ignore"):  # an error in `derive`, with names
+        return {column: measure(rows.scores[column][taken]) for column in step.scores}
 
 
 def fit(step: Derived, parts: Sequence[Partial]) -> Fitted:

@@ -238,12 +238,14 @@ def select_rule(lineage: Lineage, name: str, rule: Mapping[str, Any], progress: 
     total = Histogram.from_json(summary.details["histogram"])
     keeper = Keeper(lineage.reader_of(lineage.exported(name)), dataset, chosen, total, folder)
     parts = write_parts(lineage, keeper, [count.kept for count in counts], progress, f"select {name}")
-    about = {
+    about: dict[str, Any] = {
         "rule": dict(rule),
         "metric": score_name(plan.score, made),
         "thresholds": thresholds(plan, chosen.cuts, made),
         "selection": folder,
     }
+    if bins := [list(cut.length_edges) for cut in chosen.cuts if cut.length_edges is not None]:
+        about["length_edges"] = bins
     middle = [one for one in made if one.step.how == "middle"]
     if middle:
         fitted = [item for one in middle for item in fit_score(lineage, one, reader).items()]

@@ -28,10 +28,11 @@ VALUES = (0.5, 0.5, 0.5, -0.0, 0.0, 1.0, 1.0625, 3.0, -2.0, 100.25, 7.5)
 
 def rows_of(data: st.DataObject, num_rows: int) -> list[Row]:
     """Rows with nulls, few prompts and completions, lengths that tie or are unknown."""
-    ids = data.draw(st.permutations(range(num_rows)))
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    has_nulls = data.draw(st.booleans())
+    seed, has_nulls = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.booleans())
+    return random_rows(np.random.default_rng(seed), data.draw(st.permutations(range(num_rows))), has_nulls)
 
+
+def random_rows(rng: np.random.Generator, ids: list[int], has_nulls: bool) -> list[Row]:
     def score() -> float | None:
         if has_nulls and rng.random() < 0.15:
             return None
@@ -173,6 +174,70 @@ def test_every_rule_and_nesting_equals_the_naive_one(
         return
     assert select_table(table, rule, max_candidates=candidates).tolist() == expected
     assert kept_over_shards(rule, table, 4, num_rows, candidates) == expected
+
+
+TRICKY: dict[str, dict[str, Any]] = {
+    "one score, two sets of bins": {
+        "kind": "intersect",
+        "rules": [
+            {"kind": "quota", "score": "a", "by": "length_bin", "length_bins": bins, "ratio": 0.7} for bins in (2, 5)
+        ],
+    },
+    "one score, two populations": {
+        "kind": "intersect",
+        "rules": [
+            {"kind": "top", "score": "a", "ratio": 0.8},
+            {
+                "kind": "dedupe",
+                "by": "pair",
+                "rule": {
+                    "kind": "intersect",
+                    "rules": [
+                        {"kind": "top", "score": "b", "ratio": 0.9},
+                        {"kind": "band", "score": "a", "low": 5, "high": 95},
+                    ],
+                },
+            },
+        ],
+    },
+    "the rest of a dedupe inside": {
+        "kind": "intersect",
+        "reverse": True,
+        "rules": [
+            {"kind": "dedupe", "by": "prompt", "rule": {"kind": "top", "score": "a", "ratio": 0.5}},
+            {"kind": "above", "score": "b", "threshold": 0.0},
+        ],
+    },
+    "a dedupe after a dedupe": {
+        "kind": "dedupe",
+        "by": "pair",
+        "rule": {
+            "kind": "intersect",
+            "reverse": True,
+            "rules": [
+                {"kind": "top", "score": "a", "ratio": 0.3},
+                {
+                    "kind": "dedupe",
+                    "by": "prompt",
+                    "rule": {"kind": "top", "score": "b", "ratio": 0.6, "reverse": True},
+                },
+            ],
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("name", TRICKY)
+def test_nestings_that_read_one_score_twice(name: str) -> None:
+    kept = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        rows = random_rows(rng, rng.permutation(40).tolist(), seed % 2 == 0)
+        expected = naive_select(TRICKY[name], rows)
+        assert select_table(table_of(rows), TRICKY[name]).tolist() == expected
+        assert kept_over_shards(TRICKY[name], table_of(rows), 3, seed, 2) == expected
+        kept += len(expected)
+    assert 0 < kept < 12 * 40
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

@@ -220,6 +220,13 @@ def test_reports_of_derived_scores_look_like_those_of_metrics(done: Any) -> None
     assert fuse.details["fitted"]["score_a"]["std"] == pytest.approx(np.std(both))
 
 
+def test_edges_of_length_bins_are_reported(done: Any) -> None:
+    _, _, _, reports, rows = done
+    report = next(report for report in reports if report.stage == "select" and report.name == "bins")
+    gaps = [abs(chosen - rejected) for chosen, rejected in (row["lengths"] for row in rows)]
+    assert report.details["length_edges"] == [pytest.approx(np.quantile(gaps, [1 / 3, 2 / 3]))]
+
+
 def test_the_percentiles_that_a_budget_reached_are_reported(done: Any) -> None:
     _, _, lineage, reports, _ = done
     report = next(report for report in reports if report.stage == "select" and report.name == "middle")
