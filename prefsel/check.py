@@ -30,7 +30,7 @@ from prefsel.ingest.readers import list_files
 from prefsel.lineage import Lineage
 from prefsel.metrics import METRICS
 from prefsel.naming import scorer_label, selection_names
-from prefsel.select.rules import RULES, parse_rule, rule_budget, rule_scores
+from prefsel.select.rules import RULES, parse_rule, require_budgets, rule_columns
 from prefsel.train.deepspeed_config import refuse_owned
 from prefsel.workspace.storage import Storage
 
@@ -73,14 +73,10 @@ def check_budgets(config: Config, eligible: int) -> None:
         UserError: names both numbers.
     """
     for selection in config.selections:
-        rule = parse_rule(selection.rule)
-        if hasattr(rule, "count"):
-            try:
-                budget = rule_budget(rule, eligible)  # type: ignore[arg-type]
-                if not budget:
-                    raise UserError(f"rule {rule.kind}: its budget of {eligible:,} eligible pairs is 0; raise it")
-            except UserError as error:
-                raise UserError(f"selections.{selection.name}: {error}") from None
+        try:
+            require_budgets(parse_rule(selection.rule), eligible)
+        except UserError as error:
+            raise UserError(f"selections.{selection.name}: {error}") from None
 
 
 def full_schema() -> dict[str, Any]:
@@ -197,8 +193,10 @@ def _check_selections(config: Config, lineage: Lineage) -> None:
     for selection in config.selections:
         try:
             parse_rule(selection.rule)
-            for metric in rule_scores(selection.rule):
-                lineage.metric_columns(metric)
+            for column in rule_columns(selection.rule):
+                if not column.startswith("score_"):
+                    raise invalid("rule.score", column, [f"score_{name}" for name in lineage.metrics])
+                lineage.metric_columns(column.removeprefix("score_"))
         except UserError as error:
             raise UserError(f"selections.{selection.name}: {error}") from None
 

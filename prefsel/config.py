@@ -205,8 +205,10 @@ class RewardModel(ModelScorer):
 
 
 class GeneratedReward(ModelScorer):
-    """`rm_<model>_generated`, or `rm_<head>_generated`: the reward of one response that a policy gives to the prompt, the
-    same for all of its completions; null where the response is empty or too long."""
+    """`rm_<model>_generated`, or `rm_<head>_generated`: the reward of one response that a policy gives to the prompt.
+
+    The number is the same for all of the prompt's completions; null where the response is empty or too long.
+    """
 
     kind: Literal["generated_reward"]
     head: Name | None = None
@@ -229,7 +231,7 @@ class DirectionalLogps(PooledScorer):
     tangent: Name
     method: Literal["exact", "finite_difference"] = "exact"
     """`exact`: forward mode, about three forwards per stratum. `finite_difference`: one forward per stratum and one
-    more, in fp32; its error against the exact derivative is measured on the first groups of every shard and reported."""
+    more, in fp32; its error against the exact derivative is measured on the first groups of every shard."""
     step: float = Field(3e-5, gt=0)
     """Of the finite difference: length of the step, relative to the norm of the weights."""
 
@@ -273,7 +275,7 @@ class Tangent(Record):
     reference: str
     """The model whose stored log-probs are the reference."""
     beta: float = Field(0.1, gt=0)
-    """Of the validation loss. The influence of a pair is exact for this beta; another one is refused unless asked for."""
+    """Of the validation loss. The influence of a pair is exact for this beta; a metric that has another is refused."""
     preconditioner: Literal["none", "adam", "fisher"] = "none"
     """Divide by `sqrt(second moment) + damping`: that of the warm-up's Adam (which must be a training with
     `keep_optimizer_state`), or the mean squared validation gradient over pairs (empirical Fisher)."""
@@ -344,7 +346,7 @@ class Lora(Record):
 
 
 class Optimization(Record):
-    """What decides a trajectory of AdamW. Batches are counted in pairs, memory in tokens; no number of workers enters."""
+    """What decides a trajectory of AdamW. Batches count pairs, memory counts tokens; no number of workers enters."""
 
     learning_rate: float = Field(gt=0)
     """Peak learning rate of AdamW."""
@@ -540,7 +542,7 @@ class TrainReward(RewardOptions, Placement):
     model: str
     """Where the weights start: an entry of `models`, causal or classifier."""
     aspects: list[Name] = []
-    """One model for each, trained on the pairs labelled with it, scoring the prompts of other aspects as `rm_<aspect>`."""
+    """One model for each, trained on the pairs labelled with it; it scores the others' prompts as `rm_<aspect>`."""
     cross_fit: CrossFit | None = None
     """One model per aspect and fold, so that every prompt can be scored. Needed without `aspects`, and where one prompt
     is labelled with several aspects."""

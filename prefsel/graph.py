@@ -12,8 +12,9 @@ from typing import Literal, get_args
 
 from prefsel.config import PARTS, DirectionalLogps, GeneratedReward, PairGradients, Train
 from prefsel.errors import UserError, invalid
-from prefsel.lineage import Lineage, rule_scores
+from prefsel.lineage import Lineage
 from prefsel.naming import scorer_label, scorer_models, selection_names
+from prefsel.select.rules import rule_scores
 
 Kind = Literal["scratch", "columns", "tangent", "metric", "select", "train", "holdout"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -33,8 +33,7 @@ from prefsel.errors import UserError, invalid
 from prefsel.metrics.reader import PairReader
 from prefsel.metrics.table import find_metric
 from prefsel.naming import Member, expanded, members, own_columns, scorer_label, scorer_models, selection_names, stem
-from prefsel.select.rules import LEAVES, random_rule, reversed_rule
-from prefsel.select.rules import rule_scores as rule_scores
+from prefsel.select.rules import LEAVES, random_rule, reversed_rule, rule_scores
 from prefsel.workspace.catalog import Catalog, read_catalog
 from prefsel.workspace.folders import folder_content
 from prefsel.workspace.manifest import load_summary
@@ -155,9 +154,7 @@ class Lineage:
         """
         refs = self.model_members(name)
         if len(refs) > 1:
-            raise UserError(
-                f"model: {name!r} is {len(refs)} models, per fold or aspect; only a scorer can use them"
-            )
+            raise UserError(f"model: {name!r} is {len(refs)} models, per fold or aspect; only a scorer can use them")
         return next(iter(refs.values()))
 
     def model_members(self, name: str, aspect: str | None = None) -> dict[Member, ModelRef]:
@@ -178,7 +175,7 @@ class Lineage:
         return {Member(name): self._made(name, self.scratch_path(name), settings)}
 
     def scoring_settings(self, name: str) -> dict[str, Any]:
-        """dtype, max_length, truncation and template, which change a model's numbers; of a trained one those of its base."""
+        """dtype, max_length, truncation and template, which change numbers; of a trained model those of its base."""
         while name in self.trainings:
             name = self.trainings[name].model
         spec = self.model_spec(name)

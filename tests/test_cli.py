@@ -69,7 +69,10 @@ def refused(here: Path, capsys: pytest.CaptureFixture[str], table: dict[str, Any
             {"selections": [{"name": "s", "rule": {"kind": "top", "score": "score_margin"}}]},
             ["selections.s", "ratio and count"],
         ),
-        ({"scorers": [{"kind": "causal_logps", "model": "policy"}]}, ["scorers.policy.model", "no policy in `models` or `train`"]),
+        (
+            {"scorers": [{"kind": "causal_logps", "model": "policy"}]},
+            ["scorers.policy.model", "no policy in `models` or `train`"],
+        ),
         ({"models": [MODEL]}, ["./model", "no such directory"]),
         ({"train": [TRAIN]}, ["train.dpo.model", "policy"]),
     ],
@@ -271,7 +274,7 @@ WITH_DLOGPS = [
         ({"selections": [{"name": "all", "rule": {}}]}, ["selections.name", "part of the corpus"]),
         (
             {"metrics": [{**PD, "params": {"aspects": ["a"], "source": "ratings"}}], "scorers": RATED},
-            ["aspects", "2"],
+            ["aspects", "at least two"],
         ),
     ],
 )

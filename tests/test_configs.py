@@ -14,7 +14,9 @@ from prefsel.workspace.storage import Storage
 from prefsel.world.demo import DemoInputs, make_inputs
 
 CONFIGS = Path(__file__).parents[1] / "jobs/configs"
-ON_DEMO = sorted(f for folder in ("methods", "baselines") for f in (CONFIGS / folder).glob("*.yaml") if f.stem != "base")
+ON_DEMO = sorted(
+    f for folder in ("methods", "baselines") for f in (CONFIGS / folder).glob("*.yaml") if f.stem != "base"
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,9 @@ def test_it_fits_the_inputs_of_the_demo(file: Path, inputs: DemoInputs, tmp_path
 
 
 def test_a_base_is_laid_under(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text("name: a\nsplit: {holdout: 0.1, proxy: 0.2}\nsources: [{name: x, paths: [p]}]\n")
+    (tmp_path / "base.yaml").write_text(
+        "name: a\nsplit: {holdout: 0.1, proxy: 0.2}\nsources: [{name: x, paths: [p]}]\n"
+    )
     (tmp_path / "over.yaml").write_text("base: base.yaml\nname: b\nsplit: {proxy: 0.3}\n")
     table = read_table(tmp_path / "over.yaml")
     assert table == {

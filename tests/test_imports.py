@@ -17,7 +17,8 @@ LEVELS = ["errors", "workspace", "pure", "models", "loop", "stage", "pipeline", 
 GROUND = {"errors", "schema", "progress", "config", "configfile", "__init__"}
 ENGINE = {
     *("score/scorers.py", "score/assigned.py", "score/generated.py", "score/influence.py", "score/validation.py"),
-    *("generate/sample.py", "world/demo.py", "selftest.py"),
+    *("generate/sample.py", "world/demo.py"),
+    *("selftest/subject.py", "selftest/findings.py", "selftest/ways.py", "selftest/diagnosis.py", "selftest/check.py"),
 }
 PURE_TRAINING = {
     *("train/losses.py", "train/deepspeed_config.py"),

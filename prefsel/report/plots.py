@@ -127,7 +127,12 @@ def density(
 
 
 def cuts(selection: Mapping[str, Any]) -> list[float]:
-    """Scores where a cut lies: one of a top, two of a band; none for the many of a quota."""
+    """Scores where a cut lies: one of a top, two of a band; none for the many of a quota.
+
+    `marks`, where given, are those of the score that is plotted: an intersection has thresholds of others too.
+    """
+    if selection.get("marks") is not None:
+        return list(selection["marks"])
     found = list((selection.get("thresholds") or {}).values())
     edges = [value for value in found if is_number(value)]
     scores = [cut["score"] for cut in found if isinstance(cut, Mapping) and is_number(cut.get("score"))]

@@ -86,7 +86,10 @@ def collect(lineage: Lineage, reports: Sequence[StageReport], header: dict[str, 
     }
 
 
-BULKY = ("all_histogram", "kept_histogram", "histogram", "history", "rule", "length", "strata", "thresholds")
+BULKY = {
+    *("marks", "percentiles", "length_edges", "all_histogram", "kept_histogram", "histogram", "history"),
+    *("rule", "length", "strata", "thresholds"),
+}
 
 
 def without_bulk(report: StageReport) -> dict[str, Any]:
@@ -126,6 +129,7 @@ def selection_section(lineage: Lineage, report: StageReport, metric: StageReport
         "num_eligible": report.rows_in,
         "num_kept": report.rows_out,
         "thresholds": details["thresholds"],
+        **{key: details[key] for key in ("marks", "percentiles", "length_edges") if key in details},
         "all_histogram": even_histogram(details["all_histogram"], edges, moments),
         "kept_histogram": even_histogram(details["kept_histogram"], edges, moments),
         "length": details["length"],

@@ -106,7 +106,7 @@ def meaning(reason: str) -> str:
 def carried(stage: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> set[str]:
     """Reasons a metric repeats: pairs that eligibility had already dropped, counted again because all are read."""
     for before in stages:
-        if before.get("stage") == "eligible" and stage.get("stage") == "metric":
+        if before.get("stage") == "eligible" and stage.get("stage") in ("metric", "fuse"):
             if before.get("rows_in") != stage.get("rows_in"):
                 continue
             ours, theirs = stage.get("dropped") or {}, before.get("dropped") or {}
@@ -254,14 +254,42 @@ def length_bias(selections: Sequence[Mapping[str, Any]]) -> Table:
     return table(columns | {"Shift": "num"}, rows)
 
 
+def budget_words(rule: Mapping[str, Any]) -> str:
+    """A share or a number of pairs."""
+    ratio, count = rule.get("ratio"), rule.get("count")
+    return f"{plain(100 * ratio)} %" if is_number(ratio) else f"{number(count)} pairs"
+
+
+def compound_sentence(rule: Mapping[str, Any], budget: str, end: str) -> str:
+    """What a rule made of scores or rules keeps; empty for a leaf."""
+    inside = [rule_sentence(one) for one in rule.get("rules") or []]
+    if rule.get("kind") == "fuse":
+        joined = " + ".join(map(str, rule.get("scores") or []))
+        kind = "ranks" if rule.get("how") == "rank" else "z-scores"
+        return f"the {budget} with the {end} sum of {kind} of {joined}"
+    if rule.get("kind") == "random":
+        return f"{budget} at random"
+    if rule.get("kind") == "intersect" and (most := rule.get("budget")):
+        return f"the {budget_words(most)} nearest to the medians of all of: {'; '.join(inside)}"
+    if rule.get("kind") == "intersect":
+        return f"what {'not ' if rule.get('reverse') else ''}all of these keep: {'; '.join(inside)}"
+    if rule.get("kind") == "dedupe":
+        what = "prompt" if rule.get("by") == "prompt" else "pair of completions"
+        return f"of the best pair of each {what}: {rule_sentence(rule.get('rule') or {})}"
+    return ""
+
+
 def rule_sentence(rule: Mapping[str, Any]) -> str:
     """What a rule keeps, in words; empty for a kind that is not known here."""
     score, reverse = rule.get("score"), bool(rule.get("reverse"))
+    end = "lowest" if reverse else "highest"
+    budget = budget_words(rule)
+    if compound := compound_sentence(rule, budget, end):
+        return compound
     if not score:
         return ""
-    ratio, count = rule.get("ratio"), rule.get("count")
-    budget = f"{plain(100 * ratio)} %" if is_number(ratio) else f"{number(count)} pairs"
-    end = "lowest" if reverse else "highest"
+    if rule.get("kind") == "above":
+        return f"the pairs with {score} {'up to' if reverse else 'above'} {plain(rule.get('threshold'))}"
     if rule.get("kind") == "top":
         return f"the {budget} with the {end} {score}"
     if rule.get("kind") == "quota":

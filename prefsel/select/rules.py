@@ -259,7 +259,7 @@ def readable(title: str, error: ValidationError, valid: Iterable[str], *, path: 
     lines = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
-        field = ".".join(filter(None, (path, name))) or title
+        field = ".".join(filter(None, (path, name)))
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(name, list(valid), n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
@@ -269,7 +269,7 @@ def readable(title: str, error: ValidationError, valid: Iterable[str], *, path: 
         else:
             message = problem["msg"].removeprefix("Value error, ")
             shown = "" if problem["type"] == "value_error" else f"got {problem['input']!r}; "
-            lines.append(f"{field}: {shown}{message[0].lower()}{message[1:]}")
+            lines.append(f"{field}: {shown}{message[0].lower()}{message[1:]}".removeprefix(": "))
     return UserError(f"{title}: " + "\n  ".join(lines))
 
 

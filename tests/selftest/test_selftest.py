@@ -13,19 +13,22 @@ import pytest
 import torch
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
 from tiny_models import CHATML, naive_logps, tiny_causal, tiny_reward
 from tiny_models import bpe_tokenizer as trained_tokenizer
 
-from prefsel import selftest
 from prefsel.cli import app, guarded
 from prefsel.configfile import parse_config
 from prefsel.errors import PrefselError, UserError
 from prefsel.models.chat import EncodedGroup, Encoder
 from prefsel.models.logps import Route
 from prefsel.progress import Progress
-from prefsel.selftest import Finding, ModelCheck, Sample, Subject, check_model, compare, lines, require_agreement
+from prefsel.selftest import check, diagnosis, lines, require_agreement, selftest, subject, ways
+from prefsel.selftest.check import check_model
+from prefsel.selftest.diagnosis import WIDER, compare
+from prefsel.selftest.subject import Finding, ModelCheck, Sample, Subject, read_sample
+from prefsel.selftest.ways import precision, reference
 
 TEXTS = [
     ("who sat where?", ["the cat sat on the mat.", "a dog."]),
@@ -139,7 +142,7 @@ def test_the_reference_is_one_sequence_at_a_time():
     model = tiny_causal()
     groups = [EncodedGroup([5, 6, 7], [[8, 9], [], [10]], ["ok", "too_long", "ok"], 1, (1, 0, 0))]
     expected = {(0, 0): ([6, 7], [8, 9]), (0, 2): ([5, 6, 7], [10])}
-    found = selftest.reference(subject_of(model, groups))
+    found = reference(subject_of(model, groups))
     with torch.no_grad():
         naive = {key: [float(naive_logps(model, *tokens))] for key, tokens in expected.items()}
     assert found == {key: pytest.approx(value, rel=1e-6) for key, value in naive.items()}
@@ -165,8 +168,8 @@ def test_a_wider_dtype_leaves_no_trace(dtype):
     model = tiny_causal().to(dtype)
     model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq.float() * 1.000001
     before = {name: tensor.clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    with selftest.precision(model, selftest.WIDER[dtype]):
-        assert model.dtype == selftest.WIDER[dtype]
+    with precision(model, WIDER[dtype]):
+        assert model.dtype == WIDER[dtype]
     after = dict((*model.named_parameters(), *model.named_buffers()))
     assert all(
         after[name].dtype == tensor.dtype and torch.equal(after[name], tensor) for name, tensor in before.items()
@@ -322,7 +325,7 @@ def test_an_experiment_without_memory(monkeypatch):
 
     model = tiny_causal()
     model.model.layers[0].register_forward_hook(layer_output(lambda h: h + 0.1 * h.mean(dim=1, keepdim=True)))
-    monkeypatch.setattr(selftest, "precision", full)
+    monkeypatch.setattr(diagnosis, "precision", full)
     found = checked(model)
     assert causes(found) == ["unknown"]
     assert "memory ran out in the experiment dtype_noise" in message(found, "unknown")
@@ -334,7 +337,7 @@ def test_sequences_too_long_for_their_logits_are_left_out(monkeypatch):
     most_tokens = 8 * sorted(lengths)[5]
     fitting = [sum(size * length <= most_tokens for length in lengths) for size in (2, 8)]
     assert NUM_COMPLETIONS >= fitting[0] > fitting[1] > 0
-    monkeypatch.setattr(selftest, "LOGITS_BYTES", most_tokens * 400 * 4)
+    monkeypatch.setattr(ways, "LOGITS_BYTES", most_tokens * 400 * 4)
     found = checked(tiny_causal())
     assert found.failures == []
     assert [c.num_compared for c in found.comparisons] == [NUM_COMPLETIONS] * 6 + fitting
@@ -345,8 +348,8 @@ def test_a_difference_that_no_experiment_explains(monkeypatch):
         route = original(model, pad_token_id)
         return Route(True, "", route.rows, lambda batch: route.forward(batch) + 1)
 
-    original = selftest.logps_route
-    monkeypatch.setattr(selftest, "logps_route", shifted)
+    original = subject.logps_route
+    monkeypatch.setattr(subject, "logps_route", shifted)
     found = checked(tiny_causal())
     assert causes(found) == ["unknown"]
     assert failed(found) == {f"packed, {way}" for way in WAYS}
@@ -470,24 +473,24 @@ def table(models: list[str], **options: Any) -> dict[str, Any]:
 def test_the_first_groups_of_every_source(folders, monkeypatch):
     monkeypatch.chdir(folders)
     config = parse_config(table(["policy"]))
-    sample = selftest.read_sample(config)
+    sample = read_sample(config)
     assert sample.origin == "b: 3 groups; a: 29 groups, 1 of 41 rows unusable"
     assert [prompt[0]["content"] for prompt, _ in sample.groups[:4]] == ["b 0", "b 1", "b 2", "a 0"]
     assert sample.groups[3][1] == [
         [{"role": "assistant", "content": "a 0 yes"}],
         [{"role": "assistant", "content": "no"}],
     ]
-    assert len(selftest.read_sample(config, 4).groups) == 4
+    assert len(read_sample(config, 4).groups) == 4
     (folders / "none.jsonl").write_text("not a row\n")
     held = table(["policy"]) | {"sources": [{"name": "n", "paths": ["none.jsonl"]}]}
     with pytest.raises(UserError, match="no training source holds a group to test with \\(n: 0 groups, 1 of 1 rows"):
-        selftest.read_sample(parse_config(held))
+        read_sample(parse_config(held))
 
 
 def test_real_samples(shared):
     paths = sorted(str(path) for path in (shared / "data" / "real").glob("*.jsonl.gz"))
     sources = [{"name": f"s{number}", "paths": [path]} for number, path in enumerate(paths)]
-    sample = selftest.read_sample(parse_config(table(["policy"]) | {"sources": sources}))
+    sample = read_sample(parse_config(table(["policy"]) | {"sources": sources}))
     assert sample.origin == "s0: 11 groups, 1 of 256 rows unusable; s1: 11 groups; s2: 10 groups"
     found = check_model("tiny", tiny_causal(), Encoder(bpe_tokenizer(), "hh", 250), sample, is_reward=False)
     assert found.failures == []
@@ -545,6 +548,6 @@ def test_memory_that_runs_out_is_one_message(folders, monkeypatch):
         raise torch.OutOfMemoryError("12 GiB")
 
     monkeypatch.chdir(folders)
-    monkeypatch.setattr(selftest, "check_model", full)
+    monkeypatch.setattr(check, "check_model", full)
     with pytest.raises(PrefselError, match="selftest policy: out of memory; lower its scorer's token_budget"):
-        selftest.selftest(parse_config(table(["policy"])), Progress(quiet=True))
+        selftest(parse_config(table(["policy"])), Progress(quiet=True))
