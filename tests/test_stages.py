@@ -12,12 +12,12 @@ import pytest
 
 from prefsel.configfile import parse_config
 from prefsel.errors import UserError
+from prefsel.graph import all_nodes, ordered
 from prefsel.ingest.stage import ingest
 from prefsel.lineage import Lineage
-from prefsel.metrics.stage import score_metrics
+from prefsel.pipeline import build
 from prefsel.progress import Progress
-from prefsel.score.stage import score
-from prefsel.select.stage import resolve_eligible, select
+from prefsel.select.stage import resolve_eligible
 from prefsel.workspace.catalog import quarantine_name
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
@@ -65,8 +65,9 @@ def run(made: Any, workspace: Path | str) -> tuple[Lineage, list[StageReport]]:
     storage = Storage(str(workspace))
     reports = ingest(made, storage, QUIET)
     lineage = Lineage(made, storage)
-    for stage in (resolve_eligible, score, score_metrics, select):
-        reports += stage(lineage, QUIET)
+    reports += resolve_eligible(lineage, QUIET)
+    for node in ordered(lineage, all_nodes(lineage)):
+        reports += build(lineage, node, QUIET)
     return lineage, reports
 
 

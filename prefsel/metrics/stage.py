@@ -52,11 +52,6 @@ class Scoring:
         return flat.drop_columns("dropped").append_column("dropped", scores["dropped"].cast(pa.string()))
 
 
-def score_metrics(lineage: Lineage, progress: Progress) -> list[StageReport]:
-    """Score every eligible pair by every configured metric."""
-    return [score_metric(lineage, name, progress) for name in lineage.metrics]
-
-
 def score_metric(lineage: Lineage, name: str, progress: Progress) -> StageReport:
     """Fit and commit one metric.
 

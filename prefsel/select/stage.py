@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import numpy as np
 import ray
 
-from prefsel.config import Train
 from prefsel.errors import IntegrityError, UserError, invalid
 from prefsel.lineage import Lineage
 from prefsel.progress import Progress
@@ -182,14 +181,6 @@ def _commit_chunk(chunk: list[ShardRef], shared: Any, *drops: Drops) -> dict[str
 
 
 # ------------------------------------------------------------------------------------------------------ selections
-
-
-def select(lineage: Lineage, progress: Progress) -> list[StageReport]:
-    """Keep every configured subset and its controls, and write their datasets; then the held-out pairs."""
-    reports = [report for spec in lineage.config.selections for report in select_node(lineage, spec.name, progress)]
-    if any(isinstance(spec, Train) for spec in lineage.config.train):
-        reports += write_holdout(lineage, progress)
-    return reports
 
 
 def select_node(lineage: Lineage, name: str, progress: Progress) -> list[StageReport]:

@@ -25,7 +25,7 @@ from prefsel.report.examples import examples
 from prefsel.report.explain import explain_row, find_pair
 from prefsel.score.stage import score_one
 from prefsel.select.rules import reversed_rule, rule_scores
-from prefsel.select.stage import resolve_eligible, select
+from prefsel.select.stage import resolve_eligible, select_node
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
@@ -131,7 +131,9 @@ def run(made: Any, workspace: Path) -> tuple[Lineage, list[StageReport]]:
     # A control's population is that of the metric it is a control of.
     names = sorted(lineage.metrics, key=lambda name: name in lineage.controls)
     reports += [score_metric(lineage, name, QUIET) for name in names]
-    return lineage, reports + select(lineage, QUIET)
+    for spec in lineage.config.selections:
+        reports += select_node(lineage, spec.name, QUIET)
+    return lineage, reports
 
 
 def dataset(lineage: Lineage, name: str) -> pa.Table:
