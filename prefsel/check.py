@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,7 +30,9 @@ from prefsel.ingest.formats import FORMATS
 from prefsel.ingest.readers import list_files
 from prefsel.lineage import Lineage
 from prefsel.metrics import METRICS
-from prefsel.naming import scorer_label, selection_names
+from prefsel.metrics.influence import tangent_names
+from prefsel.metrics.table import find_metric
+from prefsel.naming import members, scorer_label, selection_names
 from prefsel.select.rules import RULES, parse_rule, require_budgets, rule_columns
 from prefsel.train.deepspeed_config import refuse_owned
 from prefsel.workspace.storage import Storage
@@ -61,7 +64,7 @@ def check(config: Config, storage: Storage) -> None:
     for scorer in config.scorers:
         _check_scorer(config, scorer)
     for tangent in config.tangents:
-        _check_tangent(config, tangent)
+        _check_tangent(config, tangent, lineage)
     _check_selections(config, lineage)
     ordered(lineage, all_nodes(lineage))
 
@@ -97,6 +100,9 @@ def _require_unique(field: str, names: Iterable[str]) -> None:
 
 
 def _check_models(config: Config, lineage: Lineage) -> None:
+    made = [spec.name for spec in config.models if spec.kind != "pretrained"]
+    if made and not config.split.proxy:
+        raise invalid("split.proxy", config.split.proxy, f"above 0: model {made[0]!r} is trained on that part")
     for spec in config.models:
         if isinstance(spec, PretrainedModel):
             from prefsel.models.loading import check_directory, load_tokenizer
@@ -122,6 +128,25 @@ def _require_reference(config: Config, field: str, name: str) -> None:
     known = [scorer.model for scorer in config.scorers if isinstance(scorer, CausalLogps) and not scorer.unconditional]
     if name not in known:
         raise invalid(field, name, known or "none: `scorers` has no causal_logps, whose log-probs are the reference")
+
+
+def _require_single(config: Config, field: str, name: str) -> None:
+    """Refuse a training that is several models where one is loaded."""
+    for spec in config.train:
+        if spec.name == name and len(members(spec)) > 1:
+            raise invalid(field, name, "a single model: this training is one per fold or aspect")
+
+
+def _require_untrained(config: Config, field: str, name: str) -> None:
+    """Refuse a start from weights that have seen labels of what is to be scored."""
+    trainings = {spec.name: spec for spec in config.train}
+    while name in trainings:
+        if trainings[name].selection != "validation":
+            raise UserError(
+                f"{field}: got {name!r}, which was trained on {trainings[name].selection!r}; its weights remember the "
+                "labels of prompts that this training is to leave out; valid: a model that is not trained here"
+            )
+        name = trainings[name].model
 
 
 def _has_validation(config: Config) -> bool:
@@ -153,8 +178,15 @@ def _check_scorer(config: Config, scorer: Scorer) -> None:
         )
         if isinstance(scorer, GeneratedReward):
             _require_model(config, f"{field}.policy", scorer.policy, "policy")
+            _require_single(config, f"{field}.policy", scorer.policy)
+            _require_single(config, f"{field}.model", scorer.model)
+            _require_untrained(config, f"{field}.model", scorer.model)
         training = trainings.get(scorer.model)
+        if isinstance(scorer, RewardModel) and scorer.aspect and not isinstance(training, TrainReward):
+            raise invalid(f"{field}.aspect", scorer.aspect, "none: only a reward training has aspects")
         if isinstance(training, TrainReward):
+            if isinstance(scorer, RewardModel) and scorer.heads:
+                raise invalid(f"{field}.heads", scorer.heads, "none: a trained reward model has one head")
             if isinstance(scorer, RewardModel) and scorer.aspect and scorer.aspect not in training.aspects:
                 raise invalid(f"{field}.aspect", scorer.aspect, training.aspects or "none: it has no aspects")
             if not training.aspects and not training.cross_fit and training.selection == "all":
@@ -170,10 +202,16 @@ def _require_adam(config: Config, field: str, name: str) -> None:
         raise invalid(field, name, kept or "none: no training has keep_optimizer_state")
 
 
-def _check_tangent(config: Config, spec: Tangent) -> None:
+def _check_tangent(config: Config, spec: Tangent, lineage: Lineage) -> None:
     field = f"tangents.{spec.name}"
     _require_model(config, f"{field}.model", spec.model, "policy")
     _require_reference(config, f"{field}.reference", spec.reference)
+    for key, name in (("model", spec.model), ("reference", spec.reference)):
+        _require_single(config, f"{field}.{key}", name)
+    ours, theirs = lineage.scoring_settings(spec.model), lineage.scoring_settings(spec.reference)
+    for key in ("template", "max_length", "truncation"):
+        if ours[key] != theirs[key]:
+            raise invalid(f"{field}.reference", spec.reference, f"a model with the same {key} as {spec.model!r}")
     if spec.preconditioner == "adam":
         _require_adam(config, f"{field}.model", spec.model)
     if not _has_validation(config):
@@ -184,10 +222,10 @@ def _check_selections(config: Config, lineage: Lineage) -> None:
     for spec in config.metrics:
         if spec.metric not in METRICS:
             raise invalid(f"metrics.{spec.name}.metric", spec.metric, METRICS)
-    betas = {direction: spec.beta for spec in config.tangents for direction in spec.directions}
+        if spec.name.removeprefix("random-") in {one.name for one in config.metrics} - {spec.name}:
+            raise invalid("metrics.name", spec.name, "another name: controls are called random-<metric>")
     for spec in config.metrics:
-        if spec.metric == "influence" and not spec.params.get("any_beta"):
-            _check_beta(spec, betas)
+        _check_metric(config, spec)
     for name in lineage.metrics:
         lineage.scorers_for(lineage.metric_columns(name), field=f"metrics.{name}")
     for selection in config.selections:
@@ -201,14 +239,52 @@ def _check_selections(config: Config, lineage: Lineage) -> None:
             raise UserError(f"selections.{selection.name}: {error}") from None
 
 
-def _check_beta(spec: MetricSpec, betas: dict[str, float]) -> None:
-    """The influence of a pair is exact for the tangent's own beta; another one must be meant."""
-    beta, named = float(spec.params.get("beta", 0.1)), spec.params.get("tangent", [])
-    for tangent in [named] if isinstance(named, str) else named:
-        if tangent in betas and betas[tangent] != beta:
-            raise invalid(
-                f"metrics.{spec.name}.params.beta", beta, f"{betas[tangent]:g}, the tangent's; or any_beta: true"
-            )
+def _parsed(spec: MetricSpec) -> Any:
+    """A metric's checked parameters.
+
+    Raises:
+        UserError: names the metric, the parameter and the valid ones.
+    """
+    try:
+        return find_metric(spec.metric, spec.params)[1]
+    except UserError as error:
+        raise UserError(f"metrics.{spec.name}: {error}") from None
+
+
+def _check_metric(config: Config, spec: MetricSpec) -> None:
+    """Parameters that must agree with what makes the columns."""
+    params, field = _parsed(spec), f"metrics.{spec.name}.params"
+    if spec.metric == "influence":
+        _check_influence(config, field, params)
+    elif spec.metric == "selective_dpo":
+        trainings = {one.name: one for one in config.train}
+        for policy in params.policies or ():
+            if policy in trainings and not trainings[policy].cross_fit:
+                raise UserError(f"{field}.policies: {policy!r} has seen these pairs; set train.{policy}.cross_fit")
+    elif spec.metric == "preference_divergence" and params.source == "rm":
+        for one in config.train:
+            is_judge = isinstance(one, TrainReward) and set(one.aspects) & set(params.aspects)
+            rho = getattr(one, "length_penalty_rho", 0.0) if is_judge else 0.0
+            if rho and params.rho not in ("fit", rho):
+                valid = f"{rho:g}, that of train.{one.name}.length_penalty_rho; or fit"
+                raise invalid(f"{field}.rho", params.rho, valid)
+
+
+def _check_influence(config: Config, field: str, params: Any) -> None:
+    """The derivative must be that of the very models the margin is of; another beta must be meant."""
+    tangents = {direction: spec for spec in config.tangents for direction in spec.directions}
+    for name in tangent_names(params.tangent):
+        tangent = tangents.get(name)
+        if tangent is None:
+            continue
+        for key, given, wanted in (
+            ("policy", params.policy, tangent.model),
+            ("reference", params.reference, tangent.reference),
+        ):
+            if given != wanted:
+                raise invalid(f"{field}.{key}", given, f"{wanted!r}, the tangent's")
+        if tangent.beta != params.beta and not params.any_beta:
+            raise invalid(f"{field}.beta", params.beta, f"{tangent.beta:g}, the tangent's; or any_beta: true")
 
 
 def _check_divergence(config: Config, spec: Train) -> None:
@@ -217,23 +293,33 @@ def _check_divergence(config: Config, spec: Train) -> None:
     found = {one.name: one for one in config.metrics if one.metric == "preference_divergence"}
     if spec.divergence not in found:
         raise invalid(f"{field}.divergence", spec.divergence, found or "none: no metric is a preference_divergence")
-    params = found[spec.divergence].params
-    aspects, weights = params.get("aspects", []), params.get("weights")
-    if spec.num_aspects is not None and spec.num_aspects != len(aspects):
-        raise invalid(f"{field}.num_aspects", spec.num_aspects, f"{len(aspects)}, as in metrics.{spec.divergence}")
+    params, metric = _parsed(found[spec.divergence]), f"metrics.{spec.divergence}.params"
+    if params.own_aspect is None:
+        raise invalid(f"{metric}.own_aspect", None, "a column: DFPO's divergence leaves the labelled aspect out")
+    if spec.num_aspects is not None:
+        if spec.num_aspects != len(params.aspects):
+            raise invalid(f"{field}.num_aspects", spec.num_aspects, f"{len(params.aspects)}, as in {metric}")
+        if params.weights is not None:
+            raise invalid(f"{field}.loss", spec.loss, f"weighted_dfpo, as {metric}.weights are given")
     if spec.aspect_weights is not None:
-        ours = [spec.aspect_weights.get(aspect, 0.0) for aspect in aspects]
-        theirs = [float(weight) for weight in weights or [1.0] * len(aspects)]
-        if not all(abs(a * theirs[0] - b * ours[0]) < 1e-9 and a for a, b in zip(ours, theirs)):
-            raise invalid(f"{field}.aspect_weights", spec.aspect_weights, f"in the ratios of metrics.{spec.divergence}")
+        theirs = dict(zip(params.aspects, params.weights or [1.0] * len(params.aspects)))
+        ours, first = spec.aspect_weights, params.aspects[0]
+        if set(ours) != set(theirs) or not all(
+            math.isclose(ours[name] * theirs[first], theirs[name] * ours[first], rel_tol=1e-9) for name in theirs
+        ):
+            raise invalid(f"{field}.aspect_weights", ours, f"{theirs}, as in {metric}, in any unit")
 
 
 def _check_training(config: Config, spec: Training) -> None:
     field = f"train.{spec.name}"
+    _require_single(config, f"{field}.model", spec.model)
+    if spec.cross_fit is not None or isinstance(spec, TrainReward):
+        _require_untrained(config, f"{field}.model", spec.model)
     if isinstance(spec, Train):
         _require_model(config, f"{field}.model", spec.model, "policy")
         if spec.reference:
             _require_reference(config, f"{field}.reference", spec.reference)
+            _require_single(config, f"{field}.reference", spec.reference)
         if spec.divergence:
             _check_divergence(config, spec)
         if spec.order == "score" and spec.selection in PARTS:
@@ -244,6 +330,11 @@ def _check_training(config: Config, spec: Training) -> None:
         known = model_kinds(config)
         if spec.model not in known:
             raise invalid(f"{field}.model", spec.model, known or "none: `models` is empty")
+        if spec.aspects and not spec.cross_fit and any(source.options.aspects == "all" for source in config.sources):
+            raise UserError(
+                f"{field}.cross_fit: needed, because a source has options.aspects: all; its prompts are labelled with "
+                "several aspects, so every reward model would have seen every prompt"
+            )
     valid = [*PARTS, *(name for selection in config.selections for name in selection_names(selection))]
     if spec.selection not in valid:
         raise invalid(f"{field}.selection", spec.selection, valid)

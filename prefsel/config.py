@@ -31,8 +31,17 @@ class FormatOptions(Record):
     """`assign`: one aspect per prompt, by hash, so that proxies trained on one aspect never saw the others' texts."""
     label: Literal["aspect", "overall", "mean"] = "aspect"
     """Which rating labels a pair: the aspect's own, the overall score, or the mean over aspects."""
+    relabel: bool = False
+    """With `label: overall` or `mean`: keep the pairs that an aspect labels and only turn them by the other rating (the
+    baselines OVA and AVG), instead of mining every two completions by it."""
     pairs: Literal["best_worst", "all"] = "best_worst"
     """For K completions with scalar rewards: one pair (best against worst) or every pair with unequal rewards."""
+
+    @model_validator(mode="after")
+    def _turned_by_another(self) -> FormatOptions:
+        if self.relabel and self.label == "aspect":
+            raise ValueError("relabel: got True with label 'aspect'; valid: label overall or mean")
+        return self
 
 
 class Source(Record):

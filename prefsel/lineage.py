@@ -286,10 +286,10 @@ class Lineage:
             return self.reader_of([scorer for scorer in self.scorers if self.is_early(scorer)])
         return self.reader_of(self.scorers_for(flat_names, field=field))
 
-    def reader_of(self, scorers: list[Scorer]) -> PairReader:
-        """A reader of flat pair tables with the columns of some scorers, and the lengths."""
+    def reader_of(self, scorers: list[Scorer], *, lengths: bool = True) -> PairReader:
+        """A reader of flat pair tables with the columns of some scorers, and the lengths unless they are not needed."""
         wanted = [(self.columns_folder(scorer), tuple(self.column_names(scorer))) for scorer in scorers]
-        counter = self.length_scorer
+        counter = self.length_scorer if lengths else None
         length = f"num_tokens_{counter.model}" if counter else None
         if counter and length and counter not in scorers:
             wanted.append((self.columns_folder(counter), (length,)))
@@ -494,9 +494,10 @@ class Lineage:
         """The recipe of a tangent: its settings, its model, the validation pairs with their reference log-probs."""
         spec = self.tangents[name]
         model = self.model(spec.model)
+        unused = {"name", *(["damping"] if spec.preconditioner == "none" else [])}
         return recipe(
             "tangent",
-            {"tangent": spec.model_dump(exclude={"name"}), "model": model.settings},
+            {"tangent": spec.model_dump(exclude=unused), "model": model.settings},
             models={"model": model.identity},
             upstream={
                 "pairs": f"validation of {self.eligible_folder}",

@@ -7,7 +7,7 @@ of milliseconds a shard, many rounds in a row; starting a Ray Data execution cos
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import ray
@@ -60,10 +60,24 @@ def over_shards(
             break
         ready, _ = ray.wait(list(running), num_returns=1)
         for done in ready:
-            results[running.pop(done)] = unwrap(done)
+            number = running.pop(done)
+            try:
+                results[number] = unwrap(done)
+            except BaseException:
+                _drain(list(running))
+                raise
             if counter is not None:
                 counter.advance()
     return [results[number] for number in range(len(items))]
+
+
+def _drain(references: list[Any]) -> None:
+    """Stop tasks whose results nobody will read; an error that is never read would be printed with its traceback."""
+    for reference in references:
+        ray.cancel(reference)
+    for reference in references:
+        with suppress(Exception):
+            ray.get(reference)
 
 
 def unwrap(reference: Any) -> Any:

@@ -273,6 +273,40 @@ WITH_DLOGPS = [
         ),
         ({"selections": [{"name": "all", "rule": {}}]}, ["selections.name", "part of the corpus"]),
         (
+            {
+                "tangents": [V],
+                "scorers": WITH_DLOGPS,
+                "metrics": [{"name": "if", "metric": "influence", "params": {**INFLUENCE, "policy": "policy"}}],
+            },
+            ["metrics.if.params.policy", "'theta', the tangent's"],
+        ),
+        (
+            {"metrics": [{"name": "if", "metric": "influence", "params": {**INFLUENCE, "beta": "high"}}]},
+            ["metrics.if", "beta", "high"],
+        ),
+        (
+            {
+                "scorers": [*WARMED["scorers"], {"kind": "causal_logps", "model": "theta"}],
+                "metrics": [
+                    {
+                        "name": "easy",
+                        "metric": "selective_dpo",
+                        "params": {"policies": ["theta"], "reference": "policy"},
+                    }
+                ],
+            },
+            ["metrics.easy.params.policies", "theta", "cross_fit"],
+        ),
+        (
+            {
+                "train": [
+                    {**TRAIN, "selection": "all", "name": "half", "cross_fit": {}},
+                    {**TRAIN, "selection": "all", "model": "half"},
+                ]
+            },
+            ["metrics.name", "controls"],
+        ),
+        (
             {"metrics": [{**PD, "params": {"aspects": ["a"], "source": "ratings"}}], "scorers": RATED},
             ["aspects", "at least two"],
         ),

@@ -71,12 +71,13 @@ def table(source: str) -> dict[str, Any]:
             {"name": "v", "model": "theta", "reference": "policy"},
             {"name": "w", **{"model": "theta", "reference": "policy"}, "by": "aspect", "values": ASPECTS},
         ],
+        # What needs most comes first: the order of the list must not matter.
         "scorers": [
-            {"kind": "causal_logps", "model": "policy"},
+            {"kind": "reward_model", "model": "rm"},
             {"kind": "causal_logps", "model": "theta"},
+            {"kind": "causal_logps", "model": "policy"},
             {"kind": "causal_logps", "model": "theta_val"},
             {"kind": "causal_logps", "model": "cross"},
-            {"kind": "reward_model", "model": "rm"},
             {"kind": "directional_logps", "tangent": "v"},
             {"kind": "directional_logps", "tangent": "w"},
             {"kind": "pair_gradients", "tangent": "v"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from itertools import combinations
 from typing import Any
@@ -138,16 +138,29 @@ def _labels(
     prompt: Messages, kept: list[Completion], of_aspects: list[dict[str, float]], options: FormatOptions
 ) -> list[tuple[str | None, Margin]]:
     """The aspects that label this row's pairs, each with its margin; a holistic label has no aspect."""
-    if options.label == "overall":
-        return [(None, _margin_of([row.ratings for row in kept], OVERALL))]
-    if options.label == "mean":
-        return [(None, _mean_margin(of_aspects))]
+    if options.label != "aspect":
+        whole = _mean_margin(of_aspects)
+        if options.label == "overall":
+            whole = _margin_of([row.ratings for row in kept], OVERALL)
+        if not options.relabel:
+            return [(None, whole)]
+        own = _labels(prompt, kept, of_aspects, options.model_copy(update={"label": "aspect"}))
+        return [(None, _turned(whole, [margin for _, margin in own]))]
     names = sorted({name for ratings in of_aspects for name in ratings})
     names = [name for name in names if sum(name in ratings for ratings in of_aspects) >= 2]
     if options.aspects == "assign" and names:
         hashed = blake2b(b"aspect" + prompt_id(prompt), digest_size=8).digest()
         names = [names[int.from_bytes(hashed, "big") % len(names)]]
     return [(name, _margin_of(of_aspects, name)) for name in names]
+
+
+def _turned(whole: Margin, own: Sequence[Margin]) -> Margin:
+    """`whole` for the pairs that some other margin decides; None for the others."""
+
+    def margin(first: int, second: int) -> float | None:
+        return whole(first, second) if any(one(first, second) for one in own) else None
+
+    return margin
 
 
 def _margin_of(ratings: list[dict[str, float]], name: str) -> Margin:

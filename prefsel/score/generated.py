@@ -5,6 +5,7 @@ The random numbers of a response follow from (seed, prompt_id), so it does not c
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import Any
 
@@ -15,7 +16,7 @@ from prefsel.errors import invalid
 from prefsel.generate.sample import sample
 from prefsel.ingest.identity import completion_id
 from prefsel.models.chat import Encoder
-from prefsel.models.loading import load_causal, load_tokenizer
+from prefsel.models.loading import load_causal, load_tokenizer, model_shape
 from prefsel.score.scorers import RewardModelScorer, ScoredShard, default_device
 
 BATCH = 64
@@ -68,6 +69,16 @@ class GeneratedRewardScorer:
             "seed": seed,
         }
 
+    def _count(self, counters: dict[str, float], prompts: list[Any], responses: list[str], seconds: float) -> None:
+        """What sampling cost, with a key-value cache: every token through the trunk once, the head per new token."""
+        asked = [len(one) for one in self._prompt_tokens(prompts)]
+        said = [len(ids) + 1 for ids in self.tokenizer(responses, add_special_tokens=False)["input_ids"]]
+        area = sum((prompt + response) ** 2 // 2 for prompt, response in zip(asked, said))
+        counters["flops_model"] = counters.get("flops_model", 0.0) + model_shape(self.model).flops(
+            trunk_tokens=sum(asked) + sum(said), head_rows=sum(said), attention_area=area
+        )
+        counters["seconds_model"] = counters.get("seconds_model", 0.0) + seconds
+
     def _prompt_tokens(self, conversations: list[list[Any]]) -> list[list[int]]:
         return [group.prompt_tokens for group in self.encoder.encode_groups([(one, []) for one in conversations])]
 
@@ -76,7 +87,9 @@ class GeneratedRewardScorer:
         ids, prompts = groups["prompt_id"].to_pylist(), groups["prompt"].to_pylist()
         keys = [int.from_bytes(one[:8], "big") for one in ids]
         options = {"keys": keys, "encode": self._prompt_tokens, "batch_size": BATCH, **self.sampling}
+        started = time.perf_counter()
         responses = sample(self.model, self.tokenizer, prompts, **options)
+        seconds = time.perf_counter() - started
         answered = [row for row, response in enumerate(responses) if response]
         own = [
             [{"completion_id": completion_id(ids[row], said), "messages": said, "ratings": []}]
@@ -96,6 +109,7 @@ class GeneratedRewardScorer:
         name = f"{self.column}_generated"
         columns = {name: [[by_row.get(row)] * size for row, size in enumerate(sizes)]}
         counters = scored.counters | {"generated": float(len(answered))}
+        self._count(counters, prompts, responses, seconds)
         return ScoredShard(
             columns, dict(dropped), counters, scored.poisoned, scored.padded_because, scored.template_error
         )

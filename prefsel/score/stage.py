@@ -249,7 +249,7 @@ def scorer_job(lineage: Lineage, scorer: PooledScorer) -> Job:
         return replace(job, policy=loading(lineage, scorer.policy, lineage.model(scorer.policy)), is_trained=False)
     if tangent is None:
         return job
-    reader = lineage.reader_of([lineage.logps_scorer(tangent.reference)])
+    reader = lineage.reader_of([lineage.logps_scorer(tangent.reference)], lengths=False)
     return replace(job, tangent=lineage.tangent_path(tangent.name), reader=reader, reference=tangent.reference)
 
 
@@ -433,7 +433,7 @@ def make_tangent(lineage: Lineage, name: str, progress: Progress) -> StageReport
     if not eligible.dropped.get("validation"):
         hint = "set split.validation, or give a source the role validation"
         raise UserError(f"tangents.{name}: no pair is in the part 'validation'; {hint}")
-    reader = lineage.reader_of([lineage.logps_scorer(spec.reference)])
+    reader = lineage.reader_of([lineage.logps_scorer(spec.reference)], lengths=False)
     part = Part(reader, tuple(lineage.catalog.shards), "validation")
     settings = loading(lineage, spec.model, lineage.model(spec.model))
     pairs = PairSource(part, reference=spec.reference)

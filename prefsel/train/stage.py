@@ -107,8 +107,9 @@ def worker_settings(lineage: Lineage, member: Member, path: str) -> dict[str, An
     config: dict[str, Any] = spec.model_dump(include=options)
     config |= {key: model.settings[key] for key in ("max_length", "template", "truncation")}
     config |= {"revision": model.revision, "trust_remote_code": trusts_code(lineage, spec.model)}
-    settings: dict[str, Any] = {"storage": lineage.storage, "model": model, "path": path, "kind": spec.kind}
-    settings |= {"config": config, "pairs": pair_source(lineage, member), "holdout": None, "reference": None}
+    settings: dict[str, Any] = {"storage": lineage.storage, "name": spec.name, "kind": spec.kind, "path": path}
+    settings |= {"config": config, "pairs": pair_source(lineage, member), "model": model}
+    settings |= {"holdout": None, "reference": None}
     settings["max_pairs"] = getattr(spec, "max_pairs", None)
     if isinstance(spec, Train):
         config["policy_is_reference"] = False
@@ -160,7 +161,7 @@ def corpus_part(lineage: Lineage, reference: str | None, reason: str | None, *, 
     if not (eligible.rows_out if reason is None else eligible.dropped.get(reason, 0)):
         hint = {"validation": "set split.validation, or give a source the role validation"}.get(reason or "", "")
         raise UserError(f"{field}: no pair is in the part {reason or 'all'!r}" + (f"; {hint}" if hint else ""))
-    reader = lineage.reader_of([lineage.logps_scorer(reference)] if reference else [])
+    reader = lineage.reader_of([lineage.logps_scorer(reference)] if reference else [], lengths=False)
     return Part(reader, tuple(lineage.catalog.shards), reason)
 
 
@@ -266,8 +267,9 @@ def _worker(settings: dict[str, Any]) -> None:
     """One Ray Train worker."""
     table, dropped = settings["pairs"].table()
     if table is None:
-        what = settings["pairs"].aspect or settings["pairs"].reference
-        raise UserError(f"train: no pair is left to train on: {dropped or f'none has {what!r}'}")
+        pairs = settings["pairs"]
+        lacks = f"log-probs of {pairs.reference!r}" if pairs.aspect is None else f"the aspect {pairs.aspect!r}"
+        raise UserError(f"train.{settings['name']}: no pair is left to train on; {dropped or f'none has {lacks}'}")
     if settings["max_pairs"]:
         table = table.sort_by("pair_id")
         dropped |= {"over_max_pairs": max(0, table.num_rows - settings["max_pairs"])}

@@ -245,3 +245,24 @@ def test_completions_may_be_messages():
 )
 def test_bad_scored(change, reason):
     assert refused("scored", {"prompt": "q", "completions": ["a", "b"], "rewards": [1, 2]} | change) == reason
+
+
+def test_relabelling_keeps_the_pairs_of_the_aspect_and_turns_them():
+    rated = [{"a": 5, "b": 2}, {"a": 3, "b": 5}, {"a": 3, "b": 2}]  # each aspect ties once, the means never
+    row = {
+        "instruction": "q",
+        "completions": [
+            {"response": f"r{n}", "annotations": {k: {"Rating": str(v)} for k, v in one.items()}}
+            for n, one in enumerate(rated)
+        ],
+    }
+
+    def mined(**options):
+        example = FORMATS["ultrafeedback"](row, FormatOptions(**options))
+        return {frozenset((p.chosen, p.rejected)): p.chosen for p in example.preferences}
+
+    own, turned, whole = mined(), mined(label="mean", relabel=True), mined(label="mean")
+    means = [sum(one.values()) / 2 for one in rated]
+    assert set(turned) == {pair for pair in own if len({means[k] for k in pair}) == 2}
+    assert all(chosen == max(pair, key=lambda k: means[k]) for pair, chosen in turned.items())
+    assert set(whole) > set(turned)
