@@ -304,8 +304,36 @@ WITH_DLOGPS = [
                     {**TRAIN, "selection": "all", "model": "half"},
                 ]
             },
-            ["metrics.name", "controls"],
+            ["train.dpo.model", "half", "one per fold"],
         ),
+        (
+            {"train": [*WARMED["train"], {**RM, "model": "theta", "aspects": ["a", "b"]}]},
+            ["train.rm.model", "theta", "remember"],
+        ),
+        (
+            {
+                "train": [{**RM, "aspects": ["a", "b"]}],
+                "scorers": [*WARMED["scorers"], {"kind": "generated_reward", "model": "rm", "policy": "policy"}],
+            },
+            ["scorers.rm-generated.model", "rm", "one per fold or aspect"],
+        ),
+        (
+            {
+                "train": [{**RM, "aspects": ["a", "b"]}],
+                "sources": [{"name": "a", "paths": ["a.jsonl"], "options": {"aspects": "all"}}],
+            },
+            ["train.rm.cross_fit", "several aspects"],
+        ),
+        (
+            {
+                "train": [{**RM, "aspects": ["a", "b"], "length_penalty_rho": 0.01}],
+                "scorers": [*WARMED["scorers"], {"kind": "reward_model", "model": "rm"}],
+                "metrics": [{**PD, "params": {"aspects": ["a", "b"]}}],
+            },
+            ["metrics.pd.params.rho", "0.01", "fit"],
+        ),
+        ({"split": {"validation": 0.2}}, ["split.proxy", "policy"]),
+        ({"metrics": [*BASE["metrics"], {"name": "random-margin", "metric": "random"}]}, ["metrics.name", "controls"]),
         (
             {"metrics": [{**PD, "params": {"aspects": ["a"], "source": "ratings"}}], "scorers": RATED},
             ["aspects", "at least two"],
