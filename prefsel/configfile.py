@@ -129,7 +129,7 @@ def _index(items: list[Any], part: str, key: str) -> int:
 def _problem(details: Any, table: Any) -> str:
     """One line for one pydantic error: field, value, what is valid."""
     location = [part for part in details["loc"]]
-    field = ".".join(str(part) for part in location) or "configuration"
+    field = ".".join(str(part) for part in without_tags(location, table)) or "configuration"
     if details["type"] == "extra_forbidden":
         valid = sorted(_valid_keys(location[:-1]))
         near = difflib.get_close_matches(str(location[-1]), valid, n=1)
@@ -140,6 +140,20 @@ def _problem(details: Any, table: Any) -> str:
     message = details["msg"].removeprefix("Value error, ")
     shown = repr(details.get("input"))
     return f"{field}: got {shown[:120]}; {message[0].lower()}{message[1:]}"
+
+
+def without_tags(location: Sequence[Any], table: Any) -> list[Any]:
+    """A location as the user wrote it: pydantic names the member of a union on the way, which stands in no file."""
+    shown: list[Any] = []
+    node = table
+    for number, part in enumerate(location):
+        if isinstance(node, dict) and part not in node and number < len(location) - 1:
+            continue
+        shown.append(part)
+        inside = isinstance(node, dict) and part in node
+        inside = inside or (isinstance(node, list) and isinstance(part, int) and part < len(node))
+        node = node[part] if inside else None
+    return shown
 
 
 def _valid_keys(location: Sequence[Any]) -> set[str]:

@@ -296,7 +296,8 @@ def test_the_report_says_what_each_selection_cost(done: tuple[Lineage, Outcome])
     assert set(rows) == {selection.name for selection in lineage.config.selections}
     # θ and reference once each, and a derivative that costs three forwards.
     assert rows["tif"]["scoring"] == pytest.approx(5.0, rel=0.02)
-    assert all(row["training"] > 0 for row in rows.values())
+    trained = {name for name, row in rows.items() if row["training"] > 0}
+    assert trained == {"pd30", "tif", "both", "less10", "easy50", "dual30"}
 
 
 def test_a_validation_source_that_shares_prompts_is_refused(tmp_path: Path, local_ray: None) -> None:
