@@ -42,7 +42,7 @@ FILES = {
     "HH": "hh_rlhf_harmless_1156.jsonl.gz",
     "QA": "qa_feedback_250x4.jsonl.gz",
 }
-SIZES = {"uf_groups": 24, "hh_groups": 64, "qa_groups": 24, "hidden_size": 256, "layers": 6, "vocab_size": 8192}
+SIZES = {"uf_groups": 16, "hh_groups": 32, "qa_groups": 10, "hidden_size": 256, "layers": 5, "vocab_size": 8192}
 """Options that all three scripts on these samples share."""
 DEFAULT_BATCH, BATCHES = 8, (1, 2, 4, 8, 16)
 TOLERANCE = 1e-5
