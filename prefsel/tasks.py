@@ -63,7 +63,7 @@ def over_shards(
             number = running.pop(done)
             try:
                 results[number] = unwrap(done)
-            except BaseException:
+            except Exception:
                 _drain(list(running))
                 raise
             if counter is not None:

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "prefsel"
 FILES = sorted(PACKAGE.rglob("*.py"))
-MAY_KNOW_RAY = {"pipeline.py", "cli.py", "tasks.py", "session.py", "demo.py"}
+MAY_KNOW_RAY = {"pipeline.py", "cli.py", "tasks.py", "exchange.py", "session.py", "demo.py"}
 # Lower rank may not import higher. A file not named here has the rank of its kind, see `rank`.
 LEVELS = ["errors", "workspace", "pure", "models", "loop", "stage", "pipeline", "cli"]
 GROUND = {"errors", "schema", "progress", "config", "configfile", "__init__"}
@@ -24,7 +24,7 @@ PURE_TRAINING = {
     *("train/losses.py", "train/deepspeed_config.py"),
     *("train/reward_losses.py", "train/reward_config.py", "train/calibration.py"),
 }
-STAGE_LEVEL = {"tasks.py", "session.py", "check.py"}
+STAGE_LEVEL = {"tasks.py", "exchange.py", "session.py", "check.py"}
 
 
 def imported(file: Path, *, top_level_only: bool = False) -> set[str]:

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
-
-import numpy as np
-import ray
+from typing import Any
 
 from prefsel.errors import IntegrityError, UserError, invalid
+from prefsel.exchange import exchange
 from prefsel.lineage import Lineage
 from prefsel.progress import Progress
 from prefsel.select.compose import Keep, compile_rule
@@ -33,7 +31,6 @@ from prefsel.select.derived import (
     score_reader,
     thresholds,
 )
-from prefsel.select.duplicates import Drops
 from prefsel.select.eligible import EligiblePass, Rules, prompt_ids, require_disjoint, shared_prompts
 from prefsel.select.evaluate import Asked, answer, cut_leaf
 from prefsel.select.fuse import Fitted, fit, fitted_numbers
@@ -52,16 +49,12 @@ from prefsel.select.radix import Histogram
 from prefsel.select.rules import parse_rule
 from prefsel.select.score_reader import ScoreReader
 from prefsel.select.scored import committed, corpus_histograms, score_report
-from prefsel.tasks import over_shards, unwrap
+from prefsel.tasks import over_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import read_seal
 from prefsel.workspace.ledger import Artifact, Entry, merge_counts
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
 from prefsel.workspace.recipes import hash_hex
-
-MAX_PARTITIONS = 64
-"""Of a hash-partitioned pass: 64 x 64 references at the driver, whatever the corpus."""
-
 
 # ---------------------------------------------------------------------------------------------------- eligibility
 
@@ -109,75 +102,6 @@ def _shared_prompts(shard: ShardRef, shared: Any) -> list[bytes]:
     storage, rules, validation = shared
     pairs = Artifact(storage, f"pairs/{shard.source}").read(shard.shard, ["prompt_id"])
     return shared_prompts(pairs, shard, rules, validation)
-
-
-# ------------------------------------------------------------------------------------------ hash-partitioned passes
-
-
-class HashPass(Protocol):
-    """A decision about rows of all shards that share a key."""
-
-    def send(self, shard: ShardRef, num_partitions: int) -> list[Any]:
-        """The rows of a shard, by partition of their key."""
-
-    def merge(self, sent: Any) -> Any:
-        """Rows of one partition, from several shards."""
-
-    def settle(self, rows: Any) -> Drops:
-        """What a partition decides."""
-
-    def commit(self, shard: ShardRef, drops: Sequence[Drops]) -> dict[str, int]:
-        """Commit a shard with what all partitions decided; returns counts."""
-
-
-def exchange(work: HashPass, shards: Sequence[ShardRef], progress: Progress, label: str) -> list[dict[str, int]]:
-    """Run a pass: chunks of shards send each partition its rows, partitions send each chunk their drops.
-
-    The driver holds references only; returns the counts of the chunks.
-    """
-    num_parts = min(MAX_PARTITIONS, len(shards))
-    chunks = [[shards[i] for i in part] for part in np.array_split(np.arange(len(shards)), num_parts)]
-    shared = ray.put((work, num_parts, [chunk[-1].number for chunk in chunks]))
-    # With one part Ray would wrap the single return value; a list of references keeps both cases alike.
-    send = ray.remote(num_returns=num_parts)(_send_chunk)
-    settle = ray.remote(num_returns=num_parts)(_settle_partition)
-    commit = ray.remote(_commit_chunk)
-    sent = [_as_list(send.remote(chunk, shared)) for chunk in chunks]
-    drops = [_as_list(settle.remote(shared, *[row[p] for row in sent])) for p in range(num_parts)]
-    done = [commit.remote(chunk, shared, *[d[c] for d in drops]) for c, chunk in enumerate(chunks)]
-    counts = []
-    with progress.track(label, len(done), "parts") as counter:
-        for reference in done:
-            counts.append(unwrap(reference))
-            counter.advance()
-    return counts
-
-
-def _as_list(references: Any) -> list[Any]:
-    return references if isinstance(references, list) else [references]
-
-
-def _one_or_many(values: list[Any]) -> Any:
-    return values[0] if len(values) == 1 else tuple(values)
-
-
-def _send_chunk(chunk: list[ShardRef], shared: Any) -> Any:
-    work, num_parts, _ = shared
-    by_shard = [work.send(shard, num_parts) for shard in chunk]
-    return _one_or_many([work.merge(sent[p] for sent in by_shard) for p in range(num_parts)])
-
-
-def _settle_partition(shared: Any, *sent: Any) -> Any:
-    work, _, ends = shared
-    drops = work.settle(work.merge(sent))
-    chunk_M = np.searchsorted(ends, drops.shard_M)
-    parts = [chunk_M == number for number in range(len(ends))]
-    return _one_or_many([Drops(drops.shard_M[p], drops.row_M[p], drops.reason_M[p]) for p in parts])
-
-
-def _commit_chunk(chunk: list[ShardRef], shared: Any, *drops: Drops) -> dict[str, int]:
-    work = shared[0]
-    return merge_counts(work.commit(shard, drops) for shard in chunk)
 
 
 # ------------------------------------------------------------------------------------------------------ selections
