@@ -4,7 +4,7 @@ r"""Influence of every pair: derivatives of log-probs along v, against a gradien
 
 Both sides give \(\langle\nabla\ell(d), v\rangle\) of the DPO loss of every pair, from token ids, with the reference's
 log-probs at hand. Ours takes one number per completion, exact or by a finite difference (whose log-probs at the weights
-themselves are at hand, too, as scores); the peer is what users of per-sample gradients write: a pair at a time, chosen
+themselves are at hand, too, as scores), checked against the loop in fp64; the peer is what users of per-sample gradients write: a pair at a time, chosen
 and rejected as two padded sequences, loss, backward, dot product. The unit is one forward of our packed rows.
 """
 
@@ -19,7 +19,7 @@ import harness
 import numpy as np
 import torch
 from score_throughput import SIZES, Case, Values, cases, finish, ordinary, packed_pass
-from torch import Tensor, nn
+from torch import nn
 
 from prefsel.models.chat import EncodedGroup
 from prefsel.models.directional import differences, directional_route, finite_difference_route, largest_error
@@ -52,9 +52,10 @@ def influence(case: Case, reference: Reference, logps: Any, dlogps: Any) -> list
 
 
 def per_sample_gradients(model: nn.Module, case: Case, reference: Reference, direction: Direction) -> list[float]:
-    """The peer: a backward pass per pair and its product with v; no gradient is kept."""
+    """The peer: a backward pass per pair and its product with v, in the model's dtype; no gradient is kept."""
     device, pad = model_device(model), case.tokenizer.pad_token_id
     parameters = dict(model.named_parameters())
+    dtype = next(model.parameters()).dtype
     found = []
     for group, *sides in case.pairs:
         prompt, responses = case.groups[group].prompt_tokens, case.groups[group].completion_tokens
@@ -68,16 +69,14 @@ def per_sample_gradients(model: nn.Module, case: Case, reference: Reference, dir
         ids_2T, mask_2T, response_2T = (tensor.to(device) for tensor in (ids_2T, mask_2T, response_2T))
         logits_2TV = model(input_ids=ids_2T, attention_mask=mask_2T, use_cache=False).logits[:, :-1]
         logps_2T = logits_2TV.log_softmax(-1).gather(2, ids_2T[:, 1:, None])[..., 0]
-        ratio_2 = (logps_2T * response_2T[:, 1:]).sum(1) - _tensor([reference[group, side] for side in sides], device)
+        ratio_2 = (logps_2T * response_2T[:, 1:]).sum(1) - torch.tensor(
+            [reference[group, side] for side in sides], dtype=dtype, device=device
+        )
         loss = nn.functional.softplus(-BETA * (ratio_2[0] - ratio_2[1]))
         gradient = torch.autograd.grad(loss, list(parameters.values()))
         dots = [torch.dot(g.flatten(), direction[name].flatten()) for name, g in zip(parameters, gradient, strict=True)]
         found.append(float(torch.stack(dots).sum()))
     return found
-
-
-def _tensor(numbers: Sequence[float], device: torch.device) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float32, device=device)
 
 
 def apart(case: Case, num_groups: int) -> tuple[Case, list[tuple[int, int, int]]]:
@@ -111,6 +110,13 @@ def measure(whole: Case, args: Any) -> Iterator[dict[str, Any]]:
     exact = directional_route(model, {"v": direction})
     difference, epsilons = finite_difference_route(model, {"v": direction}, step=STEP, has_logps=True)
     loop = partial(per_sample_gradients, ordinary(model), case, reference, direction)
+    in_double = partial(
+        per_sample_gradients,
+        ordinary(model).double(),
+        case,
+        reference,
+        {name: tensor.double() for name, tensor in direction.items()},
+    )
     sides = {
         name: partial(packed_pass, model, route, case.groups, budget)
         for name, route in (("forward", forward), ("exact", exact), ("difference", difference))
@@ -120,8 +126,12 @@ def measure(whole: Case, args: Any) -> Iterator[dict[str, Any]]:
     logps, dlogps = ([[v[i] for v in row] for row in values] for i in (0, 1))
     at_hand = [[v[0] for v in row] for row in nested(case, base)]
     _, (approximate,) = differences(nested(case, sides["difference"]()), epsilons, at_hand)
-    ours, theirs = np.array(influence(case, reference, logps, dlogps)), np.array(loop())
-    error = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    # Against the loop in fp64: in fp32 the loop's own sums over long responses err as much as the tolerance.
+    exact_if, loop_if = np.array(in_double()), np.array(loop())
+    error, loop_error = (
+        float(np.abs(found - exact_if).max() / np.abs(exact_if).max())
+        for found in (np.array(influence(case, reference, logps, dlogps)), loop_if)
+    )
     if not error <= TOLERANCE:
         raise SystemExit(f"{case.name}: influences differ by {error:.2g} of the largest, more than {TOLERANCE:g}")
 
@@ -137,6 +147,7 @@ def measure(whole: Case, args: Any) -> Iterator[dict[str, Any]]:
         "fd_error": largest_error(approximate, dlogps),
         "limit_forwards": 3.0,
         "error": error,
+        "loop_error": loop_error,
         "raw_forward_s": timings["forward"].wall,
         "raw_difference_s": timings["difference"].wall,
     }
@@ -146,7 +157,7 @@ def main() -> None:
     args = harness.arguments(__doc__, data="../shared/data/real", threads=2, validation_groups=4, **SIZES)
     rows = [line for case in cases(args) for line in measure(case, args)]
     columns = ("case", "pairs", "forward_s", "exact_forwards", "fd_forwards", "loop_forwards", "ratio", "fd_ratio")
-    finish("influence_cost", args, rows, (*columns, "goal", "fd_error", "error", "spread"))
+    finish("influence_cost", args, rows, (*columns, "goal", "fd_error", "error", "loop_error", "spread"))
 
 
 if __name__ == "__main__":
