@@ -97,6 +97,16 @@ class Artifact:
         entries = self.entries()
         return {s: entries[s] for s, made_from in inputs.items() if s in entries and entries[s].input == made_from}
 
+    def is_done(self, shard: str, made_from: str) -> bool:
+        """Whether `shard` has a ledger object of its own for exactly this input: what a repeated task asks.
+
+        Compacted entries are not read, so it costs two requests whatever the corpus; only the driver compacts, when
+        no worker is at work.
+        """
+        if not self.storage.exists(self._object(shard)):
+            return False
+        return json.loads(self.storage.read(self._object(shard)))["input"] == made_from
+
     def log_attempt(self, shard: str) -> str:
         """Record, before any work, that somebody begins `shard`; returns the attempt's name."""
         attempt = uuid.uuid4().hex[:12]
