@@ -1,8 +1,9 @@
-r"""The one attention function of packed rows: block-causal within each segment, nothing across segments.
+r"""The one attention function of packed rows: block-causal within each trie, nothing across tries.
 
-A prompt attends causally to itself, each response to its prompt and causally to itself. Transformers calls it under
-the name `IMPLEMENTATION`; the segments arrive as the keyword `layout` of the model's own call, which every decoder
-layer passes on, so they are there again when gradient checkpointing recomputes a layer and inside `torch.func.jvp`.
+A run attends to its ancestors in full and causally to itself: a prompt to itself, each response to its prompt and
+itself. Transformers calls it under the name `IMPLEMENTATION`; the runs arrive as the keyword `layout` of the model's
+own call, which every decoder layer passes on, so they are there again when gradient checkpointing recomputes a layer
+and inside `torch.func.jvp`.
 Without `layout` the function is the ordinary scaled-dot-product attention, so a model that is set to it can also be
 called, padded, or sampled from as usual.
 
@@ -23,7 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from prefsel.models.tree import Segment
+from prefsel.models.trie import Range, Run
 
 IMPLEMENTATION = "prefsel_prompt_tree"
 BLOCK_QUERIES = 64
@@ -39,24 +40,20 @@ class Block:
 
     start: int
     end: int
-    context: tuple[int, int]
-    """(start, end) of the prompt's rows; empty for a block of the prompt itself."""
+    context: tuple[Range, ...]
+    """The rows of the run's ancestors."""
     own: int
-    """The row where the block's own prompt or response begins."""
-
-    @property
-    def num_keys(self) -> int:
-        """Rows of the context and of the own part up to the last query."""
-        return self.context[1] - self.context[0] + self.end - self.own
+    """The row where the block's own run begins."""
+    num_keys: int
+    """Rows of the context and of the own part up to the last query."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """How one packed row attends; built once per row, used by every layer."""
 
-    segments: tuple[Segment, ...]
     blocks: tuple[tuple[Block, ...], ...]
-    """Per prompt or response, in row order: its blocks."""
+    """Per run, in row order: its blocks."""
     causal: Tensor
     """[B, B] of 0 and −inf: the diagonal corner of a block."""
     varlen: VarlenLayout | None
@@ -65,7 +62,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class VarlenLayout:
-    """Prompts and responses as sequences of the variable-length kernel: few queries, keys gathered with the prompt."""
+    """Runs as sequences of the variable-length kernel: few queries, keys gathered with those of their ancestors."""
 
     key_rows: Tensor
     cu_queries: Tensor
@@ -74,44 +71,39 @@ class VarlenLayout:
     max_keys: int
 
 
-def blocks_of(segments: Sequence[Segment]) -> Iterator[tuple[Block, ...]]:
-    """The blocks of every non-empty prompt and response."""
-    for segment in segments:
-        prompt_end = segment.start + segment.prompt_length
-        pieces = [(segment.start, prompt_end, (0, 0))]
-        pieces += [(start, end, (segment.start, prompt_end)) for start, end in segment.responses]
-        for own, end, context in pieces:
-            if own < end:
-                yield tuple(
-                    Block(start, min(start + BLOCK_QUERIES, end), context, own)
-                    for start in range(own, end, BLOCK_QUERIES)
-                )
+def blocks_of(runs: Sequence[Run]) -> Iterator[tuple[Block, ...]]:
+    """The blocks of every run."""
+    for run in runs:
+        before = sum(end - start for start, end in run.context) - run.start
+        starts = range(run.start, run.end, BLOCK_QUERIES)
+        ends = [min(start + BLOCK_QUERIES, run.end) for start in starts]
+        yield tuple(Block(start, end, run.context, run.start, before + end) for start, end in zip(starts, ends))
 
 
-def attention_area(segments: Sequence[Segment]) -> int:
+def attention_area(runs: Sequence[Run]) -> int:
     """Query-key products per head that the matrix products compute for a row."""
-    return sum((block.end - block.start) * block.num_keys for blocks in blocks_of(segments) for block in blocks)
+    return sum((block.end - block.start) * block.num_keys for blocks in blocks_of(runs) for block in blocks)
 
 
 def build_layout(
-    segments: tuple[Segment, ...], *, dtype: torch.dtype, device: torch.device, head_dim: int, kernel: Kernel = "auto"
+    runs: tuple[Run, ...], *, dtype: torch.dtype, device: torch.device, head_dim: int, kernel: Kernel = "auto"
 ) -> Layout:
     """Prepare the attention of one row.
 
     Args:
-        segments: Where prompts and responses lie.
+        runs: Where prompts and responses lie.
         dtype: Of queries and keys.
         device: Where they are.
         head_dim: D; the variable-length kernel takes multiples of 8 up to 256.
         kernel: `auto` takes the variable-length kernel where it serves this dtype and device, else matrix products;
             `matmul` is what forward-mode derivatives need (fused kernels have none).
     """
-    blocks = tuple(blocks_of(segments))
+    blocks = tuple(blocks_of(runs))
     varlen = None
     if kernel == "varlen" or (kernel == "auto" and has_varlen(dtype, device, head_dim)):
         varlen = _varlen_layout(blocks, device)
     corner = torch.full((BLOCK_QUERIES, BLOCK_QUERIES), float("-inf"), dtype=dtype, device=device).triu(1)
-    return Layout(segments=segments, blocks=blocks, causal=corner, varlen=varlen)
+    return Layout(blocks=blocks, causal=corner, varlen=varlen)
 
 
 def has_varlen(dtype: torch.dtype, device: torch.device, head_dim: int) -> bool:
@@ -142,7 +134,7 @@ def prompt_tree_attention(
         attention_mask: Ignored for packed rows.
         scaling: Factor of the scores; default 1/√D.
         dropout: Probability with which attention weights are zeroed.
-        layout: The segments of a packed row; None: ordinary attention.
+        layout: The runs of a packed row; None: ordinary attention.
         **kwargs: Passed to ordinary attention.
 
     Returns:
@@ -231,14 +223,13 @@ def _dual_parts(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _with_context(rows_KTD: Tensor, last: Block) -> Tensor:
-    """Rows of the prompt, then those of the response up to the end of its last block."""
-    start, end = last.context
-    own = rows_KTD[:, last.own : last.end]
-    if start == end:
-        return own
-    if end == last.own:
-        return rows_KTD[:, start : last.end]  # the first response follows its prompt: nothing to copy
-    return torch.cat([rows_KTD[:, start:end], own], dim=1)
+    """Rows of the ancestors, then those of the run up to the end of its last block."""
+    ranges = [*last.context, (last.own, last.end)]
+    if len(ranges) > 1 and ranges[-2][1] == last.own:  # the first child follows its parent
+        ranges[-2:] = [(ranges[-2][0], last.end)]
+    if len(ranges) == 1:
+        return rows_KTD[:, slice(*ranges[0])]  # nothing to copy
+    return torch.cat([rows_KTD[:, start:end] for start, end in ranges], dim=1)
 
 
 def _softmax_dtype(scores: Tensor) -> torch.dtype:
@@ -258,7 +249,8 @@ def _varlen_layout(blocks: tuple[tuple[Block, ...], ...], device: torch.device) 
     num_queries, num_keys = [0], [0]
     for piece in blocks:
         context, own, end = piece[-1].context, piece[-1].own, piece[-1].end
-        rows += [*range(*context), *range(own, end)]
+        rows += [row for ancestor in context for row in range(*ancestor)]
+        rows += range(own, end)
         num_queries.append(end - own)
         num_keys.append(piece[-1].num_keys)
     cu_queries, cu_keys = (

@@ -64,8 +64,7 @@ def packed_logps(model: nn.Module, batch: PackedBatch, *, head_chunk: int = 1024
             for rows, targets in zip(rows_R.split(chunk), targets_R.split(chunk))
         ]
     )
-    zeros_C = torch.zeros(batch.num_completions, dtype=torch.float64, device=logps_R.device)
-    return zeros_C.index_add(0, batch.completion_R.to(logps_R.device), logps_R.double())
+    return batch.sums(logps_R)
 
 
 def packed_hidden(model: nn.Module, batch: PackedBatch, *, kernel: Kernel = "auto") -> Tensor:
@@ -82,7 +81,7 @@ def packed_hidden(model: nn.Module, batch: PackedBatch, *, kernel: Kernel = "aut
         model.set_attn_implementation(IMPLEMENTATION)
     config = model.config
     layout = build_layout(
-        batch.segments,
+        batch.runs,
         dtype=model.dtype,
         device=batch.input_ids_T.device,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
@@ -144,7 +143,7 @@ class Route:
 
     def attention_area(self, batch: Any) -> int:
         """Query-key products per head that a batch takes."""
-        return attention_area(batch.segments) if isinstance(batch, PackedBatch) else batch.attention_area
+        return attention_area(batch.runs) if isinstance(batch, PackedBatch) else batch.attention_area
 
 
 def logps_route(model: nn.Module, pad_token_id: int | None = None) -> Route:

@@ -47,6 +47,11 @@ class PaddedBatch:
         return sum(length for length, (_, number) in zip(self.prompt_lengths, self.completion_index) if number)
 
     @property
+    def shared_tokens(self) -> int:
+        """None: every completion has its own row."""
+        return 0
+
+    @property
     def attention_area(self) -> int:
         """Query-key pairs per head: the whole square of every row."""
         return len(self.lengths) * self.input_ids_BT.shape[1] ** 2

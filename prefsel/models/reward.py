@@ -45,20 +45,20 @@ def packed_rewards(model: nn.Module, batch: PackedBatch, *, kernel: Kernel = "au
 
 
 def reward_rows(batch: PackedBatch, pad_token_id: int | None) -> Tensor:
-    """The hidden row each completion is judged by, [C]: its last token that is not `pad_token_id`."""
+    """The hidden row each completion is judged by, [C]: its last token that is not `pad_token_id`, else its first."""
     ids_T = batch.input_ids_T
-    bounds = [
-        (segment.start, segment.start + segment.prompt_length, start, end)
-        for segment in batch.segments
-        for start, end in segment.responses
-    ]
-    prompt_C, prompt_end_C, start_C, end_C = torch.tensor(bounds, device=ids_T.device).reshape(-1, 4).unbind(1)
     row_T = torch.arange(len(ids_T), device=ids_T.device)
     if pad_token_id is not None:
         row_T = torch.where(ids_T != pad_token_id, row_T, -1).cummax(0).values
-    # The last row up to the response's end, if it lies in the response; else in the prompt; else the first token.
-    last_C, last_prompt_C = row_T[end_C - 1], row_T[prompt_end_C - 1]
-    return torch.where((last_C >= start_C) & (end_C > start_C), last_C, torch.maximum(last_prompt_C, prompt_C))
+    # From the last of a sequence's ranges to its first (M at most): the last row of the range, if that lies in it.
+    depth = max(len(path.rows) for path in batch.paths)
+    ranges = [[*path.rows[:1] * (depth - len(path.rows)), *path.rows] for path in batch.paths]
+    start_CM, end_CM = torch.tensor(ranges, device=ids_T.device).unbind(-1)
+    last_CM = row_T[end_CM - 1]
+    found_C = start_CM[:, 0]
+    for place in range(depth):
+        found_C = torch.where(last_CM[:, place] >= start_CM[:, place], last_CM[:, place], found_C)
+    return found_C
 
 
 def supports_packed_rewards(model: nn.Module) -> tuple[bool, str]:

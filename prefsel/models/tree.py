@@ -1,9 +1,11 @@
 """Packing: many groups `[prompt | y_1 | … | y_K]` in one row of tokens without padding, under a token budget.
 
-    row:        p p p p a a a b b │ q q c c c d │ …          two segments; a, b share the prompt p
+    row:        p p p p a a a b b │ q q c c c d │ …          two tries; a, b share the prompt p
     positions:  0 1 2 3 4 5 6 4 5 │ 0 1 2 3 4 2 │ …          they restart after the prompt for every response
 
-Shapes: T tokens of the row, R response tokens in it, C completions in it.
+Groups whose prompts begin alike stand in the same row and share that beginning, too (`trie.py`).
+
+Shapes: T tokens of the row, R response tokens in it, E responses' tokens counted for each response, C completions.
 """
 
 from __future__ import annotations
@@ -12,54 +14,45 @@ import bisect
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from prefsel.errors import UserError
 from prefsel.models.chat import EncodedGroup
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Where one prompt and its responses lie in the row; the responses follow the prompt and each other."""
-
-    start: int
-    prompt_length: int
-    response_lengths: tuple[int, ...]
-    repeated: int = 0
-    """Prompt tokens that another segment of the same group already holds."""
-
-    @property
-    def end(self) -> int:
-        """One past the last token."""
-        return self.start + self.prompt_length + sum(self.response_lengths)
-
-    @property
-    def responses(self) -> list[tuple[int, int]]:
-        """(start, end) of each response in the row."""
-        bounds = list(accumulate(self.response_lengths, initial=self.start + self.prompt_length))
-        return list(pairwise(bounds))
+from prefsel.models.trie import MIN_SHARED, Entry, Key, Path, Run, Trie, common_length
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One row of packed segments, and where its outputs are."""
+    """One row of packed tries, and where its outputs are."""
 
     input_ids_T: Tensor
     """Token ids, int64."""
     position_ids_T: Tensor
-    """Position of each token in its own sequence (prompt + one response), int64."""
-    segments: tuple[Segment, ...]
+    """Position of each token in its own sequences (prompt + one response), int64."""
+    runs: tuple[Run, ...]
+    """What attends to what."""
     rows_R: Tensor
     """The hidden row that predicts each response token: the token before it, the prompt's last for the first."""
     targets_R: Tensor
-    """The response tokens themselves, int64."""
-    completion_R: Tensor
-    """Which completion each response token belongs to, 0 … C−1."""
-    completion_index: list[tuple[int, int]]
-    """For each of the C outputs: (position of its group in the packed sequence of groups, completion in the group)."""
+    """The response tokens themselves, int64; one that several responses share is there once."""
+    token_E: Tensor
+    """Response after response its tokens, as places in R."""
+    completion_E: Tensor
+    """Which completion each of them belongs to, 0 … C−1."""
+    paths: tuple[Path, ...]
+    """For each of the C outputs: where its sequence lies."""
+    repeated_prompt_tokens: int
+    """Tokens of the row that would not be there had every group fitted into the budget."""
+    shared_tokens: int
+    """Tokens of the row's groups that are not there because others hold them: other groups, or other responses."""
+
+    @property
+    def completion_index(self) -> list[Key]:
+        """For each of the C outputs: (position of its group in the packed sequence of groups, completion in it)."""
+        return [path.key for path in self.paths]
 
     @property
     def trunk_tokens(self) -> int:
@@ -79,17 +72,23 @@ class PackedBatch:
     @property
     def num_completions(self) -> int:
         """C."""
-        return len(self.completion_index)
+        return len(self.paths)
 
-    @property
-    def repeated_prompt_tokens(self) -> int:
-        """Tokens of the row that would not be there had every group fitted into the budget."""
-        return sum(segment.repeated for segment in self.segments)
+    def sums(self, values_R: Tensor) -> Tensor:
+        """Sums over each completion's response tokens, [C] float64, with gradient if enabled."""
+        zeros_C = torch.zeros(self.num_completions, dtype=torch.float64, device=values_R.device)
+        token_E, completion_E = self.token_E.to(values_R.device), self.completion_E.to(values_R.device)
+        return zeros_C.index_add(0, completion_E, values_R.double().index_select(0, token_E))
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        """The same batch with its tensors on `device`."""
-        names = ("input_ids_T", "position_ids_T", "rows_R", "targets_R", "completion_R")
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        """The same batch with its tensors on `device`; a GPU takes them from pinned memory, while the host goes on."""
+        names = ("input_ids_T", "position_ids_T", "rows_R", "targets_R", "token_E", "completion_E")
+        is_pinned = torch.device(device).type == "cuda"
+        tensors = {name: getattr(self, name) for name in names}
+        moved = {
+            name: (tensor.pin_memory() if is_pinned and not tensor.is_cuda else tensor).to(device, non_blocking=True)
+            for name, tensor in tensors.items()
+        }
         return dataclasses.replace(self, **moved)
 
 
@@ -129,55 +128,58 @@ def flops_min(groups: Sequence[EncodedGroup], shape: ModelShape) -> float:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A prompt with some of its responses, before it has a place."""
+    """A group, or as many of its responses as fit with the prompt, before it has a place."""
 
-    group: int
     prompt: list[int]
-    responses: list[tuple[int, list[int]]]
+    entries: list[Entry]
     repeated: int
+    """Prompt tokens that another piece of the group already holds."""
 
     @property
     def length(self) -> int:
-        return len(self.prompt) + sum(len(tokens) for _, tokens in self.responses)
+        """Tokens, the prompt once."""
+        return len(self.prompt) + sum(len(entry.tokens) - entry.prompt_length for entry in self.entries)
 
 
 def pack(groups: Sequence[EncodedGroup], token_budget: int) -> list[PackedBatch]:
     """Pack the completions with status `ok` into rows of at most `token_budget` tokens.
 
-    Longest segments first, each into the fullest row that still holds it (best fit): attention never looks across
-    segments, so only the number of rows matters, not what lies together. A group above the budget is split over its
-    completions, repeating the prompt (counted in `repeated_prompt_tokens`); a single sequence above it gets a row of
-    its own. Prompts cut differently for different completions (`prompt_starts`) are different segments.
+    Groups whose prompts begin alike form bundles as large as the budget. Longest bundles first, each into the fullest
+    row that still holds it (best fit): attention never looks across tries, so only the number of rows matters, not
+    what lies together. A group above the budget is split over its completions, repeating the prompt (counted in
+    `repeated_prompt_tokens`); a single sequence above it gets a row of its own. Prompts cut differently for different
+    completions (`prompt_starts`) are different prompts.
 
     Args:
         groups: Encoded groups; completions that are not `ok` have no output.
         token_budget: Tokens of one row, at least 1.
 
     Returns:
-        Rows, fullest segments first; their `completion_index` together name every `ok` completion once.
+        Rows, fullest bundles first; their `completion_index` together name every `ok` completion once.
 
     Raises:
         UserError: A prompt has no token.
     """
     pieces = [piece for number, group in enumerate(groups) for piece in _pieces(number, group, token_budget)]
-    pieces.sort(key=lambda piece: -piece.length)
+    bundles = _bundles(pieces, token_budget)
+    bundles.sort(key=lambda bundle: -bundle[0])
     rows: list[list[_Piece]] = []
     room: list[tuple[int, int]] = []  # (tokens left, row), ascending: of two equal rows the older one is taken
-    for piece in pieces:
-        place = bisect.bisect_left(room, (piece.length, -1))
+    for length, members in bundles:
+        place = bisect.bisect_left(room, (length, -1))
         if place == len(room):
             rows.append([])
             left, number = token_budget, len(rows) - 1
         else:
             left, number = room.pop(place)
-        rows[number].append(piece)
-        if left > piece.length:
-            bisect.insort(room, (left - piece.length, number))
+        rows[number] += members
+        if left > length:
+            bisect.insort(room, (left - length, number))
     return [_row(row) for row in rows]
 
 
 def _pieces(number: int, group: EncodedGroup, token_budget: int) -> Iterator[_Piece]:
-    """The group as segments of at most the budget where that is possible."""
+    """The group as pieces of at most the budget where that is possible."""
     if not group.prompt_tokens and "ok" in group.status:
         raise UserError(f"group {number}: its prompt has no token, so nothing predicts the first response token")
     starts = group.prompt_starts or (0,) * len(group.completion_tokens)
@@ -185,49 +187,53 @@ def _pieces(number: int, group: EncodedGroup, token_budget: int) -> Iterator[_Pi
     seen = 0
     for start in dict.fromkeys(starts[i] for i in ok):
         prompt = group.prompt_tokens[start:]
-        members: list[list[tuple[int, list[int]]]] = []
+        parts: list[list[Entry]] = []
         length = token_budget + 1
         for i in (i for i in ok if starts[i] == start):
-            tokens = group.completion_tokens[i]
-            if not members or length + len(tokens) > token_budget:
-                members.append([])
+            response = group.completion_tokens[i]
+            if not parts or length + len(response) > token_budget:
+                parts.append([])
                 length = len(prompt)
-            members[-1].append((i, tokens))
-            length += len(tokens)
-        for responses in members:
-            yield _Piece(number, prompt, responses, repeated=min(seen, len(prompt)))
+            parts[-1].append(Entry((number, i), prompt + response, len(prompt)))
+            length += len(response)
+        for entries in parts:
+            yield _Piece(prompt, entries, repeated=min(seen, len(prompt)))
             seen = max(seen, len(prompt))
 
 
-def _row(pieces: list[_Piece]) -> PackedBatch:
-    """Lay pieces side by side."""
-    ids: list[int] = []
-    positions: list[int] = []
-    rows: list[int] = []
-    owners: list[int] = []
-    segments: list[Segment] = []
-    index: list[tuple[int, int]] = []
-    for piece in pieces:
-        start, prompt_length = len(ids), len(piece.prompt)
-        ids += piece.prompt
-        positions += range(prompt_length)
-        for completion, tokens in piece.responses:
-            if tokens:
-                rows.append(start + prompt_length - 1)
-                rows += range(len(ids), len(ids) + len(tokens) - 1)
-            owners += [len(index)] * len(tokens)
-            ids += tokens
-            positions += range(prompt_length, prompt_length + len(tokens))
-            index.append((piece.group, completion))
-        lengths = tuple(len(tokens) for _, tokens in piece.responses)
-        segments.append(Segment(start, prompt_length, lengths, piece.repeated))
-    targets = [t for piece in pieces for _, tokens in piece.responses for t in tokens]
+def _bundles(pieces: list[_Piece], token_budget: int) -> list[tuple[int, list[_Piece]]]:
+    """Runs of pieces, in the order of their prompts' tokens, whose prompts begin alike, with their tokens at most."""
+    bundles: list[tuple[int, list[_Piece]]] = []
+    for piece in sorted(pieces, key=lambda piece: piece.prompt):
+        length, members = bundles[-1] if bundles else (0, [])
+        shared = common_length(members[0].prompt, piece.prompt) if members else 0
+        # A trie branches where fewer than `MIN_SHARED` further tokens are shared, and so may repeat one fewer.
+        joined = length + piece.length - (shared - MIN_SHARED + 1)
+        if shared >= MIN_SHARED and joined <= token_budget:
+            members.append(piece)
+            bundles[-1] = (joined, members)
+        else:
+            bundles.append((piece.length, [piece]))
+    return bundles
+
+
+def _row(pieces: Sequence[_Piece]) -> PackedBatch:
+    """Lay pieces side by side, those that begin alike over each other."""
+    trie = Trie()
+    trie.add([entry for piece in pieces for entry in piece.entries])
+    row_E, before_E = (np.concatenate([path.response_rows(before=n) for path in trie.paths]) for n in (0, 1))
+    row_R, first_R, token_E = np.unique(row_E, return_index=True, return_inverse=True)
+    sizes = [sum(end - start for start, end in path.rows) - path.prompt_length for path in trie.paths]
+    tokens_T = np.array(trie.tokens, dtype=np.int64)
     return PackedBatch(
-        input_ids_T=torch.tensor(ids),
-        position_ids_T=torch.tensor(positions),
-        segments=tuple(segments),
-        rows_R=torch.tensor(rows, dtype=torch.int64),
-        targets_R=torch.tensor(targets, dtype=torch.int64),
-        completion_R=torch.tensor(owners, dtype=torch.int64),
-        completion_index=index,
+        input_ids_T=torch.from_numpy(tokens_T),
+        position_ids_T=torch.tensor(trie.positions, dtype=torch.int64),
+        runs=tuple(trie.runs),
+        rows_R=torch.from_numpy(before_E[first_R]),
+        targets_R=torch.from_numpy(tokens_T[row_R]),
+        token_E=torch.from_numpy(token_E),
+        completion_E=torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)),
+        paths=tuple(trie.paths),
+        repeated_prompt_tokens=sum(piece.repeated for piece in pieces),
+        shared_tokens=sum(piece.length for piece in pieces) - len(trie.tokens),
     )

@@ -15,24 +15,36 @@ from prefsel.models.attention import (
     has_varlen,
     prompt_tree_attention,
 )
-from prefsel.models.tree import Segment
+from prefsel.models.trie import Run
 
-SEGMENTS = (Segment(0, 70, (1, 130)), Segment(201, 1, (64, 0, 5)), Segment(271, 9, ()))
+PARENTS = {(0, 70): None, (70, 71): 0, (71, 201): 0, (201, 202): None, (202, 266): 3, (266, 271): 3, (271, 280): 5}
+"""Rows of each run → the run it continues: prompts of 70 and 1, and a third level under the last run but one."""
 NUM_TOKENS = 280
+
+
+def runs():
+    bounds, found = list(PARENTS), []
+    for (start, end), parent in PARENTS.items():
+        context = () if parent is None else (*found[parent].context, bounds[parent])
+        found.append(Run(start, end, context))
+    return tuple(found)
+
+
+RUNS = runs()
 
 
 def allowed():
     """[T, T]: who sees whom, written down token by token."""
-    owner = {}
-    for number, segment in enumerate(SEGMENTS):
-        for row in range(segment.start, segment.start + segment.prompt_length):
-            owner[row] = (number, None)
-        for response, (start, end) in enumerate(segment.responses):
-            owner |= {row: (number, response) for row in range(start, end)}
+    parents = list(PARENTS.values())
+    owner = [number for number, (start, end) in enumerate(PARENTS) for _ in range(start, end)]
     mask = torch.zeros(NUM_TOKENS, NUM_TOKENS, dtype=torch.bool)
     for query in range(NUM_TOKENS):
+        lineage, number = set(), owner[query]
+        while number is not None:
+            lineage.add(number)
+            number = parents[number]
         for key in range(query + 1):
-            mask[query, key] = owner[key][0] == owner[query][0] and owner[key][1] in (None, owner[query][1])
+            mask[query, key] = owner[key] in lineage
     return mask
 
 
@@ -42,7 +54,7 @@ def test_equals_masked_attention(num_heads, num_key_heads):
     query, key, value = (
         torch.randn(1, heads, NUM_TOKENS, 8, generator=generator) for heads in (num_heads, num_key_heads, num_key_heads)
     )
-    layout = build_layout(SEGMENTS, dtype=query.dtype, device=query.device, head_dim=8)
+    layout = build_layout(RUNS, dtype=query.dtype, device=query.device, head_dim=8)
     assert layout.varlen is None
     output, weights = prompt_tree_attention(None, query, key, value, None, scaling=0.3, layout=layout)
     expected = scaled_dot_product_attention(query, key, value, attn_mask=allowed(), scale=0.3, enable_gqa=True)
@@ -52,7 +64,7 @@ def test_equals_masked_attention(num_heads, num_key_heads):
 
 def test_the_kernel_layout_names_the_same_keys():
     """The variable-length kernel needs a GPU; what it is told does not."""
-    layout = _varlen_layout(tuple(blocks_of(SEGMENTS)), torch.device("cpu"))
+    layout = _varlen_layout(tuple(blocks_of(RUNS)), torch.device("cpu"))
     assert isinstance(layout, VarlenLayout)
     mask, first_query, first_key = allowed(), layout.cu_queries.tolist(), layout.cu_keys.tolist()
     assert first_query[-1] == NUM_TOKENS
@@ -70,7 +82,7 @@ def test_the_kernel_layout_names_the_same_keys():
 
 def test_area_is_the_causal_triangle_and_at_most_half_a_block_per_query():
     exact = int(allowed().sum())
-    assert exact <= attention_area(SEGMENTS) <= exact + NUM_TOKENS * BLOCK_QUERIES / 2
+    assert exact <= attention_area(RUNS) <= exact + NUM_TOKENS * BLOCK_QUERIES / 2
 
 
 def test_no_variable_length_kernel_on_a_cpu_or_in_fp32():
@@ -90,7 +102,7 @@ def test_the_kernel_equals_matrix_products(num_key_heads):
     outputs = {}
     for kernel in ("varlen", "matmul"):
         inputs = [tensor.clone().requires_grad_() for tensor in tensors]
-        layout = build_layout(SEGMENTS, **options, kernel=kernel)
+        layout = build_layout(RUNS, **options, kernel=kernel)
         output, _ = prompt_tree_attention(None, *inputs, None, layout=layout)
         output.float().square().sum().backward()
         outputs[kernel] = [output, *(tensor.grad for tensor in inputs)]

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from tiny_models import naive_logps, random_groups, tiny_causal
+from tiny_models import naive_logps, random_groups, related_groups, tiny_causal
 from torch.func import functional_call, jvp
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -45,6 +45,16 @@ def test_packed_equals_one_sequence_at_a_time(model_type):
     model = tiny_causal(model_type)
     groups = random_groups([1, 2, 3, 4, 5, 2])
     assert_equal(packed(model, groups), one_at_a_time(model, groups), 1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", PACKED_MODEL_TYPES)
+@pytest.mark.parametrize("token_budget", [1, 300, 10_000])
+def test_groups_that_begin_alike_equal_one_sequence_at_a_time(model_type, token_budget):
+    model = tiny_causal(model_type, max_position_embeddings=512)
+    groups = related_groups(num_completions=3)
+    assert token_budget < 10_000 or sum(row.shared_tokens for row in pack(groups, token_budget)) > 400
+    assert_equal(packed(model, groups, token_budget), one_at_a_time(model, groups), 1e-5)
 
 
 @torch.no_grad()
@@ -101,10 +111,10 @@ def test_bf16_keeps_the_log_sum_exp_in_fp32():
     assert all(value.dtype == torch.float64 for value in packed(model, groups).values())
 
 
+@pytest.mark.parametrize("groups", [random_groups([2, 3, 1]), related_groups()], ids=["random", "related"])
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gpt_neox"])
-def test_gradient_equals_that_of_one_sequence_at_a_time(model_type):
-    model = tiny_causal(model_type).double()
-    groups = random_groups([2, 3, 1])
+def test_gradient_equals_that_of_one_sequence_at_a_time(model_type, groups):
+    model = tiny_causal(model_type, max_position_embeddings=512).double()
     weight = {key: 1.0 + i for i, key in enumerate(one_at_a_time(model, groups))}
 
     def gradient(logps):
@@ -198,10 +208,23 @@ def test_flops_stay_within_a_twentieth_of_the_minimum():
     counted = counter.get_total_flops()
     assert counted <= 1.05 * flops_min(groups, shape)
     analytical = sum(
-        shape.flops(trunk_tokens=row.trunk_tokens, head_rows=row.head_rows, attention_area=attention_area(row.segments))
+        shape.flops(trunk_tokens=row.trunk_tokens, head_rows=row.head_rows, attention_area=attention_area(row.runs))
         for row in rows
     )
     assert counted == analytical
+
+
+@torch.no_grad()
+def test_shared_beginnings_take_fewer_flops_than_the_minimum_of_each_group():
+    groups = related_groups(num_completions=3)
+    model = tiny_causal(max_position_embeddings=512)
+    (row,) = pack(groups, 10_000)
+    with FlopCounterMode(display=False) as counter:
+        packed_logps(model, row)
+    sequences = [group.prompt_tokens + ids for group in groups for ids in group.completion_tokens]
+    distinct = {tuple(tokens[: n + 1]) for tokens in sequences for n in range(len(tokens))}
+    assert len(distinct) <= row.trunk_tokens <= len(distinct) + 16 * len(row.runs)
+    assert counter.get_total_flops() < 0.6 * flops_min(groups, model_shape(model))
 
 
 def test_a_model_that_packing_would_not_serve_is_refused_with_the_reason():

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import random_groups, tiny_reward
+from tiny_models import random_groups, related_groups, tiny_reward
 
 from prefsel.errors import UserError
 from prefsel.models.chat import EncodedGroup
@@ -51,11 +51,18 @@ def test_every_head_equals_the_models_own_forward(model_type, num_labels, token_
     assert_equal(rewards(model, groups, token_budget), own_forward(model, groups))
 
 
+@pytest.mark.parametrize("token_budget", [1, 300, 10_000])
+def test_groups_that_begin_alike_equal_the_models_own_forward(token_budget):
+    model = tiny_reward(num_labels=2, max_position_embeddings=512)
+    groups = ending_in(related_groups(num_completions=3), 2)
+    assert_equal(rewards(model, groups, token_budget), own_forward(model, groups))
+
+
 @pytest.mark.parametrize("pad_token_id", [2, 0, None])
 def test_pad_equal_to_eos_changes_nothing(pad_token_id):
     """With pad = eos the row before the final eos is read, as transformers does at batch 1."""
-    model = tiny_reward(pad_token_id=pad_token_id)
-    groups = ending_in(random_groups([2, 2, 3]), 2)
+    model = tiny_reward(pad_token_id=pad_token_id, max_position_embeddings=512)
+    groups = ending_in([*random_groups([2, 2, 3]), *related_groups()], 2)
     groups += [EncodedGroup([5, 6], [[2], [2, 2], [7, 2, 2]], ["ok"] * 3, 0), EncodedGroup([2, 2], [[2]], ["ok"], 0)]
     for token_budget in (1, 100, 10_000):
         assert_equal(rewards(model, groups, token_budget), own_forward(model, groups))

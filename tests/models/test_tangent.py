@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from tiny_models import naive_logps, random_groups, tiny_causal
+from tiny_models import naive_logps, random_groups, related_groups, tiny_causal
 
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.models import directional, directional_logps, score_groups, tangent
@@ -71,10 +71,13 @@ def naive_pair(model, group):
 
 def pairs_with_reference(model, count, seed):
     """Pairs, and reference log-probs some nats from the model's, so that σ(−IRM) takes all values."""
-    groups = random_groups([2] * count, longest=40, seed=seed)
+    return with_reference(model, random_groups([2] * count, longest=40, seed=seed), seed)
+
+
+def with_reference(model, groups, seed):
     with torch.no_grad():
         logps_N2 = torch.stack([naive_pair(model, group) for group in groups]).numpy()
-    return groups, logps_N2 + np.random.default_rng(seed).normal(scale=10.0, size=(count, 2))
+    return groups, logps_N2 + np.random.default_rng(seed).normal(scale=10.0, size=(len(groups), 2))
 
 
 def naive_loss(model, group, reference_2):
@@ -140,6 +143,16 @@ def test_influence_equals_the_dot_product_of_per_sample_gradients(model_type, op
     assert error(influence(values, reference_N2), expected_N) <= 1e-9
     with torch.no_grad():
         assert error(values[..., 0], torch.stack([naive_pair(model, group) for group in groups])) <= 1e-12
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_influence_of_pairs_that_begin_alike(model_type):
+    model = double(model_type, max_position_embeddings=512)
+    groups, reference_N2 = with_reference(model, related_groups(), seed=1)
+    v = validation_gradient(model, *with_reference(model, related_groups(seed=2), 3), beta=BETA, token_budget=2000)
+    values = through(directional_route(model, v.directions), groups, token_budget=2000)
+    expected_N = naive_gradients(model, groups, reference_N2) @ flat(v.directions["all"], model)
+    assert error(influence(values, reference_N2), expected_N) <= 1e-9
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import random
+
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_models import random_groups
 
 from prefsel.errors import UserError
 from prefsel.models.chat import EncodedGroup
-from prefsel.models.tree import ModelShape, Segment, flops_min, pack
+from prefsel.models.tree import ModelShape, flops_min, pack
+from prefsel.models.trie import MIN_SHARED, Run
 
 
 def group(prompt, *responses, status=None, starts=()):
@@ -18,10 +24,9 @@ def test_a_segment_by_eye():
     assert row.position_ids_T.tolist() == [0, 1, 2, 3, 4, 3]
     assert row.rows_R.tolist() == [2, 3, 2]  # both first response tokens are predicted by the prompt's last row
     assert row.targets_R.tolist() == [20, 21, 30]
-    assert row.completion_R.tolist() == [0, 0, 1]
+    assert (row.token_E.tolist(), row.completion_E.tolist()) == ([0, 1, 2], [0, 0, 1])
     assert row.completion_index == [(0, 0), (0, 1)]
-    assert row.segments == (Segment(0, 3, (2, 1)),)
-    assert row.segments[0].responses == [(3, 5), (5, 6)]
+    assert row.runs == (Run(0, 3, ()), Run(3, 5, ((0, 3),)), Run(5, 6, ((0, 3),)))
     assert (row.trunk_tokens, row.head_rows, row.num_completions, row.repeated_prompt_tokens) == (6, 3, 2, 0)
 
 
@@ -29,7 +34,7 @@ def test_longest_first_into_the_fullest_row_that_holds_it():
     lengths = [3, 8, 5, 2]
     groups = [group([1], list(range(length - 1))) for length in lengths]
     rows = pack(groups, 10)
-    assert [[g for g, _ in row.completion_index] for row in rows] == [[1, 3], [2, 0]]
+    assert [sorted(g for g, _ in row.completion_index) for row in rows] == [[1, 3], [0, 2]]
 
 
 def test_a_group_above_the_budget_repeats_its_prompt():
@@ -57,6 +62,22 @@ def test_prompts_cut_differently_are_different_segments():
     assert row.repeated_prompt_tokens == 1
 
 
+def test_a_system_prompt_is_computed_once_for_all_groups_of_a_row():
+    system = list(range(100, 100 + MIN_SHARED))
+    (row,) = pack([group([*system, 1, 2], [3], [4]), group([5] * 30, [6]), group([*system, 7], [8, 9])], 100)
+    assert row.input_ids_T.tolist() == [*[5] * 30, 6, *system, 1, 2, 3, 4, 7, 8, 9]
+    assert row.trunk_tokens == 31 + MIN_SHARED + 2 + 2 + 3
+    assert row.shared_tokens == MIN_SHARED
+
+
+def test_a_response_token_that_two_responses_share_passes_the_head_once():
+    shared = list(range(50, 50 + MIN_SHARED))
+    (row,) = pack([group([1, 2], [*shared, 3], [*shared, 4, 5])], 100)
+    assert row.head_rows == MIN_SHARED + 3
+    assert row.sums(torch.ones(row.head_rows)).tolist() == [MIN_SHARED + 1, MIN_SHARED + 2]
+    assert row.shared_tokens == MIN_SHARED
+
+
 @pytest.mark.parametrize("token_budget", [1, 50, 130, 10_000])
 def test_every_completion_once_and_no_row_above_the_budget(token_budget):
     groups = random_groups([3, 1, 5, 2, 4, 1, 1])
@@ -67,7 +88,28 @@ def test_every_completion_once_and_no_row_above_the_budget(token_budget):
         assert row.trunk_tokens <= token_budget or row.num_completions == 1
         for number, (g, c) in enumerate(row.completion_index):
             expected = groups[g].completion_tokens[c]
-            assert row.targets_R[row.completion_R == number].tolist() == expected
+            assert row.targets_R[row.token_E[row.completion_E == number]].tolist() == expected
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 7), st.integers(1, 4)), max_size=9), st.integers(1, 200))
+def test_groups_that_begin_alike_never_fill_a_row_above_the_budget(shapes, token_budget):
+    rng = random.Random(0)
+    groups = [
+        group(
+            [(bits >> (i // 18)) & 1 for i in range(length)],
+            *([rng.randrange(2)] * rng.randrange(30) for _ in range(k)),
+        )
+        for length, bits, k in shapes
+    ]
+    rows = pack(groups, token_budget)
+    assert sum(map(len, (row.completion_index for row in rows))) == sum(len(one.status) for one in groups)
+    alone = sum(len(g.prompt_tokens) + sum(map(len, g.completion_tokens)) for g in groups)
+    counted = [row.trunk_tokens + row.shared_tokens - row.repeated_prompt_tokens for row in rows]
+    assert sum(counted) == alone
+    for row in rows:
+        assert row.trunk_tokens <= token_budget or row.num_completions == 1
+        assert row.shared_tokens >= 0
 
 
 def test_an_empty_prompt_is_explained():

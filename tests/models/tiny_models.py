@@ -89,6 +89,25 @@ def random_groups(nums_completions: list[int], *, longest: int = 60, seed: int =
     return [EncodedGroup(tokens(), [tokens() for _ in range(k)], ["ok"] * k, 0) for k in nums_completions]
 
 
+def related_groups(*, seed: int = 0, num_completions: int = 2) -> list[EncodedGroup]:
+    """Groups under one system prompt, prompts that continue an earlier response, and responses that begin alike."""
+    rng = random.Random(seed)
+
+    def tokens(count: int) -> list[int]:
+        return [rng.randrange(5, 400) for _ in range(count)]
+
+    system, groups = tokens(70), []
+    prompt = system
+    for turn in (3, 40, 5, 20):
+        prompt = prompt + tokens(turn)
+        begun = tokens(30)
+        responses = [begun + tokens(size) for size in (7, 25, 1)[:num_completions]]
+        groups.append(EncodedGroup(prompt, responses, ["ok"] * num_completions, 0))
+        prompt = prompt + responses[0]
+    other = EncodedGroup(system + tokens(9), [tokens(4), tokens(50)], ["ok"] * 2, 0)
+    return [*groups, EncodedGroup(tokens(12), [tokens(20), tokens(3)], ["ok"] * 2, 0), other]
+
+
 def naive_logps(model: Any, prompt: list[int], response: list[int]) -> torch.Tensor:
     """log_softmax + gather of one sequence, with attention that transformers ships."""
     implementation = model.config._attn_implementation

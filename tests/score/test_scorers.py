@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import takewhile
 
 import pyarrow as pa
 import pytest
@@ -15,8 +16,9 @@ from prefsel.models.chat import Encoder
 from prefsel.models.loading import model_shape
 from prefsel.models.tree import flops_min, pack
 from prefsel.schema import GROUPS
-from prefsel.score import scorers
-from prefsel.score.scorers import CausalLogpsScorer, RewardModelScorer, budget_from_probes
+from prefsel.score import windows
+from prefsel.score.probes import budget_from_probes
+from prefsel.score.scorers import CausalLogpsScorer, RewardModelScorer
 
 TEXTS = [
     ("who sat where?", ["the cat sat on the mat.", "a dog."]),
@@ -82,7 +84,7 @@ def assert_close(got, expected):
 @pytest.mark.parametrize("window_groups", [1, 3, 256])
 @pytest.mark.parametrize("token_budget", [20, 70, None])
 def test_columns_equal_one_sequence_at_a_time(folder, monkeypatch, window_groups, token_budget):
-    monkeypatch.setattr(scorers, "WINDOW_GROUPS", window_groups)
+    monkeypatch.setattr(windows, "WINDOW_GROUPS", window_groups)
     groups, logps = naive_columns(folder)
     shard = scorer(folder, token_budget=token_budget).score(table())
     assert list(shard.columns) == ["logps_tiny", "num_tokens_tiny"]
@@ -95,15 +97,19 @@ def test_counters_equal_hand_counts(folder):
     groups, _ = naive_columns(folder)
     counters = scorer(folder, token_budget=100).score(table()).counters
     prompts = sum(len(g.prompt_tokens) for g in groups)
-    responses = sum(len(ids) for g in groups for ids in g.completion_tokens)
+    # What all responses of a group begin with stands there once, behind the prompt.
+    alike = [list(takewhile(lambda tokens: len(set(tokens)) == 1, zip(*g.completion_tokens))) for g in groups]
+    shared = sum((len(g.status) - 1) * len(tokens) for g, tokens in zip(groups, alike))
+    responses = sum(len(ids) for g in groups for ids in g.completion_tokens) - shared
     shape, rows = model_shape(tiny_causal()), pack(groups, 100)
+    assert counters["shared_tokens"] == shared
     assert counters["trunk_tokens"] == prompts + responses
     assert counters["head_rows"] == responses
     assert counters["padding_tokens"] == 0
     assert counters["completions"] == 9
     assert counters["rows"] == len(rows) > 1
     assert counters["flops_min"] == flops_min(groups, shape)
-    area = sum(attention_area(row.segments) for row in rows)
+    area = sum(attention_area(row.runs) for row in rows)
     linear = 2 * shape.trunk_parameters * (prompts + responses) + 2 * shape.head_parameters * responses
     assert counters["flops_model"] == linear + 4 * 32 * 2 * area
     assert counters["seconds_model"] > 0

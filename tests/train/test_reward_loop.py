@@ -238,7 +238,7 @@ def test_flops_are_those_of_scoring_every_draw(classifier: Path, tmp_path: Path)
     rows = pack(groups, 200)
     expected = sum(
         model_shape(model).flops(
-            trunk_tokens=row.trunk_tokens, head_rows=0, attention_area=attention_area(row.segments)
+            trunk_tokens=row.trunk_tokens, head_rows=0, attention_area=attention_area(row.runs)
         )
         for row in rows
     )

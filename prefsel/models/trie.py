@@ -1,0 +1,131 @@
+"""Sequences that begin alike, laid out as a trie: a token that several of them share is there once.
+
+    sequences   s s s a a a · x x        tokens     s s s a a a x x y b b
+                s s s a a a · y          positions  0 1 2 3 4 5 6 7 6 3 4
+                s s s b b                runs       └─s─┘ └─a─┘ └x┘ y └b┘
+
+A run attends to its ancestors in full and to itself causally, so its hidden states are those of every sequence that
+goes through it. A prompt with its responses is the smallest case; a system prompt, the earlier turns of a dialogue and
+responses that begin alike are the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Key = tuple[int, int]
+"""(group in the sequence of groups, completion in the group)."""
+Range = tuple[int, int]
+"""First and one past the last row."""
+
+MIN_SHARED = 16
+"""Fewer common tokens are not worth a run of their own, except a group's own prompt: every run costs some calls. On four
+responses each to 60 prompts of QA-Feedback, of which an eighth is shared, 4 to 32 took the same time, 0.91 of none."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A prompt and one of its responses."""
+
+    key: Key
+    tokens: list[int]
+    prompt_length: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive rows of the same sequences."""
+
+    start: int
+    end: int
+    context: tuple[Range, ...]
+    """The rows of its ancestors, the root's first; neighbours are one range."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """Where a sequence lies."""
+
+    key: Key
+    prompt_length: int
+    rows: tuple[Range, ...]
+    """Its rows in order; neighbours are one range."""
+
+    def response_rows(self, *, before: int = 0) -> npt.NDArray[np.int64]:
+        """The rows of the response tokens; with `before=1` the rows of the tokens before each of them."""
+        skipped, end = self.prompt_length - before, sum(end - start for start, end in self.rows) - before
+        found, depth = [np.empty(0, np.int64)], 0
+        for start, stop in self.rows:
+            first, last = max(start, start + skipped - depth), min(stop, start + end - depth)
+            found.append(np.arange(first, last))
+            depth += stop - start
+        return np.concatenate(found)
+
+
+@dataclass
+class Trie:
+    """Tokens of sequences without repetition, one run after another; children follow their parents."""
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    """Of each token in its own sequences."""
+    runs: list[Run] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
+    """One per sequence."""
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Lay out further sequences behind what is there, sharing what they have in common with each other."""
+        ordered = sorted(entries, key=lambda entry: (entry.tokens, entry.key))
+        left: list[tuple[list[Entry], int, tuple[Range, ...]]] = [(ordered, 0, ())] if ordered else []
+        while left:  # alike up to `depth`, whose rows are `context`; the last come first, so that a child follows
+            among, depth, context = left.pop()
+            first, members = among[0], among[:1]
+            others: list[Entry] = []
+            for entry in among[1:]:
+                (members if _is_shared(first, entry, depth) else others).append(entry)
+            if others:
+                left.append((others, depth, context))
+            # In sorted order the first and the last of several have in common what all have.
+            end = common_length(first.tokens, members[-1].tokens)
+            rows = self._run(first.tokens, depth, end, context)
+            while members and len(members[0].tokens) == end:
+                self.paths.append(Path(members[0].key, members[0].prompt_length, rows))
+                members = members[1:]
+            if members:
+                left.append((members, end, rows))
+
+    def _run(self, tokens: list[int], depth: int, end: int, context: tuple[Range, ...]) -> tuple[Range, ...]:
+        """Append a run, if it has a token; returns the rows of a sequence up to its end."""
+        start = len(self.tokens)
+        if end == depth:
+            return context
+        self.tokens += tokens[depth:end]
+        self.positions += range(depth, end)
+        self.runs.append(Run(start, len(self.tokens), context))
+        if context and context[-1][1] == start:
+            return (*context[:-1], (context[-1][0], len(self.tokens)))
+        return (*context, (start, len(self.tokens)))
+
+
+def _is_shared(first: Entry, other: Entry, depth: int) -> bool:
+    """Whether what two sequences have in common behind `depth` is a run: enough of it, or the rest of their prompt."""
+    enough = depth + MIN_SHARED
+    if first.key[0] == other.key[0] and depth < other.prompt_length:
+        enough = min(enough, other.prompt_length)
+    return first.tokens[depth:enough] == other.tokens[depth:enough] and len(other.tokens) >= enough
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many leading tokens two sequences share; by bisection, each step one comparison of slices."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
