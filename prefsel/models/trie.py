@@ -23,8 +23,8 @@ Range = tuple[int, int]
 """First and one past the last row."""
 
 MIN_SHARED = 16
-"""Fewer common tokens are not worth a run of their own, except a group's own prompt: every run costs some calls. On four
-responses each to 60 prompts of QA-Feedback, of which an eighth is shared, 4 to 32 took the same time, 0.91 of none."""
+"""Fewer common tokens are not worth a run of their own, except a group's own prompt: every run costs some calls. On
+four responses each to 60 prompts of QA-Feedback, an eighth of them shared, 4 to 32 took the same time, 0.91 of none."""
 
 
 @dataclass(frozen=True)
