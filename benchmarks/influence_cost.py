@@ -25,7 +25,7 @@ from prefsel.models.chat import EncodedGroup
 from prefsel.models.directional import differences, directional_route, finite_difference_route, largest_error
 from prefsel.models.logps import logps_route, model_device
 from prefsel.models.tangent import Direction, validation_gradient
-from prefsel.score.scorers import calibrate_budget
+from prefsel.score.probes import calibrate_budget
 
 BETA = 0.1
 STEP = 3e-5

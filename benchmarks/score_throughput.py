@@ -34,7 +34,7 @@ from prefsel.models.chat import EncodedGroup, Encoder
 from prefsel.models.loading import model_shape
 from prefsel.models.logps import Route, logps_route, model_device
 from prefsel.models.tree import ModelShape, flops_min
-from prefsel.score.scorers import calibrate_budget
+from prefsel.score.probes import calibrate_budget
 from prefsel.train.scratch_tokenizer import train_tokenizer
 
 FILES = {

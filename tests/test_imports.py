@@ -16,7 +16,8 @@ MAY_KNOW_RAY = {"pipeline.py", "cli.py", "tasks.py", "exchange.py", "session.py"
 LEVELS = ["errors", "workspace", "pure", "models", "loop", "stage", "pipeline", "cli"]
 GROUND = {"errors", "schema", "progress", "config", "configfile", "__init__"}
 ENGINE = {
-    *("score/scorers.py", "score/assigned.py", "score/generated.py", "score/influence.py", "score/validation.py"),
+    *("score/windows.py", "score/probes.py", "score/engine.py", "score/scorers.py", "score/together.py"),
+    *("score/assigned.py", "score/generated.py", "score/influence.py", "score/validation.py"),
     *("generate/sample.py", "world/demo.py"),
     *("selftest/subject.py", "selftest/findings.py", "selftest/ways.py", "selftest/diagnosis.py", "selftest/check.py"),
 }

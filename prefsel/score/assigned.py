@@ -8,7 +8,7 @@ training left it out. What a model was trained on is read from the file that lie
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from prefsel.config import CrossFit
 from prefsel.ingest.identity import fold_of
 from prefsel.schema import TRAINED_ON
-from prefsel.score.scorers import ScoredShard
+from prefsel.score.engine import ScoredShard
+from prefsel.score.summary import merge_facts
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Candidate:
     """A loaded scorer, and the prompts it must not score."""
 
     scorer: Any
-    """Has `score(groups) -> ScoredShard`."""
+    """Has `begin(groups)`, and `score` that takes what it gives."""
     fold: int | None
     """Scores only the prompts of this fold; None: of all."""
     trained_on: pa.Array
@@ -59,7 +60,11 @@ class AssignedScorer:
         self.candidates, self.cross_fit, self.own_aspect = candidates, cross_fit, own_aspect
 
     def score(self, groups: pa.Table, pairs: pa.Table | None = None) -> ScoredShard:
-        """Columns for all groups, null where no candidate may score.
+        """Columns for all groups, null where no candidate may score; arguments as `begin`."""
+        return self.begin(groups, pairs)()
+
+    def begin(self, groups: pa.Table, pairs: pa.Table | None = None) -> Callable[[], ScoredShard]:
+        """Deal the groups out and begin to tokenise them; what it returns runs the models.
 
         Args:
             groups: `schema.GROUPS`.
@@ -75,14 +80,15 @@ class AssignedScorer:
         dropped: Counter[str] = Counter()
         sizes_G = pc.list_value_length(groups["completions"].combine_chunks()).to_numpy()
         dropped["own_aspect"] = int(sizes_G[is_own_G].sum())
-        parts: list[tuple[np.ndarray, ScoredShard]] = []
+        parts: list[tuple[np.ndarray, Any, Any]] = []
         for candidate in self.candidates:
             is_mine_G = ~is_own_G & (candidate.fold is None or fold_G == candidate.fold)
             is_seen_G = is_mine_G & _among(ids, candidate.trained_on)
             dropped["trained_on"] += int(sizes_G[is_seen_G].sum())
             row_M = np.flatnonzero(is_mine_G & ~is_seen_G)
-            parts.append((row_M, candidate.scorer.score(groups.take(pa.array(row_M)))))
-        return joined(parts, sizes_G, dropped)
+            scorer = candidate.scorer
+            parts.append((row_M, scorer, scorer.begin(groups.take(pa.array(row_M)))))
+        return lambda: joined([(row_M, scorer.score(begun)) for row_M, scorer, begun in parts], sizes_G, dropped)
 
 
 def joined(parts: Sequence[tuple[np.ndarray, ScoredShard]], sizes_G: np.ndarray, dropped: Counter[str]) -> ScoredShard:
@@ -107,6 +113,7 @@ def joined(parts: Sequence[tuple[np.ndarray, ScoredShard]], sizes_G: np.ndarray,
         poisoned=[one for _, shard in parts for one in shard.poisoned],
         padded_because=next((s.padded_because for _, s in parts if s.padded_because), ""),
         template_error=next((s.template_error for _, s in parts if s.template_error), ""),
+        facts=merge_facts(shard.facts for _, shard in parts),
     )
 
 

@@ -35,11 +35,13 @@ from prefsel.models.directional import (
     largest_error,
 )
 from prefsel.models.loading import context_length, load_causal, load_tokenizer, model_shape
-from prefsel.models.logps import logps_route
+from prefsel.models.logps import logps_route, model_device
 from prefsel.models.pair_features import PairFeatures
 from prefsel.models.tangent import Directions, load_tangents
 from prefsel.models.tree import flops_min
-from prefsel.score.scorers import WINDOW_GROUPS, Column, Counters, Engine, ScoredShard, default_device
+from prefsel.score.engine import Column, Counters, Engine, ScoredShard
+from prefsel.score.scorers import default_device
+from prefsel.score.windows import WINDOW_GROUPS, Windows
 
 logger = logging.getLogger(__name__)
 
@@ -110,23 +112,28 @@ class DirectionalScorer:
         self.engine = Engine(model, encoder, route, token_budget)
         self.checker = Engine(model, encoder, exact, token_budget)
 
-    def score(self, groups: pa.Table) -> ScoredShard:
-        """Derivatives of a table of `schema.GROUPS`; a finite difference's error on its first groups in `facts`."""
-        result = self.engine.run(groups)
-        if self.checker is None:
+    def begin(self, groups: pa.Table) -> tuple[Windows, Windows | None]:
+        """The windows of a table of `schema.GROUPS`, in preparation; also of its first groups where errors are checked."""
+        check = self.checker.begin(groups.slice(0, CHECKED_GROUPS)) if self.checker else None
+        return self.engine.begin(groups), check
+
+    def score(self, groups: pa.Table | tuple[Windows, Windows | None]) -> ScoredShard:
+        """Derivatives of a table, or of what `begin` made of it; a finite difference's error in `facts`."""
+        windows, checked = self.begin(groups) if isinstance(groups, pa.Table) else groups
+        result = self.engine.run(windows)
+        if self.checker is None or checked is None:
             found = [column(result.values, 1 + number) for number in range(len(self.names))]
             return self.engine.shard(self._columns(found), result)
         _, found = differences(result.values, self.epsilons)
-        check = self.checker.run(groups.slice(0, CHECKED_GROUPS))
-        counters = {**result.counters}
+        check = self.checker.run(checked)
         for name in ("flops_model", "seconds_model"):
-            counters[name] = counters.get(name, 0.0) + check.counters.get(name, 0.0)
+            result.counters[name] += check.counters[name]
         errors = {
             f"fd_error_{name}": largest_error(quotients[:CHECKED_GROUPS], column(check.values, 1 + number))
             for number, (name, quotients) in enumerate(zip(self.names, found))
         }
-        shard = self.engine.shard(self._columns(found), replace(result, counters=counters))
-        return replace(shard, facts={name: error for name, error in errors.items() if error is not None})
+        shard = self.engine.shard(self._columns(found), result)
+        return replace(shard, facts=shard.facts | {name: e for name, e in errors.items() if e is not None})
 
     def _columns(self, found: Sequence[Column]) -> dict[str, Column]:
         return {f"dlogps_{name}": values for name, values in zip(self.names, found)}
@@ -201,6 +208,7 @@ class PairGradientScorer:
         directions: Directions = tangents.directions
         beta = float(tangents.facts["beta"])
         self.names, self.route, self.shape = list(directions), logps_route(model, pad), model_shape(model)
+        self.device, self.dtype = model_device(model), next(model.parameters()).dtype
         self.features = PairFeatures(model, directions, **moments, beta=beta, betas=betas, eps=eps)
 
     def score_pairs(

@@ -16,7 +16,8 @@ from prefsel.models.loading import load_causal, load_reward, load_tokenizer, unw
 from prefsel.models.logps import model_device
 from prefsel.naming import scorer_label
 from prefsel.progress import Progress
-from prefsel.score.scorers import Key, calibrate_budget
+from prefsel.score.engine import Key
+from prefsel.score.probes import calibrate_budget
 from prefsel.selftest.diagnosis import compare_paths
 from prefsel.selftest.findings import (
     length_findings,

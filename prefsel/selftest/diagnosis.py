@@ -15,7 +15,7 @@ import torch
 from prefsel.models.loading import STATELESS_ROPE, unwrapped
 from prefsel.models.padded import pad
 from prefsel.progress import Progress
-from prefsel.score.scorers import Key, Values
+from prefsel.score.engine import Key, Values
 from prefsel.selftest.subject import Comparison, Finding, Subject
 from prefsel.selftest.ways import Path, forward_padded, pad_token, paths, precision, reference
 

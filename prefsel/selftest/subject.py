@@ -16,7 +16,7 @@ from prefsel.ingest.windows import ingest_windows
 from prefsel.models.chat import EncodedGroup, Encoder, Messages
 from prefsel.models.logps import Route, logps_route
 from prefsel.models.reward import reward_route
-from prefsel.score.scorers import Key
+from prefsel.score.engine import Key
 from prefsel.workspace.storage import redact
 
 NUM_GROUPS = 32

@@ -20,7 +20,7 @@ from prefsel.models.attention import IMPLEMENTATION
 from prefsel.models.loading import unwrapped
 from prefsel.models.logps import model_device
 from prefsel.models.padded import PaddedBatch, pad, padded_logps, padded_rewards
-from prefsel.score.scorers import Engine, Values
+from prefsel.score.engine import Engine, Values
 from prefsel.selftest.subject import Subject
 
 BATCH_SIZES = (1, 2, 8)

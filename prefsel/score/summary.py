@@ -1,0 +1,114 @@
+"""Ledger entries of a column set → the stage's report: counts, counters, what was measured, how busy the pool was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from prefsel.config import Imported, PairGradients, Scorer
+from prefsel.errors import PrefselError, TemplateError
+from prefsel.score.steady import busy, span_of
+from prefsel.workspace.ledger import Entry, merge_counts
+from prefsel.workspace.manifest import StageReport
+
+
+def report(
+    label: str, folder: str, done: Mapping[str, Entry], computed: int, seconds: float, scorer: Scorer
+) -> StageReport:
+    """The stage's counts in completions, with the engine's counters added up.
+
+    Raises:
+        PrefselError: more completions are poisoned than allowed.
+        TemplateError: most completions do not fit the template.
+    """
+    infos = [entry.info for entry in done.values()]
+    dropped = merge_counts(info["dropped"] for info in infos)
+    completions = sum(info["completions"] for info in infos)
+    require_scored(label, infos, dropped, completions, scorer)
+    return StageReport(
+        stage="score",
+        name=label,
+        unit="pairs" if isinstance(scorer, PairGradients) else "completions",
+        rows_in=completions,
+        rows_out=completions - sum(dropped.values()),
+        dropped=dropped,
+        shards=len(done),
+        computed_shards=computed,
+        seconds=seconds,
+        artifact=folder,
+        fingerprint=folder.rsplit("@", 1)[1],
+        details={"kind": scorer.kind, **measured(infos), "range": bounds(done.values())},
+    )
+
+
+def require_scored(
+    label: str, infos: Sequence[Mapping[str, Any]], dropped: Mapping[str, int], completions: int, scorer: Scorer
+) -> None:
+    """Refuse columns with too many holes; errors as `report`."""
+    poisoned = dropped.get("poisoned", 0)
+    allowed = 0.0 if isinstance(scorer, Imported) else scorer.max_poison_fraction
+    if poisoned > allowed * completions:
+        first = next(info["poisoned"][:3] for info in infos if info["poisoned"])
+        raise PrefselError(
+            f"score {label}: the model gave NaN or infinity for {poisoned:,} of {completions:,} completions, "
+            f"first {first}; max_poison_fraction is {allowed:g}"
+        )
+    if 2 * (refused := dropped.get("template_error", 0)) > completions:
+        first = next(info["template_error"] for info in infos if info["template_error"])
+        raise TemplateError(
+            f"score {label}: {refused:,} of {completions:,} completions do not fit the template: {first}"
+        )
+
+
+def measured(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counters, facts, the shares that follow from them, and why rows were padded, as far as there are any."""
+    counters: dict[str, float] = {}
+    for info in infos:
+        for name, value in info["counters"].items():
+            counters[name] = counters.get(name, 0) + value
+    spans = [span for info in infos if (span := span_of(info))]
+    found = {
+        "counters": counters,
+        "facts": merge_facts(info.get("facts", {}) for info in infos),
+        "shares": shares(counters),
+        "pool": busy(spans),
+        "padded_because": next((info["padded_because"] for info in infos if info["padded_because"]), ""),
+    }
+    return {name: value for name, value in found.items() if value or name == "counters"}
+
+
+def shares(counters: Mapping[str, float]) -> dict[str, float]:
+    """What of the trunk's tokens is padding, how far the FLOPs lie above F_min, and useful MFU.
+
+    Useful MFU is F_min ÷ what the device's matrix products could have done in the model's seconds; `flops_possible`
+    adds that up shard by shard, so that actors on different devices count each with its own peak.
+    """
+    parts = {
+        "padding": ("padding_tokens", "trunk_tokens"),
+        "flops_over_min": ("flops_model", "flops_min"),
+        "useful_mfu": ("flops_min", "flops_possible"),
+    }
+    return {
+        name: counters.get(part, 0.0) / counters[whole] for name, (part, whole) in parts.items() if counters.get(whole)
+    }
+
+
+def merge_facts(many: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Facts of several shards: the largest of each, the smallest of those that end in `_least`."""
+    facts: dict[str, float] = {}
+    for one in many:
+        for name, value in one.items():
+            choose = min if name.endswith("_least") else max
+            facts[name] = choose(facts.get(name, value), value)
+    return facts
+
+
+def bounds(entries: Iterable[Entry]) -> dict[str, list[float]]:
+    """Smallest and largest value of every column."""
+    found: dict[str, list[float]] = {}
+    for entry in entries:
+        for name, column in entry.columns.items():
+            if column["min"] is not None:
+                low, high = found.get(name, [column["min"], column["max"]])
+                found[name] = [min(low, column["min"]), max(high, column["max"])]
+    return found
