@@ -1,8 +1,9 @@
 """Side by side: the same work by two sides in turn, in one process, equality first, medians and raw repeats kept.
 
-    python benchmarks/<name>.py [--device cuda] [--repeats 5] [--write]
+    python benchmarks/<name>.py [--device cuda] [--repeats 5] [--write] [--quick]
 
-`--write` keeps the result as `benchmarks/results/<name>_<hardware>_<date>.json`.
+`--write` keeps the result as `benchmarks/results/<name>_<hardware>_<date>.json`, from which `table.py` makes the table
+of the README. `--quick` is for CI: a tiny size, equality and exact counters, no clock.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ def arguments(description: str | None, **more: Any) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--write", action="store_true", help="keep the result file")
+    parser.add_argument("--quick", action="store_true", help="tiny, equality and counters only, no times")
     for name, default in more.items():
         parser.add_argument(f"--{name.replace('_', '-')}", default=default, type=type(default))
     return parser.parse_args()
@@ -114,6 +116,43 @@ def row(name: str, ours: Timing, peer: Timing, goal: str) -> dict[str, Any]:
         "goal": goal,
         "raw": {"ours": ours.wall, "peer": peer.wall, "ours_cpu": ours.cpu, "peer_cpu": peer.cpu},
     }
+
+
+def claim(what: str, measured: float, unit: str, goal: str) -> dict[str, Any]:
+    """One line of the README's table: what was measured, and whether it reaches the goal, `≥ x` or `≤ x`."""
+    sign, number = goal.split()
+    is_met = measured >= float(number) if sign == "≥" else measured <= float(number)
+    return {"what": what, "measured": measured, "unit": unit, "goal": goal, "is_met": is_met}
+
+
+def finish(
+    name: str,
+    options: argparse.Namespace,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    claims: Sequence[Mapping[str, Any]],
+    packages: Sequence[str] = (),
+    **more: Any,
+) -> None:
+    """Print a benchmark's table, its claims and where it was made; keep all of it if asked.
+
+    Args:
+        name: of the script.
+        options: its command line.
+        rows: of the table, with raw repeats.
+        columns: of the table that are printed.
+        claims: of `claim`.
+        packages: whose versions matter besides `PACKAGES`.
+        **more: kept with the result.
+    """
+    where = surroundings(packages)
+    show(name, rows, columns)
+    if claims:
+        show("claims", claims, ("what", "measured", "unit", "goal", "is_met"))
+    print(where)
+    if options.write:
+        result = {"surroundings": where, "options": vars(options), "claims": claims, "rows": rows, **more}
+        print(keep(name, options.device, result))
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

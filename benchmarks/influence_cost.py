@@ -4,8 +4,9 @@ r"""Influence of every pair: derivatives of log-probs along v, against a gradien
 
 Both sides give \(\langle\nabla\ell(d), v\rangle\) of the DPO loss of every pair, from token ids, with the reference's
 log-probs at hand. Ours takes one number per completion, exact or by a finite difference (whose log-probs at the weights
-themselves are at hand, too, as scores), checked against the loop in fp64; the peer is what users of per-sample gradients write: a pair at a time, chosen
-and rejected as two padded sequences, loss, backward, dot product. The unit is one forward of our packed rows.
+themselves are at hand, too, as scores); the peer is what users of per-sample gradients write: a pair at a time, chosen
+and rejected as two padded sequences, loss, backward, dot product. Both are checked against that loop in fp64. The unit
+is one forward of our packed rows.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import harness
 import numpy as np
 import torch
-from score_throughput import SIZES, Case, Values, cases, finish, ordinary, packed_pass
+from score_throughput import SIZES, Case, Values, cases, ordinary, packed_pass, shrink
 from torch import nn
 
 from prefsel.models.chat import EncodedGroup
@@ -153,11 +154,26 @@ def measure(whole: Case, args: Any) -> Iterator[dict[str, Any]]:
     }
 
 
+def claims_of(line: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Of one case: in forwards, and against the loop, exact and approximate."""
+    name = f"influence of {line['pairs']} pairs of {line['case']}"
+    yield harness.claim(f"{name}, exact", line["exact_forwards"], "forwards", "≤ 3.5")
+    yield harness.claim(f"{name}, exact", line["ratio"], "× the per-sample loop", f"≥ {GOALS.get(line['case'], 1.0)}")
+    how = f"finite difference, error {line['fd_error']:.1%} of the largest derivative"
+    yield harness.claim(f"{name}, {how}", line["fd_ratio"], "× the per-sample loop", "≥ 3.5")
+
+
 def main() -> None:
     args = harness.arguments(__doc__, data="../shared/data/real", threads=2, validation_groups=4, **SIZES)
+    if args.quick:
+        shrink(args)
+        args.validation_groups, args.repeats = 1, 1
     rows = [line for case in cases(args) for line in measure(case, args)]
     columns = ("case", "pairs", "forward_s", "exact_forwards", "fd_forwards", "loop_forwards", "ratio", "fd_ratio")
-    finish("influence_cost", args, rows, (*columns, "goal", "fd_error", "error", "loop_error", "spread"))
+    columns = (*columns, "goal", "fd_error", "error", "loop_error", "spread")
+    if rows and not args.quick:
+        claims = [one for line in rows for one in claims_of(line)]
+        harness.finish("influence_cost", args, rows, columns, claims, threads=args.threads)
 
 
 if __name__ == "__main__":

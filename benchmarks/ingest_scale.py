@@ -1,6 +1,6 @@
 """Ingest of generated pairs: rows and megabytes a second, and memory that must not grow with the file.
 
-    python benchmarks/ingest_scale.py [--rows 1e5] [--rows-per-shard 4096] [--repeats 5] [--write]
+    python benchmarks/ingest_scale.py [--rows 1e6] [--rows-per-shard 4096] [--repeats 5] [--write]
 
 Files of 1e4 rows, ten times as many, and so on up to `--rows`, as JSONL. Each repeat is a fresh process that reads a
 file, cuts it into windows and commits their tables to a workspace, without Ray. No peer does the same work, so the
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import arguments, keep, show, surroundings
+from harness import arguments, claim, finish
 from score_shards import peak_mib
 
 SMALLEST = 10_000
@@ -123,10 +123,12 @@ def line(file: Path, num_rows: int, runs: list[dict[str, Any]]) -> dict[str, Any
 
 
 def main() -> None:
-    options = arguments(__doc__, rows=1e5, rows_per_shard=4096, file="", workspace="")
+    options = arguments(__doc__, rows=1e6, rows_per_shard=4096, file="", workspace="")
     if options.file:  # the child of `fresh`
         print(json.dumps(ingest(options.file, options.workspace, options.rows_per_shard)))
         return
+    if options.quick:
+        options.rows, options.repeats = 2e4, 1
     sizes = [min(SMALLEST, int(options.rows))]
     while sizes[-1] < int(options.rows):
         sizes.append(min(10 * sizes[-1], int(options.rows)))
@@ -138,13 +140,14 @@ def main() -> None:
             for size, file in files.items():
                 runs[size].append(fresh(file, expected[size], options.rows_per_shard))
         lines = [line(files[size], size, runs[size]) for size in sizes]
-    show("ingest of JSONL pairs, one process", lines, list(lines[0]))
     growth = lines[-1]["peak_mib"] / lines[0]["peak_mib"]
-    print(f"peak memory at {sizes[-1]:,} rows over that at {sizes[0]:,}: {growth:.2f}")
-    print(about := surroundings())
-    if options.write:
-        raw = {str(size): runs[size] for size in sizes}
-        print(keep("ingest_scale", options.device, {**about, "lines": lines, "memory_growth": growth, "raw": raw}))
+    what = f"ingest: peak memory at {sizes[-1]:,} rows over that at {sizes[0]:,} ({lines[-1]['rows_per_s']:,} rows/s)"
+    if options.quick:
+        print(f"{sizes[-1]:,} rows: every count is what was generated; peak memory {growth:.2f} of {sizes[0]:,} rows")
+        return
+    claims = [claim(what, growth, "×", "≤ 1.2")]
+    raw = {str(size): runs[size] for size in sizes}
+    finish("ingest_scale", options, lines, list(lines[0]), claims, raw=raw, memory_growth=growth)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ packs and scores, with the route and the token budget of `CausalLogpsScorer`; TR
 `DPOTrainer.compute_ref_log_probs` in the order of the data set, as its precompute pass does, with a reference model of
 its own, whose head computes log-probs and nothing else. The limit is F_TRL / F_min.
 
-`QA` has all labelled pairs, of which each completion is in several; `QA once` has each completion in one.
+`QA` has all labelled pairs, of which each completion is in several; `QA once` has each completion in one. `HH system`
+is HH under one system prompt, which ours computes once for all groups of a row: below F_min, which counts by group.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,12 @@ FILES = {
 }
 SIZES = {"uf_groups": 16, "hh_groups": 32, "qa_groups": 10, "hidden_size": 256, "layers": 5, "vocab_size": 8192}
 """Options that all three scripts on these samples share."""
+QUICK_SIZES = {"uf_groups": 2, "hh_groups": 4, "qa_groups": 2, "hidden_size": 64, "layers": 2, "vocab_size": 1024}
+SYSTEM = (
+    "You are a careful assistant. Answer in plain words and in the language of the question. Say what you do not know. "
+    "Refuse to help with anything that would harm somebody, say so in one sentence, and offer what you can do instead. "
+    "Do not flatter, do not repeat the question, and keep the answer as short as it can be without leaving out a step."
+)
 DEFAULT_BATCH, BATCHES = 8, (1, 2, 4, 8, 16)
 TOLERANCE = 1e-5
 Values = dict[tuple[int, int], list[float]]
@@ -70,7 +77,7 @@ class Case:
 
 
 def cases(args: Any) -> Iterator[Case]:
-    """The three samples, and the third with every completion in one pair only; none, with a message, if absent."""
+    """The three samples, two of them once more as the file's head says; none, with a message, if absent."""
     torch.set_num_threads(args.threads)
     if missing := [file for file in FILES.values() if not (Path(args.data) / file).is_file()]:
         print(f"skipped: {args.data} lacks {', '.join(missing)}")
@@ -81,9 +88,15 @@ def cases(args: Any) -> Iterator[Case]:
         if name == "QA":
             once = [(group, a, a + 1) for group, encoded in enumerate(case.groups) for a in range(0, 4, 2)]
             yield replace(case, name="QA once", pairs=once)
+    yield replace(load("HH", args, system=SYSTEM), name="HH system")
 
 
-def load(name: str, args: Any) -> Case:
+def shrink(args: Any) -> None:
+    """Sizes for CI."""
+    vars(args).update(QUICK_SIZES)
+
+
+def load(name: str, args: Any, *, system: str = "") -> Case:
     """Random groups of a sample, a tokenizer trained on all of it, and a random model of the size asked for."""
     rows = read_rows(str(Path(args.data) / FILES[name]), max_row_bytes=1 << 24)
     (window,) = ingest_windows(rows, file=name, format="auto", options=FormatOptions(), rows_per_shard=4096)
@@ -92,12 +105,13 @@ def load(name: str, args: Any) -> Case:
         labelled.setdefault(pair["prompt_id"], []).append((pair["chosen"], pair["rejected"]))
     groups = window.groups.select(["prompt_id", "prompt", "completions"]).to_pylist()
     turns = [turn for row in groups for one in row["completions"] for turn in (*row["prompt"], *one["messages"])]
-    tokenizer = train_tokenizer((t["content"] for t in turns), kind="bpe", vocab_size=args.vocab_size)
+    tokenizer = train_tokenizer([system, *(t["content"] for t in turns)], kind="bpe", vocab_size=args.vocab_size)
     # Where ties left a completion without a pair, TRL would have less to do.
     whole = [r for r in groups if len({*sum(labelled.get(r["prompt_id"], []), ())}) == len(r["completions"])]
     order = np.random.default_rng(0).permutation(len(whole))[: getattr(args, f"{name.lower()}_groups")]
     kept = [whole[i] for i in order]
-    texts = [(row["prompt"], [one["messages"] for one in row["completions"]]) for row in kept]
+    first = [{"role": "system", "content": system}] if system else []
+    texts = [([*first, *row["prompt"]], [one["messages"] for one in row["completions"]]) for row in kept]
     return Case(
         name=name,
         rows=[{"prompt": prompt, "completions": completions} for prompt, completions in texts],
@@ -248,22 +262,31 @@ def measure(case: Case, repeats: int) -> Iterator[dict[str, Any]]:
         yield line | facts | {"limit": limit, "of_limit": of_limit, "error": error, "min_gflops_per_s": gflops_per_s}
 
 
-def finish(name: str, args: Any, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], packages: Any = ()) -> None:
-    """Print the table and where it was made; keep both if asked."""
-    if not rows:
-        return
-    where = harness.surroundings(packages) | {"threads": torch.get_num_threads()}
-    harness.show(name, rows, columns)
-    print(where)
-    if args.write:
-        print(harness.keep(name, args.device, {"surroundings": where, "options": vars(args), "rows": rows}))
-
-
 def main() -> None:
     args = harness.arguments(__doc__, data="../shared/data/real", threads=2, **SIZES)
+    if args.quick:
+        shrink(args)
+        for case in cases(args):
+            print(
+                f"{case.name}: relative difference {check(case, our_side(case)(), trl_side(case)(DEFAULT_BATCH)):.1g}"
+            )
+        return
     rows = [line for case in cases(args) for line in measure(case, args.repeats)]
     columns = ("case", "pairs", "batch", "is_fastest", "ours_s", "peer_s", "ratio", "limit", "of_limit", "goal")
-    finish("score_throughput", args, rows, (*columns, "spread", "error", "min_gflops_per_s"), ("trl",))
+    claims = [
+        harness.claim(
+            f"log-probs of {line['case']}: {line['ratio']:.1f} × TRL at batch {line['batch']}"
+            + (", its fastest," if line["is_fastest"] else ",")
+            + f" where F_TRL / F_min = {line['limit']:.2f}",
+            line["of_limit"],
+            "of the limit",
+            "≥ 0.9",
+        )
+        for line in rows
+    ]
+    if rows:
+        columns = (*columns, "spread", "error", "min_gflops_per_s")
+        harness.finish("score_throughput", args, rows, columns, claims, ("trl",), threads=args.threads)
 
 
 if __name__ == "__main__":
