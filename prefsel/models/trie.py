@@ -85,7 +85,10 @@ class Trie:
             among, depth, context = left.pop()
             first, members = among[0], among[:1]
             others: list[Entry] = []
-            for entry in among[1:]:
+            for place, entry in enumerate(among[1:], start=1):
+                if entry.tokens[depth : depth + 1] != first.tokens[depth : depth + 1]:
+                    others += among[place:]  # sorted: nothing behind another token is shared
+                    break
                 (members if _is_shared(first, entry, depth) else others).append(entry)
             if others:
                 left.append((others, depth, context))
