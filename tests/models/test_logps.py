@@ -187,6 +187,24 @@ def test_adapters_of_peft_are_seen():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("num_completions", [2, 4, 7, 16])
+def test_a_prompt_passes_the_trunk_once_however_many_completions_it_has(num_completions):
+    prompt, responses = list(range(5, 45)), [[100 + i] * (3 + i) for i in range(num_completions)]
+    model, seen = tiny_causal(), {"trunk": 0, "head": 0}
+
+    def count(name):
+        return lambda module, inputs, output: seen.update({name: seen[name] + inputs[0].numel() // inputs[0].shape[-1]})
+
+    model.model.layers[0].register_forward_hook(count("trunk"))
+    model.lm_head.register_forward_hook(count("head"))
+    (row,) = pack([EncodedGroup(prompt, responses, ["ok"] * num_completions, 0)], 10_000)
+    packed_logps(model, row)
+    num_tokens = sum(map(len, responses))
+    assert seen == {"trunk": 40 + num_tokens, "head": num_tokens}
+    assert (row.trunk_tokens, row.head_rows) == (seen["trunk"], seen["head"])
+
+
+@torch.no_grad()
 def test_flops_stay_within_a_twentieth_of_the_minimum():
     rng = random.Random(0)
     groups = [
