@@ -1,7 +1,7 @@
 """Generated score shards, committed as the library commits them, and a selection from them as the stage makes it.
 
-What `select_scale` and `select_quota` have in common. The shards are read, asked and cut by `ScoreReader`, `answer`,
-`cut_leaf` and `kept`: the functions that `prefsel.select.stage` sends to its tasks and that `select_table` stands on.
+What `select_scale` and `select_quota` have in common. `prefsel.select.sweep` selects, with the brackets and cuts of the
+stage on Ray.
 
 Suffixes: N rows of the corpus, n rows of a shard, K kept rows, W = 2 big-endian words of a pair_id.
 """
@@ -24,13 +24,13 @@ import pyarrow as pa
 from prefsel.metrics.reader import PairReader
 from prefsel.schema import ID
 from prefsel.select.compose import compile_rule
-from prefsel.select.evaluate import Asked, answer, cut_leaf, kept
 from prefsel.select.radix import id_words
 from prefsel.select.rules import parse_rule
 from prefsel.select.score_reader import ScoreReader
-from prefsel.select.scored import corpus_histograms, score_table, shard_info
+from prefsel.select.scored import score_table, shard_info
+from prefsel.select.sweep import sweep
 from prefsel.workspace.catalog import ShardRef
-from prefsel.workspace.ledger import Artifact
+from prefsel.workspace.ledger import Artifact, Entry
 from prefsel.workspace.storage import Storage
 
 SOURCE, FOLDER, COLUMN = "generated", "scores", "score_generated"
@@ -71,6 +71,10 @@ class Corpus:
     def reader(self) -> ScoreReader:
         return ScoreReader(PairReader(self.artifact.storage, eligible=""), {COLUMN: FOLDER})
 
+    def entries(self) -> dict[str, Entry]:
+        """The ledger, read anew."""
+        return self.artifact.entries()
+
     def ids(self) -> np.ndarray:
         """All pair_ids, `>u8` [N, W]."""
         return np.concatenate([id_words(table["pair_id"]) for table in self.each(self._table(["pair_id"]))])
@@ -83,9 +87,12 @@ class Corpus:
         return lambda shard: self.reader.table(shard, COLUMN, names)
 
     def each(self, work: Callable[[ShardRef], Found]) -> list[Found]:
-        """One result per shard, a thread per core: as many cores as the peers take."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(work, self.shards))
+        """One result per shard, runs of shards in a thread per core, as `sweep` takes them."""
+        threads = os.cpu_count() or 1
+        runs = np.array_split(np.arange(len(self.shards)), min(len(self.shards), 4 * threads))
+        with ThreadPoolExecutor(threads) as pool:
+            found = pool.map(lambda run: [work(self.shards[number]) for number in run], runs)
+            return [one for run in found for one in run]
 
 
 def make_corpus(
@@ -125,35 +132,15 @@ def make_corpus(
 
 
 def select(corpus: Corpus, rule: Mapping[str, Any]) -> tuple[list[np.ndarray], Counter[str]]:
-    """Keep rows of every shard as `prefsel.select.stage` does, shard by shard.
-
-    Returns:
-        One bitmap per shard (`np.packbits`), and how often each column was read.
-    """
-    plan = compile_rule(parse_rule(rule))
-    (leaf,) = plan.leaves
-    reads: Counter[str] = Counter()
-    entries = corpus.artifact.entries()
-
-    def count(needs_ids: bool) -> None:
-        reads.update({"score": 1, "pair_id": int(needs_ids), **dict.fromkeys(leaf.by, 1)})
-
-    def ask(asked: Asked) -> list[Mapping[Any, Any]]:
-        count(asked.needs_ids)
-        return corpus.each(lambda shard: answer(asked, rows(shard, asked.needs_ids)))
-
-    def rows(shard: ShardRef, needs_ids: bool) -> Any:
-        return corpus.reader.rows(shard, [COLUMN], ids=needs_ids, by=leaf.by)
-
-    cut = cut_leaf(leaf, ask, committed=corpus_histograms(entries.values(), leaf.by))
-    count(cut.needs_ids)
-    bitmaps = corpus.each(lambda shard: np.packbits(kept(plan.keep, [cut], rows(shard, cut.needs_ids))))
-    return bitmaps, reads
+    """Keep rows of every shard, as bitmaps (`np.packbits`), and how often each column was read."""
+    swept = sweep(compile_rule(parse_rule(rule)), corpus.reader, corpus.shards, list(corpus.entries().values()))
+    swept.reads["score"] = swept.reads.pop(COLUMN)
+    return swept.bitmaps, swept.reads
 
 
 def mask_of(corpus: Corpus, bitmaps: Sequence[np.ndarray]) -> np.ndarray:
     """Bitmaps of shards as one mask of the corpus, bool [N]."""
-    entries = corpus.artifact.entries()
+    entries = corpus.entries()
     sizes = [entries[shard.shard].rows for shard in corpus.shards]
     return np.concatenate([np.unpackbits(bits, count=size).astype(bool) for bits, size in zip(bitmaps, sizes)])
 

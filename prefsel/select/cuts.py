@@ -16,6 +16,21 @@ from typing import Any
 import numpy as np
 
 from prefsel.select import radix
+from prefsel.select.brackets import (
+    NO_IDS,
+    NO_SCORES,
+    IdBracket,
+    QueryKey,
+    ScoreBracket,
+    arounds,
+    limits,
+    locate_ids,
+    locate_scores,
+    scan,
+    split_ids,
+    tied,
+)
+from prefsel.select.fences import Bounds
 from prefsel.select.rules import (
     Above,
     Band,
@@ -27,9 +42,8 @@ from prefsel.select.rules import (
     rule_budget,
 )
 
-QueryKey = tuple[Label, int]
-"""A stratum, and which of its searches: a band asks up to four."""
-Ask = Callable[[dict[QueryKey, radix.Query]], Sequence[Mapping[QueryKey, radix.Answer]]]
+Question = radix.Query | ScoreBracket | IdBracket
+Ask = Callable[[dict[QueryKey, Any]], Sequence[Mapping[QueryKey, Any]]]
 
 
 @dataclass(frozen=True)
@@ -123,6 +137,7 @@ def decide(
     histograms: Mapping[Label, radix.Histogram],
     ask: Ask,
     *,
+    bounds: Mapping[Label, Bounds] | None = None,
     max_candidates: int = radix.MAX_CANDIDATES,
 ) -> Cut:
     """The cut of `rule` over a corpus.
@@ -131,6 +146,7 @@ def decide(
         rule: what to keep.
         histograms: of the scores of the whole corpus, by stratum: by the quota's columns, else one, of label `()`.
         ask: sends queries to every shard (`reply`) and returns the answers, one mapping per shard, in any order.
+        bounds: of the same scores by the same strata; a stratum without them takes more rounds.
         max_candidates: rows a boundary bin may have before it is collected rather than refined.
 
     Raises:
@@ -141,19 +157,19 @@ def decide(
     if isinstance(rule, Band):
         histogram = histograms[()]
         shares = (rule.low / 100, rule.high / 100)
-        low, high = quantiles(histogram, shares, ask, max_candidates=max_candidates) if histogram.total else (0.0, 0.0)
+        low, high = 0.0, 0.0
+        if histogram.total:
+            low, high = quantiles(histogram, shares, ask, bounds=bounds, max_candidates=max_candidates)
         return Cut({}, edges=(low, high), reverse=rule.reverse)
     labels = sorted(histograms, key=lambda label: [(value is not None, value or "") for value in label])
     sizes = [histograms[label].total for label in labels]
     seats = largest_remainder(sizes, rule_budget(rule, sum(sizes)))
     searches = {
-        (label, 0): radix.begin(
-            radix.top(k, descending=not rule.reverse, max_candidates=max_candidates), histograms[label]
-        )
+        (label, 0): radix.top(k, descending=not rule.reverse, max_candidates=max_candidates)
         for label, k in zip(labels, seats)
         if k
     }
-    found = radix.solve(searches, ask)
+    found = solve(searches, histograms, bounds or {}, ask)
     cuts = {label: threshold(found[label, 0]) if (label, 0) in found else None for label in labels}
     return Cut(cuts)
 
@@ -164,6 +180,7 @@ def quantiles(
     ask: Ask,
     *,
     label: Label = (),
+    bounds: Mapping[Label, Bounds] | None = None,
     max_candidates: int = radix.MAX_CANDIDATES,
 ) -> list[float]:
     """Exact quantiles (numpy's `linear`) of all rows of `label`, of which there is at least one.
@@ -173,20 +190,64 @@ def quantiles(
         shares: from 0 to 1.
         ask: as of `decide`.
         label: of the rows.
+        bounds: as of `decide`.
         max_candidates: as of `decide`.
     """
     positions = [quantile_position(histogram.total, share) for share in shares]
     ranks = {rank for below, above, _ in positions for rank in (below, above)}
-    searches = {
-        (label, rank): radix.begin(radix.order_statistic(rank, max_candidates=max_candidates), histogram)
-        for rank in sorted(ranks)
-    }
-    found = {key: radix.found_score(search) for key, search in radix.solve(searches, ask).items()}
+    searches = {(label, rank): radix.order_statistic(rank, max_candidates=max_candidates) for rank in sorted(ranks)}
+    solved = solve(searches, {label: histogram}, bounds or {}, ask)
+    found = {key: radix.found_score(search) for key, search in solved.items()}
     return [interpolate(found[label, b], found[label, a], fraction) for b, a, fraction in positions]
 
 
-def reply(queries: Mapping[QueryKey, radix.Query], rows: ShardScores) -> dict[QueryKey, radix.Answer]:
+def solve(
+    searches: Mapping[QueryKey, radix.Search],
+    histograms: Mapping[Label, radix.Histogram],
+    bounds: Mapping[Label, Bounds],
+    ask: Ask,
+) -> dict[QueryKey, radix.Search]:
+    """Run searches to their end: one round each for scores and ids where that is enough, else digit by digit."""
+    located = locate_scores(searches, bounds, ask)
+    begun = {
+        key: located[key] if key in located else radix.begin(search, histograms[key[0]])
+        for key, search in searches.items()
+    }
+    return radix.solve(locate_ids(begun, ask), ask)
+
+
+def reply(queries: Mapping[QueryKey, Question], rows: ShardScores) -> dict[QueryKey, Any]:
     """A shard's answers; strata it does not have answer for no rows."""
+    of_digits = {key: query for key, query in queries.items() if isinstance(query, radix.Query)}
+    of_scores = {key: query for key, query in queries.items() if isinstance(query, ScoreBracket)}
+    of_ids = {key: query for key, query in queries.items() if isinstance(query, IdBracket)}
+    return _reply_digits(of_digits, rows) | _reply_scores(of_scores, rows) | _reply_ids(of_ids, rows)
+
+
+def _reply_scores(brackets: Mapping[QueryKey, ScoreBracket], rows: ShardScores) -> dict[QueryKey, Any]:
+    answers: dict[QueryKey, Any] = {key: NO_SCORES for key in brackets}
+    for number in {number for _, number in brackets}:
+        found = scan(rows.score_N, *limits(brackets, number, rows.labels), rows.code_N)
+        by_label = arounds(found, rows.code_N, rows.labels)
+        answers |= {(label, number): one for label, one in by_label.items() if (label, number) in brackets}
+    return answers
+
+
+def _reply_ids(brackets: Mapping[QueryKey, IdBracket], rows: ShardScores) -> dict[QueryKey, Any]:
+    answers: dict[QueryKey, Any] = {key: NO_IDS for key in brackets}
+    for code, label in enumerate(rows.labels):
+        for key, bracket in brackets.items():
+            if key[0] == label:
+                assert rows.ids_NW is not None, "whoever asks for ids has read them"
+                is_tied_N = rows.score_N == bracket.score
+                if rows.code_N is not None:
+                    is_tied_N &= rows.code_N == code
+                parts = split_ids(bracket, rows.ids_NW, np.flatnonzero(is_tied_N))
+                answers[key] = tied(bracket, rows.ids_NW, *parts)
+    return answers
+
+
+def _reply_digits(queries: Mapping[QueryKey, radix.Query], rows: ShardScores) -> dict[QueryKey, Any]:
     if rows.code_N is None:
         present = {key: query for key, query in queries.items() if key[0] == rows.labels[0]}
         answers = {key: radix.answer(query, rows.score_N, rows.ids_NW) for key, query in present.items()}
@@ -248,11 +309,11 @@ def keep_mask(
         is_kept_N[block] = score_B >= limit_B if given[0].descending else score_B <= limit_B
         if any(cut.needs_ids for cut in given):
             tie_M = np.flatnonzero(score_B == limit_B) + block.start
-            is_kept_N[tie_M] = _ids_up_to(ids_NW, tie_M, cuts, 0 if code_N is None else code_N[tie_M])
+            is_kept_N[tie_M] = ids_up_to(ids_NW, tie_M, cuts, 0 if code_N is None else code_N[tie_M])
     return is_kept_N
 
 
-def _ids_up_to(
+def ids_up_to(
     ids_NW: np.ndarray | None, row_M: np.ndarray, cuts: Sequence[Threshold | None], code_M: np.ndarray | int
 ) -> np.ndarray:
     """Whether the pair_id of each row is at or before that of its stratum's cut."""

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from prefsel.select import best, fuse, radix
+from prefsel.select.brackets import QueryKey
 from prefsel.select.compose import Derived, Keep, Node, Plan
-from prefsel.select.cuts import Cut, QueryKey, ShardScores, decide, keep, label_text, merge_histograms, quantiles, reply
+from prefsel.select.cuts import Cut, Question, ShardScores, decide, keep, label_text, merge_histograms, quantiles, reply
+from prefsel.select.fences import Bounds
 from prefsel.select.rows import Rows
 from prefsel.select.rules import Above, Label, Quota
 
@@ -31,7 +33,7 @@ class Asked:
     """Of strata by `length_bin`, once they are known."""
     is_length: bool = False
     """About the differences in length rather than the score."""
-    queries: Mapping[QueryKey, radix.Query] | None = None
+    queries: Mapping[QueryKey, Question] | None = None
     """None: histograms by stratum."""
 
     @property
@@ -61,6 +63,7 @@ def cut_leaf(
     ask: AskLeaf,
     *,
     committed: Mapping[Label, radix.Histogram] | None = None,
+    bounds: Mapping[Label, Bounds] | None = None,
     max_candidates: int = radix.MAX_CANDIDATES,
 ) -> Cut:
     """The cut of one leaf over the corpus.
@@ -69,6 +72,7 @@ def cut_leaf(
         leaf: of a plan.
         ask: to every shard (`answer`).
         committed: its histograms by stratum, when they are known without asking.
+        bounds: of its scores by stratum, when they are known.
         max_candidates: see `cuts.decide`.
 
     Raises:
@@ -83,6 +87,7 @@ def cut_leaf(
         leaf.rule,
         histograms or {(): radix.Histogram.merge([])},
         lambda queries: ask(replace(asked, queries=queries)),
+        bounds=bounds,
         max_candidates=max_candidates,
     )
     return replace(cut, length_edges=edges)
@@ -98,7 +103,7 @@ def _length_edges(leaf: Keep, ask: AskLeaf, max_candidates: int) -> tuple[float,
         return (0.0,) * (rule.length_bins - 1)
     shares = [place / rule.length_bins for place in range(1, rule.length_bins)]
 
-    def ask_lengths(queries: dict[QueryKey, radix.Query]) -> Sequence[Mapping[QueryKey, radix.Answer]]:
+    def ask_lengths(queries: dict[QueryKey, Any]) -> Sequence[Mapping[QueryKey, Any]]:
         return ask(replace(asked, queries=queries))
 
     return tuple(quantiles(counted, shares, ask_lengths, max_candidates=max_candidates))

@@ -16,6 +16,7 @@ they lie).
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -121,6 +122,17 @@ class Histogram:
     def from_json(cls, data: Mapping[str, Sequence[int]]) -> Histogram:
         """The inverse of `to_json`."""
         return cls(np.array(data["bins"], np.uint16), np.array(data["counts"], np.int64))
+
+    def to_text(self) -> dict[str, str]:
+        """Base64 for a ledger: a tenth of the time of lists, where a thousand shards have one each."""
+        arrays = {"bins": self.bins.astype("<u2"), "counts": self.counts.astype("<i8")}
+        return {name: base64.b64encode(array.tobytes()).decode() for name, array in arrays.items()}
+
+    @classmethod
+    def from_text(cls, data: Mapping[str, str]) -> Histogram:
+        """The inverse of `to_text`."""
+        bins, counts = (base64.b64decode(data[name]) for name in ("bins", "counts"))
+        return cls(np.frombuffer(bins, "<u2").astype(np.uint16), np.frombuffer(counts, "<i8").astype(np.int64))
 
     def percentile(self, score_N: np.ndarray) -> np.ndarray:
         """Percentile (0-100) of each score under this histogram of the top 16 bits.
@@ -275,10 +287,21 @@ def advance(search: Search, answers: Sequence[Answer]) -> Search:
         known = search.known - partial + WORD_BITS
         prefix = ((search.prefix >> partial) << WORD_BITS) | int(word)
     found = replace(search, rank=search.rank - before, known=known, prefix=prefix, size=size)
-    if known == 3 * WORD_BITS and found.rank + 1 < size:
-        twice = f"{prefix & ((1 << 128) - 1):032x}"
-        raise UserError(f"pair_id: {size} rows share the pair_id {twice} and their score; pair_ids must be unique")
+    require_unique(found)
     return found
+
+
+def require_unique(search: Search) -> None:
+    """Refuse a cut between rows of equal score and equal pair_id.
+
+    Raises:
+        UserError: names the pair_id.
+    """
+    if search.known == 3 * WORD_BITS and search.size is not None and search.rank + 1 < search.size:
+        twice = f"{search.prefix & ((1 << 128) - 1):032x}"
+        raise UserError(
+            f"pair_id: {search.size} rows share the pair_id {twice} and their score; pair_ids must be unique"
+        )
 
 
 def _require_rows(search: Search, num_rows: int) -> None:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from prefsel.metrics.moments import Covariation, Moments, merge_covariations, merge_moments
 from prefsel.schema import SCORES
 from prefsel.select.cuts import merge_histograms
+from prefsel.select.fences import Bounds, fences
 from prefsel.select.radix import Histogram, stratum_histograms
 from prefsel.select.rules import Label
 from prefsel.select.table import strata
@@ -69,8 +70,9 @@ def shard_info(table: pa.Table, lengths: tuple[np.ndarray, np.ndarray]) -> dict[
     return {
         "dropped": merge_counts({reason: 1} for reason in table["dropped"].to_pylist() if reason),
         "histograms": [
-            {"source": source, "aspect": aspect, **histogram.to_json()}
-            for (source, aspect), histogram in zip(labels, histograms)
+            {"source": source, "aspect": aspect, **histogram.to_text(), "fences": fences(score_M[codes == code])}
+            | {"rows": histogram.total}
+            for code, ((source, aspect), histogram) in enumerate(zip(labels, histograms))
         ],
         "moments": asdict(Moments.of(score_M)) if len(score_M) else None,
         "length": asdict(Covariation.of(difference, score_M[known])) if known.any() else None,
@@ -84,8 +86,17 @@ def corpus_histograms(entries: Iterable[Entry], by: tuple[str, ...]) -> dict[Lab
     for entry in entries:
         for row in entry.info["histograms"]:
             label = tuple(row[name] for name in by)
-            many.append({label: Histogram.from_json(row)})
-    return merge_histograms(many) or {(): Histogram.from_json({"bins": [], "counts": []})}
+            many.append({label: Histogram.from_text(row)})
+    return merge_histograms(many) or {(): Histogram.merge([])}
+
+
+def corpus_bounds(entries: Iterable[Entry], by: tuple[str, ...]) -> dict[Label, Bounds]:
+    """What the committed fences say, by stratum."""
+    shards: dict[Label, list[tuple[int, str]]] = {}
+    for entry in entries:
+        for row in entry.info["histograms"]:
+            shards.setdefault(tuple(row[name] for name in by), []).append((row["rows"], row["fences"]))
+    return {label: Bounds.of(many) for label, many in shards.items()}
 
 
 def committed(storage: Storage, catalog: Catalog, folder: str, inputs: Mapping[str, str]) -> dict[str, Entry]:
@@ -129,14 +140,16 @@ def score_report(
         if moments.count
         else None,
         "histogram": Histogram.merge(
-            Histogram.from_json(row) for info in infos for row in info["histograms"]
+            Histogram.from_text(row) for info in infos for row in info["histograms"]
         ).to_json(),
         "length_correlation": correlation(info["length"] for info in infos if info["length"]),
         "length": {"all": mean_lengths([info["length_sums"] for info in infos])},
         "strata": merge_counts(
-            {f"{row['source']} / {row['aspect']}" if row["aspect"] else row["source"]: sum(row["counts"])}
+            {
+                f"{row['source']} / {row['aspect']}" if row["aspect"] else row["source"]: row["rows"]
+                for row in info["histograms"]
+            }
             for info in infos
-            for row in info["histograms"]
         ),
     }
     return StageReport(

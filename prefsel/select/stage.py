@@ -48,7 +48,7 @@ from prefsel.select.parts import (
 from prefsel.select.radix import Histogram
 from prefsel.select.rules import parse_rule
 from prefsel.select.score_reader import ScoreReader
-from prefsel.select.scored import committed, corpus_histograms, score_report
+from prefsel.select.scored import committed, corpus_bounds, corpus_histograms, score_report
 from prefsel.tasks import over_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import read_seal
@@ -252,7 +252,8 @@ def find_cut(lineage: Lineage, leaf: Keep, reader: ScoreReader) -> Cut:
     if not leaf.has_own_scores or "length_bin" in leaf.by:
         return cut_leaf(leaf, ask)
     entries = shard_entries(lineage, reader.folders[leaf.column])
-    return cut_leaf(leaf, ask, committed=corpus_histograms(entries.values(), leaf.by))
+    known = list(entries.values())
+    return cut_leaf(leaf, ask, committed=corpus_histograms(known, leaf.by), bounds=corpus_bounds(known, leaf.by))
 
 
 def _answer(shard: ShardRef, shared: tuple[ScoreReader, Asked]) -> Mapping[Any, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from prefsel.errors import IntegrityError
 from prefsel.workspace.storage import Storage, digest
 
-# zstd level 1: columns of float64 scores shrink little, identifiers not at all; higher levels only cost time.
-PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "row_group_size": 65536}
+ROW_GROUP_ROWS = 1 << 20
+"""A shard is one row group: its columns are read whole, and two groups took 1.15 of the time of one."""
 COMPACTED = "all.json"
 
 
@@ -58,10 +58,38 @@ def column_summary(table: pa.Table) -> dict[str, dict[str, Any]]:
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """`table` as one Parquet file."""
+    """`table` as one Parquet file: numbers and identifiers as they are, everything else compressed.
+
+    Of 100 000 scores with ids, plain ones took 24.4 bytes a row, 5.6 ms to write and 0.19 ms to read (ids 0.22);
+    with dictionaries and zstd 27.8 bytes, 11.7 ms, 1.23 ms (1.41): neither hashes nor float64 scores repeat or shrink.
+    Splitting their bytes before zstd saved 0.8 bytes and doubled the reading.
+    """
+    compression: dict[str, str] = {}
+    with_dictionary: list[str] = []
+    for path, kind in leaves(table.schema):
+        is_plain = pa.types.is_floating(kind) or pa.types.is_fixed_size_binary(kind)
+        compression[path] = "none" if is_plain else "zstd"
+        with_dictionary += [] if is_plain else [path]
+    options: dict[str, Any] = {"compression": compression, "use_dictionary": with_dictionary or False}
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, **PARQUET_OPTIONS)
+    pq.write_table(table, sink, row_group_size=ROW_GROUP_ROWS, **options)
     return sink.getvalue().to_pybytes()
+
+
+def leaves(schema: pa.Schema) -> Iterator[tuple[str, pa.DataType]]:
+    """The columns of values that Parquet makes of a schema, by path."""
+
+    def below(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            yield from below(f"{path}.list.element", kind.value_type)
+        elif pa.types.is_struct(kind):
+            for child in kind:
+                yield from below(f"{path}.{child.name}", child.type)
+        else:
+            yield path, kind
+
+    for column in schema:
+        yield from below(column.name, column.type)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 # Raise when a stage's output for the same configuration changes meaning.
 KINDS = ("score", "tangent", "eligible", "metric", "selection", "dataset", "model", "scratch")
-OUTPUT_VERSIONS = dict.fromkeys(KINDS, 1)
+OUTPUT_VERSIONS = dict.fromkeys(KINDS, 1) | {"metric": 2, "selection": 2}
 
 
 def canonical(value: Any) -> bytes:
