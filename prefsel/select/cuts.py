@@ -320,7 +320,8 @@ def ids_up_to(
     if ids_NW is None:
         raise ValueError("this cut needs the pair_ids")
     last = [(1 << 128) - 1 if cut is None or cut.pair_id is None else cut.pair_id for cut in cuts]
-    last_SW = np.array([divmod(pair_id, 1 << radix.WORD_BITS) for pair_id in last], np.uint64)
+    words = [divmod(pair_id, 1 << radix.WORD_BITS) for pair_id in last]
+    last_SW = np.array(words, np.uint64).reshape(-1, 2)  # also of no cut: a shard may lack every stratum that ties
     ids_MW, last_MW = ids_NW[row_M], last_SW[code_M]
     first_M, last_M = ids_MW[:, 0], last_MW[..., 0]
     return (first_M < last_M) | ((first_M == last_M) & (ids_MW[:, 1] <= last_MW[..., 1]))

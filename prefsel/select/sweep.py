@@ -200,8 +200,11 @@ class _Rounds:
     def _scan(self, shard: int) -> Mapping[QueryKey, Any]:
         rows = self.rows(shard)
         scores, row_M = rows.select(self.leaf.column, self.leaf.population, by=self.leaf.by)
-        found = scan(scores.score_N, *limits(self.brackets, 0, scores.labels), scores.code_N)
         descending = not self.leaf.rule.reverse
+        low_S, high_S = limits(self.brackets, 0, scores.labels)
+        if not descending:  # strata without seats are put above every row: where the smallest are kept, below
+            low_S[np.isinf(low_S)] = high_S[np.isinf(high_S)] = -math.inf
+        found = scan(scores.score_N, low_S, high_S, scores.code_N)
         self.left[shard] = undecided(found, scores, row_M, rows.num_rows, descending=descending)
         return _by_key(self.brackets, arounds(found, scores.code_N, scores.labels))
 
