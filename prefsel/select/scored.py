@@ -99,6 +99,15 @@ def corpus_bounds(entries: Iterable[Entry], by: tuple[str, ...]) -> dict[Label, 
     return {label: Bounds.of(many) for label, many in shards.items()}
 
 
+def stratum_sizes(entry: Entry, by: tuple[str, ...]) -> dict[Label, int]:
+    """Rows of one shard that have a score, by stratum."""
+    sizes: dict[Label, int] = {}
+    for row in entry.info["histograms"]:
+        label = tuple(row[name] for name in by)
+        sizes[label] = sizes.get(label, 0) + row["rows"]
+    return sizes
+
+
 def committed(storage: Storage, catalog: Catalog, folder: str, inputs: Mapping[str, str]) -> dict[str, Entry]:
     """Ledger entries of the shards that are scored from exactly `inputs` (shard key → hash), by shard key."""
     entries = {}

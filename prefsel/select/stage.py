@@ -16,7 +16,8 @@ from prefsel.errors import IntegrityError, UserError, invalid
 from prefsel.exchange import exchange
 from prefsel.lineage import Lineage
 from prefsel.progress import Progress
-from prefsel.select.compose import Keep, compile_rule
+from prefsel.select.compose import Keep, Plan, compile_rule
+from prefsel.select.counted import Heard
 from prefsel.select.cuts import Cut
 from prefsel.select.derived import (
     BestPass,
@@ -36,6 +37,7 @@ from prefsel.select.evaluate import Asked, answer, cut_leaf
 from prefsel.select.fuse import Fitted, fit, fitted_numbers
 from prefsel.select.parts import (
     Chosen,
+    Counted,
     Keeper,
     count_kept,
     kept_lengths,
@@ -48,7 +50,7 @@ from prefsel.select.parts import (
 from prefsel.select.radix import Histogram
 from prefsel.select.rules import parse_rule
 from prefsel.select.score_reader import ScoreReader
-from prefsel.select.scored import committed, corpus_bounds, corpus_histograms, score_report
+from prefsel.select.scored import committed, corpus_bounds, corpus_histograms, score_report, stratum_sizes
 from prefsel.tasks import over_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import read_seal
@@ -145,8 +147,9 @@ def select_rule(lineage: Lineage, name: str, rule: Mapping[str, Any], progress: 
     if not summary.rows_out:
         raise UserError(f"selections.{name}: no pair is eligible; dropped: {summary.dropped}")
     shards = lineage.catalog.shards
-    chosen = Chosen(reader, plan, tuple(find_cut(lineage, leaf, reader) for leaf in plan.leaves))
-    counts = over_shards(count_kept, shards, shared=chosen)
+    decided = [find_cut(lineage, leaf, reader) for leaf in plan.leaves]
+    chosen = Chosen(reader, plan, tuple(cut for cut, _ in decided))
+    counts = count_rows(plan, chosen, decided[0][1], shards)
     kept = sum(count.kept for count in counts)
     if not kept:
         raise UserError(f"selections.{name}: keeps none of {summary.rows_out:,} eligible pairs; widen its rule")
@@ -243,17 +246,34 @@ def fit_score(lineage: Lineage, one: DerivedScore, reader: ScoreReader) -> Fitte
     return fit(one.step, over_shards(count_statistics, lineage.catalog.shards, shared=(reader, one)))
 
 
-def find_cut(lineage: Lineage, leaf: Keep, reader: ScoreReader) -> Cut:
-    """The cut of one leaf: from the histograms its scores were committed with, where they are of its very pairs."""
+def find_cut(lineage: Lineage, leaf: Keep, reader: ScoreReader) -> tuple[Cut, list[int] | None]:
+    """The cut of one leaf: from what its scores were committed with, where that is of its very pairs.
+
+    Returns:
+        The cut, and the rows it keeps of every shard where the rounds have told; None: they must be counted.
+    """
+    shards, heard = lineage.catalog.shards, Heard()
 
     def ask(asked: Asked) -> Sequence[Mapping[Any, Any]]:
-        return over_shards(_answer, lineage.catalog.shards, shared=(reader, asked))
+        replies = over_shards(_answer, shards, shared=(reader, asked))
+        heard.note(asked.queries, replies)
+        return replies
 
     if not leaf.has_own_scores or "length_bin" in leaf.by:
-        return cut_leaf(leaf, ask)
+        return cut_leaf(leaf, ask), None
     entries = shard_entries(lineage, reader.folders[leaf.column])
     known = list(entries.values())
-    return cut_leaf(leaf, ask, committed=corpus_histograms(known, leaf.by), bounds=corpus_bounds(known, leaf.by))
+    cut = cut_leaf(leaf, ask, committed=corpus_histograms(known, leaf.by), bounds=corpus_bounds(known, leaf.by))
+    sizes = [stratum_sizes(entries[shard.key], leaf.by) for shard in shards]
+    return cut, heard.num_kept(cut, sizes)
+
+
+def count_rows(plan: Plan, chosen: Chosen, told: list[int] | None, shards: Sequence[ShardRef]) -> list[Counted]:
+    """What is kept of every shard: as its rounds have told (`find_cut`) for a rule of one leaf, else counted."""
+    is_plain = isinstance(plan.keep, Keep) and plan.keep.population == (plan.score,) and not plan.keep.is_complement
+    if told is not None and is_plain and not any(step.how == "middle" for step in plan.derived):
+        return [Counted(kept, {}, {}) for kept in told]
+    return over_shards(count_kept, shards, shared=chosen)
 
 
 def _answer(shard: ShardRef, shared: tuple[ScoreReader, Asked]) -> Mapping[Any, Any]:

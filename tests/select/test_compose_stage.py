@@ -24,8 +24,10 @@ from prefsel.progress import Progress
 from prefsel.report.examples import examples
 from prefsel.report.explain import explain_row, find_pair
 from prefsel.score.stage import score_one
+from prefsel.select import stage
 from prefsel.select.rules import reversed_rule, rule_scores
 from prefsel.select.stage import resolve_eligible, select_node
+from prefsel.tasks import over_shards
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
@@ -336,3 +338,28 @@ def test_validation_prompts_that_are_excluded_or_held_out_are_shared_by_nobody(t
     eligible = next(report for report in reports if report.stage == "eligible")
     assert eligible.dropped == {"excluded_prompt": 2, "holdout": 1, "holdout_prompt": 2, "validation": 2}
     assert eligible.rows_out == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "passes"),
+    [("rank", ["_answer", "write_part"]), ("both", [*["_answer"] * 4, "count_kept", "write_part"])],
+)
+def test_a_rule_of_one_leaf_takes_one_light_pass(
+    done: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, passes: list[str]
+) -> None:
+    _, workspace, _, _, _ = done
+    made = done[0]
+    shutil.copytree(workspace, tmp_path / "w")
+    lineage = Lineage(made, Storage(str(tmp_path / "w")))
+    lineage.storage.delete_tree(lineage.selected_folder(name, RULES[name]))
+    lineage.storage.delete_tree(lineage.selected_dataset(name))
+    taken: list[str] = []
+
+    def noted(function: Any, *args: Any, **kwargs: Any) -> Any:
+        taken.append(function.__name__)
+        return over_shards(function, *args, **kwargs)
+
+    monkeypatch.setattr(stage, "over_shards", noted)
+    stage.select_rule(lineage, name, RULES[name], QUIET)
+    assert taken == passes
+    assert dataset(lineage, name).equals(dataset(done[2], name))
