@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -30,6 +31,10 @@ IMPLEMENTATION = "prefsel_prompt_tree"
 BLOCK_QUERIES = 64
 """Queries of one matmul–softmax–matmul. On one core 64 was as fast as 128, 256 and torch's fused kernel, or
 faster, from 4 heads of 16 to 14 of 64, and its excess over the causal triangle is the smallest: 32 scores a query."""
+
+KEYS_PER_TOKEN = 4
+"""Keys and values that one call of the variable-length kernel gathers: of a prompt with four responses there are two to
+four a token."""
 
 Kernel = Literal["auto", "matmul", "varlen"]
 
@@ -56,14 +61,15 @@ class Layout:
     """Per run, in row order: its blocks."""
     causal: Tensor
     """[B, B] of 0 and −inf: the diagonal corner of a block."""
-    varlen: VarlenLayout | None
-    """For the variable-length kernel; None: matrix products."""
+    varlen: tuple[VarlenLayout, ...] | None
+    """For the variable-length kernel, one call each; None: matrix products."""
 
 
 @dataclass(frozen=True)
 class VarlenLayout:
-    """Runs as sequences of the variable-length kernel: few queries, keys gathered with those of their ancestors."""
+    """Consecutive runs as sequences of the variable-length kernel: few queries, keys gathered with their ancestors'."""
 
+    queries: Range
     key_rows: Tensor
     cu_queries: Tensor
     cu_keys: Tensor
@@ -101,7 +107,7 @@ def build_layout(
     blocks = tuple(blocks_of(runs))
     varlen = None
     if kernel == "varlen" or (kernel == "auto" and has_varlen(dtype, device, head_dim)):
-        varlen = _varlen_layout(blocks, device)
+        varlen = tuple(_varlen_layouts(blocks, device))
     corner = torch.full((BLOCK_QUERIES, BLOCK_QUERIES), float("-inf"), dtype=dtype, device=device).triu(1)
     return Layout(blocks=blocks, causal=corner, varlen=varlen)
 
@@ -244,42 +250,65 @@ def _varlen_attn() -> Callable[..., Tensor] | None:
     return varlen_attn
 
 
+def _varlen_layouts(blocks: tuple[tuple[Block, ...], ...], device: torch.device) -> Iterator[VarlenLayout]:
+    """Calls of whole runs, each of at most `KEYS_PER_TOKEN` gathered keys for a token of the row where it can be.
+
+    A beginning that many runs share is gathered for each of them: 256 groups under a prompt of 2 000 tokens have 35
+    keys a token of the row.
+    """
+    most = KEYS_PER_TOKEN * sum(piece[-1].end - piece[-1].own for piece in blocks)
+    first, keys = 0, 0
+    for number, piece in enumerate(blocks):
+        if keys and keys + piece[-1].num_keys > most:
+            yield _varlen_layout(blocks[first:number], device)
+            first, keys = number, 0
+        keys += piece[-1].num_keys
+    if blocks[first:]:
+        yield _varlen_layout(blocks[first:], device)
+
+
 def _varlen_layout(blocks: tuple[tuple[Block, ...], ...], device: torch.device) -> VarlenLayout:
-    rows: list[int] = []
-    num_queries, num_keys = [0], [0]
-    for piece in blocks:
-        context, own, end = piece[-1].context, piece[-1].own, piece[-1].end
-        rows += [row for ancestor in context for row in range(*ancestor)]
-        rows += range(own, end)
-        num_queries.append(end - own)
-        num_keys.append(piece[-1].num_keys)
+    last = [piece[-1] for piece in blocks]
+    ranges = [bounds for block in last for bounds in (*block.context, (block.own, block.end))]
+    rows = np.concatenate([np.arange(start, end) for start, end in ranges])
+    num_queries, num_keys = [block.end - block.own for block in last], [block.num_keys for block in last]
     cu_queries, cu_keys = (
-        torch.tensor(lengths, device=device).cumsum(0).to(torch.int32) for lengths in (num_queries, num_keys)
+        torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32) for lengths in (num_queries, num_keys)
     )
-    return VarlenLayout(torch.tensor(rows, device=device), cu_queries, cu_keys, max(num_queries), max(num_keys))
+    queries = (last[0].own, last[-1].end)
+    return VarlenLayout(
+        queries, torch.from_numpy(rows).to(device), cu_queries, cu_keys, max(num_queries), max(num_keys)
+    )
 
 
-def _varlen(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, layout: VarlenLayout, scaling: float) -> Tensor:
-    """One variable-length kernel for the whole row, [T, H, D]; its causal mask is aligned to the last key."""
+def _varlen(
+    query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, layouts: Sequence[VarlenLayout], scaling: float
+) -> Tensor:
+    """The variable-length kernel for the whole row, [T, H, D]; its causal mask is aligned to the last key."""
     varlen_attn = _varlen_attn()
     assert varlen_attn is not None
     query_THD = query_HTD.transpose(0, 1).contiguous()
-    key_rows, cu_queries, cu_keys = (
-        ids.to(query_HTD.device) for ids in (layout.key_rows, layout.cu_queries, layout.cu_keys)
-    )
-    key_NKD, value_NKD = (rows.transpose(0, 1).index_select(0, key_rows) for rows in (key_KTD, value_KTD))
-    return varlen_attn(
-        query_THD,
-        key_NKD,
-        value_NKD,
-        cu_queries,
-        cu_keys,
-        layout.max_queries,
-        layout.max_keys,
-        scale=scaling,
-        window_size=(-1, 0),
-        enable_gqa=query_THD.shape[1] != key_NKD.shape[1],
-    )
+    key_TKD, value_TKD = key_KTD.transpose(0, 1), value_KTD.transpose(0, 1)
+    outputs = []
+    for layout in layouts:
+        key_rows, cu_queries, cu_keys = (
+            ids.to(query_HTD.device) for ids in (layout.key_rows, layout.cu_queries, layout.cu_keys)
+        )
+        outputs.append(
+            varlen_attn(
+                query_THD[slice(*layout.queries)],
+                key_TKD.index_select(0, key_rows),
+                value_TKD.index_select(0, key_rows),
+                cu_queries,
+                cu_keys,
+                layout.max_queries,
+                layout.max_keys,
+                scale=scaling,
+                window_size=(-1, 0),
+                enable_gqa=query_THD.shape[1] != key_TKD.shape[1],
+            )
+        )
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 AttentionInterface.register(IMPLEMENTATION, prompt_tree_attention)

@@ -24,17 +24,13 @@ from prefsel.errors import NonFiniteError, UserError
 from prefsel.ingest.identity import completion_id, prompt_id
 from prefsel.models.attention import IMPLEMENTATION, Kernel, attention_area, build_layout
 from prefsel.models.chat import EncodedGroup, Encoder, Messages, Truncation
+from prefsel.models.head import head_logps
 from prefsel.models.loading import supports_packing, unwrapped
 from prefsel.models.padded import PaddedBatch, pad, padded_logps
 from prefsel.models.tree import PackedBatch, pack
 
-LOGITS_BYTES = 400_000_000
-"""Most memory for the logits of one chunk, with their fp32 log-softmax."""
 PADDED_LOGITS_BYTES = 2_000_000_000
 """Most memory for the logits of a padded batch: models that are called whole cannot take their head in chunks."""
-CACHED_LOGITS_BYTES, CACHED_ROWS = 16_000_000, 128
-"""On a CPU chunks of 16 MB, though at least 128 rows: with V = 8 000, 256 rows a chunk took 0.7 to 0.95 of the time of
-1 024, whose fresh pages cost more than the product."""
 
 
 def packed_logps(model: nn.Module, batch: PackedBatch, *, head_chunk: int = 1024, kernel: Kernel = "auto") -> Tensor:
@@ -43,8 +39,8 @@ def packed_logps(model: nn.Module, batch: PackedBatch, *, head_chunk: int = 1024
     Args:
         model: A causal language model that `supports_packing`, or one with adapters of peft.
         batch: The row, on the model's device.
-        head_chunk: Most rows whose logits exist at once; fewer where they would exceed 0.4 GB, or a CPU's caches. With
-            gradient, or weights partitioned by ZeRO-3, the head is called once.
+        head_chunk: Most rows whose logits exist at once without gradient, see `head_logps`; with gradient 0.4 GB of a
+            plain head's. Weights partitioned by ZeRO-3 are called once.
         kernel: Attention, see `build_layout`; "matmul" for forward-mode derivatives.
 
     Returns:
@@ -55,16 +51,8 @@ def packed_logps(model: nn.Module, batch: PackedBatch, *, head_chunk: int = 1024
         UserError: The model cannot be packed exactly; names why.
     """
     hidden_TD = packed_hidden(model, batch, kernel=kernel)
-    head = unwrapped(model).get_output_embeddings()
     rows_R, targets_R = batch.rows_R.to(hidden_TD.device), batch.targets_R.to(hidden_TD.device)
-    chunk = chunk_rows(model, head, hidden_TD, head_chunk)
-    logps_R = torch.cat(
-        [
-            target_logps(head(hidden_TD.index_select(0, rows)), targets)
-            for rows, targets in zip(rows_R.split(chunk), targets_R.split(chunk))
-        ]
-    )
-    return batch.sums(logps_R)
+    return batch.sums(head_logps(model, hidden_TD, rows_R, targets_R, head_chunk))
 
 
 def packed_hidden(model: nn.Module, batch: PackedBatch, *, kernel: Kernel = "auto") -> Tensor:
@@ -96,30 +84,6 @@ def packed_hidden(model: nn.Module, batch: PackedBatch, *, kernel: Kernel = "aut
         layout=layout,
     )
     return output.last_hidden_state[0]
-
-
-def target_logps(logits_RV: Tensor, targets_R: Tensor) -> Tensor:
-    """Log-probs of the target tokens, [R], in fp32 (fp64 for fp64 logits).
-
-    `log_softmax` reads and writes a chunk once on each side; `logsumexp` minus the target's logit took 2 to 4.6 times
-    as long on a CPU.
-    """
-    logps_RV = logits_RV.log_softmax(dim=-1, dtype=torch.promote_types(logits_RV.dtype, torch.float32))
-    return logps_RV.gather(1, targets_R[:, None])[:, 0]
-
-
-def chunk_rows(model: nn.Module, head: nn.Module, hidden_TD: Tensor, head_chunk: int = 1024) -> int:
-    """Rows of a call of the head: all of them when training."""
-    is_partitioned = any(hasattr(parameter, "ds_id") for parameter in head.parameters())
-    if is_partitioned or (torch.is_grad_enabled() and hidden_TD.requires_grad):
-        # ZeRO-3 gathers weights in every call, so all workers must make equally many; and autograd keeps the logits of
-        # all chunks until the backward pass anyway.
-        return max(1, len(hidden_TD))
-    bytes_per_row = unwrapped(model).config.vocab_size * (hidden_TD.dtype.itemsize + max(4, hidden_TD.dtype.itemsize))
-    rows = min(head_chunk, LOGITS_BYTES // bytes_per_row)
-    if hidden_TD.device.type == "cpu":
-        rows = min(rows, max(CACHED_ROWS, CACHED_LOGITS_BYTES // bytes_per_row))
-    return max(1, rows)
 
 
 # ------------------------------------------------------------------------------------------------- groups → columns

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from prefsel.errors import UserError
 from prefsel.models.chat import EncodedGroup
-from prefsel.models.trie import MIN_SHARED, Entry, Key, Path, Run, Trie, common_length
+from prefsel.models.trie import MIN_SHARED, Entry, Key, Path, Run, common_length, lay_out
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class PackedBatch:
     paths: tuple[Path, ...]
     """For each of the C outputs: where its sequence lies."""
     repeated_prompt_tokens: int
-    """Tokens of the row that would not be there had every group fitted into the budget."""
+    """Prompt tokens of groups that did not fit into one row, counted for all their rows but the first."""
     shared_tokens: int
     """Tokens of the row's groups that are not there because others hold them: other groups, or other responses."""
 
@@ -112,7 +112,9 @@ class ModelShape:
 
 
 def flops_min(groups: Sequence[EncodedGroup], shape: ModelShape) -> float:
-    r"""F_min: every prompt once, every `ok` response once, the head on responses only.
+    r"""F_min: every prompt once, every `ok` response once, the head on responses only, group by group.
+
+    What groups share may be computed once for all of them: packed rows can take less.
 
     \(2t(P + \sum R_i) + 2h \sum R_i + 4dL [P^2/2 + \sum (R_i P + R_i^2/2)]\), summed over the groups.
     """
@@ -120,7 +122,8 @@ def flops_min(groups: Sequence[EncodedGroup], shape: ModelShape) -> float:
     for group in groups:
         lengths = [len(tokens) for tokens, status in zip(group.completion_tokens, group.status) if status == "ok"]
         if lengths:
-            prompt, responses = len(group.prompt_tokens) - min(group.prompt_starts, default=0), sum(lengths)
+            starts = [start for start, status in zip(group.prompt_starts, group.status) if status == "ok"]
+            prompt, responses = len(group.prompt_tokens) - min(starts, default=0), sum(lengths)
             area = prompt**2 / 2 + responses * prompt + sum(length**2 for length in lengths) / 2
             total += shape.flops(trunk_tokens=prompt + responses, head_rows=responses, attention_area=area)
     return total
@@ -145,10 +148,10 @@ def pack(groups: Sequence[EncodedGroup], token_budget: int) -> list[PackedBatch]
     """Pack the completions with status `ok` into rows of at most `token_budget` tokens.
 
     Groups whose prompts begin alike form bundles as large as the budget. Longest bundles first, each into the fullest
-    row that still holds it (best fit): attention never looks across tries, so only the number of rows matters, not
-    what lies together. A group above the budget is split over its completions, repeating the prompt (counted in
-    `repeated_prompt_tokens`); a single sequence above it gets a row of its own. Prompts cut differently for different
-    completions (`prompt_starts`) are different prompts.
+    row that still holds it (best fit): what else stands in a row changes no number beyond rounding. A group above the
+    budget is split over its completions, repeating the prompt (counted in `repeated_prompt_tokens`); a single sequence
+    above it gets a row of its own. Prompts cut differently for different completions (`prompt_starts`) are different
+    prompts.
 
     Args:
         groups: Encoded groups; completions that are not `ok` have no output.
@@ -180,13 +183,13 @@ def pack(groups: Sequence[EncodedGroup], token_budget: int) -> list[PackedBatch]
 
 def _pieces(number: int, group: EncodedGroup, token_budget: int) -> Iterator[_Piece]:
     """The group as pieces of at most the budget where that is possible."""
-    if not group.prompt_tokens and "ok" in group.status:
-        raise UserError(f"group {number}: its prompt has no token, so nothing predicts the first response token")
     starts = group.prompt_starts or (0,) * len(group.completion_tokens)
     ok = [i for i, status in enumerate(group.status) if status == "ok"]
     seen = 0
     for start in dict.fromkeys(starts[i] for i in ok):
         prompt = group.prompt_tokens[start:]
+        if not prompt:
+            raise UserError(f"group {number}: its prompt has no token, so nothing predicts the first response token")
         parts: list[list[Entry]] = []
         length = token_budget + 1
         for i in (i for i in ok if starts[i] == start):
@@ -206,7 +209,7 @@ def _bundles(pieces: list[_Piece], token_budget: int) -> list[tuple[int, list[_P
     bundles: list[tuple[int, list[_Piece]]] = []
     for piece in sorted(pieces, key=lambda piece: piece.prompt):
         length, members = bundles[-1] if bundles else (0, [])
-        shared = common_length(members[0].prompt, piece.prompt) if members else 0
+        shared = common_length(members[-1].prompt, piece.prompt) if members else 0
         # A trie branches where fewer than `MIN_SHARED` further tokens are shared, and so may repeat one fewer.
         joined = length + piece.length - (shared - MIN_SHARED + 1)
         if shared >= MIN_SHARED and joined <= token_budget:
@@ -219,8 +222,7 @@ def _bundles(pieces: list[_Piece], token_budget: int) -> list[tuple[int, list[_P
 
 def _row(pieces: Sequence[_Piece]) -> PackedBatch:
     """Lay pieces side by side, those that begin alike over each other."""
-    trie = Trie()
-    trie.add([entry for piece in pieces for entry in piece.entries])
+    trie = lay_out([entry for piece in pieces for entry in piece.entries])
     row_E, before_E = (np.concatenate([path.response_rows(before=n) for path in trie.paths]) for n in (0, 1))
     row_R, first_R, token_E = np.unique(row_E, return_index=True, return_inverse=True)
     sizes = [sum(end - start for start, end in path.rows) - path.prompt_length for path in trie.paths]

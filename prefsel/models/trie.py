@@ -12,7 +12,7 @@ responses that begin alike are the others.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -66,60 +66,72 @@ class Path:
         return np.concatenate(found)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trie:
     """Tokens of sequences without repetition, one run after another; children follow their parents."""
 
-    tokens: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
+    tokens: list[int]
+    positions: list[int]
     """Of each token in its own sequences."""
-    runs: list[Run] = field(default_factory=list)
-    paths: list[Path] = field(default_factory=list)
+    runs: list[Run]
+    paths: list[Path]
     """One per sequence."""
 
-    def add(self, entries: Sequence[Entry]) -> None:
-        """Lay out further sequences behind what is there, sharing what they have in common with each other."""
-        ordered = sorted(entries, key=lambda entry: (entry.tokens, entry.key))
-        left: list[tuple[list[Entry], int, tuple[Range, ...]]] = [(ordered, 0, ())] if ordered else []
-        while left:  # alike up to `depth`, whose rows are `context`; the last come first, so that a child follows
-            among, depth, context = left.pop()
-            first, members = among[0], among[:1]
-            others: list[Entry] = []
-            for place, entry in enumerate(among[1:], start=1):
-                if entry.tokens[depth : depth + 1] != first.tokens[depth : depth + 1]:
-                    others += among[place:]  # sorted: nothing behind another token is shared
-                    break
-                (members if _is_shared(first, entry, depth) else others).append(entry)
-            if others:
-                left.append((others, depth, context))
-            # In sorted order the first and the last of several have in common what all have.
-            end = common_length(first.tokens, members[-1].tokens)
-            rows = self._run(first.tokens, depth, end, context)
-            while members and len(members[0].tokens) == end:
-                self.paths.append(Path(members[0].key, members[0].prompt_length, rows))
-                members = members[1:]
-            if members:
-                left.append((members, end, rows))
 
-    def _run(self, tokens: list[int], depth: int, end: int, context: tuple[Range, ...]) -> tuple[Range, ...]:
-        """Append a run, if it has a token; returns the rows of a sequence up to its end."""
-        start = len(self.tokens)
-        if end == depth:
-            return context
-        self.tokens += tokens[depth:end]
-        self.positions += range(depth, end)
-        self.runs.append(Run(start, len(self.tokens), context))
-        if context and context[-1][1] == start:
-            return (*context[:-1], (context[-1][0], len(self.tokens)))
-        return (*context, (start, len(self.tokens)))
+def lay_out(entries: Sequence[Entry]) -> Trie:
+    """Sequences as a trie: never more tokens than the prompts once with their responses, whatever they share."""
+    trie = Trie([], [], [], [])
+    left: list[tuple[list[Entry], int, tuple[Range, ...]]] = []
+    if entries:
+        left.append((sorted(entries, key=lambda entry: (entry.tokens, entry.key)), 0, ()))
+    while left:  # sequences alike up to `depth`, whose rows are `context`; the last come first: a child follows
+        among, depth, context = left.pop()
+        first, members, others = among[0], among[:1], list[Entry]()
+        rest = first.prompt_length - depth
+        least = depth + (min(MIN_SHARED, rest) if rest > 0 else MIN_SHARED)
+        for place, entry in enumerate(among[1:], start=1):
+            if entry.tokens[depth:least] != first.tokens[depth:least]:
+                others += among[place:]  # sorted: what follows has no more in common with the first
+                break
+            (members if _is_shared(first, entry, depth) else others).append(entry)
+        if others:
+            left.append((others, depth, context))
+        # In sorted order the first and the last of several have in common what all have.
+        end = common_length(first.tokens, members[-1].tokens)
+        rows = _append(trie, first.tokens, depth, end, context)
+        while members and len(members[0].tokens) == end:
+            trie.paths.append(Path(members[0].key, members[0].prompt_length, rows))
+            members = members[1:]
+        if members:
+            left.append((members, end, rows))
+    return trie
+
+
+def _append(trie: Trie, tokens: list[int], depth: int, end: int, context: tuple[Range, ...]) -> tuple[Range, ...]:
+    """Append a run, if it has a token; returns the rows of a sequence up to its end."""
+    if end == depth:
+        return context
+    start = len(trie.tokens)
+    trie.tokens.extend(tokens[depth:end])
+    trie.positions.extend(range(depth, end))
+    trie.runs.append(Run(start, len(trie.tokens), context))
+    if context and context[-1][1] == start:
+        return (*context[:-1], (context[-1][0], len(trie.tokens)))
+    return (*context, (start, len(trie.tokens)))
 
 
 def _is_shared(first: Entry, other: Entry, depth: int) -> bool:
-    """Whether what two sequences have in common behind `depth` is a run: enough of it, or the rest of their prompt."""
-    enough = depth + MIN_SHARED
-    if first.key[0] == other.key[0] and depth < other.prompt_length:
-        enough = min(enough, other.prompt_length)
-    return first.tokens[depth:enough] == other.tokens[depth:enough] and len(other.tokens) >= enough
+    """Whether what two sequences have in common behind `depth` is a run: enough of it, or the rest of their prompt.
+
+    Of another group all responses join or none does: those that did not would have to repeat their prompt.
+    """
+    rest, enough = other.prompt_length - depth, MIN_SHARED
+    if first.key[0] == other.key[0] and rest > 0:
+        enough = min(enough, rest)
+    elif 0 < rest < MIN_SHARED:
+        return False
+    enough += depth
+    return len(other.tokens) >= enough and first.tokens[depth:enough] == other.tokens[depth:enough]
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:

@@ -201,7 +201,7 @@ class Engine:
                 failed |= dict.fromkeys((group for group, _ in row.completion_index), error)
                 continue
             if output is None:
-                if len(row.completion_index) == 1:
+                if len(row.completion_index) == 1 or row.trunk_tokens == 1:
                     raise PrefselError(f"out of memory for a single sequence of {row.trunk_tokens} tokens")
                 rows = self._halved(groups, [*rows, row], counters)
                 continue

@@ -113,7 +113,7 @@ class DirectionalScorer:
         self.checker = Engine(model, encoder, exact, token_budget)
 
     def begin(self, groups: pa.Table) -> tuple[Windows, Windows | None]:
-        """The windows of a table of `schema.GROUPS`, in preparation; also of its first groups where errors are checked."""
+        """Windows of a table of `schema.GROUPS`, in preparation; also of its first groups where errors are checked."""
         check = self.checker.begin(groups.slice(0, CHECKED_GROUPS)) if self.checker else None
         return self.engine.begin(groups), check
 

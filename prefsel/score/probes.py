@@ -22,7 +22,7 @@ def calibrate_budget(route: Route, device: torch.device) -> int:
     """Tokens of a row that use a device well: 8 192 on a CPU; on a GPU what its free memory holds, at most 65 536.
 
     Two probes with made-up tokens give the bytes per token. They grow linearly: the weights are there already,
-    attention keeps no square, and the head works in chunks.
+    attention keeps no square and gathers a bounded number of keys a token, and the head works in chunks.
     """
     if device.type != "cuda":
         return CPU_TOKEN_BUDGET
@@ -40,14 +40,19 @@ def budget_from_probes(num_tokens: tuple[int, int], peak_bytes: Sequence[int], f
 
 def _peak_bytes(route: Route, device: torch.device, num_tokens: int) -> int:
     """Memory that a row of prompts and responses of 256 tokens takes beyond what is allocated."""
-    num_responses = num_tokens // 256 - 1
-    group = EncodedGroup([1] * 256, [[1] * 256] * num_responses, ["ok"] * num_responses, 0)
+    group = probe_group(num_tokens)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     with route.context():
         for row in route.rows([group], num_tokens):
             route.forward(row.to(device))
     return torch.cuda.max_memory_allocated(device) - before
+
+
+def probe_group(num_tokens: int) -> EncodedGroup:
+    """A prompt and responses of 256 tokens, together so many; each begins with another, so that none are shared."""
+    responses = [[number] + [1] * 255 for number in range(num_tokens // 256 - 1)]
+    return EncodedGroup([1] * 256, responses, ["ok"] * len(responses), 0)
 
 
 def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.25) -> float:

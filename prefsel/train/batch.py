@@ -177,7 +177,8 @@ def batch_of(run: Run, pairs: EncodedPairs, indices_P: Indices) -> PackedBatch |
 
 def ordered(values_C: Tensor, batch: PackedBatch | PaddedBatch) -> Tensor:
     """A batch's outputs as one row per pair, chosen first, [P, 2]."""
-    order = [batch.completion_index.index((pair, side)) for pair in range(len(values_C) // 2) for side in (0, 1)]
+    places = {key: place for place, key in enumerate(batch.completion_index)}
+    order = [places[pair, side] for pair in range(len(values_C) // 2) for side in (0, 1)]
     return values_C[torch.tensor(order, device=values_C.device)].view(-1, 2)
 
 

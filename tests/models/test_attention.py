@@ -7,8 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from prefsel.models.attention import (
     BLOCK_QUERIES,
-    VarlenLayout,
-    _varlen_layout,
+    _varlen_layouts,
     attention_area,
     blocks_of,
     build_layout,
@@ -62,22 +61,28 @@ def test_equals_masked_attention(num_heads, num_key_heads):
     assert torch.allclose(output, expected.transpose(1, 2), atol=1e-6)
 
 
-def test_the_kernel_layout_names_the_same_keys():
+@pytest.mark.parametrize("keys_per_token", [4, 2, 0.01])
+def test_the_kernel_layouts_name_the_same_keys(keys_per_token, monkeypatch):
     """The variable-length kernel needs a GPU; what it is told does not."""
-    layout = _varlen_layout(tuple(blocks_of(RUNS)), torch.device("cpu"))
-    assert isinstance(layout, VarlenLayout)
-    mask, first_query, first_key = allowed(), layout.cu_queries.tolist(), layout.cu_keys.tolist()
-    assert first_query[-1] == NUM_TOKENS
-    for sequence in range(len(first_query) - 1):
-        queries = range(*first_query[sequence : sequence + 2])
-        keys = layout.key_rows[first_key[sequence] : first_key[sequence + 1]].tolist()
-        for number, query in enumerate(queries):
-            # Causal from the end: the last query sees all keys, the one before it one less.
-            seen = keys[: len(keys) - (len(queries) - 1 - number)]
-            assert sorted(seen) == mask[query].nonzero().flatten().tolist()
-    assert layout.max_queries == 130
-    assert layout.max_keys == 200
-    assert layout.cu_keys.dtype == torch.int32
+    monkeypatch.setattr("prefsel.models.attention.KEYS_PER_TOKEN", keys_per_token)
+    layouts = list(_varlen_layouts(tuple(blocks_of(RUNS)), torch.device("cpu")))
+    assert len(layouts) == {4: 1, 2: 1, 0.01: len(RUNS)}[keys_per_token]
+    mask, done = allowed(), 0
+    for layout in layouts:
+        assert layout.queries[0] == done
+        first_query, first_key = layout.cu_queries.tolist(), layout.cu_keys.tolist()
+        for sequence in range(len(first_query) - 1):
+            queries = range(*(layout.queries[0] + row for row in first_query[sequence : sequence + 2]))
+            keys = layout.key_rows[first_key[sequence] : first_key[sequence + 1]].tolist()
+            for number, query in enumerate(queries):
+                # Causal from the end: the last query sees all keys, the one before it one less.
+                seen = keys[: len(keys) - (len(queries) - 1 - number)]
+                assert sorted(seen) == mask[query].nonzero().flatten().tolist()
+            done = queries[-1] + 1
+        assert layout.cu_keys.dtype == torch.int32
+    assert done == layouts[-1].queries[1] == NUM_TOKENS
+    assert max(layout.max_queries for layout in layouts) == 130
+    assert max(layout.max_keys for layout in layouts) == 200
 
 
 def test_area_is_the_causal_triangle_and_at_most_half_a_block_per_query():

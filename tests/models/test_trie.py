@@ -5,16 +5,14 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefsel.models.trie import MIN_SHARED, Entry, Run, Trie, common_length
+from prefsel.models.trie import MIN_SHARED, Entry, Run, common_length, lay_out
 
 LONG = list(range(100, 100 + MIN_SHARED))
 
 
 def trie_of(*entries, same_group=False):
-    trie = Trie()
     keys = [(0, number) if same_group else (number, 0) for number in range(len(entries))]
-    trie.add([Entry(key, tokens, prompt_length) for key, (tokens, prompt_length) in zip(keys, entries)])
-    return trie
+    return lay_out([Entry(key, tokens, prompt_length) for key, (tokens, prompt_length) in zip(keys, entries)])
 
 
 def rows(path):
@@ -23,7 +21,7 @@ def rows(path):
 
 def test_a_trie_by_eye():
     system, turn = LONG, [1] * MIN_SHARED
-    trie = trie_of((system + turn + [7], 20), (system + turn + [8, 9], 20), ([*system, 5], 16))
+    trie = trie_of(([*system, *turn, 7], 32), ([*system, *turn, 8, 9], 32), ([*system, 5], 16))
     n = MIN_SHARED
     assert trie.tokens == system + turn + [7, 8, 9, 5]
     assert trie.positions == [*range(2 * n), 2 * n, 2 * n, 2 * n + 1, n]
@@ -59,21 +57,29 @@ def test_a_prompt_that_continues_another_groups_response():
 
 
 def test_equal_sequences_and_sequences_that_end_inside_others():
-    trie = trie_of((LONG, 1), (LONG, 1), ([*LONG, 9], 1), ([1, 2], 1), ([1], 1))
     n = MIN_SHARED
-    assert trie.tokens == [1, 1, 2, *LONG, 9]
-    assert {path.key[0]: rows(path) for path in trie.paths} == {
-        0: list(range(3, n + 3)),
-        1: list(range(3, n + 3)),
-        2: list(range(3, n + 4)),
-        3: [1, 2],
-        4: [0],
+    trie = trie_of((LONG, 1), (LONG, 1), ([*LONG, 9], 1), (LONG[:1], 1), same_group=True)
+    assert trie.tokens == [*LONG, 9]
+    assert {path.key[1]: rows(path) for path in trie.paths} == {
+        0: list(range(n)),
+        1: list(range(n)),
+        2: list(range(n + 1)),
+        3: [0],
     }
+
+
+def test_responses_of_another_group_join_all_or_none():
+    base = list(range(1, MIN_SHARED + 1))
+    short = [([*base, 50], 5), ([*base[:5], 99], 5)]
+    entries = [Entry((0, i), *one) for i, one in enumerate(short)]
+    entries += [Entry((1, i), *one) for i, one in enumerate([([*base, 60], 10), ([*base[:10], 98], 10)])]
+    alone = 5 + 12 + 1 + 10 + 7 + 1
+    assert len(lay_out(entries).tokens) <= alone
 
 
 def test_a_chain_of_prefixes_is_no_recursion():
     text = [random.Random(0).randrange(50) for _ in range(40_000)]
-    trie = trie_of(*((text[: MIN_SHARED * n], 1) for n in range(1, 2500)))
+    trie = trie_of(*((text[: MIN_SHARED * n], 1) for n in range(1, 2500)), same_group=True)
     assert trie.tokens == text[: MIN_SHARED * 2499]
 
 
@@ -92,12 +98,12 @@ def test_a_chain_of_prefixes_is_no_recursion():
 def test_every_sequence_is_there_and_no_group_costs_more_than_alone(groups):
     entries, alone = [], 0
     for number, (prompt_length, responses, bits) in enumerate(groups):
-        # Few distinct prompts, so that they begin alike.
-        prompt = [(bits >> (i // 20)) & 1 for i in range(prompt_length)]
+        # Few distinct prompts, so that they begin alike; responses that go on as other prompts do.
+        text = [(bits >> (i // 20)) & 1 for i in range(prompt_length + 60)]
+        prompt, responses = text[:prompt_length], [text[prompt_length:][: len(r)] + r[:9] for r in responses]
         entries += [Entry((number, i), prompt + response, len(prompt)) for i, response in enumerate(responses)]
         alone += len(prompt) + sum(map(len, responses))
-    trie = Trie()
-    trie.add(entries)
+    trie = lay_out(entries)
     assert len(trie.tokens) <= alone
     assert sorted(path.key for path in trie.paths) == sorted(entry.key for entry in entries)
     covered = [row for run in trie.runs for row in range(run.start, run.end)]

@@ -17,7 +17,7 @@ from prefsel.models.loading import model_shape
 from prefsel.models.tree import flops_min, pack
 from prefsel.schema import GROUPS
 from prefsel.score import windows
-from prefsel.score.probes import budget_from_probes
+from prefsel.score.probes import PROBE_TOKENS, budget_from_probes, probe_group
 from prefsel.score.scorers import CausalLogpsScorer, RewardModelScorer
 
 TEXTS = [
@@ -298,3 +298,9 @@ def test_unconditional_scores_the_same_tokens_after_one_start_token(folder):
             start = encoder.tokenizer.eos_token_id  # this tokenizer has no bos
             assert logp == pytest.approx(naive_logps(model, [start], tokens).item(), rel=1e-5)
             assert count == len(tokens)
+
+
+@pytest.mark.parametrize("num_tokens", PROBE_TOKENS)
+def test_a_probe_is_a_row_of_as_many_tokens_as_it_says(num_tokens):
+    (row,) = pack([probe_group(num_tokens)], num_tokens)
+    assert (row.trunk_tokens, row.head_rows, row.shared_tokens) == (num_tokens, num_tokens - 256, 0)
