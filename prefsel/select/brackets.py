@@ -106,7 +106,7 @@ def scan(score_N: np.ndarray, low_S: np.ndarray, high_S: np.ndarray, code_N: np.
         code_N: stratum of each row; None: all rows are of the first.
     """
     is_above_N, is_open_N = np.empty(len(score_N), bool), np.empty(len(score_N), bool)
-    for block in radix.blocks(len(score_N)):
+    for block in radix.blocks(len(score_N), 2 * radix.BLOCK):
         code_B = 0 if code_N is None else code_N[block]
         np.greater(score_N[block], high_S[code_B], out=is_above_N[block])
         np.greater_equal(score_N[block], low_S[code_B], out=is_open_N[block])

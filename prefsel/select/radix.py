@@ -63,7 +63,9 @@ def order_keys(score_N: np.ndarray) -> np.ndarray:
 
 def id_words(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """A column of 16-byte identifiers without nulls as two words each (`>u8` [N, 2]), in place when it is one chunk."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    array = column
+    if isinstance(column, pa.ChunkedArray):  # one chunk would be copied by `combine_chunks`, too
+        array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if not pa.types.is_fixed_size_binary(array.type) or array.type.byte_width != 16 or array.null_count:
         raise UserError(f"pair_id: got {array.type} with {array.null_count} nulls; valid: 16 bytes, none null")
     if not len(array):

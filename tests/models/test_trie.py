@@ -57,9 +57,9 @@ def test_a_prompt_that_continues_another_groups_response():
 
 
 def test_equal_sequences_and_sequences_that_end_inside_others():
-    n = MIN_SHARED
-    trie = trie_of((LONG, 1), (LONG, 1), ([*LONG, 9], 1), (LONG[:1], 1), same_group=True)
-    assert trie.tokens == [*LONG, 9]
+    long, n = [*LONG, *LONG], 2 * MIN_SHARED
+    trie = trie_of((long, 1), (long, 1), ([*long, 9], 1), (long[:1], 1), same_group=True)
+    assert trie.tokens == [*long, 9]
     assert {path.key[1]: rows(path) for path in trie.paths} == {
         0: list(range(n)),
         1: list(range(n)),
