@@ -52,7 +52,7 @@ def head_logps(model: nn.Module, hidden_TD: Tensor, rows_R: Tensor, targets_R: T
     head = unwrapped(model).get_output_embeddings()
     if torch.is_grad_enabled() and hidden_TD.requires_grad and is_plain(head):
         hidden_RD = hidden_TD.index_select(0, rows_R)
-        logps_R: Tensor = _Logps.apply(hidden_RD, head.weight, head.bias, targets_R)  # type: ignore[no-untyped-call]
+        logps_R: Tensor = _Logps.apply(hidden_RD, head.weight, head.bias, targets_R)
         return logps_R
     chunk = chunk_rows(model, head, hidden_TD, most_rows)
     return torch.cat(
@@ -125,7 +125,7 @@ class _Logps(torch.autograd.Function):
         return logps_R
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_R: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         hidden_RD, weight_VD, bias_V, targets_R, log_sums_R, kept_RV = ctx.saved_tensors
         rows, vocab, dtype = len(hidden_RD), len(weight_VD), hidden_RD.dtype

@@ -16,7 +16,7 @@ from prefsel.models.head import head_logps
 from prefsel.models.logps import packed_logps
 from prefsel.models.tree import pack
 
-NUM_TOKENS, NUM_ROWS, WIDTH, VOCAB = 40, 300, 16, 331
+NUM_TOKENS, NUM_ROWS, WIDTH, VOCAB = 400, 300, 16, 331
 
 
 class OneHead(nn.Module):
@@ -44,11 +44,11 @@ class Largest(TorchDispatchMode):
 
 
 def inputs(dtype: torch.dtype, *, bias: bool = True) -> tuple[nn.Linear, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A head, hidden rows, which of them predict (some twice), and targets with the first and last of the vocabulary."""
+    """A head, hidden rows, which of them predict (some twice), and targets, the first and last token among them."""
     torch.manual_seed(0)
     head = nn.Linear(WIDTH, VOCAB, bias=bias)
     with torch.no_grad():
-        head.weight.mul_(6.0)  # sharp predictions: some targets have almost all of the probability, most have none
+        head.weight.mul_(12.0)  # sharp predictions: some targets have almost all of the probability, most have none
     hidden_TD = torch.randn(NUM_TOKENS, WIDTH)
     rows_R = torch.randint(NUM_TOKENS, (NUM_ROWS,))
     targets_R = torch.randint(VOCAB, (NUM_ROWS,))
@@ -87,7 +87,7 @@ def test_values_and_gradients_are_autograds(way: str, dtype: torch.dtype, limit:
     head, *rest = inputs(dtype, bias=bias)
     sources = (rest[0], head.weight, head.bias)
     expected, got = naive(head, *rest), head_logps(OneHead(head), *rest)
-    assert expected.max() > -0.01
+    assert expected.max() > -0.05
     assert expected.min() < -20
     assert relative(got, expected) <= limit
     for mine, theirs in zip(gradients(got, *sources), gradients(expected, *sources), strict=True):
@@ -131,9 +131,9 @@ def test_a_frozen_head_gets_no_gradient_and_backward_may_be_repeated(way: str) -
 
 def test_a_second_derivative_is_refused() -> None:
     head, *rest = inputs(torch.float64)
-    (first,) = torch.autograd.grad(head_logps(OneHead(head), *rest).sum(), rest[0], create_graph=True)
+    (first,) = torch.autograd.grad(head_logps(OneHead(head), *rest).square().sum(), rest[0], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        torch.autograd.grad(first.sum(), rest[0])
+        first.sum().backward()
 
 
 def test_logits_stay_within_the_limit_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from prefsel.models import logps
+from prefsel.models import head
 from prefsel.train.data import TrainingPairs
 from prefsel.train.deepspeed_config import DpoConfig
 from prefsel.train.loop import train_dpo
@@ -26,7 +26,7 @@ def main(jobs: list[dict[str, Any]]) -> None:
                 os._exit(9)
 
         if "logits_bytes" in job:
-            logps.LOGITS_BYTES = job["logits_bytes"]
+            head.LOGITS_BYTES = job["logits_bytes"]
         rank = os.environ["RANK"]
         result = train_dpo(
             DpoConfig.model_validate(job["config"]),
