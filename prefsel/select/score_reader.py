@@ -53,14 +53,16 @@ class ScoreReader:
             IntegrityError: the scores are of other pairs.
         """
         texts = [name for name in ("source", "aspect") if name in by]
-        tables = {column: self.table(shard, column, ["score", *(["pair_id"] if ids else [])]) for column in columns}
+        names = ["score", *(["pair_id"] if ids else [])]
+        # The texts of strata come from the first score's file, with it: a file is opened once.
+        tables = {one: self.table(shard, one, [*names, *(texts if one == columns[0] else [])]) for one in columns}
         if ids:
             self._require_same_pairs(shard, tables)
-        shown = self.table(shard, columns[0], texts) if texts else None
+        shown = tables[columns[0]]
         return Rows(
             scores={name: one["score"].to_numpy(zero_copy_only=False) for name, one in tables.items()},
             ids_NW=id_words(tables[columns[0]]["pair_id"]) if ids else None,
-            texts={} if shown is None else {name: shown[name] for name in texts},
+            texts={name: shown[name] for name in texts},
             gap_N=self._gaps(shard) if "length_bin" in by else None,
             keys={key: self._keys(shard, key) for key in keys},
             full=frozenset(name for name, one in tables.items() if not one["score"].null_count),

@@ -5,6 +5,7 @@ N: rows of the table; W = 2 big-endian words of a pair_id.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -180,13 +181,38 @@ def strata(columns: Sequence[pa.ChunkedArray]) -> tuple[np.ndarray, list[Label]]
 
     A null is a value of its own. Only labels that occur are listed.
     """
-    code_N = np.zeros(len(columns[0]), np.int64)
+    code_N = np.zeros(0, np.int64)
     values: list[list[str | None]] = []
-    for column in columns:
-        encoded = column.cast(pa.string()).combine_chunks().dictionary_encode(null_encoding="encode")
-        values.append(encoded.dictionary.to_pylist())
-        code_N = code_N * len(values[-1]) + encoded.indices.to_numpy()
-    present = np.flatnonzero(np.bincount(code_N, minlength=1)) if len(code_N) else np.empty(0, np.int64)
-    places = np.unravel_index(present, [len(v) for v in values]) if len(present) else []
-    labels: list[Label] = [tuple(value[place[i]] for value, place in zip(values, places)) for i in range(len(present))]
-    return np.searchsorted(present, code_N), labels
+    for place, column in enumerate(columns):
+        index_N, names = _dictionary(column)
+        values.append(names)
+        code_N = code_N * len(names) + index_N if place else index_N
+    sizes = [len(names) for names in values]
+    count_S = np.bincount(code_N, minlength=math.prod(sizes))
+    present = np.flatnonzero(count_S)
+    places = np.unravel_index(present, sizes) if len(present) else []
+    labels: list[Label] = [tuple(names[place[i]] for names, place in zip(values, places)) for i in range(len(present))]
+    if len(present) == len(count_S):
+        return code_N, labels
+    return (np.cumsum(count_S > 0) - 1)[code_N], labels
+
+
+def _dictionary(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str | None]]:
+    """The position of every row's value (int64 [N]) in a list of different values.
+
+    The codes of a column that is stored as a dictionary are taken as they are: to write out and encode 1e6 texts again
+    took 27.6 ms, this 1.4 ms.
+    """
+    array = column.chunk(0) if column.num_chunks == 1 else column.unify_dictionaries().combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # of no chunks
+        array = pa.array([], pa.string())
+    if pa.types.is_dictionary(array.type):
+        names = array.dictionary.cast(pa.string()).to_pylist()
+        if None not in names and len(set(names)) == len(names):
+            if not array.null_count:
+                return array.indices.to_numpy().astype(np.int64), names
+            index_N = array.indices.fill_null(0).to_numpy().astype(np.int64)
+            index_N[array.is_null().to_numpy(zero_copy_only=False)] = len(names)
+            return index_N, [*names, None]
+    encoded = array.cast(pa.string()).dictionary_encode(null_encoding="encode")
+    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
