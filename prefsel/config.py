@@ -166,6 +166,9 @@ class Pool(Record):
     num_gpus: float | None = Field(None, ge=0)
     """GPUs per actor; default: `gpus_per_replica` when the cluster has GPUs, else 0."""
     num_cpus: float = Field(1.0, gt=0)
+    share: Literal["auto", "never"] = "auto"
+    """`auto`: log-probs of several models that need the same tokens are computed in one pass over the shards, where all
+    of them fit into an actor's memory. `never`: one model after another. The numbers are the same."""
 
     @model_validator(mode="after")
     def _fixed_or_scaled(self) -> Pool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from prefsel.config import PARTS, DirectionalLogps, GeneratedReward, PairGradients, Train
+from prefsel.config import PARTS, CausalLogps, DirectionalLogps, GeneratedReward, PairGradients, Train
 from prefsel.errors import UserError, invalid
 from prefsel.lineage import Lineage
 from prefsel.naming import scorer_label, scorer_models, selection_names
@@ -123,6 +123,28 @@ def _known(lineage: Lineage, tangent: str) -> str:
     if tangent not in lineage.tangents:
         raise invalid("scorers.tangent", tangent, lineage.tangents or "none: `tangents` is empty")
     return tangent
+
+
+def in_passes(lineage: Lineage, order: Sequence[Node]) -> list[list[Node]]:
+    """`order` with columns of log-probs put beside the first of them for which everything is there as well.
+
+    What stands together can be made in one pass over the shards; every node still comes after what it needs.
+    """
+    left, passes = list(order), []
+    done: set[Node] = set()
+    while left:
+        together = [left.pop(0)]
+        if _is_logps(lineage, together[0]):
+            ready = [node for node in left if _is_logps(lineage, node) and done.issuperset(needs(lineage, node))]
+            together += ready
+            left = [node for node in left if node not in ready]
+        passes.append(together)
+        done.update(together)
+    return passes
+
+
+def _is_logps(lineage: Lineage, node: Node) -> bool:
+    return node.kind == "columns" and isinstance(lineage.scorer(node.name), CausalLogps)
 
 
 def ordered(lineage: Lineage, targets: list[Node]) -> list[Node]:

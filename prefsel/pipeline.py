@@ -15,13 +15,14 @@ from typing import Any
 
 from prefsel.check import check, check_budgets
 from prefsel.config import Config
-from prefsel.graph import Node, all_nodes, ordered
+from prefsel.graph import Node, all_nodes, in_passes, ordered
 from prefsel.ingest.stage import ingest
 from prefsel.lineage import Lineage
 from prefsel.metrics.stage import score_metric
 from prefsel.progress import Progress
 from prefsel.report.stage import last_report, write_report
-from prefsel.score.stage import make_tangent, score_one
+from prefsel.score.stage import score_together
+from prefsel.score.tangents import make_tangent
 from prefsel.select.stage import resolve_eligible, select_node, write_holdout
 from prefsel.session import connect
 from prefsel.train.stage import make_scratch_models, train_node
@@ -40,7 +41,7 @@ UNTIL: dict[str, Callable[[Lineage, Node], bool]] = {
 def build(lineage: Lineage, node: Node, progress: Progress) -> list[StageReport]:
     """Make one node, if it is not there; everything it needs is."""
     if node.kind == "columns":
-        return [score_one(lineage, lineage.scorer(node.name), progress)]
+        return build_columns(lineage, [node], progress)
     if node.kind == "tangent":
         return [make_tangent(lineage, node.name, progress)]
     if node.kind == "metric":
@@ -50,6 +51,11 @@ def build(lineage: Lineage, node: Node, progress: Progress) -> list[StageReport]
     if node.kind == "train":
         return train_node(lineage, node.name, progress)
     return make_scratch_models(lineage, progress) if node.kind == "scratch" else write_holdout(lineage, progress)
+
+
+def build_columns(lineage: Lineage, nodes: Sequence[Node], progress: Progress) -> list[StageReport]:
+    """Make columns that stand together in `graph.in_passes`."""
+    return score_together(lineage, [lineage.scorer(node.name) for node in nodes], progress)
 
 
 @dataclass(frozen=True)
@@ -107,8 +113,9 @@ def run(
         done(resolve_eligible(lineage, progress))
         check_budgets(config, reports[-1].rows_out)
         nodes = [node for node in all_nodes(lineage) if until is None or UNTIL[until](lineage, node)]
-        for node in ordered(lineage, nodes):
-            done(build(lineage, node, progress))
+        for together in in_passes(lineage, ordered(lineage, nodes)):
+            columns = together[0].kind == "columns"
+            done(build_columns(lineage, together, progress) if columns else build(lineage, together[0], progress))
     is_new = any(report.computed_shards for report in reports)
     if until is not None:
         return Outcome(reports, None, is_new)

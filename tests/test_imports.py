@@ -25,7 +25,10 @@ PURE_TRAINING = {
     *("train/losses.py", "train/deepspeed_config.py"),
     *("train/reward_losses.py", "train/reward_config.py", "train/calibration.py"),
 }
-STAGE_LEVEL = {"tasks.py", "exchange.py", "session.py", "check.py"}
+# The scoring stage in parts: what runs in an actor (and counts for Ray's metrics), the pool, who shares it, tangents.
+SCORING = {f"score/{name}.py" for name in ("telemetry", "actor", "pool", "sharing", "tangents")}
+MAY_KNOW_RAY |= SCORING
+STAGE_LEVEL = {"tasks.py", "exchange.py", "session.py", "check.py"} | SCORING
 
 
 def imported(file: Path, *, top_level_only: bool = False) -> set[str]:
