@@ -45,6 +45,43 @@ def cost_table(lineage: Lineage, reports: Sequence[StageReport]) -> dict[str, An
     }
 
 
+def scoring_table(reports: Sequence[StageReport]) -> dict[str, Any] | None:
+    """One row per scorer that ran a model: what went through it, and how well that used the device and the pool."""
+    rows = []
+    for report in reports:
+        counters = report.details.get("counters", {}) if report.stage == "score" else {}
+        if not counters.get("trunk_tokens"):
+            continue
+        shares, facts, pool = (report.details.get(name, {}) for name in ("shares", "facts", "pool"))
+        peak = facts.get("matmul_flops_per_s")
+        rows.append(
+            [
+                report.name,
+                *(counters.get(name, 0) for name in ("trunk_tokens", "head_rows", "seconds_model")),
+                *(_percent(shares.get(name)) for name in ("padding", "useful_mfu")),
+                shares.get("flops_over_min"),
+                peak / 1e9 if peak else None,
+                facts.get("token_budget"),
+                facts.get("token_budget_least"),
+                counters.get("oom_halvings", 0),
+                _percent(pool.get("steady", pool.get("overall"))),
+            ]
+        )
+    columns = ["scorer", "trunk tokens", "head rows", "model seconds", "padding %", "useful MFU %", "FLOPs over least"]
+    columns += ["peak GFLOP/s", "token budget", "in the end", "halved", "pool busy %"]
+    note = (
+        "Useful MFU: the least FLOPs that the groups need, over what the device's matrix products, measured when an "
+        "actor starts, could have done in the model's seconds. The token budget of a row is probed at the start and "
+        "halved when memory runs out. Pool busy: model seconds over wall time of each actor, its first and last shard "
+        "apart where it had three or more."
+    )
+    return {"title": "What scoring took", "note": note, "columns": columns, "rows": rows} if rows else None
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
 def read_by(lineage: Lineage, selection: Selection) -> list[Node]:
     """The columns that the metrics of a selection's rule read, and all that those need; not what its dataset shows."""
     names = [column for metric in rule_scores(selection.rule) for column in lineage.metric_columns(metric)]

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from prefsel.lineage import Lineage
-from prefsel.report.cost import TRAINED, cost_table
+from prefsel.report.cost import TRAINED, cost_table, scoring_table
 from prefsel.report.distributions import even_edges, even_histogram
 from prefsel.report.examples import examples
 from prefsel.report.page import render
@@ -56,7 +56,7 @@ def write_report(
         "workspace": redact(storage.uri),
         "config_yaml": config_yaml,
     }
-    more = (reward_table(reports), cost_table(lineage, reports), warnings_table(reports))
+    more = (reward_table(reports), cost_table(lineage, reports), scoring_table(reports), warnings_table(reports))
     page = collect(lineage, reports, header) | {"tables": [*tables, *(table for table in more if table)]}
     folder = f"reports/{run}"
     files = {"report.json": json.dumps(page, indent=1).encode(), "index.html": render(page).encode()}

@@ -114,7 +114,7 @@ def test_a_repeated_task_commits_nothing_twice(folder, storage):  # noqa: F811
 
 def test_a_model_that_cannot_be_loaded_is_told_at_the_first_shard(tmp_path, storage):
     scoring = ScoreShards([job(tmp_path / "nowhere")], storage, [COLUMNS])
-    with pytest.raises(UserError, match="nowhere: .*cannot be loaded"):
+    with pytest.raises(UserError, match=r"nowhere: .*cannot be loaded"):
         scoring.score(ShardRef("a", "s0", "", 0), "s0")
     assert Artifact(storage, f"{COLUMNS}/a").entries() == {}
 
