@@ -4,8 +4,8 @@
 
 Every run is the product's own command, `prefsel score`, in a process of its own; a kill is SIGKILL to it. Time is
 counted from the first attempt that a run logs to the last shard it commits, as the ledger's files say: starting Python,
-Ray and the actors is apart, and printed. Nothing that was committed may be begun again, and the columns must be those of
-the run that nothing stopped, byte for byte.
+Ray and the actors is apart, and printed. Nothing that was committed may be begun again, and the columns must be those
+of the run that nothing stopped, byte for byte.
 """
 
 from __future__ import annotations

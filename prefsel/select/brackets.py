@@ -144,18 +144,20 @@ def arounds(found: Scan, code_N: np.ndarray | None, labels: Sequence[Label]) -> 
     }
 
 
-def split_ids(bracket: IdBracket, ids_NW: np.ndarray, row_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the tied rows of a shard, those with an id below the bracket, and those in it."""
+def split_ids(
+    ids_NW: np.ndarray, row_M: np.ndarray, low_M: np.ndarray | np.uint64, high_M: np.ndarray | np.uint64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the first word of the id of each tied row is below its bracket, and whether it is inside."""
     first_M = ids_NW[:, 0][row_M].astype(np.uint64)
-    is_below_M = first_M < np.uint64(bracket.low)
-    is_inside_M = first_M <= np.uint64(bracket.high)
+    is_below_M = first_M < low_M
+    is_inside_M = first_M <= high_M
     is_inside_M ^= is_below_M
-    return row_M[is_below_M], row_M[is_inside_M]
+    return is_below_M, is_inside_M
 
 
-def tied(bracket: IdBracket, ids_NW: np.ndarray, below: np.ndarray, inside: np.ndarray) -> Tied:
+def tied(bracket: IdBracket, num_below: int, inside_MW: np.ndarray) -> Tied:
     """The answer of a shard whose rows were split."""
-    return Tied(len(below), ids_NW[inside] if len(inside) <= bracket.most_inside else None)
+    return Tied(num_below, inside_MW if len(inside_MW) <= bracket.most_inside else None)
 
 
 # ------------------------------------------------------------------------------------------------------- driver

@@ -242,8 +242,10 @@ def _reply_ids(brackets: Mapping[QueryKey, IdBracket], rows: ShardScores) -> dic
                 is_tied_N = rows.score_N == bracket.score
                 if rows.code_N is not None:
                     is_tied_N &= rows.code_N == code
-                parts = split_ids(bracket, rows.ids_NW, np.flatnonzero(is_tied_N))
-                answers[key] = tied(bracket, rows.ids_NW, *parts)
+                row_M = np.flatnonzero(is_tied_N)
+                is_below_M, is_inside_M = split_ids(rows.ids_NW, row_M, np.uint64(bracket.low), np.uint64(bracket.high))
+                inside_MW = rows.ids_NW[row_M[is_inside_M]]
+                answers[key] = tied(bracket, int(np.count_nonzero(is_below_M)), inside_MW)
     return answers
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAX_FENCES, ROWS_PER_FENCE = 256, 64
+MAX_FENCES, ROWS_PER_FENCE = 256, 256
 """A shard of 100 000 rows has a fence every 392 rows: 2.7 KB in its ledger, and at most 0.8 % of a corpus between the
 two fences around a rank."""
 

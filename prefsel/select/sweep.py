@@ -119,7 +119,7 @@ class Undecided:
     below: np.ndarray | None = None
     """After the round over ids. Bits over N: tied rows with an id below the bracket."""
     id_row: np.ndarray | None = None
-    """Rows of N that tie and have an id in it, int32, the number of their bracket, and their ids."""
+    """Rows of N that tie and have an id in it, int32, their strata, and their ids."""
     id_code: np.ndarray | None = None
     id_words: np.ndarray | None = None
 
@@ -169,7 +169,6 @@ class _Rounds:
         self.reads: Counter[str] = Counter()
         self.left: dict[int, Undecided] = {}
         self.brackets: dict[QueryKey, ScoreBracket] = {}
-        self.id_brackets: dict[QueryKey, Any] = {}
         self.is_one_pass = False
         """Whether the shards need not be read again to be settled."""
 
@@ -191,7 +190,6 @@ class _Rounds:
             return self.each(self._scan)
         if self.is_one_pass and queries and all(isinstance(one, IdBracket) for one in queries.values()):
             self.count(["pair_id"])
-            self.id_brackets = dict(queries)
             return self.each(lambda shard: self._ids(shard, queries))
         self.is_one_pass = False
         self.count([self.leaf.column, *self.leaf.by, *(["pair_id"] if asked.needs_ids else [])])
@@ -214,26 +212,25 @@ class _Rounds:
         score_U = left.scores(row_U, *limits(self.brackets, 0, left.labels))
         ids_NW = id_words(self.reader.table(self.shards[shard], self.leaf.column, ["pair_id"])["pair_id"])
         place_U = row_U if left.present is None else _rows(left.present)[row_U]
-        answers, below, inside = {}, [], []
-        for code, label in enumerate(left.labels):
-            if (bracket := brackets.get((label, 0))) is None:
-                continue
-            is_tied_U = score_U == bracket.score
-            if left.code_U is not None:
-                is_tied_U &= left.code_U == code
-            parts = split_ids(bracket, ids_NW, place_U[is_tied_U])
-            answers[label] = tied(bracket, ids_NW, *parts)
-            below.append(parts[0])
-            inside.append(parts[1])
-        none = np.empty(0, np.int64)
-        id_row = np.concatenate([none, *inside])
-        self.left[shard] = replace(
-            left,
-            below=_bits(np.concatenate([none, *below]), left.num_rows),
-            id_row=id_row.astype(np.int32),
-            id_code=np.repeat(np.arange(len(inside)), list(map(len, inside))),
-            id_words=ids_NW[id_row],
-        )
+        asked = {code: brackets[label, 0] for code, label in enumerate(left.labels) if (label, 0) in brackets}
+        # All strata at once; nothing equals the NaN of those that are not asked about.
+        score_S, first_S2 = np.full(len(left.labels), np.nan), np.zeros((len(left.labels), 2), np.uint64)
+        for code, bracket in asked.items():
+            score_S[code], first_S2[code] = bracket.score, (bracket.low, bracket.high)
+        code_U = np.zeros(len(row_U), np.int8) if left.code_U is None else left.code_U
+        is_tied_U = score_U == (score_S[0] if left.code_U is None else score_S[code_U])
+        row_T, code_T = place_U[is_tied_U], code_U[is_tied_U]
+        first_2 = first_S2[0] if left.code_U is None else first_S2[code_T].T
+        is_below_T, is_inside_T = split_ids(ids_NW, row_T, first_2[0], first_2[1])
+        num_below_S = np.bincount(code_T[is_below_T], minlength=len(left.labels)).tolist()
+        id_row, id_code = row_T[is_inside_T], code_T[is_inside_T]
+        words = ids_NW[id_row]
+        below = _bits(row_T[is_below_T], left.num_rows)
+        self.left[shard] = replace(left, below=below, id_row=id_row.astype(np.int32), id_code=id_code, id_words=words)
+        answers = {
+            left.labels[code]: tied(bracket, num_below_S[code], words[id_code == code])
+            for code, bracket in asked.items()
+        }
         return _by_key(brackets, answers)
 
     def settle(self, shard: int, cut: Cut) -> np.ndarray:
@@ -250,8 +247,7 @@ class _Rounds:
             bits = _bits(row_M[np.unpackbits(bits, count=len(row_M)).view(bool)], left.num_rows)
         if left.below is None or left.id_row is None or left.id_code is None or left.id_words is None:
             return bits
-        labels = [label for label in left.labels if (label, 0) in self.id_brackets]
-        last = [cut.thresholds[label] for label in labels]
+        last = [cut.thresholds.get(label) for label in left.labels]
         is_first_T = ids_up_to(left.id_words, np.arange(len(left.id_row)), last, left.id_code)
         return bits | left.below | _bits(left.id_row[is_first_T], left.num_rows)
 

@@ -28,7 +28,7 @@ def bounds_of(parts: list[np.ndarray]) -> Bounds:
 def test_positions_take_in_both_ends() -> None:
     assert positions(1).tolist() == [0]
     assert positions(5).tolist() == [0, 4]
-    assert positions(130).tolist() == [0, 43, 86, 129]
+    assert positions(520).tolist() == [0, 173, 346, 519]
     large = positions(100_000)
     assert (len(large), large[0], large[-1]) == (MAX_FENCES, 0, 99_999)
     assert np.diff(large).max() == 393
@@ -52,7 +52,7 @@ def test_a_bracket_holds_few_rows_of_a_large_corpus() -> None:
     for score_N in (rng.standard_normal(200_000), 1e6 + rng.standard_normal(200_000)):
         found = bounds_of(np.split(score_N, 10))
         inside = [found.bracket(rank).most_inside for rank in range(0, 200_000, 5000)]
-        assert max(inside) <= 2 * 200_000 / 255 + 20
+        assert max(inside) <= 2 * 10 * 257
 
 
 def shards_of(score_N: np.ndarray, ids_NW: np.ndarray, parts: list[np.ndarray], code_N: np.ndarray | None, labels):
