@@ -196,6 +196,9 @@ class ModelScorer(PooledScorer):
 
     model: str
     """Name of an entry of `models` or of `train`; also names the columns."""
+    compile: bool = False
+    """Compile the decoder layers with torch: some percent faster after seconds to minutes at the start, and numbers
+    that differ by rounding, as they do between token budgets."""
 
 
 class CausalLogps(ModelScorer):

@@ -238,7 +238,7 @@ class Lineage:
         """The recipe of a scorer's columns: never of the corpus."""
         if isinstance(scorer, Imported):
             return recipe("score", scorer.model_dump())
-        settings = scorer.model_dump(exclude={"pool", "max_poison_fraction", "token_budget"})
+        settings = scorer.model_dump(exclude={"pool", "max_poison_fraction", "token_budget", "compile"})
         models, upstream = {}, {}
         for name in scorer_models(scorer, self.tangents):
             aspect = scorer.aspect if isinstance(scorer, RewardModel) else None

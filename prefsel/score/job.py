@@ -173,10 +173,11 @@ def _model_scorer(job: Job, storage: Storage, number: int) -> Any:
     scorer, settings = job.scorer, job.loading(storage, number)
     if isinstance(scorer, RewardModel):
         name = scorer.aspect or scorer.model
-        return RewardModelScorer(**settings, token_budget=scorer.token_budget, name=name, heads=scorer.heads)
+        settings |= {"token_budget": scorer.token_budget, "compile": scorer.compile}
+        return RewardModelScorer(**settings, name=name, heads=scorer.heads)
     assert isinstance(scorer, CausalLogps)
-    settings |= {"name": scorer.model, "unconditional": scorer.unconditional}
-    return CausalLogpsScorer(**settings, token_budget=scorer.token_budget)
+    settings |= {"token_budget": scorer.token_budget, "compile": scorer.compile}
+    return CausalLogpsScorer(**settings, name=scorer.model, unconditional=scorer.unconditional)
 
 
 def _together(jobs: Sequence[Job], storage: Storage) -> Made:
@@ -216,7 +217,9 @@ def _generated(job: Job, scorer: GeneratedReward, storage: Storage) -> Made:
     from prefsel.score.scorers import RewardModelScorer
 
     assert job.policy is not None
-    rewards = RewardModelScorer(**job.loading(storage), token_budget=scorer.token_budget, name=scorer.model)
+    rewards = RewardModelScorer(
+        **job.loading(storage), token_budget=scorer.token_budget, compile=scorer.compile, name=scorer.model
+    )
     sampling = scorer.model_dump(include={"temperature", "top_p", "max_new_tokens", "seed"})
     made = GeneratedRewardScorer(rewards=rewards, head=scorer.head, policy=local(job.policy, storage), **sampling)
     return lambda shard, groups: lambda: [made.score(groups)], []

@@ -14,6 +14,7 @@ import torch
 
 from prefsel.errors import invalid
 from prefsel.models.chat import Encoder, Truncation, Unconditional
+from prefsel.models.compiled import compile_layers
 from prefsel.models.loading import context_length, load_causal, load_reward, load_tokenizer
 from prefsel.models.logps import logps_route
 from prefsel.models.reward import reward_route
@@ -38,6 +39,7 @@ class CausalLogpsScorer:
         trust_remote_code: bool = False,
         gpus_per_replica: int = 1,
         unconditional: bool = False,
+        compile: bool = False,
         device: str | None = None,
     ) -> None:
         """Load the model; see `load_causal` and `chat.Encoder` for the arguments and errors.
@@ -54,6 +56,7 @@ class CausalLogpsScorer:
             trust_remote_code: Run the hub's model code.
             gpus_per_replica: GPUs of one copy.
             unconditional: Score responses without their prompts; the columns end in `_uncond`.
+            compile: Compile the decoder layers, see `compile_layers`.
             device: None: the GPU if there is one, else the CPU.
         """
         tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
@@ -65,6 +68,8 @@ class CausalLogpsScorer:
             trust_remote_code=trust_remote_code,
             gpus_per_replica=gpus_per_replica,
         )
+        if compile:
+            compile_layers(model)
         encoder = Encoder(tokenizer, template, max_length or context_length(path, revision), truncation)
         self.name = f"{name}_uncond" if unconditional else name
         asked = Unconditional(encoder) if unconditional else encoder
@@ -102,6 +107,7 @@ class RewardModelScorer:
         revision: str | None = None,
         trust_remote_code: bool = False,
         gpus_per_replica: int = 1,
+        compile: bool = False,
         device: str | None = None,
     ) -> None:
         """Load the model; arguments as `CausalLogpsScorer`, and `heads`: names in the order of the model's labels.
@@ -118,6 +124,8 @@ class RewardModelScorer:
             trust_remote_code=trust_remote_code,
             gpus_per_replica=gpus_per_replica,
         )
+        if compile:
+            compile_layers(model)
         names = list(heads or model.config.id2label.values())
         if len(names) != model.config.num_labels:
             raise invalid("heads", names, f"{model.config.num_labels} names, one per output of {path}")

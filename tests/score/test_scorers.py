@@ -304,3 +304,9 @@ def test_unconditional_scores_the_same_tokens_after_one_start_token(folder):
 def test_a_probe_is_a_row_of_as_many_tokens_as_it_says(num_tokens):
     (row,) = pack([probe_group(num_tokens)], num_tokens)
     assert (row.trunk_tokens, row.head_rows, row.shared_tokens) == (num_tokens, num_tokens - 256, 0)
+
+
+def test_a_compiled_scorer_gives_the_same_columns(folder):
+    expected, compiled = (scorer(folder, compile=flag).score(table()).columns for flag in (False, True))
+    assert_close(compiled["logps_tiny"], expected["logps_tiny"])
+    assert compiled["num_tokens_tiny"] == expected["num_tokens_tiny"]
