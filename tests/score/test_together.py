@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
+import psutil
 import pytest
 import torch
 from test_scorers import table
@@ -95,8 +98,8 @@ def test_shards_that_only_one_lacks_are_a_pass_of_their_own():
     assert found == [(["p"], [one]), (["p", "r"], [two]), (["r"], [three])]
 
 
-def lineage(tmp_path, folders, workspace, **pool):
-    rows = [{"prompt": f"the cat {n}", "chosen": f"bread rises {n}", "rejected": "why?"} for n in range(12)]
+def lineage(tmp_path, folders, workspace, *, num_rows=12, **pool):
+    rows = [{"prompt": f"the cat {n}", "chosen": f"bread rises {n}", "rejected": "why?"} for n in range(num_rows)]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     models = [{"kind": "pretrained", "name": name, "path": folder, "dtype": "fp32"} for name, folder in folders.items()]
@@ -164,3 +167,36 @@ def test_the_graph_puts_them_side_by_side_and_the_fingerprint_does_not_know(tmp_
     assert [Node("columns", "policy"), Node("columns", "reference")] in passes
     never = lineage(tmp_path, folders, "w", share="never")
     assert [graph.columns_folder(one) for one in graph.scorers] == [never.columns_folder(o) for o in never.scorers]
+
+
+@pytest.mark.fault
+@pytest.mark.usefixtures("local_ray")
+def test_a_killed_actor_costs_only_the_shards_it_held(tmp_path, folders):
+    """SIGKILL to the actor's process in the middle: Ray starts another, which goes on; nothing is committed twice."""
+    whole, hurt = (lineage(tmp_path, folders, name, num_rows=240) for name in ("whole", "hurt"))
+    score_together(whole, whole.scorers, QUIET)
+    ledger = hurt.storage.local(f"{hurt.columns_folder(hurt.scorers[0])}/a/_ledger")
+    killed, is_over = [], threading.Event()
+
+    def kill():
+        while not killed and not is_over.is_set():
+            if len(list(ledger.glob("*.json"))) >= 5:
+                for process in psutil.Process().children(recursive=True):
+                    if process.name().startswith("ray::MapWorker"):
+                        process.kill()
+                        killed.append(process.pid)
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=kill)
+    watcher.start()
+    try:
+        score_together(hurt, hurt.scorers, QUIET)
+    finally:
+        is_over.set()
+        watcher.join()
+    assert len(killed) == 1
+    assert contents(hurt) == contents(whole)
+    for one in hurt.scorers:
+        attempts = Artifact(hurt.storage, f"{hurt.columns_folder(one)}/a").attempts()
+        assert len(attempts) == 80
+        assert 80 <= sum(attempts.values()) <= 82  # it may die between two shards
