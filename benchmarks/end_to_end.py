@@ -2,11 +2,12 @@
 
     python benchmarks/end_to_end.py [--data ../shared/data/real] [--repeats 5] [--trl-repeats 2] [--write] [--quick]
 
-Ours: a reward model of an eighth of the policy's trunk scores every completion, the explicit margin is its arithmetic,
-`select_table` keeps 30 %, and the product's optimizer steps go over what was kept. The other side takes the same steps
-over all pairs. Log-probs of the reference are at hand on both (they are columns that other runs use, too) and counted on
-neither. Stock TRL trains on all pairs with its defaults: batch 8, a live reference. The weights are random, so which
-pairs are kept means nothing; that kept pairs may be longer does, and their share of the training FLOPs is printed.
+Ours: a reward model of about an eighth of the policy's trunk scores every completion, the explicit margin is its
+arithmetic, `select_table` keeps 30 %, and the product's optimizer steps go over what was kept. The other side takes the
+same steps over all pairs. Log-probs of the reference are at hand on both (they are columns that other runs use, too) and
+counted on neither. Stock TRL trains on all pairs with its defaults: batch 8, a live reference. The weights are random,
+so which pairs are kept means nothing; that kept pairs may be longer does, and their share of the training FLOPs is
+printed.
 
 The losing case stands beside them: a scorer as large as the policy, used for this one epoch only.
 """
