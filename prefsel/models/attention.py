@@ -25,6 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from prefsel.models.attention_gradient import BlockAttention, with_context
 from prefsel.models.trie import Range, Run
 
 IMPLEMENTATION = "prefsel_prompt_tree"
@@ -155,18 +156,31 @@ def prompt_tree_attention(
         return _varlen(query[0], key[0], value[0], layout.varlen, scaling)[None], None
     if not dropout and any(forward_ad.unpack_dual(rows).tangent is not None for rows in (query, key, value)):
         return _matmul_dual(query[0], key[0], value[0], layout, scaling)[None], None
-    return _matmul(query[0], key[0], value[0], layout, scaling, dropout)[None], None
+    if not dropout and torch.is_grad_enabled() and any(rows.requires_grad for rows in (query, key, value)):
+        return BlockAttention.apply(query[0], key[0], value[0], layout, scaling, _matmul)[None], None
+    return _matmul(query[0], key[0], value[0], layout, scaling, p=dropout)[None], None
 
 
-def _matmul(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, layout: Layout, scaling: float, p: float) -> Tensor:
-    """Matmul–softmax–matmul per block, [T, H, D]; grouped query heads share one product with their key head."""
+def _matmul(
+    query_HTD: Tensor,
+    key_KTD: Tensor,
+    value_KTD: Tensor,
+    layout: Layout,
+    scaling: float,
+    kept: list[Tensor] | None = None,
+    p: float = 0.0,
+) -> Tensor:
+    """Matmul–softmax–matmul per block, [T, H, D]; grouped query heads share one product with their key head.
+
+    Every block's weights are appended to `kept`; they are dropped out with probability p.
+    """
     num_heads, num_tokens, head_dim = query_HTD.shape
     num_key_heads = key_KTD.shape[0]
     query_KGTD = query_HTD.reshape(num_key_heads, num_heads // num_key_heads, num_tokens, head_dim)
     causal = layout.causal.to(query_HTD.device)  # a model may be spread over several devices
     outputs = []
     for blocks in layout.blocks:
-        keys_KND, values_KND = (_with_context(rows, blocks[-1]) for rows in (key_KTD, value_KTD))
+        keys_KND, values_KND = (with_context(rows, blocks[-1]) for rows in (key_KTD, value_KTD))
         for block in blocks:
             num_queries, num_keys = block.end - block.start, block.num_keys
             query_KMD = query_KGTD[:, :, block.start : block.end].reshape(num_key_heads, -1, head_dim) * scaling
@@ -176,6 +190,8 @@ def _matmul(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, layout: Layou
             weights_KMN = scores_KMN.softmax(dim=-1, dtype=_softmax_dtype(scores_KMN)).to(query_HTD.dtype)
             if p:
                 weights_KMN = nn.functional.dropout(weights_KMN, p)
+            if kept is not None:
+                kept.append(weights_KMN)
             output_KMD = weights_KMN @ values_KND[:, :num_keys]
             outputs.append(output_KMD.view(num_heads, num_queries, head_dim))
     return torch.cat(outputs, dim=1).transpose(0, 1)
@@ -202,7 +218,7 @@ def _matmul_dual(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, layout: 
     keys_KTE, values_KTE = torch.cat([key_KTD, key_dot_KTD], dim=-1), torch.cat([value_KTD, value_dot_KTD], dim=-1)
     outputs, output_dots = [], []
     for blocks in layout.blocks:
-        keys_KNE, values_KNE = (_with_context(rows, blocks[-1]) for rows in (keys_KTE, values_KTE))
+        keys_KNE, values_KNE = (with_context(rows, blocks[-1]) for rows in (keys_KTE, values_KTE))
         for block in blocks:
             num_queries, num_keys = block.end - block.start, block.num_keys
             query_KME = queries_KGTE[:, :, block.start : block.end].reshape(num_key_heads, -1, 2 * head_dim)
@@ -226,16 +242,6 @@ def _dual_parts(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Value and derivative of a tensor; zeros where it has none."""
     value, derivative = forward_ad.unpack_dual(rows)
     return value, torch.zeros_like(value) if derivative is None else derivative
-
-
-def _with_context(rows_KTD: Tensor, last: Block) -> Tensor:
-    """Rows of the ancestors, then those of the run up to the end of its last block."""
-    ranges = [*last.context, (last.own, last.end)]
-    if len(ranges) > 1 and ranges[-2][1] == last.own:  # the first child follows its parent
-        ranges[-2:] = [(ranges[-2][0], last.end)]
-    if len(ranges) == 1:
-        return rows_KTD[:, slice(*ranges[0])]  # nothing to copy
-    return torch.cat([rows_KTD[:, start:end] for start, end in ranges], dim=1)
 
 
 def _softmax_dtype(scores: Tensor) -> torch.dtype:
