@@ -1,21 +1,23 @@
-"""Score, select and train on 30 % of real pairs, one epoch, against training on all of them; and against stock TRL.
+"""Score, select and train on 30 % against training on all pairs, one epoch, and against stock TRL on all pairs.
 
-    python benchmarks/end_to_end.py [--data ../shared/data/real] [--repeats 5] [--trl-repeats 2] [--write] [--quick]
+    python benchmarks/end_to_end.py [--data ../shared/data/real] [--repeats 5] [--write] [--quick]
 
-Ours: a reward model of about an eighth of the policy's trunk scores every completion, the explicit margin is its
-arithmetic, `select_table` keeps 30 %, and the product's optimizer steps go over what was kept. The other side takes the
-same steps over all pairs. Log-probs of the reference are at hand on both (they are columns that other runs use, too) and
-counted on neither. Stock TRL trains on all pairs with its defaults: batch 8, a live reference. The weights are random,
-so which pairs are kept means nothing; that kept pairs may be longer does, and their share of the training FLOPs is
-printed.
+One process, product functions, no Ray: a reward model with an eighth of the policy's trunk scores every completion,
+`score_table` takes explicit margins, `select_table` keeps the top 30 %, `train_step` takes one epoch over them. Peers
+are the same steps over all pairs, and `DPOTrainer.train()` with its defaults (batch 8, live reference, activation
+checkpointing; fp32 like ours). The reference's log-probs are made beforehand and counted on neither of our sides, as
+both read the same ones; TRL computes its own inside. Encoding is left out on all sides, model loading too.
 
-The losing case stands beside them: a scorer as large as the policy, used for this one epoch only.
+The limit is R = (s + b τ) / τ: s the reward model's forward over the policy's, b the share of the training FLOPs
+that the kept pairs have (kept sets lean long), τ = 3, or 4 with activation checkpointing. A reward model as large as
+the policy is measured as well: the case that gains least. Weights are random: what is kept is not better, only fewer.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,189 +25,214 @@ import harness
 import numpy as np
 import pyarrow as pa
 import torch
-from score_throughput import Case, cases, packed_pass, shrink
-from train_step import LEARNING_RATE, encoded, moved, pair_groups, reference_logps, trl_trainer
+import train_step as step
+from score_throughput import FILES, SIZES, Case, load, ordinary, packed_pass, shrink
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from prefsel.metrics import score_table
+from prefsel.models.chat import EncodedGroup
 from prefsel.models.loading import model_shape
 from prefsel.models.reward import reward_route
 from prefsel.models.tree import flops_min
 from prefsel.select import select_table
 from prefsel.train.batch import Run
-from prefsel.train.deepspeed_config import DpoConfig
-from prefsel.train.loop import start_run, start_worker, train_step
+from prefsel.train.data import EncodedPairs
+from prefsel.train.loop import train_step
 
-RATIO, BATCH = 0.3, 8
-SMALL = {"uf_groups": 24, "hh_groups": 96, "qa_groups": 12, "hidden_size": 256, "layers": 5, "vocab_size": 8192}
-GOALS = {False: "≤ 0.55", True: "≤ 0.5"}
-"""Without activation checkpointing, where a step is three forwards, and with it, where it is four."""
+RATIO = 0.3
+NUM_GROUPS = {"uf_groups": 48, "hh_groups": 160, "qa_groups": 20, "layers": 4}
+COUNTER_TOLERANCE = 1.06
+"""Counted FLOPs over the formula's."""
 
 
 @dataclass(frozen=True)
-class Scorer:
-    """A reward model, and its trunk's size as a share of the policy's."""
+class Corpus:
+    """A sample as the two ways find it."""
 
-    model: Any
-    share: float
+    case: Case
+    groups: list[EncodedGroup]
+    """One per pair."""
+    pairs: EncodedPairs
+    batch: int
 
 
-def reward_model(case: Case, hidden_size: int, layers: int) -> Scorer:
-    """Random weights in heads of 32."""
+def reward_model(case: Case, *, shrink_by: int) -> Any:
+    """A random reward model; width and depth of the policy divided: by 2 it has an eighth of the trunk."""
     torch.manual_seed(2)
-    config = LlamaConfig(
-        vocab_size=len(case.tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=3 * hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden_size // 32,
-        max_position_embeddings=4096,
-        initializer_range=hidden_size**-0.5,
-        num_labels=1,
-        pad_token_id=case.tokenizer.pad_token_id,
+    options = case.model.config.to_dict()
+    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
+        options[name] = max(1, options[name] // shrink_by)
+    options["head_dim"] = options["hidden_size"] // options["num_attention_heads"]
+    model = LlamaForSequenceClassification(
+        LlamaConfig(
+            **options | {"num_labels": 1, "id2label": {0: "reward"}, "label2id": {"reward": 0}, "architectures": None}
+        )
     )
-    model = LlamaForSequenceClassification(config).eval().to(case.model.device)
-    return Scorer(model, model_shape(model).trunk_parameters / model_shape(case.model).trunk_parameters)
+    return model.to(case.model.device).eval()
 
 
-def kept(case: Case, scorer: Scorer) -> np.ndarray:
-    """Places of the pairs that are kept: rewards of all completions, margins, the best 30 %."""
-    values = packed_pass(scorer.model, reward_route(scorer.model), case.groups, 8192)
-    rewards = [[values[group, side][0] for group, *sides in case.pairs for side in sides[i : i + 1]] for i in (0, 1)]
-    ids = [np.random.default_rng(place).bytes(16) for place in range(len(case.pairs))]
+def kept_pairs(corpus: Corpus, rewards: Any) -> np.ndarray:
+    """Score every completion once, take margins, keep the best: positions of pairs."""
+    case = corpus.case
+    values = packed_pass(rewards, reward_route(rewards), case.groups, 8192)
     table = pa.table(
-        {"pair_id": pa.array(ids, pa.binary(16)), "rm_rm_chosen": rewards[0], "rm_rm_rejected": rewards[1]}
+        {
+            "pair_id": corpus.pairs.pair_ids,
+            "rm_small_chosen": [values[group, chosen][0] for group, chosen, _ in case.pairs],
+            "rm_small_rejected": [values[group, rejected][0] for group, _, rejected in case.pairs],
+        }
     )
-    table = table.append_column("score_margin", pa.array(score_table(table, "explicit_margin", rm="rm")))
-    return select_table(table, {"kind": "top", "score": "score_margin", "ratio": RATIO})
+    scored = table.append_column("score", pa.array(score_table(table, "explicit_margin", rm="small")))
+    return select_table(scored, {"kind": "top", "score": "score", "ratio": RATIO})
 
 
-def engine(policy: Any, num_pairs: int, *, checkpointing: bool) -> Run:
-    """The product's engine around a policy, at a constant learning rate."""
-    config = DpoConfig(
-        policy_is_reference=False,
-        max_length=None,
-        learning_rate=LEARNING_RATE,
-        beta=0.1,
-        dtype="fp32",
-        global_batch_pairs=BATCH,
-        micro_batch_pairs=BATCH,
-        gradient_checkpointing=checkpointing,
-        zero_stage=0,
-        warmup_ratio=0.0,
-        min_lr_ratio=1.0,
-        order="given",
-    )
-    if checkpointing:
+def epoch(run: Run, corpus: Corpus, members: np.ndarray) -> list[float]:
+    """One epoch over some pairs: losses of its steps."""
+    starts = range(0, len(members), corpus.batch)
+    return [train_step(run, corpus.pairs, members[start : start + corpus.batch])["loss"] for start in starts]
+
+
+def selected(run: Run, corpus: Corpus, rewards: Any) -> list[float]:
+    """Our way: score, select, train."""
+    return epoch(run, corpus, kept_pairs(corpus, rewards))
+
+
+def stock_trl(corpus: Corpus) -> Callable[[], Any]:
+    """`DPOTrainer.train()` on all pairs, every time from the weights the last time left."""
+    import datasets
+    import trl
+
+    datasets.disable_progress_bars()
+    case = corpus.case
+    sides = (("chosen", 1), ("rejected", 2))
+    rows = [
+        {"prompt": case.rows[pair[0]]["prompt"]}
+        | {name: case.rows[pair[0]]["completions"][pair[i]] for name, i in sides}
+        for pair in case.pairs
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trl.DPOTrainer(
+            model=ordinary(case.model),
+            ref_model=ordinary(case.model),
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=case.tokenizer,
+            args=trl.DPOConfig(
+                output_dir=folder,
+                num_train_epochs=1,
+                max_length=None,
+                bf16=False,
+                use_cpu=case.model.device.type == "cpu",
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+            ),
+        )
+    return trainer.train
+
+
+def corpus_of(name: str, args: Any) -> Corpus:
+    """The sample, encoded, with its reference log-probs."""
+    torch.set_num_threads(args.threads)
+    case = load(name, args)
+    if name == "QA":
+        once = [(group, first, first + 1) for group in range(len(case.groups)) for first in (0, 2)]
+        case = replace(case, pairs=once)
+    groups = step.pair_groups(case)
+    return Corpus(case, groups, step.encoded(groups, step.reference_logps(case.model, groups)), args.batch)
+
+
+def engine(corpus: Corpus, *, is_checkpointed: bool) -> Run:
+    """An engine around a policy of its own."""
+    policy = step.moved(corpus.case.model)
+    if is_checkpointed:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return start_run(config, policy, start_worker(), num_pairs=num_pairs)
+    return step.our_run(policy, len(corpus.pairs), corpus.batch)
 
 
-def epoch(run: Run, pairs: Any, places: np.ndarray) -> float:
-    """The optimizer steps over some pairs; the FLOPs of their forward passes."""
-    return sum(
-        train_step(run, pairs, places[start : start + BATCH])["flops_forward"] for start in range(0, len(places), BATCH)
-    )
+def facts_of(corpus: Corpus, rewards: Any, tau: int) -> dict[str, float]:
+    """The terms of the formula, and the share of pairs and of tokens that is kept."""
+    kept, shape = kept_pairs(corpus, rewards), model_shape(corpus.case.model)
+    every, groups = flops_min(corpus.groups, shape), corpus.case.groups
+    s = flops_min(groups, model_shape(rewards)) / every
+    b = flops_min([corpus.groups[index] for index in kept], shape) / every
+    tokens = corpus.pairs.num_tokens_N
+    shares = {"kept": len(kept) / len(tokens), "kept_tokens": float(tokens[kept].sum() / tokens.sum())}
+    return {"s": s, "b": b, "tau": float(tau), "limit": (s + b * tau) / tau, **shares}
 
 
-def check(case: Case, scorer: Scorer) -> np.ndarray:
-    """The kept pairs, against the model's own forward of one sequence at a time and a sort.
+def check(corpus: Corpus) -> None:
+    """Both ways do what the formula says, counted; the same pairs are kept every time.
 
     Raises:
-        SystemExit: Other pairs are kept.
+        SystemExit: They do not.
     """
-    margins = []
-    with torch.no_grad():
-        for group in pair_groups(case):
-            rows = [group.prompt_tokens + tokens for tokens in group.completion_tokens]
-            ids = [torch.tensor([row], device=scorer.model.device) for row in rows]
-            chosen, rejected = (float(scorer.model(input_ids=one).logits[0, 0]) for one in ids)
-            margins.append(chosen - rejected)
-    places = kept(case, scorer)
-    expected = np.argsort(-np.array(margins))[: int(RATIO * len(margins))]
-    if set(places.tolist()) != set(expected.tolist()):
-        raise SystemExit(f"{case.name}: other pairs are kept than a sort of the model's own rewards keeps")
-    return places
+    rewards, run = reward_model(corpus.case, shrink_by=2), engine(corpus, is_checkpointed=False)
+    facts, everything = facts_of(corpus, rewards, 3), np.arange(len(corpus.pairs))
+    counted = []
+    for way in (partial(selected, run, corpus, rewards), partial(epoch, run, corpus, everything)):
+        with FlopCounterMode(display=False) as counter:
+            way()
+        counted.append(counter.get_total_flops() / flops_min(corpus.groups, model_shape(corpus.case.model)))
+    print(f"{corpus.case.name}: FLOPs over F_min {counted}, {facts}")
+    expected = (facts["s"] + 3 * facts["b"], 3.0)
+    is_exact = int(RATIO * len(everything)) == round(facts["kept"] * len(everything))
+    if not is_exact or any(not c <= COUNTER_TOLERANCE * e for c, e in zip(counted, expected, strict=True)):
+        raise SystemExit(f"{corpus.case.name}: counted {counted} F_min, expected {expected}; kept {facts['kept']:.3f}")
 
 
-def measure(case: Case, args: Any) -> Iterator[dict[str, Any]]:
-    """Equality, then ours in turn with training on all pairs, without and with checkpointing; then stock TRL."""
-    hidden = args.hidden_size // 2
-    small, large = reward_model(case, hidden, 3), reward_model(case, args.hidden_size, args.layers)
-    places = check(case, small)
-    groups = pair_groups(case)
-    pairs, everything = encoded(groups, reference_logps(case.model, groups)), np.arange(len(groups))
-    shape = model_shape(case.model)
-    flops_share = flops_min([groups[i] for i in places], shape) / flops_min(groups, shape)
-    if args.quick:
-        run = engine(moved(case.model), len(groups), checkpointing=False)
-        share = epoch(run, pairs, places) / epoch(run, pairs, everything)
-        print(f"{case.name}: {len(places)} of {len(groups)} pairs, {share:.3f} of the training FLOPs")
-        if not 0.9 <= share / flops_share <= 1.1:
-            raise SystemExit(
-                f"{case.name}: the kept pairs take {share:.3f} of the FLOPs, by the formula {flops_share:.3f}"
-            )
+def measure(corpus: Corpus, args: Any) -> Iterator[dict[str, Any]]:
+    """Our way against all pairs, without and with activation checkpointing; then the same-size scorer; then TRL."""
+    small, large = (reward_model(corpus.case, shrink_by=factor) for factor in (2, 1))
+    everything, name = np.arange(len(corpus.pairs)), corpus.case.name
+    for tau, goal in ((3, "≤ 0.55"), (4, "≤ 0.50")):
+        run = engine(corpus, is_checkpointed=tau == 4)
+        ways = {"small": partial(selected, run, corpus, small), "large": partial(selected, run, corpus, large)}
+        timings = harness.alternate(ways | {"all": partial(epoch, run, corpus, everything)}, args.repeats)
+        for scorer, rewards, wanted in (("small", small, goal), ("large", large, "-")):
+            line = harness.row(name, timings[scorer], timings["all"], wanted)
+            label = {"peer": f"all pairs, τ = {tau}", "scorer": "an eighth" if scorer == "small" else "same size"}
+            yield line | label | {"R": 1 / line["ratio"], "repeats": args.repeats} | facts_of(corpus, rewards, tau)
+    if not args.trl_repeats:
         return
-
-    def selected(run: Run, scorer: Scorer) -> None:
-        epoch(run, pairs, kept(case, scorer))
-
-    facts = {"pairs": len(groups), "kept": len(places), "flops_share": flops_share, "rm_share": small.share}
-    ours: harness.Timing | None = None
-    for checkpointing in (False, True):
-        run = engine(moved(case.model), len(groups), checkpointing=checkpointing)
-        sides: dict[str, Callable[[], Any]] = {
-            "ours": partial(selected, run, small),
-            "all": partial(epoch, run, pairs, everything),
-            "score": partial(kept, case, small),
-            "ours, large scorer": partial(selected, run, large),
-        }
-        timings = harness.alternate(sides, args.repeats)
-        ours = timings["ours"] if ours is None else ours
-        how = "with checkpointing" if checkpointing else "no checkpointing"
-        line = harness.row(case.name, timings["ours"], timings["all"], GOALS[checkpointing])
-        more = {"peer": f"all pairs, {how}", "score_s": timings["score"].median} | facts
-        yield line | more | {"share": timings["ours"].median / timings["all"].median}
-        line = harness.row(case.name, timings["ours, large scorer"], timings["all"], "-")
-        share = timings["ours, large scorer"].median / timings["all"].median
-        yield line | more | {"peer": f"all pairs, {how}; scorer of the policy's size", "share": share}
-    trainer, examples = trl_trainer(case, moved(case.model))
-    optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-
-    def stock() -> None:
-        for start in range(0, len(examples), BATCH):
-            trainer.training_step(trainer.model, trainer.data_collator(examples[start : start + BATCH]))
-            trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), 1.0)
-            optimizer.step()
-            trainer.model.zero_grad()
-
-    theirs = harness.alternate({"TRL": stock}, args.trl_repeats)["TRL"]
-    assert ours is not None
-    line = harness.row(case.name, ours, theirs, "≤ 0.3")
-    yield line | {"peer": "stock TRL on all pairs", "share": ours.median / theirs.median, "score_s": 0.0} | facts
+    run = engine(corpus, is_checkpointed=False)
+    sides = {"ours": partial(selected, run, corpus, small), "trl": stock_trl(corpus)}
+    timings = harness.alternate(sides, args.trl_repeats)
+    line = harness.row(name, timings["ours"], timings["trl"], "≤ 0.30")
+    label = {"peer": "stock TRL, all pairs", "scorer": "an eighth", "limit": "-", "repeats": args.trl_repeats}
+    yield facts_of(corpus, small, 3) | line | label | {"R": 1 / line["ratio"]}
 
 
 def main() -> None:
-    args = harness.arguments(__doc__, data="../shared/data/real", threads=2, trl_repeats=2, **SMALL)
+    sizes = SIZES | NUM_GROUPS
+    args = harness.arguments(
+        __doc__, data="../shared/data/real", threads=2, batch=8, trl_repeats=2, samples="UF,HH", **sizes
+    )
     if args.quick:
         shrink(args)
-        args.uf_groups, args.hh_groups, args.qa_groups = 4, 10, 2
-    rows = [line for case in cases(args) if case.name in ("UF", "HH") for line in measure(case, args)]
+        args.layers = 2  # a reward model has half
+        args.uf_groups, args.hh_groups = 8, 12
+    names = [name for name in args.samples.split(",") if name in FILES]
+    rows = []
+    for name in names:
+        corpus = corpus_of(name, args)
+        check(corpus)
+        if not args.quick:
+            rows += list(measure(corpus, args))
     if not rows:
         return
     claims = [
         harness.claim(
-            f"{line['case']}: score + select + train {RATIO:.0%} of {line['pairs']} pairs "
-            f"({line['flops_share']:.2f} of the training FLOPs)",
-            line["share"],
-            f"of {line['peer']}",
+            f"score + select + train 30 % of {line['case']} ÷ {line['peer']}, τ = {line['tau']:.0f}",
+            line["R"],
+            "×",
             line["goal"],
         )
         for line in rows
         if line["goal"] != "-"
     ]
-    columns = ("case", "pairs", "kept", "peer", "ours_s", "peer_s", "share", "goal", "score_s", "flops_share")
-    harness.finish("end_to_end", args, rows, (*columns, "rm_share", "spread"), claims, ("trl", "deepspeed"))
+    columns = ("case", "peer", "scorer", "ours_s", "peer_s", "R", "limit", "goal", "s", "b", "kept_tokens", "repeats")
+    harness.finish("end_to_end", args, rows, (*columns, "spread"), claims, ("trl", "deepspeed"), threads=args.threads)
 
 
 if __name__ == "__main__":
