@@ -41,7 +41,7 @@ from prefsel.train.data import EncodedPairs
 from prefsel.train.loop import train_step
 
 RATIO = 0.3
-NUM_GROUPS = {"uf_groups": 48, "hh_groups": 160, "qa_groups": 20, "layers": 4}
+NUM_GROUPS = {"uf_groups": 32, "hh_groups": 80, "qa_groups": 20, "layers": 4}
 COUNTER_TOLERANCE = 1.06
 """Counted FLOPs over the formula's."""
 
@@ -218,7 +218,9 @@ def main() -> None:
         corpus = corpus_of(name, args)
         check(corpus)
         if not args.quick:
-            rows += list(measure(corpus, args))
+            for line in measure(corpus, args):
+                print(f"{name}, {line['scorer']}: {line['R']:.3f} of {line['peer']}", flush=True)
+                rows.append(line)
     if not rows:
         return
     claims = [
