@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from tiny_models import random_groups, related_groups, tiny_causal
@@ -10,6 +12,7 @@ from prefsel.models.tree import pack
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for CPUs with a C++ compiler, and there is none")
 @torch.inference_mode()
 def test_compiled_layers_give_the_same_numbers_for_rows_of_any_length():
     model = tiny_causal(max_position_embeddings=512)
