@@ -12,7 +12,7 @@ from prefsel.models.tree import pack
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for CPUs with a C++ compiler, and there is none")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler, with which torch compiles for CPUs")
 @torch.inference_mode()
 def test_compiled_layers_give_the_same_numbers_for_rows_of_any_length():
     model = tiny_causal(max_position_embeddings=512)
