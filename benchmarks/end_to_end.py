@@ -225,7 +225,7 @@ def main() -> None:
         return
     claims = [
         harness.claim(
-            f"score + select + train 30 % of {line['case']} ÷ {line['peer']}, τ = {line['tau']:.0f}",
+            f"score + select + train 30 % of {line['case']} ÷ {line['peer']}",
             line["R"],
             "×",
             line["goal"],
