@@ -336,6 +336,11 @@ class Selection(Record):
     """See `select/rules.py`; a leaf's `score` is `score_<metric name>`."""
     controls: list[Literal["random", "reverse"]] = []
     """Also emit `<name>-random` (same budget) and `<name>-reverse`."""
+    dataset: Literal["always", "auto", "never"] = "always"
+    """Whether the kept rows are written out; a training reads through the selection where they are not.
+
+    `auto`: not where the trainings on it read it once in all; every worker of a training reads once, for all epochs.
+    """
 
 
 class Duplicates(Record):

@@ -404,6 +404,15 @@ class Lineage:
         made_of = recipe("dataset", {}, upstream=columns | {"selection": selection}, corpus=self.corpus)
         return f"datasets/{name}@{fingerprint(made_of)}"
 
+    def writes_dataset(self, name: str) -> bool:
+        """Whether the rows of a selection, or of a control, are written out. Reading through it costs the text of what
+        was not kept, and no writing: less for one reading, more from two on (`benchmarks/read_through.py`)."""
+        selection = next(one for one in self.config.selections if name in selection_names(one))
+        if selection.dataset != "auto":
+            return selection.dataset == "always"
+        trained = [spec for spec in self.config.train if spec.selection == name]
+        return sum(spec.workers * len(members(spec)) for spec in trained) != 1
+
     def control_rules(self, selection: Selection) -> dict[str, dict[str, Any]]:
         """The rules of a selection's controls: as many pairs at random, and its reverse. The selection must exist."""
         rules: dict[str, dict[str, Any]] = {}
@@ -417,9 +426,9 @@ class Lineage:
             rules[f"{selection.name}-{control}"] = rule
         return rules
 
-    def selected_dataset(self, name: str) -> str:
-        """The dataset of a selection, or of a control, by name."""
-        return self.dataset_folder(name, self.selected_path(name))
+    def selected_dataset(self, name: str) -> str | None:
+        """The dataset of a selection, or of a control, by name; None where it has none."""
+        return self.dataset_folder(name, self.selected_path(name)) if self.writes_dataset(name) else None
 
     def selected_path(self, name: str) -> str:
         """The folder of a selection, or of a control, by name.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from prefsel.errors import IntegrityError
 from prefsel.lineage import Lineage
 from prefsel.pipeline import Outcome, run
 from prefsel.progress import Progress
+from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import verify
 
@@ -155,6 +157,33 @@ def test_a_new_selection_scores_nothing_again(done: tuple[Path, Any, Outcome]) -
     outcome = run(parse_config(made), str(workspace), Progress(quiet=True))
     computed = {f"{report.stage} {report.name}" for report in outcome.reports if report.computed_shards}
     assert computed == {"select tenth"}
+
+
+def test_reading_through_a_selection_trains_the_same_model(done: tuple[Path, Any, Outcome], tmp_path: Path) -> None:
+    workspace, config, outcome = done
+    shutil.copytree(workspace, tmp_path / "w")
+    trained = next(report for report in outcome.reports if report.stage == "train")
+    for folder in ("datasets", "selections", trained.artifact):
+        shutil.rmtree(tmp_path / "w" / folder)
+    made = config.model_dump(by_alias=True)
+    made["selections"][0]["dataset"] = "never"
+    again = run(parse_config(made), str(tmp_path / "w"), Progress(quiet=True))
+    computed = {f"{report.stage} {report.name}" for report in again.reports if report.computed_shards}
+    assert computed == {"select half", "select half-random", "select half-reverse", "train dpo", "holdout holdout"}
+    assert [folder.name.split("@")[0] for folder in (tmp_path / "w" / "datasets").iterdir()] == ["holdout"]
+    retrained = next(report for report in again.reports if report.stage == "train")
+    assert retrained.artifact == trained.artifact
+    assert numbers(retrained) == numbers(trained)
+    for file in ("model.safetensors", "trained_on.parquet"):
+        path = f"{trained.artifact}/{file}"
+        assert (tmp_path / "w" / path).read_bytes() == (workspace / path).read_bytes()
+    assert "reads through" in (tmp_path / "w" / str(again.page)).read_text()
+    assert not run(parse_config(made), str(tmp_path / "w"), Progress(quiet=True)).is_new
+
+
+def numbers(trained: StageReport) -> list[dict[str, Any]]:
+    """The history of a training without its times."""
+    return [{key: value for key, value in one.items() if "second" not in key} for one in trained.details["history"]]
 
 
 def test_a_wrong_reference_fails_the_run(done: tuple[Path, Any, Outcome], tmp_path: Path) -> None:

@@ -1,14 +1,14 @@
-"""Parts of a dataset: consecutive shards whose kept rows become one file, committed together with their selections.
+"""Parts of a selection: consecutive shards whose kept rows are found, and written to one file, by one task.
 
 A part is planned so that the number of files follows the rows kept and not the shards of the corpus. The numbers the
-report needs (strata, lengths, score histogram of the kept) are counted while the rows are at hand and ride in its
-ledger.
+report needs (strata, lengths, score histogram of the kept) are counted while the rows are at hand and ride in the
+ledgers: of the selection shards, or where only a dataset is written, of its files.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from prefsel.select.scored import mean_lengths
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import write_seal
 from prefsel.workspace.ledger import Artifact, Entry
+from prefsel.workspace.recipes import hash_hex
 from prefsel.workspace.storage import Storage, digest
 
 ROWS_PER_FILE = 50_000
@@ -103,8 +104,8 @@ class Keeper:
     """What a task needs to keep rows of a shard and export them."""
 
     reader: PairReader
-    dataset: str
-    """Folder of the dataset."""
+    dataset: str | None
+    """Folder of the dataset; None: only the selection is written."""
     chosen: Chosen | None = None
     total: Histogram | None = None
     """Of the rule's score over all pairs that have it: percentiles are read from it."""
@@ -156,56 +157,84 @@ def part_names(parts: Sequence[Sequence[ShardRef]], counts: Mapping[ShardRef, in
     return names
 
 
-def write_part(item: tuple[str, list[ShardRef], str], keeper: Keeper) -> None:
-    """Commit the selection shards of one part, then its dataset file with what the report needs."""
-    name, shards, made_from = item
-    storage = keeper.reader.storage
-    artifact = Artifact(storage, f"{keeper.dataset}/data")
-    attempt = artifact.log_attempt(name)
-    tables, scores, sides = [], [], []
-    for shard in shards:
+@dataclass(frozen=True)
+class Part:
+    """One task's work."""
+
+    name: str
+    """Of its file."""
+    shards: tuple[ShardRef, ...]
+    contents: tuple[str, ...]
+    """Hash of the pairs of each shard."""
+
+    @property
+    def made_from(self) -> str:
+        """What the file is made from."""
+        return hash_hex(*self.contents)
+
+
+def write_part(part: Part, keeper: Keeper) -> None:
+    """Commit the selection shards of one part, then its dataset file, as far as they are asked for."""
+    artifact = attempt = None
+    if keeper.dataset is not None:
+        artifact = Artifact(keeper.reader.storage, f"{keeper.dataset}/data")
+        attempt = artifact.log_attempt(part.name)
+    tables, counted = [], []
+    for shard, content in zip(part.shards, part.contents):
         flat, pairs = keeper.reader.flat(shard), keeper.reader.pairs(shard)
         row_K, attached = keeper.keep(shard, flat)
-        commit_selection(keeper, shard, pairs, row_K, attached)
-        if keeper.held_out is None:
-            scores.append(attached["score"].to_numpy())
-        chosen_N, rejected_N = keeper.reader.lengths(shard, flat)
-        sides.append(np.stack([chosen_N[row_K], rejected_N[row_K]]))
-        tables.append(export_rows(row_K, pairs, keeper.reader.groups(shard), flat, attached))
-    table = pa.concat_tables(tables)
-    lengths = np.concatenate(sides, axis=1)
-    known = lengths[:, np.isfinite(lengths).all(axis=0)]
-    info: dict[str, Any] = {
-        "strata": strata_counts(table),
-        "lengths": {"count": known.shape[1], "chosen": float(known[0].sum()), "rejected": float(known[1].sum())},
-    }
-    if scores:
-        info["histogram"] = histogram(np.concatenate(scores)).to_json()
-    artifact.commit(name, table, made_from=made_from, attempt=attempt, info=info)
+        counted.append(kept_numbers(keeper, shard, flat, row_K, attached))
+        if keeper.folder is not None:
+            commit_selection(keeper, shard, pairs, row_K, attached, content, counted[-1])
+        if artifact is not None:
+            tables.append(export_rows(row_K, pairs, keeper.reader.groups(shard), flat, attached))
+    if artifact is not None and attempt is not None:
+        info = {"lengths": added_lengths(counted)}
+        artifact.commit(part.name, pa.concat_tables(tables), made_from=part.made_from, attempt=attempt, info=info)
 
 
 def commit_selection(
-    keeper: Keeper, shard: ShardRef, pairs: pa.Table, row_K: np.ndarray, attached: Mapping[str, pa.Array]
+    keeper: Keeper,
+    shard: ShardRef,
+    pairs: pa.Table,
+    row_K: np.ndarray,
+    attached: Mapping[str, pa.Array],
+    made_from: str,
+    info: Mapping[str, Any],
 ) -> None:
-    """The selection shard: kept ids, in corpus order, with score, percentile and stratum."""
-    if keeper.folder is None:
-        return
+    """The selection shard: kept ids, in corpus order, with score, percentile, stratum and row in `pairs`."""
     artifact = Artifact(keeper.reader.storage, f"{keeper.folder}/{shard.source}")
+    attempt = artifact.log_attempt(shard.shard)
     ids = pairs.select(["pair_id", "prompt_id"]).take(pa.array(row_K))
     table = pa.table({**{n: ids[n] for n in ids.column_names}, **attached, "row": pa.array(row_K)}, schema=SELECTION)
-    attempt = artifact.log_attempt(shard.shard)
-    artifact.commit(shard.shard, table, made_from=shard.shard, attempt=attempt)
+    artifact.commit(shard.shard, table, made_from=made_from, attempt=attempt, info=info)
 
 
-def strata_counts(table: pa.Table) -> dict[str, int]:
-    """Rows by `source / aspect`."""
-    pairs = zip(table["source"].to_pylist(), table["aspect"].to_pylist())
-    return dict(sorted(Counter(f"{source} / {aspect}" if aspect else source for source, aspect in pairs).items()))
+def kept_numbers(
+    keeper: Keeper, shard: ShardRef, flat: pa.Table, row_K: np.ndarray, attached: Mapping[str, pa.Array]
+) -> dict[str, Any]:
+    """What the report needs to know of the kept rows of a shard: `strata`, `lengths`, of a rule the `histogram`."""
+    lengths = np.stack(keeper.reader.lengths(shard, flat))[:, row_K]
+    known = lengths[:, np.isfinite(lengths).all(axis=0)]
+    aspects = Counter(flat["aspect"].take(pa.array(row_K)).to_pylist())
+    strata = {f"{shard.source} / {aspect}" if aspect else shard.source: count for aspect, count in aspects.items()}
+    info: dict[str, Any] = {
+        "strata": dict(sorted(strata.items())),
+        "lengths": {"count": known.shape[1], "chosen": float(known[0].sum()), "rejected": float(known[1].sum())},
+    }
+    if "score" in attached:
+        info["histogram"] = histogram(attached["score"].to_numpy()).to_json()
+    return info
 
 
-def kept_lengths(parts: Sequence[Entry]) -> dict[str, float | None]:
+def added_lengths(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The `lengths` of several pieces, added."""
+    return {key: sum(info["lengths"][key] for info in infos) for key in ("count", "chosen", "rejected")}
+
+
+def kept_lengths(entries: Iterable[Entry]) -> dict[str, float | None]:
     """Mean lengths of the kept completions."""
-    sums = [part.info["lengths"] for part in parts]
+    sums = [entry.info["lengths"] for entry in entries]
     return mean_lengths([[one["count"], one["chosen"], one["rejected"]] for one in sums])
 
 

@@ -1,9 +1,9 @@
 """Scores → selections and datasets, exactly, in passes over shards.
 
-    scores ──▶ derived scores ──▶ cuts (rounds of counting on shards) ──▶ parts: keep rows, commit selection + dataset
+    scores ──▶ derived scores ──▶ cuts (rounds of counting on shards) ──▶ parts: keep rows, commit selection, dataset
 
-The driver holds histograms and cuts; rows stay in the tasks. A *part* is a run of consecutive shards that becomes one
-dataset file, so that the file count follows the kept rows and not the shards of the corpus.
+The driver holds histograms and cuts; rows stay in the tasks. A *part* is a run of consecutive shards that one task
+reads: one dataset file, where a dataset is wanted, so that files follow the kept rows and not the corpus's shards.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from prefsel.select.parts import (
     Chosen,
     Counted,
     Keeper,
+    Part,
     count_kept,
     kept_lengths,
     part_names,
@@ -138,9 +139,9 @@ def select_rule(lineage: Lineage, name: str, rule: Mapping[str, Any], progress: 
     reader = score_reader(lineage, plan, made)
     reports = [make_score(lineage, one, reader, made, progress) for one in made]
     folder = lineage.selected_folder(name, rule)
-    dataset = lineage.dataset_folder(name, folder)
+    dataset = lineage.dataset_folder(name, folder) if lineage.writes_dataset(name) else None
     done = load_summary(lineage.storage, folder)
-    if done is not None and read_seal(lineage.storage, dataset) is not None:
+    if done is not None and (dataset is None or read_seal(lineage.storage, dataset) is not None):
         return [*reports, done]
     summary = load_summary(lineage.storage, reader.folders[plan.score])
     assert summary is not None, "scores are complete before anything is selected"
@@ -154,8 +155,9 @@ def select_rule(lineage: Lineage, name: str, rule: Mapping[str, Any], progress: 
     if not kept:
         raise UserError(f"selections.{name}: keeps none of {summary.rows_out:,} eligible pairs; widen its rule")
     total = Histogram.from_json(summary.details["histogram"])
-    keeper = Keeper(lineage.reader_of(lineage.exported(name)), dataset, chosen, total, folder)
-    parts = write_parts(lineage, keeper, [count.kept for count in counts], progress, f"select {name}")
+    # Without a dataset no number is carried along, only the lengths are looked at.
+    keeper = Keeper(lineage.reader_of(lineage.exported(name) if dataset else []), dataset, chosen, total, folder)
+    written = write_parts(lineage, keeper, [count.kept for count in counts], progress, f"select {name}")
     about: dict[str, Any] = {
         "rule": dict(rule),
         "metric": score_name(plan.score, made),
@@ -168,16 +170,18 @@ def select_rule(lineage: Lineage, name: str, rule: Mapping[str, Any], progress: 
     if middle:
         fitted = [item for one in middle for item in fit_score(lineage, one, reader).items()]
         about["percentiles"] = {metric_of(column): reached(counts, column, found) for column, found in fitted}
-    seal_dataset(lineage.storage, dataset, name, "train", parts, about)
+    if dataset is not None:
+        seal_dataset(lineage.storage, dataset, name, "train", written, about)
+    by_shard = shard_entries(lineage, folder).values()
     details = about | {
         "dataset": dataset,
         "marks": marks(plan, chosen.cuts),
         "all_histogram": total.to_json(),
-        "kept_histogram": Histogram.merge(Histogram.from_json(part.info["histogram"]) for part in parts).to_json(),
-        "length": {"unit": keeper.reader.length_unit, **summary.details["length"], "kept": kept_lengths(parts)},
+        "kept_histogram": Histogram.merge(Histogram.from_json(one.info["histogram"]) for one in by_shard).to_json(),
+        "length": {"unit": keeper.reader.length_unit, **summary.details["length"], "kept": kept_lengths(by_shard)},
         "strata": {
             "eligible": summary.details["strata"],
-            "kept": merge_counts(part.info["strata"] for part in parts),
+            "kept": merge_counts(one.info["strata"] for one in by_shard),
         },
     }
     missing = merge_counts(count.dropped for count in counts)
@@ -334,19 +338,27 @@ def shard_entries(lineage: Lineage, folder: str) -> dict[str, Entry]:
 
 
 def write_parts(lineage: Lineage, keeper: Keeper, counts: Sequence[int], progress: Progress, label: str) -> list[Entry]:
-    """Write the parts of a dataset that are not there yet; `counts` are the rows each shard gives.
+    """Write the parts that are not there yet; `counts` are the rows each shard gives.
 
     Returns:
-        The ledger entries of all parts, in order.
+        The ledger entries of all dataset files, in order; none without a dataset.
     """
-    pairs = lineage.catalog.entries(lineage.storage, "pairs")
-    parts = plan_parts(lineage.catalog.shards, counts)
-    names = part_names(parts, dict(zip(lineage.catalog.shards, counts)), "test" if keeper.held_out else "train")
-    artifact = Artifact(lineage.storage, f"{keeper.dataset}/data")
-    inputs = {name: hash_hex(*(pairs[s.key].content for s in part)) for name, part in zip(names, parts)}
-    done = artifact.done(inputs)
-    pending = [(name, part, inputs[name]) for name, part in zip(names, parts) if name not in done]
-    with progress.track(label, len(pending), "files") as counter:
+    storage, shards = lineage.storage, lineage.catalog.shards
+    pairs = lineage.catalog.entries(storage, "pairs")
+    planned = plan_parts(shards, counts)
+    names = part_names(planned, dict(zip(shards, counts)), "test" if keeper.held_out else "train")
+    contents = {shard: pairs[shard.key].content for shard in shards}
+    parts = [Part(name, tuple(part), tuple(contents[s] for s in part)) for name, part in zip(names, planned)]
+    artifact, inputs = None, {part.name: part.made_from for part in parts}
+    if keeper.dataset is not None:
+        artifact = Artifact(storage, f"{keeper.dataset}/data")
+        done = artifact.done(inputs)
+        pending = [part for part in parts if part.name not in done]
+    else:
+        assert keeper.folder is not None, "a selection, a dataset, or both"
+        kept = committed(storage, lineage.catalog, keeper.folder, {s.key: content for s, content in contents.items()})
+        pending = [part for part in parts if any(shard.key not in kept for shard in part.shards)]
+    with progress.track(label, len(pending), "files" if artifact else "parts") as counter:
         over_shards(write_part, pending, shared=keeper, counter=counter)
-    entries = artifact.done(inputs)
-    return [entries[name] for name in names]
+    entries = artifact.done(inputs) if artifact else {}
+    return [entries[name] for name in names if artifact]

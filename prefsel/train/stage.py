@@ -34,7 +34,7 @@ from prefsel.naming import Member, members
 from prefsel.progress import Counter, Progress
 from prefsel.session import is_own
 from prefsel.tasks import over_shards
-from prefsel.train.tables import Dataset, PairSource, Part, smallest_ids
+from prefsel.train.tables import Dataset, PairSource, Part, Selected, smallest_ids
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import commit_folder, fetch_folder, read_seal
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
@@ -90,9 +90,9 @@ def num_steps(lineage: Lineage, spec: Training) -> int:
         return spec.max_steps
     rows = None
     if spec.selection not in PARTS:
-        sealed = read_seal(lineage.storage, lineage.selected_dataset(spec.selection))
-        assert sealed is not None, "datasets are sealed before anything is trained on them"
-        rows = sealed["info"]["rows"]
+        selected = load_summary(lineage.storage, lineage.selected_path(spec.selection))
+        assert selected is not None, "a selection is complete before anything is trained on it"
+        rows = selected.rows_out
     elif (eligible := load_summary(lineage.storage, lineage.eligible_folder)) is not None:
         rows = eligible.rows_out if spec.selection == "all" else eligible.dropped.get("validation", 0)
     return max(1, spec.num_epochs * -(-(rows or 0) // spec.global_batch_pairs))
@@ -134,12 +134,15 @@ def pair_source(lineage: Lineage, member: Member) -> PairSource:
     spec = lineage.training(member.training)
     reference = spec.reference if isinstance(spec, Train) else None
     divergence = spec.divergence if isinstance(spec, Train) else None
-    rows: Dataset | Part
+    rows: Dataset | Selected | Part
     if spec.selection in PARTS:
         reason = None if spec.selection == "all" else spec.selection
         rows = corpus_part(lineage, reference, reason, field=f"train.{spec.name}.selection")
+    elif dataset := lineage.selected_dataset(spec.selection):
+        rows = Dataset(lineage.storage, dataset)
     else:
-        rows = Dataset(lineage.storage, lineage.selected_dataset(spec.selection))
+        reader = lineage.reader_of([lineage.logps_scorer(reference)] if reference else [], lengths=False)
+        rows = Selected(reader, tuple(lineage.catalog.shards), lineage.selected_path(spec.selection))
     return PairSource(
         rows,
         reference=reference,

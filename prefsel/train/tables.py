@@ -1,4 +1,5 @@
-"""Where the pairs of a training come from: a selection's dataset, or a part of the corpus, read shard by shard.
+"""Where the pairs of a training come from: a selection's dataset, the corpus read through a selection, or a part of it;
+file by file or shard by shard.
 
 The result is one table in this process: prompt_id and pair_id as hex, messages, aspect, and where asked for the
 reference's log-probs under the names the loop reads, a metric's score, and the selection's own score.
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prefsel.config import CrossFit
+from prefsel.errors import IntegrityError
 from prefsel.ingest.identity import fold_of
 from prefsel.metrics.reader import PairReader
 from prefsel.select.export import export_rows
@@ -41,6 +43,35 @@ class Dataset:
         for file in sorted((folder / "data").glob("*.parquet")):
             there = set(pq.read_schema(file).names)
             yield pq.read_table(file, columns=[name for name in columns if name in there])
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The kept rows of a selection, read from the corpus: the rows its dataset would have, in the same order."""
+
+    reader: PairReader
+    shards: tuple[ShardRef, ...]
+    folder: str
+    """Of the selection, without the source."""
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Its pairs, one table per shard that has any.
+
+        Raises:
+            IntegrityError: a selection shard speaks of other pairs than the corpus has.
+        """
+        for shard in self.shards:
+            kept = Artifact(self.reader.storage, f"{self.folder}/{shard.source}").read(shard.shard)
+            if not kept.num_rows:
+                continue
+            pairs = self.reader.pairs(shard)
+            ids = pairs["pair_id"].combine_chunks().take(kept["row"].combine_chunks())
+            if not ids.equals(kept["pair_id"].combine_chunks()):
+                raise IntegrityError(f"{self.folder}/{shard.key}: its pair_ids are not those of pairs/{shard.key}")
+            attached = {"score": kept["score"].combine_chunks()}
+            row_K = kept["row"].to_numpy()
+            table = export_rows(row_K, pairs, self.reader.groups(shard), self.reader.flat(shard), attached)
+            yield table.select([name for name in columns if name in table.column_names])
 
 
 @dataclass(frozen=True)
@@ -84,7 +115,7 @@ def smallest_ids(part: Part, shard: ShardRef, limit: int) -> list[bytes]:
 class PairSource:
     """Everything that decides which rows a training reads."""
 
-    rows: Dataset | Part
+    rows: Dataset | Selected | Part
     reference: str | None = None
     """Model whose `logps_<model>_*` are the reference; rows without them are left out and counted."""
     divergence: str | None = None

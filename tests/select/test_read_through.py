@@ -1,0 +1,191 @@
+"""Selections with and without a dataset: when one is written, and that the rows read through are the dataset's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from prefsel.configfile import parse_config
+from prefsel.errors import IntegrityError
+from prefsel.graph import all_nodes, ordered
+from prefsel.ingest.stage import ingest
+from prefsel.lineage import Lineage
+from prefsel.pipeline import build
+from prefsel.progress import Progress
+from prefsel.select import stage
+from prefsel.select.stage import resolve_eligible, select_node
+from prefsel.tasks import over_shards
+from prefsel.train.tables import TEXT, Dataset, Selected
+from prefsel.workspace.ledger import Artifact
+from prefsel.workspace.manifest import StageReport
+from prefsel.workspace.storage import Storage
+from prefsel.workspace.verify import verify
+
+QUIET = Progress(quiet=True)
+TOP = {"kind": "top", "score": "score_margin", "ratio": 0.3}
+
+
+def corpus(folder: Path) -> list[dict[str, Any]]:
+    """Two files of 30 pairs with ties; ten prompts stand in both, none of their pairs."""
+    sources = []
+    for name, first in (("a", 0), ("b", 20)):
+        lines = [
+            {
+                "prompt": f"p{number}",
+                "chosen": f"good {number} {name}",
+                "rejected": "bad " + "x" * number,
+                "score_chosen": float(number % 7),
+                "score_rejected": 0.0,
+                "aspect": "odd" if number % 2 else None,
+            }
+            for number in range(first, first + 30)
+        ]
+        path = folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        sources.append({"name": name, "paths": [str(path)]})
+    return sources
+
+
+def config(sources: list[dict[str, Any]], dataset: str, **more: Any) -> Any:
+    return parse_config(
+        {
+            "name": "t",
+            "sources": sources,
+            "ingest": {"rows_per_shard": 7},
+            "scorers": [{"kind": "imported", "name": "gold", "field": "score"}],
+            "metrics": [{"name": "margin", "metric": "explicit_margin", "params": {"rm": "gold"}}],
+            "selections": [{"name": "top", "rule": TOP, "controls": ["random"], "dataset": dataset}],
+            **more,
+        }
+    )
+
+
+def run(made: Any, workspace: Path) -> tuple[Lineage, list[StageReport]]:
+    storage = Storage(str(workspace))
+    reports = ingest(made, storage, QUIET)
+    lineage = Lineage(made, storage)
+    reports += resolve_eligible(lineage, QUIET)
+    for node in ordered(lineage, all_nodes(lineage)):
+        reports += build(lineage, node, QUIET)
+    return lineage, reports
+
+
+def read_through(lineage: Lineage, name: str) -> Selected:
+    return Selected(lineage.reader_of([]), tuple(lineage.catalog.shards), lineage.selected_path(name))
+
+
+@pytest.mark.parametrize(
+    ("trainings", "written"),
+    [
+        ([], True),
+        ([{}], False),
+        ([{"num_epochs": 3}], False),
+        ([{"workers": 2}], True),
+        ([{}, {"name": "second"}], True),
+        ([{"cross_fit": {"folds": 2}}], True),
+        ([{"selection": "top-random"}], True),
+    ],
+)
+def test_auto_writes_what_is_not_read_exactly_once(trainings: list[dict[str, Any]], written: bool) -> None:
+    base = {"name": "one", "selection": "top", "model": "m", "reference": "m", "learning_rate": 1e-3}
+    for dataset, expected in (("auto", written), ("always", True), ("never", False)):
+        made = config([{"name": "a", "paths": ["a.jsonl"]}], dataset, train=[base | more for more in trainings])
+        assert Lineage(made, Storage("memory")).writes_dataset("top") is expected
+
+
+def test_auto_looks_at_a_control_by_itself() -> None:
+    train = [{"name": "one", "selection": "top-random", "model": "m", "reference": "m", "learning_rate": 1e-3}]
+    lineage = Lineage(config([{"name": "a", "paths": ["a.jsonl"]}], "auto", train=train), Storage("memory"))
+    assert (lineage.writes_dataset("top"), lineage.writes_dataset("top-random")) == (True, False)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_rows_read_through_are_those_of_the_dataset(tmp_path: Path) -> None:
+    sources = corpus(tmp_path)
+    written, reports = run(config(sources, "always"), tmp_path / "with")
+    lineage, without = run(config(sources, "never"), tmp_path / "without")
+    assert not (tmp_path / "without" / "datasets").exists()
+    columns = [*TEXT, "score"]
+    for name in ("top", "top-random"):
+        dataset = written.selected_dataset(name)
+        assert dataset is not None
+        expected = pa.concat_tables(Dataset(written.storage, dataset).tables(columns)).select(columns)
+        assert expected.num_rows == 18
+        assert pa.concat_tables(read_through(lineage, name).tables(columns)).select(columns).equals(expected)
+        one, other = (next(r for r in found if r.name == name) for found in (reports, without))
+        assert {**one.details, "dataset": None} == other.details
+        assert (one.rows_in, one.rows_out, one.dropped) == (other.rows_in, other.rows_out, other.dropped)
+    strata = next(r for r in without if r.name == "top").details["strata"]["kept"]
+    texts = pa.concat_tables(read_through(lineage, "top").tables(TEXT)).to_pylist()
+    labels = [f"{row['source']} / {row['aspect']}" if row["aspect"] else row["source"] for row in texts]
+    assert strata == {label: labels.count(label) for label in sorted(set(labels))}
+    kept = next(r for r in without if r.name == "top").details["length"]["kept"]
+    for side in ("chosen", "rejected"):
+        assert kept[side] == pytest.approx(sum(len(row[side][0]["content"]) for row in texts) / len(texts))
+    assert verify(lineage.storage).is_clean
+    _, again = run(config(sources, "never"), tmp_path / "without")
+    assert all(report.computed_shards == 0 for report in again if report.stage != "select")
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_killed_selection_without_a_dataset_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = config(corpus(tmp_path), "never")
+    lineage, _ = run(made, tmp_path / "w")
+    folder = lineage.selected_path("top")
+    before = {
+        shard.key: Artifact(lineage.storage, f"{folder}/{shard.source}").read(shard.shard)
+        for shard in lineage.catalog.shards
+    }
+    # As if the run had died when the first source was through.
+    lineage.storage.delete_tree(f"{folder}/b")
+    lineage.storage.delete(f"{folder}/summary.json")
+    monkeypatch.setattr("prefsel.select.parts.SHARDS_PER_FILE", 2)
+    written: list[str] = []
+
+    def noted(function: Any, items: Any, **kwargs: Any) -> Any:
+        if function.__name__ == "write_part":
+            written.extend(shard.key for part in items for shard in part.shards)
+        return over_shards(function, items, **kwargs)
+
+    monkeypatch.setattr(stage, "over_shards", noted)
+    select_node(lineage, "top", QUIET)
+    shards = lineage.catalog.shards
+    assert set(written) == {shard.key for shard in shards if shard.source == "b"} | set(written[:1])
+    for shard in shards:
+        artifact = Artifact(lineage.storage, f"{folder}/{shard.source}")
+        assert artifact.read(shard.shard).equals(before[shard.key])
+    assert verify(lineage.storage).is_clean
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_rows_of_another_corpus_are_not_read_through(tmp_path: Path) -> None:
+    lineage, _ = run(config(corpus(tmp_path), "never"), tmp_path / "w")
+    folder = lineage.selected_path("top")
+    shard = next(
+        s for s in lineage.catalog.shards if Artifact(lineage.storage, f"{folder}/{s.source}").read(s.shard).num_rows
+    )
+    artifact = Artifact(lineage.storage, f"{folder}/{shard.source}")
+    table = artifact.read(shard.shard)
+    moved = table.set_column(
+        table.column_names.index("row"), "row", pa.array([(r + 1) % 7 for r in table["row"].to_pylist()])
+    )
+    artifact.commit(shard.shard, moved, made_from="x", attempt="x")
+    with pytest.raises(IntegrityError, match=f"{shard.key}: its pair_ids are not those"):
+        list(read_through(lineage, "top").tables(TEXT))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_dataset_asked_for_later_is_written(tmp_path: Path) -> None:
+    sources = corpus(tmp_path)
+    run(config(sources, "never"), tmp_path / "w")
+    lineage, reports = run(config(sources, "always"), tmp_path / "w")
+    dataset = lineage.selected_dataset("top")
+    assert dataset is not None
+    rows = pa.concat_tables(Dataset(lineage.storage, dataset).tables(["pair_id", "score"]))
+    assert rows.equals(pa.concat_tables(read_through(lineage, "top").tables(["pair_id", "score"])))
+    assert next(r for r in reports if r.name == "top").details["dataset"] == dataset
+    assert verify(lineage.storage).is_clean
