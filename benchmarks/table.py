@@ -22,6 +22,7 @@ SCRIPTS = (
     "select_quota",
     "train_step",
     "end_to_end",
+    "read_through",
     "ray_overhead",
     "resume_cost",
     "ingest_scale",

@@ -405,8 +405,11 @@ class Lineage:
         return f"datasets/{name}@{fingerprint(made_of)}"
 
     def writes_dataset(self, name: str) -> bool:
-        """Whether the rows of a selection, or of a control, are written out. Reading through it costs the text of what
-        was not kept, and no writing: less for one reading, more from two on (`benchmarks/read_through.py`)."""
+        """Whether the rows of a selection, or of a control, are written out.
+
+        Reading through it costs the text of what is not kept each time, and no writing: half as much for one reading,
+        the same for two (`benchmarks/read_through.py`).
+        """
         selection = next(one for one in self.config.selections if name in selection_names(one))
         if selection.dataset != "auto":
             return selection.dataset == "always"

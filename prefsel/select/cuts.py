@@ -162,14 +162,15 @@ def decide(
             low, high = quantiles(histogram, shares, ask, bounds=bounds, max_candidates=max_candidates)
         return Cut({}, edges=(low, high), reverse=rule.reverse)
     labels = sorted(histograms, key=lambda label: [(value is not None, value or "") for value in label])
-    sizes = [histograms[label].total for label in labels]
+    known = bounds or {}
+    sizes = [known[label].num_rows if label in known else histograms[label].total for label in labels]
     seats = largest_remainder(sizes, rule_budget(rule, sum(sizes)))
     searches = {
         (label, 0): radix.top(k, descending=not rule.reverse, max_candidates=max_candidates)
         for label, k in zip(labels, seats)
         if k
     }
-    found = solve(searches, histograms, bounds or {}, ask)
+    found = solve(searches, histograms, known, ask)
     cuts = {label: threshold(found[label, 0]) if (label, 0) in found else None for label in labels}
     return Cut(cuts)
 

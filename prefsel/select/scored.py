@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 
 from prefsel.metrics.moments import Covariation, Moments, merge_covariations, merge_moments
 from prefsel.schema import SCORES
-from prefsel.select.cuts import merge_histograms
 from prefsel.select.fences import Bounds, fences
 from prefsel.select.radix import Histogram, stratum_histograms
 from prefsel.select.rules import Label
@@ -80,23 +79,38 @@ def shard_info(table: pa.Table, lengths: tuple[np.ndarray, np.ndarray]) -> dict[
     }
 
 
-def corpus_histograms(entries: Iterable[Entry], by: tuple[str, ...]) -> dict[Label, Histogram]:
-    """The committed histograms, added up by stratum."""
-    many = []
-    for entry in entries:
-        for row in entry.info["histograms"]:
-            label = tuple(row[name] for name in by)
-            many.append({label: Histogram.from_text(row)})
-    return merge_histograms(many) or {(): Histogram.merge([])}
+class CorpusHistograms(Mapping[Label, Histogram]):
+    """The committed histograms, added up by stratum when one is asked for: where fences do, none is."""
+
+    def __init__(self, entries: Iterable[Entry], by: tuple[str, ...]) -> None:
+        self._rows = _by_label(entries, by) or {(): []}
+        self._added: dict[Label, Histogram] = {}
+
+    def __getitem__(self, label: Label) -> Histogram:
+        if label not in self._added:
+            self._added[label] = Histogram.merge(Histogram.from_text(row) for row in self._rows[label])
+        return self._added[label]
+
+    def __iter__(self) -> Iterator[Label]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 def corpus_bounds(entries: Iterable[Entry], by: tuple[str, ...]) -> dict[Label, Bounds]:
     """What the committed fences say, by stratum."""
-    shards: dict[Label, list[tuple[int, str]]] = {}
+    rows = _by_label(entries, by)
+    return {label: Bounds.of([(row["rows"], row["fences"]) for row in many]) for label, many in rows.items()}
+
+
+def _by_label(entries: Iterable[Entry], by: tuple[str, ...]) -> dict[Label, list[dict[str, Any]]]:
+    """What the ledgers keep of every stratum of every shard, by label."""
+    found: dict[Label, list[dict[str, Any]]] = {}
     for entry in entries:
         for row in entry.info["histograms"]:
-            shards.setdefault(tuple(row[name] for name in by), []).append((row["rows"], row["fences"]))
-    return {label: Bounds.of(many) for label, many in shards.items()}
+            found.setdefault(tuple(row[name] for name in by), []).append(row)
+    return found
 
 
 def stratum_sizes(entry: Entry, by: tuple[str, ...]) -> dict[Label, int]:

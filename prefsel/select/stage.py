@@ -51,7 +51,7 @@ from prefsel.select.parts import (
 from prefsel.select.radix import Histogram
 from prefsel.select.rules import parse_rule
 from prefsel.select.score_reader import ScoreReader
-from prefsel.select.scored import committed, corpus_bounds, corpus_histograms, score_report, stratum_sizes
+from prefsel.select.scored import CorpusHistograms, committed, corpus_bounds, score_report, stratum_sizes
 from prefsel.tasks import over_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import read_seal
@@ -267,7 +267,7 @@ def find_cut(lineage: Lineage, leaf: Keep, reader: ScoreReader) -> tuple[Cut, li
         return cut_leaf(leaf, ask), None
     entries = shard_entries(lineage, reader.folders[leaf.column])
     known = list(entries.values())
-    cut = cut_leaf(leaf, ask, committed=corpus_histograms(known, leaf.by), bounds=corpus_bounds(known, leaf.by))
+    cut = cut_leaf(leaf, ask, committed=CorpusHistograms(known, leaf.by), bounds=corpus_bounds(known, leaf.by))
     sizes = [stratum_sizes(entries[shard.key], leaf.by) for shard in shards]
     return cut, heard.num_kept(cut, sizes)
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -38,13 +39,19 @@ from prefsel.select.compose import Keep, Plan
 from prefsel.select.cuts import Cut, ShardScores, Threshold, ids_up_to, keep
 from prefsel.select.evaluate import Asked, answer, cut_leaf, kept
 from prefsel.select.radix import id_words
+from prefsel.select.rows import Rows
 from prefsel.select.rules import Quota, Top
 from prefsel.select.score_reader import ScoreReader
-from prefsel.select.scored import corpus_bounds, corpus_histograms
+from prefsel.select.scored import CorpusHistograms, corpus_bounds
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Entry
 
 Found = TypeVar("Found")
+RUN = 4
+"""Shards that a thread reads at a time."""
+FEW = 64
+"""One row of so many is kept in mind by its number and score: 1.5 bits a row of the shard."""
+NONE, BIT = np.empty(0, np.uint8), np.array([128 >> place for place in range(8)], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -78,22 +85,34 @@ def sweep(
     assert not plan.derived, "derived scores are committed, then swept like others"
     num_threads = num_threads or os.cpu_count() or 1
     with ThreadPoolExecutor(num_threads) as pool:
-
-        def each(work: Callable[[int], Found]) -> list[Found]:
-            # Runs of shards, not shards: handing one over costs 0.05 ms, a fourth of reading 100 000 scores.
-            runs = np.array_split(np.arange(len(shards)), min(len(shards), 4 * num_threads))
-            return [one for run in pool.map(lambda run: [work(int(shard)) for shard in run], runs) for one in run]
-
-        rounds = _Rounds(leaf, reader, shards, each)
+        rounds = _Rounds(leaf, reader, shards, partial(_ahead, pool, num_threads, range(len(shards))))
         known = isinstance(leaf.rule, Top | Quota) and leaf.has_own_scores and "length_bin" not in leaf.by
-        committed = {"committed": corpus_histograms(entries, leaf.by), "bounds": corpus_bounds(entries, leaf.by)}
+        committed = {"committed": CorpusHistograms(entries, leaf.by), "bounds": corpus_bounds(entries, leaf.by)}
         cut = cut_leaf(leaf, rounds.ask, **(committed if known else {}))  # type: ignore[arg-type]
         if rounds.is_one_pass and not leaf.is_complement:
-            bitmaps = each(lambda shard: rounds.settle(shard, cut))
+            bitmaps = [rounds.settle(shard, cut) for shard in range(len(shards))]
         else:
             rounds.count([leaf.column, *leaf.by, *(["pair_id"] if cut.needs_ids else [])])
-            bitmaps = each(lambda shard: np.packbits(kept(leaf, [cut], rounds.rows(shard, ids=cut.needs_ids))))
+            read = rounds.read(lambda shard: rounds.rows(shard, ids=cut.needs_ids))
+            bitmaps = [np.packbits(kept(leaf, [cut], rows)) for rows in read]
     return Swept(bitmaps, cut, rounds.reads)
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, num_threads: int, items: Sequence[int], read: Callable[[int], Found]
+) -> Iterator[Found]:
+    """What `read` gives of every item, in order, while threads read the next ones.
+
+    Threads that read and compute wait for each other's interpreter lock: 34 ms for 10⁷ scores, so 25. Runs of shards,
+    because handing one over costs 0.05 ms, a fourth of reading 100 000 scores.
+    """
+    pending: deque[Future[list[Found]]] = deque()
+    for first in range(0, len(items), RUN):
+        pending.append(pool.submit(lambda run: [read(item) for item in run], items[first : first + RUN]))
+        if len(pending) > num_threads:
+            yield from pending.popleft().result()
+    while pending:
+        yield from pending.popleft().result()
 
 
 @dataclass(frozen=True)
@@ -106,6 +125,8 @@ class Undecided:
     """Bits of M among N; None: all."""
     kept: np.ndarray
     """Bits over M: rows above the bracket, or below it where the smallest scores are wanted."""
+    few: tuple[np.ndarray, np.ndarray] | None
+    """Rows in it, int32, and their scores, where they are few; else what follows."""
     undecided: np.ndarray
     """Bits over M: rows in it."""
     high: np.ndarray
@@ -125,10 +146,12 @@ class Undecided:
 
     def rows(self) -> np.ndarray:
         """The undecided rows, [U]."""
-        return _rows(self.undecided)
+        return _rows(self.undecided) if self.few is None else self.few[0]
 
     def scores(self, row_U: np.ndarray, low_S: np.ndarray, high_S: np.ndarray) -> np.ndarray:
         """Their scores."""
+        if self.few is not None:
+            return self.few[1]
         if self.code_U is None:
             score_U = np.full(len(row_U), high_S[0])
             if self.high is not self.undecided:
@@ -138,34 +161,67 @@ class Undecided:
         score_U[np.searchsorted(row_U, self.row)] = self.score
         return score_U
 
+    @property
+    def are_bits(self) -> bool:
+        """Whether the rows are bits of one stratum, so that those of the two scores need not be numbered."""
+        return self.few is None and self.code_U is None
+
+    def low(self) -> np.ndarray:
+        """Bits over M: rows with exactly the bracket's lower score, where it has two."""
+        return self.undecided & ~self.high & ~_bits(self.row, 8 * len(self.undecided))
+
+    def tied(self, score_S: np.ndarray, low_S: np.ndarray, high_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows with exactly the score of their stratum, [T], and their strata; NaN: none."""
+        if self.are_bits:
+            if score_S[0] in (high_S[0], low_S[0]):
+                row_T = _rows(self.high if score_S[0] == high_S[0] else self.low())
+            else:
+                row_T = self.row[self.score == score_S[0]]
+            return row_T, np.zeros(len(row_T), np.int8)
+        row_U = self.rows()
+        code_U = np.zeros(len(row_U), np.int8) if self.code_U is None else self.code_U
+        is_tied_U = self.scores(row_U, low_S, high_S) == score_S[code_U]
+        return row_U[is_tied_U], code_U[is_tied_U]
+
 
 def undecided(
     found: Scan, rows: ShardScores, row_M: np.ndarray | None, num_rows: int, *, descending: bool
 ) -> Undecided:
     """What is kept in mind of a scanned shard."""
-    num_scored, inside_M = len(rows.score_N), ~(found.high_M | found.low_M)
+    num_scored = len(rows.score_N)
     is_kept_M = found.is_above_N if descending else ~found.is_above_N
     if not descending:
         is_kept_M[found.row_M] = False
-    bits = _bits(found.row_M, num_scored)
-    return Undecided(
+    left = Undecided(
         num_rows=num_rows,
         present=None if row_M is None else _bits(row_M, num_rows),
         kept=np.packbits(is_kept_M),
+        few=(found.row_M.astype(np.int32), found.score_M),
+        undecided=NONE,
+        high=NONE,
+        row=NONE,
+        score=NONE,
+        labels=rows.labels,
+        code_U=None if found.code_M is None else found.code_M.astype(np.min_scalar_type(len(rows.labels))),
+    )
+    if FEW * len(found.row_M) <= num_scored:
+        return left
+    inside_M, bits = ~(found.high_M | found.low_M), _bits(found.row_M, num_scored)
+    return replace(
+        left,
+        few=None,
         undecided=bits,
         high=bits if found.high_M.all() else _bits(found.row_M[found.high_M], num_scored),
         row=found.row_M[inside_M].astype(np.int32),
         score=found.score_M[inside_M],
-        labels=rows.labels,
-        code_U=None if found.code_M is None else found.code_M.astype(np.min_scalar_type(len(rows.labels))),
     )
 
 
 class _Rounds:
     """The rounds about one leaf and what they leave undecided; `ask` is what `cut_leaf` wants."""
 
-    def __init__(self, leaf: Keep, reader: ScoreReader, shards: Sequence[ShardRef], each: Callable[..., Any]) -> None:
-        self.leaf, self.reader, self.shards, self.each = leaf, reader, shards, each
+    def __init__(self, leaf: Keep, reader: ScoreReader, shards: Sequence[ShardRef], read: Callable[..., Any]) -> None:
+        self.leaf, self.reader, self.shards, self.read = leaf, reader, shards, read
         self.reads: Counter[str] = Counter()
         self.left: dict[int, Undecided] = {}
         self.brackets: dict[QueryKey, ScoreBracket] = {}
@@ -176,7 +232,7 @@ class _Rounds:
         """Columns that every shard is about to be read for."""
         self.reads.update(columns)
 
-    def rows(self, shard: int, *, ids: bool = False) -> Any:
+    def rows(self, shard: int, *, ids: bool = False) -> Rows:
         """The rows of a shard."""
         columns = list(dict.fromkeys((self.leaf.column, *self.leaf.population)))
         return self.reader.rows(self.shards[shard], columns, ids=ids, by=self.leaf.by)
@@ -187,16 +243,15 @@ class _Rounds:
         if queries and all(isinstance(one, ScoreBracket) for one in queries.values()):
             self.brackets, self.is_one_pass = dict(queries), True  # type: ignore[arg-type]
             self.count([self.leaf.column, *self.leaf.by])
-            return self.each(self._scan)
+            return [self._scan(shard, rows) for shard, rows in enumerate(self.read(self.rows))]
         if self.is_one_pass and queries and all(isinstance(one, IdBracket) for one in queries.values()):
             self.count(["pair_id"])
-            return self.each(lambda shard: self._ids(shard, queries))
+            return [self._ids(shard, words, queries) for shard, words in enumerate(self.read(self._words))]
         self.is_one_pass = False
         self.count([self.leaf.column, *self.leaf.by, *(["pair_id"] if asked.needs_ids else [])])
-        return self.each(lambda shard: answer(asked, self.rows(shard, ids=asked.needs_ids)))
+        return [answer(asked, rows) for rows in self.read(lambda shard: self.rows(shard, ids=asked.needs_ids))]
 
-    def _scan(self, shard: int) -> Mapping[QueryKey, Any]:
-        rows = self.rows(shard)
+    def _scan(self, shard: int, rows: Rows) -> Mapping[QueryKey, Any]:
         scores, row_M = rows.select(self.leaf.column, self.leaf.population, by=self.leaf.by)
         descending = not self.leaf.rule.reverse
         low_S, high_S = limits(self.brackets, 0, scores.labels)
@@ -206,26 +261,28 @@ class _Rounds:
         self.left[shard] = undecided(found, scores, row_M, rows.num_rows, descending=descending)
         return _by_key(self.brackets, arounds(found, scores.code_N, scores.labels))
 
-    def _ids(self, shard: int, brackets: Mapping[QueryKey, Any]) -> Mapping[QueryKey, Any]:
+    def _words(self, shard: int) -> np.ndarray:
+        return id_words(self.reader.table(self.shards[shard], self.leaf.column, ["pair_id"])["pair_id"])
+
+    def _ids(self, shard: int, ids_NW: np.ndarray, brackets: Mapping[QueryKey, Any]) -> Mapping[QueryKey, Any]:
         left = self.left[shard]
-        row_U = left.rows()
-        score_U = left.scores(row_U, *limits(self.brackets, 0, left.labels))
-        ids_NW = id_words(self.reader.table(self.shards[shard], self.leaf.column, ["pair_id"])["pair_id"])
-        place_U = row_U if left.present is None else _rows(left.present)[row_U]
         asked = {code: brackets[label, 0] for code, label in enumerate(left.labels) if (label, 0) in brackets}
         # All strata at once; nothing equals the NaN of those that are not asked about.
         score_S, first_S2 = np.full(len(left.labels), np.nan), np.zeros((len(left.labels), 2), np.uint64)
         for code, bracket in asked.items():
             score_S[code], first_S2[code] = bracket.score, (bracket.low, bracket.high)
-        code_U = np.zeros(len(row_U), np.int8) if left.code_U is None else left.code_U
-        is_tied_U = score_U == (score_S[0] if left.code_U is None else score_S[code_U])
-        row_T, code_T = place_U[is_tied_U], code_U[is_tied_U]
+        row_T, code_T = left.tied(score_S, *limits(self.brackets, 0, left.labels))
+        row_T = row_T if left.present is None else _rows(left.present)[row_T]
         first_2 = first_S2[0] if left.code_U is None else first_S2[code_T].T
         is_below_T, is_inside_T = split_ids(ids_NW, row_T, first_2[0], first_2[1])
-        num_below_S = np.bincount(code_T[is_below_T], minlength=len(left.labels)).tolist()
-        id_row, id_code = row_T[is_inside_T], code_T[is_inside_T]
+        if left.code_U is None:
+            num_below_S = [np.count_nonzero(is_below_T)]
+        else:
+            num_below_S = np.bincount(code_T[is_below_T], minlength=len(left.labels)).tolist()
+        place_I = np.flatnonzero(is_inside_T)
+        id_row, id_code = row_T[place_I], code_T[place_I]
         words = ids_NW[id_row]
-        below = _bits(row_T[is_below_T], left.num_rows)
+        below = _bits(row_T, left.num_rows, is_below_T)
         self.left[shard] = replace(left, below=below, id_row=id_row.astype(np.int32), id_code=id_code, id_words=words)
         answers = {
             left.labels[code]: tied(bracket, num_below_S[code], words[id_code == code])
@@ -236,12 +293,19 @@ class _Rounds:
     def settle(self, shard: int, cut: Cut) -> np.ndarray:
         """The bitmap of a shard, over N: what is above, and the undecided rows held against the cut."""
         left = self.left[shard]
-        row_U = left.rows()
-        score_U = left.scores(row_U, *limits(self.brackets, 0, left.labels))
+        low_S, high_S = limits(self.brackets, 0, left.labels)
         # Where ids decide, the rows that tie are told apart below.
         by_score = replace(cut, thresholds={label: _strict(one) for label, one in cut.thresholds.items()})
-        is_kept_U = keep(by_score, ShardScores(score_U, None, left.code_U, left.labels))
-        bits = left.kept | _bits(row_U[is_kept_U], 8 * len(left.kept))
+        bits = left.kept
+        if left.are_bits:
+            ends = keep(by_score, ShardScores(np.array([high_S[0], low_S[0]]), labels=left.labels))
+            bits = bits | left.high if ends[0] else bits
+            bits = bits | left.low() if ends[1] else bits
+            row_U, score_U = left.row, left.score
+        else:
+            row_U = left.rows()
+            score_U = left.scores(row_U, low_S, high_S)
+        bits = _with_bits(bits, row_U[keep(by_score, ShardScores(score_U, None, left.code_U, left.labels))])
         if left.present is not None:
             row_M = _rows(left.present)
             bits = _bits(row_M[np.unpackbits(bits, count=len(row_M)).view(bool)], left.num_rows)
@@ -266,10 +330,19 @@ def _by_key(queries: Mapping[QueryKey, Any], answers: Mapping[Any, Any]) -> dict
     return {key: answers.get(key[0], none[type(query)]) for key, query in queries.items()}
 
 
-def _bits(rows: np.ndarray, count: int) -> np.ndarray:
+def _bits(rows: np.ndarray, count: int, values: np.ndarray | bool = True) -> np.ndarray:
     mask = np.zeros(count, bool)
-    mask[rows] = True
+    mask[rows] = values
     return np.packbits(mask)
+
+
+def _with_bits(bits: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`bits` and those of some more rows."""
+    if FEW * len(rows) > 8 * len(bits):
+        return bits | _bits(rows, 8 * len(bits))
+    bits = bits.copy()
+    np.bitwise_or.at(bits, rows >> 3, BIT[rows & 7])
+    return bits
 
 
 def _rows(bits: np.ndarray) -> np.ndarray:

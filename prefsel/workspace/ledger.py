@@ -179,7 +179,7 @@ class Artifact:
     def read(self, shard: str, columns: list[str] | None = None) -> pa.Table:
         """The committed table of `shard`, projected on `columns`."""
         with self.storage.filesystem.open_input_file(self.storage.full(self.file(shard))) as source:
-            return pq.ParquetFile(source).read(columns=columns)  # unlike read_table, projects inside lists
+            return pq.ParquetFile(source).read(columns=columns, use_threads=False)
 
     def check(self, entry: Entry, *, quick: bool) -> str | None:
         """What is wrong with the data of `entry`: missing, altered, or nothing (None)."""

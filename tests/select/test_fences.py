@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from prefsel.errors import IntegrityError, UserError
 from prefsel.select import brackets, cuts, radix
+from prefsel.select import fences as fenced
 from prefsel.select.fences import MAX_FENCES, Bounds, fences, positions
 
 anything = st.floats(allow_nan=False, allow_infinity=False)
@@ -45,6 +48,22 @@ def test_every_rank_lies_in_its_bracket(values: list[float], num_shards: int, se
         bracket = found.bracket(rank)
         assert bracket.low <= score <= bracket.high
         assert sum(bracket.low < value < bracket.high for value in values) <= bracket.most_inside
+
+
+@pytest.mark.parametrize("shape", ["normal", "ties", "sorted"])
+def test_a_sample_finds_the_bracket_that_all_fences_give(monkeypatch: pytest.MonkeyPatch, shape: str) -> None:
+    rng = np.random.default_rng(1)
+    score_N = rng.standard_normal(60_000)
+    score_N = np.sort(score_N) if shape == "sorted" else np.where(rng.random(60_000) < 0.4, 0.25, score_N)
+    found = bounds_of(np.split(score_N, 30))
+    ranks = [0, 1, 17_999, 29_000, 42_000, 59_998, 59_999]
+    sampled, narrow = {}, 0
+    for size in (10**9, 8, 200):  # all of them; a sample that often guesses wrong; one that does not
+        monkeypatch.setattr(fenced, "SAMPLE", size)
+        sampled[size] = [found.bracket(rank) for rank in ranks]
+        narrow += sum(math.isfinite(found._about(rank)[0]) for rank in ranks)
+    assert sampled[8] == sampled[200] == sampled[10**9]
+    assert narrow >= len(ranks)
 
 
 def test_a_bracket_holds_few_rows_of_a_large_corpus() -> None:

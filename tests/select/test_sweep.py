@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import groupby
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from prefsel.metrics.reader import PairReader
 from prefsel.schema import ID
+from prefsel.select import sweep as sweeping
 from prefsel.select.compose import compile_rule
 from prefsel.select.rules import parse_rule
 from prefsel.select.score_reader import ScoreReader
@@ -102,11 +104,12 @@ def test_a_sweep_keeps_what_a_full_sort_keeps(scores, num_shards, seed, reverse,
     percent = data.draw(st.integers(1, 100))
     rule: dict[str, Any] = {"kind": "top", "score": "score_x", "ratio": percent / 100, "reverse": reverse}
     k = int(Fraction(percent, 100) * len(scored))
-    with tempfile.TemporaryDirectory() as folder:
+    few = mock.patch.object(sweeping, "FEW", data.draw(st.sampled_from([0, 2, 64])))  # 0: rows by number, always
+    with few, tempfile.TemporaryDirectory() as folder:
         found, _ = swept(folder, shards, rule)
     assert kept_ids(found, shards) == best(scored, k, reverse)
     if scored:
-        with tempfile.TemporaryDirectory() as folder:
+        with few, tempfile.TemporaryDirectory() as folder:
             found, _ = swept(folder, shards, {**rule, "kind": "quota", "by": ["aspect"]})
         assert kept_ids(found, shards) == by_quota(scored, Fraction(percent, 100), reverse)
 
