@@ -276,7 +276,7 @@ class _Rounds:
         first_2 = first_S2[0] if left.code_U is None else first_S2[code_T].T
         is_below_T, is_inside_T = split_ids(ids_NW, row_T, first_2[0], first_2[1])
         if left.code_U is None:
-            num_below_S = [np.count_nonzero(is_below_T)]
+            num_below_S = [int(np.count_nonzero(is_below_T))]
         else:
             num_below_S = np.bincount(code_T[is_below_T], minlength=len(left.labels)).tolist()
         place_I = np.flatnonzero(is_inside_T)
