@@ -349,15 +349,14 @@ def write_parts(lineage: Lineage, keeper: Keeper, counts: Sequence[int], progres
     names = part_names(planned, dict(zip(shards, counts)), "test" if keeper.held_out else "train")
     contents = {shard: pairs[shard.key].content for shard in shards}
     parts = [Part(name, tuple(part), tuple(contents[s] for s in part)) for name, part in zip(names, planned)]
-    artifact, inputs = None, {part.name: part.made_from for part in parts}
-    if keeper.dataset is not None:
-        artifact = Artifact(storage, f"{keeper.dataset}/data")
-        done = artifact.done(inputs)
-        pending = [part for part in parts if part.name not in done]
-    else:
-        assert keeper.folder is not None, "a selection, a dataset, or both"
+    artifact = Artifact(storage, f"{keeper.dataset}/data") if keeper.dataset else None
+    inputs, lacking = {part.name: part.made_from for part in parts}, set[str]()
+    if artifact:
+        lacking |= inputs.keys() - artifact.done(inputs).keys()
+    if keeper.folder:
         kept = committed(storage, lineage.catalog, keeper.folder, {s.key: content for s, content in contents.items()})
-        pending = [part for part in parts if any(shard.key not in kept for shard in part.shards)]
+        lacking |= {part.name for part in parts if any(shard.key not in kept for shard in part.shards)}
+    pending = [part for part in parts if part.name in lacking]
     with progress.track(label, len(pending), "files" if artifact else "parts") as counter:
         over_shards(write_part, pending, shared=keeper, counter=counter)
     entries = artifact.done(inputs) if artifact else {}

@@ -162,6 +162,17 @@ def test_a_killed_selection_without_a_dataset_goes_on(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.usefixtures("local_ray")
+def test_a_lost_selection_is_written_again_beside_its_dataset(tmp_path: Path) -> None:
+    made = config(corpus(tmp_path), "always")
+    lineage, reports = run(made, tmp_path / "w")
+    lineage.storage.delete_tree("selections")
+    _, again = run(made, tmp_path / "w")
+    first, second = (next(r.details for r in found if r.name == "top") for found in (reports, again))
+    assert first == second
+    assert verify(lineage.storage).is_clean
+
+
+@pytest.mark.usefixtures("local_ray")
 def test_rows_of_another_corpus_are_not_read_through(tmp_path: Path) -> None:
     lineage, _ = run(config(corpus(tmp_path), "never"), tmp_path / "w")
     folder = lineage.selected_path("top")
