@@ -78,7 +78,8 @@ def _needs(lineage: Lineage, node: Node) -> Iterator[Node]:
         yield from (Node("metric", metric) for metric in scores)
         if "random" in selection.controls:
             yield from (Node("metric", name) for name, base in lineage.controls.items() if base in scores)
-        yield from _columns(lineage, lineage.exported(node.name))
+        written = [name for name in selection_names(selection) if lineage.writes_dataset(name)]
+        yield from _columns(lineage, [scorer for name in written for scorer in lineage.exported(name)])
     elif node.kind == "train":
         yield from _training(lineage, node.name)
     elif node.kind == "holdout":

@@ -112,3 +112,29 @@ def test_a_dataset_holds_what_its_rule_reads_and_nothing_trained_on_it(tmp_path:
     made = [graph.column_names(scorer)[0] for scorer in graph.exported("both")]
     assert made == ["dlogps_v", "logps_theta_val", "logps_theta", "logps_policy"]
     assert [graph.column_names(scorer)[0] for scorer in graph.exported("all")] == ["logps_policy"]
+
+
+def test_a_selection_without_a_dataset_needs_only_what_its_rule_reads(tmp_path: Path) -> None:
+    def chain(dataset: str) -> Lineage:
+        """`second` is trained on the same pairs with the model `first` as its reference."""
+        return lineage(
+            tmp_path,
+            train=[
+                {**DPO, "name": "first", "selection": "best"},
+                {**DPO, "name": "second", "selection": "best", "model": "first", "reference": "first"},
+            ],
+            scorers=[
+                {"kind": "imported", "name": "gold", "field": "score"},
+                *({"kind": "causal_logps", "model": model} for model in ("policy", "first")),
+            ],
+            metrics=[{"name": "margin", "metric": "explicit_margin", "params": {"rm": "gold"}}],
+            selections=[
+                {"name": "best", "rule": {"kind": "top", "score": "score_margin", "ratio": 0.5}, "dataset": dataset}
+            ],
+        )
+
+    with pytest.raises(UserError, match="needs itself"):  # the dataset would hold the reference's log-probs
+        ordered(chain("always"), [Node("train", "second")])
+    order = [str(node) for node in ordered(chain("never"), [Node("train", "second")])]
+    assert order.index("select best") < order.index("train first") < order.index("columns first")
+    assert order[-1] == "train second"

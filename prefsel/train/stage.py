@@ -1,7 +1,7 @@
 """Selections → models, on Ray Train with DeepSpeed; and the small models a trial makes for itself.
 
-    dataset ──▶ Ray Train workers: train_dpo ──checkpoints──▶ models/<name>@<fp>/training/
-                                    └──exported weights──▶ models/<name>@<fp>/ , sealed last
+    dataset, or corpus read ──▶ Ray Train workers: train_dpo ──checkpoints──▶ models/<name>@<fp>/training/
+    through a selection                              └──exported weights──▶ models/<name>@<fp>/ , sealed last
 
 A killed training finds its last checkpoint through Ray Train (same storage path and name) and goes on from there.
 """

@@ -58,18 +58,21 @@ class Selected:
         """Its pairs, one table per shard that has any.
 
         Raises:
-            IntegrityError: a selection shard speaks of other pairs than the corpus has.
+            IntegrityError: a selection shard is lost, or speaks of other pairs than the corpus has.
         """
         for shard in self.shards:
-            kept = Artifact(self.reader.storage, f"{self.folder}/{shard.source}").read(shard.shard)
+            try:
+                kept = Artifact(self.reader.storage, f"{self.folder}/{shard.source}").read(shard.shard)
+            except FileNotFoundError:
+                hint = f"remove {self.folder} to select again"
+                raise IntegrityError(f"{self.folder}/{shard.key}: lost; {hint}") from None
             if not kept.num_rows:
                 continue
-            pairs = self.reader.pairs(shard)
-            ids = pairs["pair_id"].combine_chunks().take(kept["row"].combine_chunks())
+            pairs, row_K = self.reader.pairs(shard), kept["row"].to_numpy()
+            ids = pairs["pair_id"].combine_chunks().take(pa.array(row_K[row_K < pairs.num_rows]))
             if not ids.equals(kept["pair_id"].combine_chunks()):
                 raise IntegrityError(f"{self.folder}/{shard.key}: its pair_ids are not those of pairs/{shard.key}")
             attached = {"score": kept["score"].combine_chunks()}
-            row_K = kept["row"].to_numpy()
             table = export_rows(row_K, pairs, self.reader.groups(shard), self.reader.flat(shard), attached)
             yield table.select([name for name in columns if name in table.column_names])
 
