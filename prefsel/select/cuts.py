@@ -146,7 +146,8 @@ def decide(
         rule: what to keep.
         histograms: of the scores of the whole corpus, by stratum: by the quota's columns, else one, of label `()`.
         ask: sends queries to every shard (`reply`) and returns the answers, one mapping per shard, in any order.
-        bounds: of the same scores by the same strata; a stratum without them takes more rounds.
+        bounds: of the same scores by the same strata; how many rows a stratum has is taken from them, and one without
+            them takes more rounds.
         max_candidates: rows a boundary bin may have before it is collected rather than refined.
 
     Raises:

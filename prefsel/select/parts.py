@@ -2,7 +2,7 @@
 
 A part is planned so that the number of files follows the rows kept and not the shards of the corpus. The numbers the
 report needs (strata, lengths, score histogram of the kept) are counted while the rows are at hand and ride in the
-ledgers: of the selection shards, or where only a dataset is written, of its files.
+ledger of the selection shards; of held-out pairs, which no rule selects, the lengths in that of the dataset's files.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def kept_numbers(
         "lengths": {"count": known.shape[1], "chosen": float(known[0].sum()), "rejected": float(known[1].sum())},
     }
     if "score" in attached:
-        info["histogram"] = histogram(attached["score"].to_numpy()).to_json()
+        info["histogram"] = histogram(attached["score"].to_numpy()).to_text()
     return info
 
 

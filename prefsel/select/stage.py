@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from prefsel.errors import IntegrityError, UserError, invalid
@@ -142,7 +143,7 @@ def select_rule(lineage: Lineage, name: str, rule: Mapping[str, Any], progress: 
     dataset = lineage.dataset_folder(name, folder) if lineage.writes_dataset(name) else None
     done = load_summary(lineage.storage, folder)
     if done is not None and (dataset is None or read_seal(lineage.storage, dataset) is not None):
-        return [*reports, done]
+        return [*reports, replace(done, details={**done.details, "dataset": dataset})]
     summary = load_summary(lineage.storage, reader.folders[plan.score])
     assert summary is not None, "scores are complete before anything is selected"
     if not summary.rows_out:
@@ -177,7 +178,7 @@ def select_rule(lineage: Lineage, name: str, rule: Mapping[str, Any], progress: 
         "dataset": dataset,
         "marks": marks(plan, chosen.cuts),
         "all_histogram": total.to_json(),
-        "kept_histogram": Histogram.merge(Histogram.from_json(one.info["histogram"]) for one in by_shard).to_json(),
+        "kept_histogram": Histogram.merge(Histogram.from_text(one.info["histogram"]) for one in by_shard).to_json(),
         "length": {"unit": keeper.reader.length_unit, **summary.details["length"], "kept": kept_lengths(by_shard)},
         "strata": {
             "eligible": summary.details["strata"],

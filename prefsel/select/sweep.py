@@ -86,9 +86,10 @@ def sweep(
     num_threads = num_threads or os.cpu_count() or 1
     with ThreadPoolExecutor(num_threads) as pool:
         rounds = _Rounds(leaf, reader, shards, partial(_ahead, pool, num_threads, range(len(shards))))
-        known = isinstance(leaf.rule, Top | Quota) and leaf.has_own_scores and "length_bin" not in leaf.by
-        committed = {"committed": CorpusHistograms(entries, leaf.by), "bounds": corpus_bounds(entries, leaf.by)}
-        cut = cut_leaf(leaf, rounds.ask, **(committed if known else {}))  # type: ignore[arg-type]
+        histograms = bounds = None
+        if isinstance(leaf.rule, Top | Quota) and leaf.has_own_scores and "length_bin" not in leaf.by:
+            histograms, bounds = CorpusHistograms(entries, leaf.by), corpus_bounds(entries, leaf.by)
+        cut = cut_leaf(leaf, rounds.ask, committed=histograms, bounds=bounds)
         if rounds.is_one_pass and not leaf.is_complement:
             bitmaps = [rounds.settle(shard, cut) for shard in range(len(shards))]
         else:
@@ -126,7 +127,7 @@ class Undecided:
     kept: np.ndarray
     """Bits over M: rows above the bracket, or below it where the smallest scores are wanted."""
     few: tuple[np.ndarray, np.ndarray] | None
-    """Rows in it, int32, and their scores, where they are few; else what follows."""
+    """Rows in it, int32, and their scores, where they are few; else the next four say it."""
     undecided: np.ndarray
     """Bits over M: rows in it."""
     high: np.ndarray
@@ -152,12 +153,8 @@ class Undecided:
         """Their scores."""
         if self.few is not None:
             return self.few[1]
-        if self.code_U is None:
-            score_U = np.full(len(row_U), high_S[0])
-            if self.high is not self.undecided:
-                score_U[~_is_set(self.high, row_U)] = low_S[0]
-        else:
-            score_U = np.where(_is_set(self.high, row_U), high_S[self.code_U], low_S[self.code_U])
+        assert self.code_U is not None, "the rows of one stratum are bits"
+        score_U = np.where(_is_set(self.high, row_U), high_S[self.code_U], low_S[self.code_U])
         score_U[np.searchsorted(row_U, self.row)] = self.score
         return score_U
 

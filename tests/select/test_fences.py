@@ -57,13 +57,26 @@ def test_a_sample_finds_the_bracket_that_all_fences_give(monkeypatch: pytest.Mon
     score_N = np.sort(score_N) if shape == "sorted" else np.where(rng.random(60_000) < 0.4, 0.25, score_N)
     found = bounds_of(np.split(score_N, 30))
     ranks = [0, 1, 17_999, 29_000, 42_000, 59_998, 59_999]
-    sampled, narrow = {}, 0
-    for size in (10**9, 8, 200):  # all of them; a sample that often guesses wrong; one that does not
+    with monkeypatch.context() as all_fences:
+        all_fences.setattr(Bounds, "_about", lambda *_: (-math.inf, math.inf))
+        expected = [found.bracket(rank) for rank in ranks]
+    narrow = 0
+    for size in (2, 8, 200, 8192):
         monkeypatch.setattr(fenced, "SAMPLE", size)
-        sampled[size] = [found.bracket(rank) for rank in ranks]
+        assert [found.bracket(rank) for rank in ranks] == expected
         narrow += sum(math.isfinite(found._about(rank)[0]) for rank in ranks)
-    assert sampled[8] == sampled[200] == sampled[10**9]
-    assert narrow >= len(ranks)
+    assert narrow >= 2 * len(ranks)
+
+
+def test_the_sample_is_of_all_fences_of_a_shard() -> None:
+    """1040 shards of 100 000 rows: so many fences of each that a fixed stride would meet the same places again."""
+    rng, place_F = np.random.default_rng(2), positions(100_000)
+    score_E = np.concatenate([np.sort(rng.standard_normal(MAX_FENCES)) for _ in range(1040)])
+    least_E, most_E = np.tile(np.diff(place_F + 1, prepend=0), 1040), np.tile(np.diff(place_F, append=100_000), 1040)
+    found = Bounds(1040 * 100_000, score_E, least_E, most_E)
+    for share in np.linspace(0.01, 0.99, 50):
+        first, last = found._about(int(share * found.num_rows))
+        assert np.count_nonzero((score_E >= first) & (score_E <= last)) < len(score_E) / 8
 
 
 def test_a_bracket_holds_few_rows_of_a_large_corpus() -> None:

@@ -190,6 +190,15 @@ def test_rows_of_another_corpus_are_not_read_through(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
+def test_a_lost_shard_of_a_selection_is_named(tmp_path: Path) -> None:
+    lineage, _ = run(config(corpus(tmp_path), "never"), tmp_path / "w")
+    shard = lineage.catalog.shards[-1]
+    lineage.storage.delete(f"{lineage.selected_path('top')}/{shard.key}.parquet")
+    with pytest.raises(IntegrityError, match=f"{shard.key}: lost; remove selections/top@"):
+        list(read_through(lineage, "top").tables(TEXT))
+
+
+@pytest.mark.usefixtures("local_ray")
 def test_a_dataset_asked_for_later_is_written(tmp_path: Path) -> None:
     sources = corpus(tmp_path)
     run(config(sources, "never"), tmp_path / "w")
@@ -199,4 +208,7 @@ def test_a_dataset_asked_for_later_is_written(tmp_path: Path) -> None:
     rows = pa.concat_tables(Dataset(lineage.storage, dataset).tables(["pair_id", "score"]))
     assert rows.equals(pa.concat_tables(read_through(lineage, "top").tables(["pair_id", "score"])))
     assert next(r for r in reports if r.name == "top").details["dataset"] == dataset
+    _, without = run(config(sources, "never"), tmp_path / "w")
+    report = next(r for r in without if r.name == "top")
+    assert (report.details["dataset"], report.computed_shards) == (None, 0)
     assert verify(lineage.storage).is_clean
