@@ -122,10 +122,13 @@ def score(folder: Path, workspace: Path, *, kill_at: int | None = None) -> Run:
     artifact = columns(workspace)
     assert artifact is not None
     ledger = workspace / artifact.path / "_ledger"
-    begun = min(path.stat().st_mtime for name, path in _attempts(workspace).items() if name not in known)
-    # The driver folds the ledger's objects into one at the end: data files tell when the last shard was there.
-    last = max(path.stat().st_mtime for path in ledger.parent.glob("*.parquet"))
-    return Run(begun, killed or last, begun - started, peak)
+    # The driver folds the ledger's objects into one at the end: data files tell when the last shard was there. Actors
+    # that outlive their killed driver by a moment may commit what they have at hand, even the last of all shards.
+    last = max(killed, *(path.stat().st_mtime for path in ledger.parent.glob("*.parquet")))
+    begun = min(
+        (path.stat().st_mtime for name, path in _attempts(workspace).items() if name not in known), default=last
+    )
+    return Run(begun, last, begun - started, peak)
 
 
 def _attempts(workspace: Path) -> dict[str, Path]:
