@@ -128,7 +128,7 @@ def score(folder: Path, workspace: Path, *, kill_at: int | None = None) -> Run:
     begun = min(
         (path.stat().st_mtime for name, path in _attempts(workspace).items() if name not in known), default=last
     )
-    return Run(begun, last, begun - started, peak)
+    return Run(begun, last, max(0.0, begun - started), peak)
 
 
 def _attempts(workspace: Path) -> dict[str, Path]:
