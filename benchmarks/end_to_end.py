@@ -33,8 +33,8 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from prefsel.metrics import score_table
 from prefsel.models.chat import EncodedGroup
 from prefsel.models.loading import model_shape
+from prefsel.models.packing import flops_min
 from prefsel.models.reward import reward_route
-from prefsel.models.tree import flops_min
 from prefsel.select import select_table
 from prefsel.train.batch import Run
 from prefsel.train.data import EncodedPairs

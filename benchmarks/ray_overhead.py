@@ -28,8 +28,8 @@ import harness
 import psutil
 from resume_cost import SOURCE, contents, prepare
 
-from prefsel.configfile import load_config
-from prefsel.lineage import Lineage
+from prefsel.config.file import load_config
+from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
@@ -47,8 +47,8 @@ def plain(folder: Path, workspace: Path, part: int, parts: int) -> dict[str, flo
     """Score every `parts`-th shard in this process, with what an actor loads and commits, but without Ray."""
     import torch
 
-    from prefsel.score.job import load, scorer_job
     from prefsel.score.shards import commit_scored
+    from prefsel.stages.scoring_job import load, scorer_job
 
     torch.set_num_threads(1)
     lineage = lineage_of(folder, workspace)
@@ -82,8 +82,8 @@ def plain_run(folder: Path, workspace: Path) -> dict[str, float]:
 
 def ray_run(folder: Path, workspace: Path) -> tuple[StageReport, dict[str, float]]:
     """All shards by the stage: its report, and what stands beside it."""
-    from prefsel.score.stage import score_together
-    from prefsel.session import connect
+    from prefsel.stages.score import score_together
+    from prefsel.stages.session import connect
 
     lineage = lineage_of(folder, workspace)
     connect(lineage.config.ray, quiet=True)

@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 from harness import Timing, alternate, arguments, claim, finish
 
-from prefsel.configfile import parse_config
-from prefsel.lineage import Lineage
+from prefsel.config.file import parse_config
 from prefsel.pipeline import run
+from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
-from prefsel.select.stage import select_node
-from prefsel.train.tables import TEXT, Dataset, Selected
+from prefsel.stages.select import select_node
+from prefsel.train.pair_source import TEXT, Dataset, Selected
 from prefsel.workspace.storage import Storage
 
 QUIET = Progress(quiet=True)

@@ -30,7 +30,7 @@ import numpy as np
 import yaml
 from score_throughput import small_model
 
-from prefsel.train.scratch_tokenizer import train_tokenizer
+from prefsel.scratch.tokenizer import train_tokenizer
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
 

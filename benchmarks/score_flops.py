@@ -16,7 +16,7 @@ from score_throughput import DEFAULT_BATCH, SIZES, Case, cases, check, flops_trl
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from prefsel.models.loading import model_shape
-from prefsel.models.tree import flops_min
+from prefsel.models.packing import flops_min
 
 
 def _attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:

@@ -21,12 +21,12 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from prefsel.metrics.reader import PairReader
+from prefsel.pairs.reader import PairReader
+from prefsel.pairs.score_shards import ScoreReader
+from prefsel.rules import parse_rule
 from prefsel.schema import ID
 from prefsel.select.compose import compile_rule
 from prefsel.select.radix import id_words
-from prefsel.select.rules import parse_rule
-from prefsel.select.score_reader import ScoreReader
 from prefsel.select.scored import score_table, shard_info
 from prefsel.select.sweep import sweep
 from prefsel.workspace.catalog import ShardRef

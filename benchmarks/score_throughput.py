@@ -34,9 +34,9 @@ from prefsel.ingest.windows import ingest_windows
 from prefsel.models.chat import EncodedGroup, Encoder
 from prefsel.models.loading import model_shape
 from prefsel.models.logps import Route, logps_route, model_device
-from prefsel.models.tree import ModelShape, flops_min
+from prefsel.models.packing import ModelShape, flops_min
 from prefsel.score.probes import calibrate_budget
-from prefsel.train.scratch_tokenizer import train_tokenizer
+from prefsel.scratch.tokenizer import train_tokenizer
 
 FILES = {
     "UF": "ultrafeedback_binarized_1k.jsonl.gz",

@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prefsel.models.chat import EncodedGroup
 from prefsel.models.loading import model_shape
 from prefsel.models.logps import logps_route
-from prefsel.models.tree import flops_min
+from prefsel.models.packing import flops_min
 from prefsel.train.batch import Run, run_batch
 from prefsel.train.data import EncodedPairs
 from prefsel.train.deepspeed_config import DpoConfig

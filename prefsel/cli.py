@@ -24,7 +24,7 @@ Set = Annotated[list[str], typer.Option("--set", help="dotted.key=value, overrid
 
 
 def _pipeline(config: Path, workspace: str, overrides: list[str], until: str | None, *, page: bool = False) -> None:
-    from prefsel.configfile import load_config
+    from prefsel.config.file import load_config
     from prefsel.pipeline import run
     from prefsel.progress import Progress
     from prefsel.workspace.storage import Storage
@@ -130,8 +130,8 @@ def explain(
 @app.command()
 def selftest(config: ConfigFile, overrides: Set = []) -> None:  # noqa: B006
     """Score the first groups of the data in every way that must agree; names the cause where a model does not."""
-    from prefsel.check import check
-    from prefsel.configfile import load_config
+    from prefsel.config.file import load_config
+    from prefsel.plan.check import check
     from prefsel.progress import Progress
     from prefsel.selftest import lines, require_agreement
     from prefsel.selftest import selftest as check_models
@@ -149,7 +149,7 @@ def selftest(config: ConfigFile, overrides: Set = []) -> None:  # noqa: B006
 @app.command("config-schema")
 def config_schema() -> None:
     """Print the JSON schema of the configuration, rules and metric parameters included."""
-    from prefsel.check import full_schema
+    from prefsel.plan.check import full_schema
 
     typer.echo(json.dumps(full_schema(), indent=1))
 

@@ -11,10 +11,10 @@ from typing import Any
 from rich.table import Table
 
 from prefsel.config import Config, Train
-from prefsel.configfile import parse_config, read_table
+from prefsel.config.file import parse_config, read_table
 from prefsel.errors import UserError
-from prefsel.lineage import Lineage
 from prefsel.pipeline import run
+from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
@@ -57,7 +57,7 @@ def run_demo(workspace: str, *, seed: int, progress: Progress, config_file: Path
 
 def prepare(folder: Path, seed: int, progress: Progress) -> Any:
     """The generated inputs, with one line of progress per piece."""
-    from prefsel.world.demo import Sizes, make_inputs
+    from prefsel.world.inputs import Sizes, make_inputs
 
     sizes = Sizes()
     total = sizes.policy_steps + sizes.reward_steps + sizes.num_prompts
@@ -158,7 +158,7 @@ def gold_table(
     lineage: Lineage, reports: Sequence[StageReport], inputs: Any, seed: int, progress: Progress
 ) -> dict[str, Any]:
     """Gold reward of the responses of every model to the held-out prompts, sampled and greedy."""
-    from prefsel.world.demo import evaluate_gold, read_prompts
+    from prefsel.world.inputs import evaluate_gold, read_prompts
 
     prompts = read_prompts(inputs.heldout)
     trained = {report.name: report for report in reports if report.stage == "train"}

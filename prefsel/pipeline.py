@@ -13,19 +13,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefsel.check import check, check_budgets
 from prefsel.config import Config
-from prefsel.graph import Node, all_nodes, in_passes, ordered
-from prefsel.ingest.stage import ingest
-from prefsel.lineage import Lineage
-from prefsel.metrics.stage import score_metric
+from prefsel.plan.check import check, check_budgets
+from prefsel.plan.graph import Node, all_nodes, in_passes, ordered
+from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
-from prefsel.report.stage import last_report, write_report
-from prefsel.score.stage import score_together
-from prefsel.score.tangents import make_tangent
-from prefsel.select.stage import resolve_eligible, select_node, write_holdout
-from prefsel.session import connect
-from prefsel.train.stage import make_scratch_models, train_node
+from prefsel.stages.ingest import ingest
+from prefsel.stages.metric import score_metric
+from prefsel.stages.report import last_report, write_report
+from prefsel.stages.score import score_together
+from prefsel.stages.select import resolve_eligible, select_node, write_holdout
+from prefsel.stages.session import connect
+from prefsel.stages.tangent import make_tangent
+from prefsel.stages.train import make_scratch_models, train_node
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
 

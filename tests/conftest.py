@@ -29,7 +29,7 @@ def local_ray() -> Iterator[None]:
     import ray
 
     from prefsel.config import Ray
-    from prefsel.session import connect
+    from prefsel.stages.session import connect
 
     connect(Ray(num_cpus=2, object_store_gib=0.25), quiet=True)
     yield

@@ -202,8 +202,8 @@ def test_job_scripts_take_the_configuration_as_an_option(script: str, tmp_path: 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "jobs" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_ready_configurations_are_valid(path: Path) -> None:
-    from prefsel.configfile import load_config
-    from prefsel.select.rules import parse_rule
+    from prefsel.config.file import load_config
+    from prefsel.rules import parse_rule
 
     config = load_config(path)
     for selection in config.selections:

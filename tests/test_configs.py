@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from prefsel.check import check
-from prefsel.configfile import load_config, parse_config, read_table
+from prefsel.config.file import load_config, parse_config, read_table
 from prefsel.demo import on_inputs
 from prefsel.errors import UserError
+from prefsel.plan.check import check
 from prefsel.workspace.storage import Storage
-from prefsel.world.demo import DemoInputs, make_inputs
+from prefsel.world.inputs import DemoInputs, make_inputs
 
 CONFIGS = Path(__file__).parents[1] / "jobs/configs"
 ON_DEMO = sorted(

@@ -1,92 +1,96 @@
-"""The import direction of DESIGN: who may know Ray, who may know torch, and that no stage knows another."""
+"""The import direction of the rooms: who may know whom, and who may know Ray. The table knows folders, not files."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).resolve().parents[1] / "prefsel"
-FILES = sorted(PACKAGE.rglob("*.py"))
-MAY_KNOW_RAY = {"pipeline.py", "cli.py", "tasks.py", "exchange.py", "session.py", "demo.py"}
-# Lower rank may not import higher. A file not named here has the rank of its kind, see `rank`.
-LEVELS = ["errors", "workspace", "pure", "models", "loop", "stage", "pipeline", "cli"]
-GROUND = {"errors", "schema", "progress", "config", "configfile", "__init__"}
-ENGINE = {
-    *("score/windows.py", "score/probes.py", "score/engine.py", "score/scorers.py", "score/together.py"),
-    *("score/assigned.py", "score/generated.py", "score/influence.py", "score/validation.py"),
-    *("generate/sample.py", "world/demo.py"),
-    *("selftest/subject.py", "selftest/findings.py", "selftest/ways.py", "selftest/diagnosis.py", "selftest/check.py"),
-}
-PURE_TRAINING = {
-    *("train/losses.py", "train/deepspeed_config.py"),
-    *("train/reward_losses.py", "train/reward_config.py", "train/calibration.py"),
-}
-# The scoring stage in parts: what runs in an actor (and counts for Ray's metrics), the pool, who shares it, tangents.
-SCORING = {f"score/{name}.py" for name in ("telemetry", "actor", "pool", "sharing", "tangents")}
-MAY_KNOW_RAY |= SCORING
-STAGE_LEVEL = {"tasks.py", "exchange.py", "session.py", "check.py"} | SCORING
+
+# From the ground up: a room imports only itself and rooms of lines above its own.
+FLOORS = (
+    {"__init__", "errors", "schema", "progress"},
+    {"config", "rules"},
+    {"workspace"},
+    {"ingest", "numbers"},
+    {"pairs"},
+    {"metrics"},
+    {"select"},
+    {"models"},
+    {"score", "scratch", "train", "generate"},
+    {"world"},
+    {"plan"},
+    {"report", "selftest"},
+    {"stages"},
+    {"pipeline"},
+    {"demo"},
+    {"cli"},
+)
+KNOW_RAY = {"stages", "pipeline", "cli"}
 
 
-def imported(file: Path, *, top_level_only: bool = False) -> set[str]:
-    """Dotted names of the modules a file imports, those inside functions included unless `top_level_only`."""
-    tree = ast.parse(file.read_text())
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
-    names: set[str] = set()
-    for node in nodes:
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name, a package by its own."""
+    found = {}
+    for file in PACKAGE.rglob("*.py"):
+        parts = ("prefsel", *file.relative_to(PACKAGE).with_suffix("").parts)
+        found[".".join(part for part in parts if part != "__init__")] = file
+    return found
+
+
+def imports(file: Path) -> set[str]:
+    """Modules and names that a file imports, dotted, those inside functions and for type checkers included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
 
 
-def relative(file: Path) -> str:
-    return file.relative_to(PACKAGE).as_posix()
+MODULES = modules()
+IMPORTS = {name: imports(file) for name, file in MODULES.items()}
 
 
-def rank(path: str) -> int:
-    """Level of a file of the package in the import order."""
-    name = path.removesuffix(".py")
-    if path in ENGINE or (path.startswith("train/") and path not in PURE_TRAINING and "stage" not in path):
-        kind = "loop"
-    elif path.startswith("workspace/") or name in GROUND:
-        kind = "workspace"
-    elif path.startswith("models/"):
-        kind = "models"
-    elif path.endswith("/stage.py") or path in STAGE_LEVEL:
-        kind = "stage"
-    elif path in {"pipeline.py"}:
-        kind = "pipeline"
-    elif path in {"cli.py", "demo.py"}:
-        kind = "cli"
-    else:
-        kind = "pure"
-    return LEVELS.index(kind)
+def room(name: str) -> str:
+    """The room that a module, or a name in it, lies in: the folder or file directly in the package."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and any(parts[1] in names for names in FLOORS) else "__init__"
 
 
-@pytest.mark.parametrize("file", FILES, ids=relative)
-def test_only_stages_and_entry_points_know_ray(file: Path) -> None:
-    knows = any(name == "ray" or name.startswith("ray.") for name in imported(file))
-    assert not knows or file.name == "stage.py" or relative(file) in MAY_KNOW_RAY
+def test_every_room_has_a_floor() -> None:
+    rooms = {name.split(".")[1] for name in MODULES if "." in name}
+    assert rooms == set().union(*FLOORS) - {"__init__"}
 
 
-@pytest.mark.parametrize("file", FILES, ids=relative)
-def test_imports_point_downwards(file: Path) -> None:
-    path = relative(file)
-    for name in imported(file, top_level_only=True):
-        target = PACKAGE.parent / (name.replace(".", "/") + ".py")
-        if name.startswith("prefsel.") and target.is_file():
-            assert rank(relative(target)) <= rank(path), f"{path} imports {name}, which lies above it"
+def test_rooms_import_rooms_below() -> None:
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in IMPORTS.items()
+        for other in others
+        if other.split(".")[0] == "prefsel" and room(other) != room(name) and floor[room(other)] >= floor[room(name)]
+    ]
+    assert not wrong, "not below: " + "; ".join(sorted(wrong))
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.name == "stage.py"], ids=relative)
-def test_no_stage_imports_another(file: Path) -> None:
-    others = {name for name in imported(file) if name.endswith(".stage")}
-    assert not others
+def test_no_module_imports_itself_through_others() -> None:
+    arrows = {
+        name: {other if other in MODULES else other.rpartition(".")[0] for other in others} & MODULES.keys()
+        for name, others in IMPORTS.items()
+    }
+    graphlib.TopologicalSorter(arrows).prepare()  # raises CycleError, which names the circle
+
+
+def test_only_stages_and_entry_points_know_ray() -> None:
+    knowing = {name for name, others in IMPORTS.items() if any(other.split(".")[0] == "ray" for other in others)}
+    assert not {name for name in knowing if room(name) not in KNOW_RAY}
+    assert any(room(name) == "stages" for name in knowing)
 
 
 def test_importing_the_package_is_light() -> None:

@@ -12,14 +12,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefsel.configfile import parse_config
+from prefsel.config.file import parse_config
 from prefsel.errors import UserError
 from prefsel.ingest.identity import fold_of
-from prefsel.lineage import Lineage
 from prefsel.models.chat import Encoder
+from prefsel.pairs.export import export_rows
 from prefsel.pipeline import Outcome, run
+from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
-from prefsel.select.export import export_rows
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import verify

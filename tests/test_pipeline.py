@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from prefsel.configfile import parse_config
+from prefsel.config.file import parse_config
 from prefsel.errors import IntegrityError
-from prefsel.lineage import Lineage
 from prefsel.pipeline import Outcome, run
+from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage

@@ -10,14 +10,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from prefsel.configfile import parse_config
+from prefsel.config.file import parse_config
 from prefsel.errors import UserError
-from prefsel.graph import all_nodes, ordered
-from prefsel.ingest.stage import ingest
-from prefsel.lineage import Lineage
 from prefsel.pipeline import build
+from prefsel.plan.graph import all_nodes, ordered
+from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
-from prefsel.select.stage import resolve_eligible
+from prefsel.stages.ingest import ingest
+from prefsel.stages.select import resolve_eligible
 from prefsel.workspace.catalog import quarantine_name
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport

@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 from prefsel.config import FormatOptions
 from prefsel.errors import UserError
 from prefsel.ingest.example import Completion, Example, Preference, RowError, field, prompt_of
-from prefsel.ingest.mining import adapt_ranked, adapt_scored, adapt_ultrafeedback
 from prefsel.ingest.pair_formats import (
     HH_TURN,
     adapt_messages_explicit,
@@ -16,6 +15,7 @@ from prefsel.ingest.pair_formats import (
     adapt_prompt_chosen_rejected,
     adapt_transcript,
 )
+from prefsel.ingest.ranking_formats import adapt_ranked, adapt_scored, adapt_ultrafeedback
 
 __all__ = [
     "FORMATS",

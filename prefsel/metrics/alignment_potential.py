@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from prefsel.config import Record
 from prefsel.metrics.implicit_margin import logps, logps_columns, reward_margin
-from prefsel.metrics.moments import standardise
 from prefsel.metrics.statistics import Columns, Fitted, Metric, Need, Statistic
+from prefsel.numbers.moments import standardise
 
 
 class AlignmentPotential(Record):

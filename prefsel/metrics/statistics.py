@@ -20,10 +20,10 @@ import numpy as np
 
 from prefsel.config import Record
 from prefsel.errors import UserError
-from prefsel.metrics.moments import Covariation, Moments, merge_covariations, merge_moments
-from prefsel.metrics.tail import UpperTail
+from prefsel.numbers.moments import Covariation, Moments, merge_covariations, merge_moments
+from prefsel.numbers.tail import UpperTail
+from prefsel.rules import interpolate, quantile_position
 from prefsel.select import radix
-from prefsel.select.rules import interpolate, quantile_position
 
 Columns = Mapping[str, np.ndarray]
 """Flat column name -> float64 [N]; a column of text is the position of its value in a list the metric gives;

@@ -20,7 +20,7 @@ from prefsel.config import Record
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.metrics import METRICS
 from prefsel.metrics.statistics import Columns, Fitted, Metric, fit, reply
-from prefsel.select.rules import readable
+from prefsel.rules import readable
 from prefsel.select.table import float_column, table_ids
 
 # Which scorer makes a column, for errors: the first pattern that is found in its name.

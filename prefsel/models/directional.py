@@ -28,9 +28,9 @@ from prefsel.models.chat import Encoder, Truncation
 from prefsel.models.head import chunk_rows
 from prefsel.models.loading import unwrapped
 from prefsel.models.logps import Route, logps_route, packed_hidden, packed_logps, routed
+from prefsel.models.packing import PackedBatch
 from prefsel.models.padded import PaddedBatch, padded_logps
 from prefsel.models.tangent import Direction, Directions, check_direction, norm
-from prefsel.models.tree import PackedBatch
 
 Logps = list[list[float | None]]
 

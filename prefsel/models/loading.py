@@ -28,7 +28,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from prefsel.errors import UserError, invalid
 from prefsel.models.attention import IMPLEMENTATION
-from prefsel.models.tree import ModelShape
+from prefsel.models.packing import ModelShape
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

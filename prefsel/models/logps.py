@@ -26,8 +26,8 @@ from prefsel.models.attention import IMPLEMENTATION, Kernel, attention_area, bui
 from prefsel.models.chat import EncodedGroup, Encoder, Messages, Truncation
 from prefsel.models.head import head_logps
 from prefsel.models.loading import supports_packing, unwrapped
+from prefsel.models.packing import PackedBatch, pack
 from prefsel.models.padded import PaddedBatch, pad, padded_logps
-from prefsel.models.tree import PackedBatch, pack
 
 PADDED_LOGITS_BYTES = 2_000_000_000
 """Most memory for the logits of a padded batch: models that are called whole cannot take their head in chunks."""

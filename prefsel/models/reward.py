@@ -18,8 +18,8 @@ from prefsel.errors import UserError
 from prefsel.models.attention import Kernel
 from prefsel.models.loading import supports_packing, unwrapped
 from prefsel.models.logps import Route, packed_hidden
+from prefsel.models.packing import PackedBatch, pack
 from prefsel.models.padded import pad, padded_rewards
-from prefsel.models.tree import PackedBatch, pack
 
 
 def packed_rewards(model: nn.Module, batch: PackedBatch, *, kernel: Kernel = "auto") -> Tensor:

@@ -31,8 +31,8 @@ from prefsel.errors import NonFiniteError, UserError, invalid
 from prefsel.models.chat import EncodedGroup
 from prefsel.models.loading import supports_packing
 from prefsel.models.logps import model_device, packed_logps
+from prefsel.models.packing import pack
 from prefsel.models.padded import pad, padded_logps
-from prefsel.models.tree import pack
 
 Direction = Mapping[str, Tensor]
 """Parameter name → tensor of its shape, fp32 or fp64; a parameter that is not named does not move. Tied weights are

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefsel.config import Selection
-from prefsel.graph import Node, ordered
-from prefsel.lineage import Lineage
-from prefsel.naming import scorer_label
-from prefsel.select.rules import rule_scores
+from prefsel.config.naming import scorer_label
+from prefsel.plan.graph import Node, ordered
+from prefsel.plan.lineage import Lineage
+from prefsel.rules import rule_scores
 from prefsel.workspace.manifest import StageReport
 
 TRAINED = ("train", "reward")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefsel.report.cells import is_number, number, percent, text_of
+from prefsel.report.formatting import is_number, number, percent, text_of
 from prefsel.report.tables import STEPS, carried, meaning
 
 WHAT = {

@@ -18,9 +18,9 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 
 from prefsel.report import plots, tables, trained
-from prefsel.report.cells import duration, number, one_decimal, percent, text_of
 from prefsel.report.flow import accounting, flow
-from prefsel.report.story import story
+from prefsel.report.formatting import duration, number, one_decimal, percent, text_of
+from prefsel.report.summary import story
 
 PREVIEW_CHARACTERS, PREVIEW_LINES = 420, 14
 """A text longer than this by half is folded after so much."""

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from prefsel.report.cells import is_number, number, percent, signed
+from prefsel.report.formatting import is_number, number, percent, signed
 
 INK, MUTED, GRID = "#010203", "#020304", "#030405"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")

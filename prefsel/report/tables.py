@@ -13,7 +13,7 @@ from numbers import Real
 from typing import Any
 
 from prefsel.ingest.rows import REASONS as QUARANTINE_REASONS
-from prefsel.report.cells import (
+from prefsel.report.formatting import (
     ABSENT,
     aligned,
     cell,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefsel.report.cells import ABSENT, duration, is_number, number, percent, plain, text_of
+from prefsel.report.formatting import ABSENT, duration, is_number, number, percent, plain, text_of
 from prefsel.report.tables import Table, table
 
 ROUNDING = 1e-3

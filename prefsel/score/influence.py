@@ -36,9 +36,9 @@ from prefsel.models.directional import (
 )
 from prefsel.models.loading import context_length, load_causal, load_tokenizer, model_shape
 from prefsel.models.logps import logps_route, model_device
+from prefsel.models.packing import flops_min
 from prefsel.models.pair_features import PairFeatures
 from prefsel.models.tangent import Directions, load_tangents
-from prefsel.models.tree import flops_min
 from prefsel.score.engine import Column, Counters, Engine, ScoredShard
 from prefsel.score.scorers import default_device
 from prefsel.score.windows import WINDOW_GROUPS, Windows

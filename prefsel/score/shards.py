@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefsel.metrics.reader import PAIR_COLUMNS
+from prefsel.pairs.reader import PAIR_COLUMNS
 from prefsel.schema import columns_schema
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact

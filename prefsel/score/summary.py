@@ -7,7 +7,7 @@ from typing import Any
 
 from prefsel.config import Imported, PairGradients, Scorer
 from prefsel.errors import PrefselError, TemplateError
-from prefsel.score.steady import busy, span_of
+from prefsel.score.utilization import busy, span_of
 from prefsel.workspace.ledger import Entry, merge_counts
 from prefsel.workspace.manifest import StageReport
 

@@ -17,8 +17,8 @@ from prefsel.config import Tangent
 from prefsel.errors import UserError, invalid
 from prefsel.models.chat import Encoder
 from prefsel.models.loading import context_length, load_causal, load_tokenizer, model_shape
+from prefsel.models.packing import flops_min
 from prefsel.models.tangent import fisher_diagonal, precondition, save_tangent, validation_gradient
-from prefsel.models.tree import flops_min
 from prefsel.train.data import TrainingPairs, encode_pairs
 
 TOKEN_BUDGET = 4096

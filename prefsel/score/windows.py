@@ -17,8 +17,8 @@ from itertools import islice
 import pyarrow as pa
 
 from prefsel.models.chat import EncodedGroup, Encoder, Unconditional
+from prefsel.models.packing import PackedBatch
 from prefsel.models.padded import PaddedBatch
-from prefsel.models.tree import PackedBatch
 
 WINDOW_GROUPS = 256
 """Groups tokenised, packed and scored together: some twenty rows of 8 192 tokens, so one unfilled row costs little."""

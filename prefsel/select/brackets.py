@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from prefsel.errors import IntegrityError
+from prefsel.rules import Label
 from prefsel.select import radix
 from prefsel.select.fences import Bounds, Bracket
-from prefsel.select.rules import Label
 
 QueryKey = tuple[Label, int]
 """A stratum, and which of its searches: a band asks up to four."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from prefsel.select.rules import Above, Band, Budget, Dedupe, Fuse, Intersect, Leaf, Quota, Random, Rule, Top
+from prefsel.rules import Above, Band, Budget, Dedupe, Fuse, Intersect, Leaf, Quota, Random, Rule, Top
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from prefsel.rules import Label
 from prefsel.select import radix
 from prefsel.select.brackets import Around, IdBracket, QueryKey, ScoreBracket, Tied
 from prefsel.select.cuts import Cut, Threshold
-from prefsel.select.rules import Label
 
 
 @dataclass

@@ -15,6 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from prefsel.rules import (
+    Above,
+    Band,
+    Label,
+    Leaf,
+    interpolate,
+    largest_remainder,
+    quantile_position,
+    rule_budget,
+)
 from prefsel.select import radix
 from prefsel.select.brackets import (
     NO_IDS,
@@ -31,16 +41,6 @@ from prefsel.select.brackets import (
     tied,
 )
 from prefsel.select.fences import Bounds
-from prefsel.select.rules import (
-    Above,
-    Band,
-    Label,
-    Leaf,
-    interpolate,
-    largest_remainder,
-    quantile_position,
-    rule_budget,
-)
 
 Question = radix.Query | ScoreBracket | IdBracket
 Ask = Callable[[dict[QueryKey, Any]], Sequence[Mapping[QueryKey, Any]]]

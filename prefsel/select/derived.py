@@ -15,17 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefsel.lineage import Lineage
-from prefsel.naming import selection_names
-from prefsel.select import best
+from prefsel.config.naming import selection_names
+from prefsel.pairs.score_shards import ScoreReader
+from prefsel.plan.lineage import Lineage
+from prefsel.rules import parse_rule
+from prefsel.select import dedupe as best
 from prefsel.select.compose import Derived, Keep, Plan, compile_rule
 from prefsel.select.cuts import Cut
 from prefsel.select.duplicates import Drops
 from prefsel.select.evaluate import best_scores, keyed
 from prefsel.select.fuse import Fitted, Partial, derive, statistics
 from prefsel.select.rows import Rows
-from prefsel.select.rules import parse_rule
-from prefsel.select.score_reader import ScoreReader
 from prefsel.select.scored import score_table, shard_info
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from prefsel.select import best, fuse, radix
+from prefsel.rules import Above, Label, Quota
+from prefsel.select import dedupe as best
+from prefsel.select import fuse, radix
 from prefsel.select.brackets import QueryKey
 from prefsel.select.compose import Derived, Keep, Node, Plan
 from prefsel.select.cuts import Cut, Question, ShardScores, decide, keep, label_text, merge_histograms, quantiles, reply
 from prefsel.select.fences import Bounds
 from prefsel.select.rows import Rows
-from prefsel.select.rules import Above, Label, Quota
 
 
 @dataclass(frozen=True)

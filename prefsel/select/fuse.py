@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from prefsel.errors import NonFiniteError, UserError
-from prefsel.metrics.moments import Moments, merge_moments, standardise
 from prefsel.metrics.random_control import RandomControl
 from prefsel.metrics.random_control import score as random_score
+from prefsel.numbers.moments import Moments, merge_moments, standardise
 from prefsel.select.compose import Derived
 from prefsel.select.radix import Histogram, histogram
 from prefsel.select.rows import Rows

@@ -17,16 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefsel.errors import IntegrityError
-from prefsel.metrics.reader import PairReader
+from prefsel.pairs.card import dataset_card
+from prefsel.pairs.export import export_rows
+from prefsel.pairs.reader import PairReader
+from prefsel.pairs.score_shards import ScoreReader
 from prefsel.schema import SELECTION
-from prefsel.select.card import dataset_card
 from prefsel.select.compose import Plan, columns_of
 from prefsel.select.cuts import Cut
 from prefsel.select.evaluate import kept, stratum_names
-from prefsel.select.export import export_rows
 from prefsel.select.radix import Histogram, histogram, id_words
 from prefsel.select.rows import Rows
-from prefsel.select.score_reader import ScoreReader
 from prefsel.select.scored import mean_lengths
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import write_seal

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from prefsel.rules import Label
 from prefsel.select.cuts import ShardScores
-from prefsel.select.rules import Label
 from prefsel.select.table import strata
 
 

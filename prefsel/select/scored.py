@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefsel.metrics.moments import Covariation, Moments, merge_covariations, merge_moments
+from prefsel.numbers.moments import Covariation, Moments, merge_covariations, merge_moments
+from prefsel.rules import Label
 from prefsel.schema import SCORES
 from prefsel.select.fences import Bounds, fences
 from prefsel.select.radix import Histogram, stratum_histograms
-from prefsel.select.rules import Label
 from prefsel.select.table import strata
 from prefsel.workspace.catalog import Catalog
 from prefsel.workspace.ledger import Artifact, Entry, merge_counts

@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from prefsel.pairs.score_shards import ScoreReader
+from prefsel.rules import Quota, Top
 from prefsel.select.brackets import (
     NO_IDS,
     NO_SCORES,
@@ -40,8 +42,6 @@ from prefsel.select.cuts import Cut, ShardScores, Threshold, ids_up_to, keep
 from prefsel.select.evaluate import Asked, answer, cut_leaf, kept
 from prefsel.select.radix import id_words
 from prefsel.select.rows import Rows
-from prefsel.select.rules import Quota, Top
-from prefsel.select.score_reader import ScoreReader
 from prefsel.select.scored import CorpusHistograms, corpus_bounds
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Entry

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefsel.errors import NonFiniteError, UserError
+from prefsel.rules import Label, parse_rule
 from prefsel.select import radix
-from prefsel.select.rules import Label, parse_rule
 
 if TYPE_CHECKING:
     from prefsel.select.compose import Plan

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from prefsel.config import CausalLogps, Config, PretrainedModel, RewardModel
+from prefsel.config.naming import scorer_label
 from prefsel.errors import PrefselError, UserError, invalid
-from prefsel.lineage import Lineage
 from prefsel.models.chat import EncodedGroup, Encoder, Unconditional
 from prefsel.models.loading import load_causal, load_reward, load_tokenizer, unwrapped
 from prefsel.models.logps import model_device
-from prefsel.naming import scorer_label
+from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
 from prefsel.score.engine import Key
 from prefsel.score.probes import calibrate_budget

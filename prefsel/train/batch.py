@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from prefsel.config import DpoOptions
 from prefsel.errors import NonFiniteError
 from prefsel.models.attention import attention_area
+from prefsel.models.packing import ModelShape, PackedBatch, pack
 from prefsel.models.padded import PaddedBatch, pad
-from prefsel.models.tree import ModelShape, PackedBatch, pack
 from prefsel.train import data
 from prefsel.train.data import EncodedPairs, Indices
 from prefsel.train.deepspeed_config import DpoConfig

@@ -27,8 +27,8 @@ from prefsel.config import Lora
 from prefsel.errors import IntegrityError, UserError
 from prefsel.models.loading import load_causal, model_shape, unwrapped
 from prefsel.models.logps import packed_logps
+from prefsel.models.packing import ModelShape, PackedBatch
 from prefsel.models.padded import PaddedBatch, padded_logps
-from prefsel.models.tree import ModelShape, PackedBatch
 from prefsel.train.deepspeed_config import DpoConfig, build_deepspeed_config
 
 SHARD_SIZE = "2GB"

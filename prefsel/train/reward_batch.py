@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from prefsel.errors import NonFiniteError
+from prefsel.models.packing import ModelShape, PackedBatch, pack
 from prefsel.models.padded import PaddedBatch, pad
-from prefsel.models.tree import ModelShape, PackedBatch, pack
 from prefsel.train import data
 from prefsel.train.batch import forward_flops, ordered
 from prefsel.train.calibration import holdout_report

@@ -26,14 +26,14 @@ from transformers.utils import logging as transformers_logging
 
 from prefsel.errors import IntegrityError, UserError, invalid
 from prefsel.models.loading import check_directory, load_reward
+from prefsel.models.packing import PackedBatch
 from prefsel.models.padded import PaddedBatch, padded_rewards
 from prefsel.models.reward import packed_rewards
-from prefsel.models.tree import PackedBatch
 from prefsel.schema import TRAINED_ON
+from prefsel.scratch.models import no_bars
 from prefsel.train.deepspeed_config import build_deepspeed_config
 from prefsel.train.export import DTYPES, SHARD_SIZE, gather_weights
 from prefsel.train.reward_config import RewardConfig
-from prefsel.train.scratch import no_bars
 
 OUTPUT_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 """Largest |difference| / max(1, largest |reward|) between the engine's and the reloaded model's rewards."""

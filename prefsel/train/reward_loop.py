@@ -29,9 +29,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from prefsel.errors import NonFiniteError
 from prefsel.models.chat import Encoder
 from prefsel.models.loading import load_tokenizer
+from prefsel.models.packing import PackedBatch, pack
 from prefsel.models.padded import PaddedBatch, pad
 from prefsel.models.reward import supports_packed_rewards
-from prefsel.models.tree import PackedBatch, pack
 from prefsel.train import checkpoint, data
 from prefsel.train.data import Indices
 from prefsel.train.deepspeed_config import build_deepspeed_config, lr_factor

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefsel.errors import UserError
 from prefsel.generate.sample import pick, sample
-from prefsel.train.scratch import train_tokenizer
+from prefsel.scratch.models import train_tokenizer
 
 WORDS = [f"w{number}" for number in range(40)]
 # 3, 1, 4 and 2 words: bos, user, the words, end, assistant make four tokens more.

@@ -14,7 +14,7 @@ from pair_tables import float_table, random_columns, rows_of, score_shards, side
 
 from prefsel.errors import UserError
 from prefsel.metrics import score_table
-from prefsel.metrics.join import pair_table
+from prefsel.pairs.join import pair_table
 from prefsel.schema import GROUPS, PAIRS, columns_schema
 
 NAMES = ["rm_a_mean", "rm_a_var", "rm_a_chosen", "rm_a_rejected"]

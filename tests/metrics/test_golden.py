@@ -16,11 +16,11 @@ from pair_tables import golden, score_shards, sided
 from prefsel.metrics import METRICS, score_table
 from prefsel.metrics.dual_margin import probability
 from prefsel.metrics.implicit_margin import reward_margin
-from prefsel.metrics.join import group_spread
 from prefsel.metrics.less import adam_feature
 from prefsel.metrics.lossdiff import dpo_loss
 from prefsel.metrics.preference_divergence import PreferenceDivergence, debiased_margin, divergence
 from prefsel.metrics.table import read_columns
+from prefsel.pairs.join import group_spread
 from prefsel.select import select_table
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prefsel.models import attention
 from prefsel.models.attention import build_layout
 from prefsel.models.attention_gradient import BlockAttention
-from prefsel.models.tree import pack
+from prefsel.models.packing import pack
 
 HEAD_DIM, SCALING = 8, 0.3
 

@@ -8,7 +8,7 @@ from tiny_models import random_groups, related_groups, tiny_causal
 
 from prefsel.models.compiled import compile_layers
 from prefsel.models.logps import packed_logps
-from prefsel.models.tree import pack
+from prefsel.models.packing import pack
 
 
 @pytest.mark.slow

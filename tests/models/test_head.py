@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from prefsel.models import head as head_module
 from prefsel.models.head import head_logps
 from prefsel.models.logps import packed_logps
-from prefsel.models.tree import pack
+from prefsel.models.packing import pack
 
 NUM_TOKENS, NUM_ROWS, WIDTH, VOCAB = 400, 300, 16, 331
 

@@ -14,7 +14,7 @@ from prefsel.models.attention import attention_area
 from prefsel.models.chat import EncodedGroup
 from prefsel.models.loading import PACKED_MODEL_TYPES, model_shape
 from prefsel.models.logps import packed_logps
-from prefsel.models.tree import flops_min, pack
+from prefsel.models.packing import flops_min, pack
 
 
 def packed(model, groups, token_budget=512, **options):

@@ -6,8 +6,8 @@ from tiny_models import random_groups, related_groups, tiny_reward
 
 from prefsel.errors import UserError
 from prefsel.models.chat import EncodedGroup
+from prefsel.models.packing import pack
 from prefsel.models.reward import packed_rewards, reward_route
-from prefsel.models.tree import pack
 
 
 def rewards(model, groups, token_budget):

@@ -10,12 +10,12 @@ from test_scorers import folder, table  # noqa: F401
 
 from prefsel.config import CausalLogps
 from prefsel.errors import UserError
-from prefsel.score import actor as actor_module
-from prefsel.score import telemetry
-from prefsel.score.actor import ScoreShards
-from prefsel.score.job import Job, Loaded, load
 from prefsel.score.scorers import CausalLogpsScorer
 from prefsel.score.summary import measured
+from prefsel.stages import actor as actor_module
+from prefsel.stages import telemetry
+from prefsel.stages.actor import ScoreShards
+from prefsel.stages.scoring_job import Job, Loaded, load
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
@@ -145,7 +145,7 @@ def test_metrics_carry_the_scorers_name(monkeypatch):
 
 
 def test_spans_say_how_busy_the_models_were():
-    from prefsel.score.steady import Span, busy
+    from prefsel.score.utilization import Span, busy
 
     spans = [Span("a", 0, 10 * n + 1, 10 * n + 10, 8) for n in range(4)]  # model 8 of 10 s, first at 1
     found = busy([*spans, Span("b", 0, 0, 5, 5)])

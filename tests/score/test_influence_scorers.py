@@ -14,8 +14,8 @@ from tiny_models import bpe_tokenizer, naive_logps, tiny_causal
 from prefsel.errors import IntegrityError, PrefselError, UserError
 from prefsel.models.chat import Encoder
 from prefsel.models.loading import model_shape
+from prefsel.models.packing import flops_min
 from prefsel.models.tangent import save_tangent
-from prefsel.models.tree import flops_min
 from prefsel.schema import PAIRS
 from prefsel.score import influence
 from prefsel.score.influence import DirectionalScorer, PairGradientScorer

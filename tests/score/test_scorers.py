@@ -15,7 +15,7 @@ from prefsel.ingest.identity import completion_id, prompt_id
 from prefsel.models.attention import attention_area
 from prefsel.models.chat import Encoder
 from prefsel.models.loading import model_shape
-from prefsel.models.tree import flops_min, pack
+from prefsel.models.packing import flops_min, pack
 from prefsel.schema import GROUPS
 from prefsel.score import windows
 from prefsel.score.probes import PROBE_TOKENS, budget_from_probes, probe_group

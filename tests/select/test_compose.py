@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from naive_rules import Impossible, NearTie, Row, made_scores, naive_select
 
 from prefsel.errors import NonFiniteError, UserError
+from prefsel.rules import parse_rule
 from prefsel.select import select_table
 from prefsel.select.compose import Keep, KeepAll, compile_rule
 from prefsel.select.evaluate import keep_rows
-from prefsel.select.rules import parse_rule
 from prefsel.select.table import table_rows
 
 SCORES = ("a", "b", "c")

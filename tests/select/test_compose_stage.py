@@ -13,21 +13,21 @@ import pyarrow.parquet as pq
 import pytest
 from naive_rules import Row, naive_select
 
-from prefsel.configfile import parse_config
+from prefsel.config.file import parse_config
+from prefsel.config.naming import scorer_label
 from prefsel.errors import UserError
 from prefsel.ingest.identity import completion_id, pair_id, prompt_id
-from prefsel.ingest.stage import ingest
-from prefsel.lineage import Lineage
-from prefsel.metrics.stage import score_metric
-from prefsel.naming import scorer_label
+from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
 from prefsel.report.examples import examples
 from prefsel.report.explain import explain_row, find_pair
-from prefsel.score.stage import score_one
-from prefsel.select import stage
-from prefsel.select.rules import reversed_rule, rule_scores
-from prefsel.select.stage import resolve_eligible, select_node
-from prefsel.tasks import over_shards
+from prefsel.rules import reversed_rule, rule_scores
+from prefsel.stages import select as stage
+from prefsel.stages.ingest import ingest
+from prefsel.stages.metric import score_metric
+from prefsel.stages.score import score_one
+from prefsel.stages.select import resolve_eligible, select_node
+from prefsel.stages.tasks import over_shards
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefsel.rules import parse_rule
 from prefsel.select import cuts
 from prefsel.select.counted import Heard
 from prefsel.select.fences import Bounds, fences
-from prefsel.select.rules import parse_rule
 
 scores = st.lists(
     st.one_of(st.sampled_from([0.5, 0.5, 0.5, 0.0, 1e9]), st.floats(allow_nan=False, allow_infinity=False)),

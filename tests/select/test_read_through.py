@@ -9,17 +9,17 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from prefsel.configfile import parse_config
+from prefsel.config.file import parse_config
 from prefsel.errors import IntegrityError
-from prefsel.graph import all_nodes, ordered
-from prefsel.ingest.stage import ingest
-from prefsel.lineage import Lineage
 from prefsel.pipeline import build
+from prefsel.plan.graph import all_nodes, ordered
+from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
-from prefsel.select import stage
-from prefsel.select.stage import resolve_eligible, select_node
-from prefsel.tasks import over_shards
-from prefsel.train.tables import TEXT, Dataset, Selected
+from prefsel.stages import select as stage
+from prefsel.stages.ingest import ingest
+from prefsel.stages.select import resolve_eligible, select_node
+from prefsel.stages.tasks import over_shards
+from prefsel.train.pair_source import TEXT, Dataset, Selected
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage

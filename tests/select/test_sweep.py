@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefsel.metrics.reader import PairReader
+from prefsel.pairs.reader import PairReader
+from prefsel.pairs.score_shards import ScoreReader
+from prefsel.rules import parse_rule
 from prefsel.schema import ID
 from prefsel.select import sweep as sweeping
 from prefsel.select.compose import compile_rule
-from prefsel.select.rules import parse_rule
-from prefsel.select.score_reader import ScoreReader
 from prefsel.select.scored import score_table, shard_info
 from prefsel.select.sweep import Swept, sweep
 from prefsel.workspace.catalog import ShardRef

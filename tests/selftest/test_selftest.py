@@ -19,7 +19,7 @@ from tiny_models import CHATML, naive_logps, tiny_causal, tiny_reward
 from tiny_models import bpe_tokenizer as trained_tokenizer
 
 from prefsel.cli import app, guarded
-from prefsel.configfile import parse_config
+from prefsel.config.file import parse_config
 from prefsel.errors import PrefselError, UserError
 from prefsel.models.chat import EncodedGroup, Encoder
 from prefsel.models.logps import Route

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prefsel.config import DpoOptions
 from prefsel.models.chat import Encoder
 from prefsel.models.loading import load_causal
-from prefsel.models.tree import pack
+from prefsel.models.packing import pack
 from prefsel.train.batch import PairInputs, ordered, pair_losses, pair_stats
 from prefsel.train.data import EncodedPairs, TrainingPairs, encode_pairs
 from prefsel.train.export import Policy

@@ -29,8 +29,8 @@ from prefsel.errors import IntegrityError, NonFiniteError, UserError
 from prefsel.models.attention import attention_area
 from prefsel.models.chat import Encoder
 from prefsel.models.loading import load_reward, model_shape
+from prefsel.models.packing import pack
 from prefsel.models.reward import packed_rewards, reward_route
-from prefsel.models.tree import pack
 from prefsel.train.checkpoint import latest_checkpoint
 from prefsel.train.deepspeed_config import lr_factor
 from prefsel.train.reward_config import RewardConfig

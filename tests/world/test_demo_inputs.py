@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from prefsel.check import check
-from prefsel.configfile import parse_config
+from prefsel.config.file import parse_config
 from prefsel.demo import demo_config
 from prefsel.ingest.formats import detect
+from prefsel.plan.check import check
 from prefsel.workspace.storage import Storage
-from prefsel.world import demo
-from prefsel.world.demo import Sizes, evaluate_gold, make_inputs, read_prompts
+from prefsel.world import inputs as demo
+from prefsel.world.inputs import Sizes, evaluate_gold, make_inputs, read_prompts
 from prefsel.world.labels import part_of
 
 SCALE = 0.005  # 8 prompts, 10 policy steps, 60 labels, 8 reward steps

@@ -1,0 +1,230 @@
+"""Input files → groups, pairs, quarantine; then the catalog that says which shards are the corpus.
+
+    file ──hash──▶ known? ──no──▶ windows of rows ──▶ commit groups, pairs, quarantine ──▶ file record ──▶ catalog
+
+One task per file, in flat memory. A file whose record exists is not opened again; a window whose shard was committed by
+an attempt that died is parsed but not written again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefsel.config import Config, Source
+from prefsel.errors import UserError
+from prefsel.ingest.identity import file_digest
+from prefsel.ingest.readers import list_files, read_rows
+from prefsel.ingest.windows import Window, ingest_windows
+from prefsel.progress import Progress
+from prefsel.stages.tasks import over_shards
+from prefsel.workspace.catalog import Catalog, FileRecord, SourceRecord, quarantine_name, write_catalog
+from prefsel.workspace.ledger import Artifact, merge_counts
+from prefsel.workspace.manifest import StageReport
+from prefsel.workspace.recipes import canonical
+from prefsel.workspace.storage import Storage, digest, redact
+
+KINDS = ("groups", "pairs", "quarantine")
+EXCLUDED = "exclude-prompts"
+
+
+@dataclass(frozen=True)
+class FileTask:
+    """One file to ingest."""
+
+    source: str
+    uri: str
+    content: str
+    record: str
+    """Where its record goes; the name covers content and settings, so a changed setting is a new record."""
+
+
+def ingest(config: Config, storage: Storage, progress: Progress) -> list[StageReport]:
+    """Bring every source of `config` into the workspace.
+
+    Raises:
+        UserError: a missing file, an empty corpus, or more rows quarantined than allowed. The catalog is then left as
+            it was; the quarantine stays for reading.
+    """
+    sources = all_sources(config)
+    uris = [(source, travelling(uri)) for source in sources for path in source.paths for uri in list_files(path)]
+    with progress.track("hash inputs", len(uris), "files") as counter:
+        contents = over_shards(_hash_file, [uri for _, uri in uris], counter=counter)
+    tasks = [file_task(source, config, uri, content) for (source, uri), content in zip(uris, contents)]
+    first_of = {(task.source, task.record): task for task in reversed(tasks)}
+    pending = [task for task in first_of.values() if not storage.exists(task.record)]
+    with progress.track("ingest", len(pending), "files") as counter:
+        shared = {"storage": storage, "config": config, "sources": {source.name: source for source in sources}}
+        over_shards(_ingest_file, pending, shared=shared, counter=counter)
+    catalog, reports = compose(sources, tasks, storage, {task.record for task in pending})
+    check_quality(config, catalog, storage)
+    write_catalog(storage, catalog)
+    for source in catalog.sources:
+        for kind in KINDS:
+            Artifact(storage, f"{kind}/{source.name}").compact()
+    return reports
+
+
+def travelling(uri: str) -> str:
+    """A local path as workers can open it, whose working directory is another; names of `save_to_disk` folders too."""
+    if uri.startswith("datasets:"):
+        folder = Path(uri.removeprefix("datasets:"))
+        return f"datasets:{folder.absolute()}" if folder.is_dir() else uri
+    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+
+
+def all_sources(config: Config) -> list[Source]:
+    """The configured sources, and the excluded prompts as one more."""
+    if EXCLUDED in {source.name for source in config.sources}:
+        raise UserError(f"sources: the name {EXCLUDED!r} is taken by `exclude_prompts`")
+    names = [source.name for source in config.sources]
+    if len(set(names)) < len(names):
+        raise UserError(f"sources: names must differ, got {', '.join(names)}")
+    if not config.exclude_prompts:
+        return config.sources
+    return [*config.sources, Source(name=EXCLUDED, paths=config.exclude_prompts, role="exclude")]
+
+
+def file_task(source: Source, config: Config, uri: str, content: str) -> FileTask:
+    """The task of one file; its record is named by content and by every setting that changes the rows."""
+    settings = [content, source.format, source.options.model_dump(), config.ingest.rows_per_shard]
+    settings += [config.ingest.max_row_mib, source.role == "exclude"]
+    record = f"groups/{source.name}/_files/{digest(canonical(settings))}.json"
+    return FileTask(source.name, uri, content, record)
+
+
+def _hash_file(uri: str, _: Any) -> str:
+    return file_digest(uri)
+
+
+def _ingest_file(task: FileTask, shared: dict[str, Any]) -> None:
+    """Stream one file into committed shards, then write its record."""
+    started = time.monotonic()
+    storage, config = shared["storage"], shared["config"]
+    known = {kind: set(Artifact(storage, f"{kind}/{task.source}").entries()) for kind in KINDS}
+    source: Source = shared["sources"][task.source]
+    rows = read_rows(task.uri, max_row_bytes=int(config.ingest.max_row_mib * 2**20))
+    windows = ingest_windows(
+        rows,
+        file=redact(task.uri),
+        format=source.format,
+        options=source.options,
+        rows_per_shard=config.ingest.rows_per_shard,
+        prompts_only=source.role == "exclude",
+    )
+    shards = []
+    for number, window in enumerate(windows):
+        shard = f"{window.digest[:16]}-{number:05d}"
+        commit_window(storage, task.source, shard, quarantine_name(shard, redact(task.uri)), window, known)
+        shards.append(
+            {"shard": shard, "counts": window_counts(window), "reasons": window.reasons, "format": window.format}
+        )
+    seconds = time.monotonic() - started
+    storage.write(task.record, json.dumps({"uri": redact(task.uri), "shards": shards, "seconds": seconds}).encode())
+
+
+def window_counts(window: Window) -> dict[str, int]:
+    """What became of the rows of a window."""
+    return {
+        "rows": window.num_rows,
+        "accepted": window.num_accepted,
+        "quarantined": window.num_quarantined,
+        "duplicate": window.num_duplicate,
+        "ties": window.num_ties,
+        "rating_conflicts": window.num_rating_conflicts,
+        "groups": window.groups.num_rows,
+        "pairs": window.pairs.num_rows,
+    }
+
+
+def commit_window(
+    storage: Storage, source: str, shard: str, quarantine: str, window: Window, known: Mapping[str, set[str]]
+) -> None:
+    """Commit the three tables of a window, except those that an earlier attempt or an equal file already did."""
+    tables = {"groups": (shard, window.groups), "pairs": (shard, window.pairs)}
+    tables["quarantine"] = (quarantine, window.quarantine)
+    for kind, (name, table) in tables.items():
+        artifact = Artifact(storage, f"{kind}/{source}")
+        if name not in known[kind]:
+            attempt = artifact.log_attempt(name)
+            artifact.commit(name, table, made_from=window.digest, attempt=attempt)
+
+
+def compose(
+    sources: list[Source], tasks: list[FileTask], storage: Storage, computed: set[str]
+) -> tuple[Catalog, list[StageReport]]:
+    """The catalog and one report per source. A shard met before in its source is a duplicate, row for row."""
+    records, reports = [], []
+    for source in sources:
+        files, seen, fresh, seconds = [], set(), 0, 0.0
+        for task in (task for task in tasks if task.source == source.name):
+            record = json.loads(storage.read(task.record))
+            new = [row for row in record["shards"] if row["shard"] not in seen]
+            again = [row for row in record["shards"] if row["shard"] in seen]
+            seen |= {row["shard"] for row in new}
+            fresh += len(new) if task.record in computed else 0
+            seconds += record["seconds"] if task.record in computed else 0.0
+            counts = merge_counts([row["counts"] for row in new] + [_as_duplicate(row["counts"]) for row in again])
+            reasons = merge_counts(row["reasons"] for row in new)
+            found = "/".join(sorted({row["format"] for row in record["shards"]} - {"unknown"}))
+            names = [row["shard"] for row in new]
+            files.append(FileRecord(redact(task.uri), task.content, names, counts, reasons, found))
+        records.append(SourceRecord(source.name, source.role, files))
+        reports.append(report(source, files, fresh, seconds))
+    return Catalog(records), reports
+
+
+def _as_duplicate(counts: dict[str, int]) -> dict[str, int]:
+    return {"rows": counts["rows"], "accepted": 0, "quarantined": 0, "duplicate": counts["rows"]}
+
+
+def report(source: Source, files: list[FileRecord], computed: int, seconds: float) -> StageReport:
+    """rows in = accepted + quarantined by reason + duplicate."""
+    counts = merge_counts(file.counts for file in files)
+    reasons = merge_counts(file.reasons for file in files)
+    dropped = {f"quarantined:{reason}": count for reason, count in reasons.items()}
+    dropped["duplicate"] = counts["duplicate"]
+    return StageReport(
+        stage="ingest",
+        name=source.name,
+        unit="rows",
+        rows_in=counts["rows"],
+        rows_out=counts["accepted"],
+        dropped=dropped,
+        shards=sum(len(file.shards) for file in files),
+        computed_shards=computed,
+        seconds=seconds,
+        artifact=f"groups/{source.name}",
+        details={
+            "files": len(files),
+            "formats": sorted({file.format for file in files}),
+            **{key: counts.get(key, 0) for key in ("groups", "pairs", "ties", "rating_conflicts")},
+        },
+    )
+
+
+def check_quality(config: Config, catalog: Catalog, storage: Storage) -> None:
+    """Refuse an empty corpus and one that is mostly quarantined."""
+    files = [file for source in catalog.sources for file in source.files]
+    counts = merge_counts(file.counts for file in files)
+    reasons = merge_counts(file.reasons for file in files)
+    told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+    where = f"the rows lie in {redact(storage.uri)}/quarantine"
+    limit = config.ingest.max_quarantine_fraction
+    if counts["quarantined"] > limit * counts["rows"]:
+        raise UserError(
+            f"ingest: {counts['quarantined']:,} of {counts['rows']:,} rows are quarantined ({told}); "
+            f"ingest.max_quarantine_fraction is {limit:g}; {where}"
+        )
+    for source in catalog.sources:  # an evaluation set that could not be read must not pass for an empty one
+        for file in source.files:
+            if source.role != "train" and not file.counts["accepted"] and not file.counts["duplicate"]:
+                raise UserError(f"sources.{source.name}: {file.uri} holds no usable {source.role} row; {where}")
+    if not any(
+        file.counts.get("pairs") for source in catalog.sources if source.role == "train" for file in source.files
+    ):
+        raise UserError(f"sources: empty corpus, no pair in {len(files)} file(s) with {counts.get('rows', 0):,} rows")

@@ -1,0 +1,364 @@
+"""Scores → selections and datasets, exactly, in passes over shards.
+
+    scores ──▶ derived scores ──▶ cuts (rounds of counting on shards) ──▶ parts: keep rows, commit selection, dataset
+
+The driver holds histograms and cuts; rows stay in the tasks. A *part* is a run of consecutive shards that one task
+reads: one dataset file, where a dataset is wanted, so that files follow the kept rows and not the corpus's shards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from prefsel.errors import IntegrityError, UserError, invalid
+from prefsel.pairs.score_shards import ScoreReader
+from prefsel.plan.lineage import Lineage
+from prefsel.progress import Progress
+from prefsel.rules import parse_rule
+from prefsel.select.compose import Keep, Plan, compile_rule
+from prefsel.select.counted import Heard
+from prefsel.select.cuts import Cut
+from prefsel.select.derived import (
+    BestPass,
+    DerivedScore,
+    commit_derived,
+    count_statistics,
+    derived_scores,
+    facts,
+    marks,
+    metric_of,
+    score_name,
+    score_reader,
+    thresholds,
+)
+from prefsel.select.eligible import EligiblePass, Rules, prompt_ids, require_disjoint, shared_prompts
+from prefsel.select.evaluate import Asked, answer, cut_leaf
+from prefsel.select.fuse import Fitted, fit, fitted_numbers
+from prefsel.select.parts import (
+    Chosen,
+    Counted,
+    Keeper,
+    Part,
+    count_kept,
+    kept_lengths,
+    part_names,
+    plan_parts,
+    reached,
+    seal_dataset,
+    write_part,
+)
+from prefsel.select.radix import Histogram
+from prefsel.select.scored import CorpusHistograms, committed, corpus_bounds, score_report, stratum_sizes
+from prefsel.stages.shuffle import exchange
+from prefsel.stages.tasks import over_shards
+from prefsel.workspace.catalog import ShardRef
+from prefsel.workspace.folders import read_seal
+from prefsel.workspace.ledger import Artifact, Entry, merge_counts
+from prefsel.workspace.manifest import StageReport, load_summary, save_summary
+from prefsel.workspace.recipes import hash_hex
+
+# ---------------------------------------------------------------------------------------------------- eligibility
+
+
+def resolve_eligible(lineage: Lineage, progress: Progress) -> list[StageReport]:
+    """Decide for every pair whether it may be selected, duplicates across files included.
+
+    Raises:
+        UserError: a prompt stands in a validation source and in one that is selected from.
+    """
+    started = time.monotonic()
+    storage, catalog, folder = lineage.storage, lineage.catalog, lineage.eligible_folder
+    if done := load_summary(storage, folder):
+        return [done]
+    excluded, held_out = (prompt_ids(storage, catalog, role) for role in ("exclude", "holdout"))
+    rules = Rules(lineage.config.split, excluded, held_out)
+    validation = [source.name for source in catalog.sources if source.role == "validation"]
+    if validation:
+        aims = prompt_ids(storage, catalog, "validation")
+        found = over_shards(_shared_prompts, catalog.shards, shared=(storage, rules, aims))
+        require_disjoint(catalog.shards, found, validation)
+    pairs = catalog.entries(storage, "pairs")
+    inputs = {key: entry.content for key, entry in pairs.items()}
+    work = EligiblePass(storage, rules, lineage.config.duplicates.contradictions, folder, inputs)
+    dropped = merge_counts(exchange(work, catalog.shards, progress, "eligible"))
+    rows_out = dropped.pop("eligible", 0)
+    report = StageReport(
+        stage="eligible",
+        name="all",
+        unit="pairs",
+        rows_in=sum(entry.rows for entry in pairs.values()),
+        rows_out=rows_out,
+        dropped=dropped,
+        shards=len(catalog.shards),
+        computed_shards=len(catalog.shards),
+        seconds=time.monotonic() - started,
+        artifact=folder,
+        fingerprint=folder.rsplit("@", 1)[1],
+    )
+    save_summary(storage, report)
+    return [report]
+
+
+def _shared_prompts(shard: ShardRef, shared: Any) -> list[bytes]:
+    storage, rules, validation = shared
+    pairs = Artifact(storage, f"pairs/{shard.source}").read(shard.shard, ["prompt_id"])
+    return shared_prompts(pairs, shard, rules, validation)
+
+
+# ------------------------------------------------------------------------------------------------------ selections
+
+
+def select_node(lineage: Lineage, name: str, progress: Progress) -> list[StageReport]:
+    """Keep one selection and its controls; every metric they read is there.
+
+    Returns:
+        Reports of their derived scores (stage `fuse`), of the selection and of its controls (stage `select`).
+
+    Raises:
+        UserError: no such selection; nothing is eligible, or nothing is kept.
+    """
+    selection = next((spec for spec in lineage.config.selections if spec.name == name), None)
+    if selection is None:
+        raise invalid("selection", name, [spec.name for spec in lineage.config.selections])
+    reports = select_rule(lineage, name, selection.rule, progress)
+    for control, rule in lineage.control_rules(selection).items():
+        reports += select_rule(lineage, control, rule, progress)
+    first: dict[str, StageReport] = {}
+    for report in reports:  # a score that a control shares is reported once, as what made it
+        first.setdefault(report.artifact, report)
+    return list(first.values())
+
+
+def select_rule(lineage: Lineage, name: str, rule: Mapping[str, Any], progress: Progress) -> list[StageReport]:
+    """Keep one subset; returns the reports of its derived scores and its own."""
+    started = time.monotonic()
+    plan = compile_rule(parse_rule(rule))
+    made = derived_scores(lineage, name, plan)
+    reader = score_reader(lineage, plan, made)
+    reports = [make_score(lineage, one, reader, made, progress) for one in made]
+    folder = lineage.selected_folder(name, rule)
+    dataset = lineage.dataset_folder(name, folder) if lineage.writes_dataset(name) else None
+    done = load_summary(lineage.storage, folder)
+    if done is not None and (dataset is None or read_seal(lineage.storage, dataset) is not None):
+        return [*reports, replace(done, details={**done.details, "dataset": dataset})]
+    summary = load_summary(lineage.storage, reader.folders[plan.score])
+    assert summary is not None, "scores are complete before anything is selected"
+    if not summary.rows_out:
+        raise UserError(f"selections.{name}: no pair is eligible; dropped: {summary.dropped}")
+    shards = lineage.catalog.shards
+    decided = [find_cut(lineage, leaf, reader) for leaf in plan.leaves]
+    chosen = Chosen(reader, plan, tuple(cut for cut, _ in decided))
+    counts = count_rows(plan, chosen, decided[0][1], shards)
+    kept = sum(count.kept for count in counts)
+    if not kept:
+        raise UserError(f"selections.{name}: keeps none of {summary.rows_out:,} eligible pairs; widen its rule")
+    total = Histogram.from_json(summary.details["histogram"])
+    # Without a dataset no number is carried along, only the lengths are looked at.
+    keeper = Keeper(lineage.reader_of(lineage.exported(name) if dataset else []), dataset, chosen, total, folder)
+    written = write_parts(lineage, keeper, [count.kept for count in counts], progress, f"select {name}")
+    about: dict[str, Any] = {
+        "rule": dict(rule),
+        "metric": score_name(plan.score, made),
+        "thresholds": thresholds(plan, chosen.cuts, made),
+        "selection": folder,
+    }
+    if bins := [list(cut.length_edges) for cut in chosen.cuts if cut.length_edges is not None]:
+        about["length_edges"] = bins
+    middle = [one for one in made if one.step.how == "middle"]
+    if middle:
+        fitted = [item for one in middle for item in fit_score(lineage, one, reader).items()]
+        about["percentiles"] = {metric_of(column): reached(counts, column, found) for column, found in fitted}
+    if dataset is not None:
+        seal_dataset(lineage.storage, dataset, name, "train", written, about)
+    by_shard = shard_entries(lineage, folder).values()
+    details = about | {
+        "dataset": dataset,
+        "marks": marks(plan, chosen.cuts),
+        "all_histogram": total.to_json(),
+        "kept_histogram": Histogram.merge(Histogram.from_text(one.info["histogram"]) for one in by_shard).to_json(),
+        "length": {"unit": keeper.reader.length_unit, **summary.details["length"], "kept": kept_lengths(by_shard)},
+        "strata": {
+            "eligible": summary.details["strata"],
+            "kept": merge_counts(one.info["strata"] for one in by_shard),
+        },
+    }
+    missing = merge_counts(count.dropped for count in counts)
+    report = StageReport(
+        stage="select",
+        name=name,
+        unit="pairs",
+        rows_in=summary.rows_out,
+        rows_out=kept,
+        dropped={**missing, "not_selected": summary.rows_out - kept - sum(missing.values())},
+        shards=len(shards),
+        computed_shards=len(shards),
+        seconds=time.monotonic() - started,
+        artifact=folder,
+        fingerprint=folder.rsplit("@", 1)[1],
+        details=details,
+    )
+    save_summary(lineage.storage, report)
+    return [*reports, report]
+
+
+def make_score(
+    lineage: Lineage, one: DerivedScore, reader: ScoreReader, made: Sequence[DerivedScore], progress: Progress
+) -> StageReport:
+    """Fit and commit one derived score, if it is not there.
+
+    Raises:
+        UserError: a score without spread where its z-score is wanted.
+    """
+    started = time.monotonic()
+    if (done := load_summary(lineage.storage, one.folder)) is not None:
+        return done
+    storage, catalog = lineage.storage, lineage.catalog
+    fitted = fit_score(lineage, one, reader)
+    numbers = fitted_numbers(fitted)
+    pairs = catalog.entries(storage, "pairs")
+    inputs = {key: hash_hex(entry.content, repr(sorted(numbers.items()))) for key, entry in pairs.items()}
+    entries = committed(storage, catalog, one.folder, inputs)
+    pending = [shard for shard in catalog.shards if shard.key not in entries]
+    if one.step.how == "best":
+        # Which pairs stay is decided over all shards together, so all are made together.
+        pending = catalog.shards
+        exchange(BestPass(reader, one, inputs), pending, progress, f"score {one.name}")
+    else:
+        with progress.track(f"score {one.name}", len(pending)) as counter:
+            items = [(shard, inputs[shard.key]) for shard in pending]
+            over_shards(commit_derived, items, shared=(reader, one, fitted), counter=counter)
+    entries = committed(storage, catalog, one.folder, inputs)
+    report = score_report(
+        [entries[shard.key] for shard in catalog.shards],
+        stage="fuse",
+        name=one.name,
+        folder=one.folder,
+        computed=len(pending),
+        started=started,
+        facts=facts(one, reader, made, numbers),
+    )
+    save_summary(storage, report)
+    return report
+
+
+def fit_score(lineage: Lineage, one: DerivedScore, reader: ScoreReader) -> Fitted:
+    """The statistics of a derived score's population, in one pass over shards."""
+    if one.step.how in ("random", "best"):
+        return {}
+    return fit(one.step, over_shards(count_statistics, lineage.catalog.shards, shared=(reader, one)))
+
+
+def find_cut(lineage: Lineage, leaf: Keep, reader: ScoreReader) -> tuple[Cut, list[int] | None]:
+    """The cut of one leaf: from what its scores were committed with, where that is of its very pairs.
+
+    Returns:
+        The cut, and the rows it keeps of every shard where the rounds have told; None: they must be counted.
+    """
+    shards, heard = lineage.catalog.shards, Heard()
+
+    def ask(asked: Asked) -> Sequence[Mapping[Any, Any]]:
+        replies = over_shards(_answer, shards, shared=(reader, asked))
+        heard.note(asked.queries, replies)
+        return replies
+
+    if not leaf.has_own_scores or "length_bin" in leaf.by:
+        return cut_leaf(leaf, ask), None
+    entries = shard_entries(lineage, reader.folders[leaf.column])
+    known = list(entries.values())
+    cut = cut_leaf(leaf, ask, committed=CorpusHistograms(known, leaf.by), bounds=corpus_bounds(known, leaf.by))
+    sizes = [stratum_sizes(entries[shard.key], leaf.by) for shard in shards]
+    return cut, heard.num_kept(cut, sizes)
+
+
+def count_rows(plan: Plan, chosen: Chosen, told: list[int] | None, shards: Sequence[ShardRef]) -> list[Counted]:
+    """What is kept of every shard: as its rounds have told (`find_cut`) for a rule of one leaf, else counted."""
+    is_plain = isinstance(plan.keep, Keep) and plan.keep.population == (plan.score,) and not plan.keep.is_complement
+    if told is not None and is_plain and not any(step.how == "middle" for step in plan.derived):
+        return [Counted(kept, {}, {}) for kept in told]
+    return over_shards(count_kept, shards, shared=chosen)
+
+
+def _answer(shard: ShardRef, shared: tuple[ScoreReader, Asked]) -> Mapping[Any, Any]:
+    reader, asked = shared
+    leaf = asked.leaf
+    columns = list(dict.fromkeys((leaf.column, *leaf.population)))
+    by = ["length_bin"] if asked.is_length else leaf.by
+    return answer(asked, reader.rows(shard, columns, ids=asked.needs_ids, by=by))
+
+
+def write_holdout(lineage: Lineage, progress: Progress) -> list[StageReport]:
+    """The held-out pairs as a dataset with the same columns; nothing when there are none."""
+    started = time.monotonic()
+    eligible = load_summary(lineage.storage, lineage.eligible_folder)
+    assert eligible is not None, "eligibility is complete before anything is selected"
+    held_out = eligible.dropped.get("holdout", 0)
+    dataset = lineage.holdout_dataset
+    done = load_summary(lineage.storage, dataset)
+    if not held_out or done is not None:
+        return [done] if done else []
+    keeper = Keeper(lineage.reader_of(lineage.exported("holdout")), dataset, held_out="holdout")
+    entries = shard_entries(lineage, lineage.eligible_folder)
+    counts = [entries[shard.key].info["counts"].get("holdout", 0) for shard in lineage.catalog.shards]
+    parts = write_parts(lineage, keeper, counts, progress, "holdout")
+    seal_dataset(lineage.storage, dataset, "holdout", "test", parts, {"kept": "pairs of held-out prompts"})
+    report = StageReport(
+        stage="holdout",
+        name="holdout",
+        unit="pairs",
+        rows_in=held_out,
+        rows_out=sum(part.rows for part in parts),
+        dropped={},
+        shards=len(parts),
+        computed_shards=len(parts),
+        seconds=time.monotonic() - started,
+        artifact=dataset,
+        fingerprint=dataset.rsplit("@", 1)[1],
+        details={"length": {"unit": keeper.reader.length_unit, "kept": kept_lengths(parts)}},
+    )
+    save_summary(lineage.storage, report)
+    return [report]
+
+
+def shard_entries(lineage: Lineage, folder: str) -> dict[str, Entry]:
+    """Ledger entries of a complete artifact by shard key.
+
+    Raises:
+        IntegrityError: a shard of the corpus is not in its ledger.
+    """
+    entries = {}
+    for source, shards in lineage.catalog.sources_of().items():
+        known = Artifact(lineage.storage, f"{folder}/{source}").entries()
+        for shard in shards:
+            if shard.shard not in known:
+                raise IntegrityError(f"{folder}/{shard.key}: lost from its ledger; remove {folder} to compute it again")
+            entries[shard.key] = known[shard.shard]
+    return entries
+
+
+def write_parts(lineage: Lineage, keeper: Keeper, counts: Sequence[int], progress: Progress, label: str) -> list[Entry]:
+    """Write the parts that are not there yet; `counts` are the rows each shard gives.
+
+    Returns:
+        The ledger entries of all dataset files, in order; none without a dataset.
+    """
+    storage, shards = lineage.storage, lineage.catalog.shards
+    pairs = lineage.catalog.entries(storage, "pairs")
+    planned = plan_parts(shards, counts)
+    names = part_names(planned, dict(zip(shards, counts)), "test" if keeper.held_out else "train")
+    contents = {shard: pairs[shard.key].content for shard in shards}
+    parts = [Part(name, tuple(part), tuple(contents[s] for s in part)) for name, part in zip(names, planned)]
+    artifact = Artifact(storage, f"{keeper.dataset}/data") if keeper.dataset else None
+    inputs, lacking = {part.name: part.made_from for part in parts}, set[str]()
+    if artifact:
+        lacking |= inputs.keys() - artifact.done(inputs).keys()
+    if keeper.folder:
+        kept = committed(storage, lineage.catalog, keeper.folder, {s.key: content for s, content in contents.items()})
+        lacking |= {part.name for part in parts if any(shard.key not in kept for shard in part.shards)}
+    pending = [part for part in parts if part.name in lacking]
+    with progress.track(label, len(pending), "files" if artifact else "parts") as counter:
+        over_shards(write_part, pending, shared=keeper, counter=counter)
+    entries = artifact.done(inputs) if artifact else {}
+    return [entries[name] for name in names if artifact]

@@ -1,0 +1,202 @@
+"""Policy and reference in one pass: the columns of each alone, bit for bit, and the shards tokenised once for both."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import psutil
+import pytest
+import torch
+from test_scorers import table
+from tiny_models import bpe_tokenizer, randomize, tiny_causal
+
+from prefsel.config import Pool
+from prefsel.config.file import parse_config
+from prefsel.models.chat import Encoder
+from prefsel.plan.graph import Node, all_nodes, in_passes, ordered
+from prefsel.plan.lineage import Lineage
+from prefsel.progress import Progress
+from prefsel.score.multi_model import TogetherScorer, tokenizer_key, weights_bytes
+from prefsel.score.scorers import CausalLogpsScorer
+from prefsel.stages import sharing
+from prefsel.stages.ingest import ingest
+from prefsel.stages.score import score_together, split_by_pending
+from prefsel.workspace.catalog import ShardRef
+from prefsel.workspace.ledger import Artifact
+from prefsel.workspace.storage import Storage
+
+QUIET = Progress(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two models with other weights and the same tokenizer."""
+    made = {}
+    for name, scale in (("policy", 0.3), ("reference", 0.2)):
+        made[name] = str(tmp_path_factory.mktemp(name))
+        randomize(tiny_causal(), scale).save_pretrained(made[name])
+        bpe_tokenizer().save_pretrained(made[name])
+    return made
+
+
+def scorer(folders, name, **options):
+    return CausalLogpsScorer(name=name, path=folders[name], dtype="fp32", device="cpu", **options)
+
+
+def test_columns_are_those_of_each_alone_bit_for_bit(folders):
+    groups = table()
+    together = TogetherScorer([scorer(folders, name, token_budget=70) for name in folders])
+    shards = together.score(together.begin(groups))
+    alone = [scorer(folders, name, token_budget=70).score(groups) for name in folders]
+    assert [shard.columns for shard in shards] == [shard.columns for shard in alone]
+    assert shards[0].columns["logps_policy"] != shards[1].columns["logps_reference"]
+    assert [shard.counters.get("groups_tokenised") for shard in shards] == [4, None]
+    for shard, other in zip(shards, alone):
+        for name in ("trunk_tokens", "head_rows", "rows", "flops_model", "flops_min"):
+            assert shard.counters[name] == other.counters[name]
+
+
+def test_memory_that_runs_out_for_one_leaves_the_other_alone(folders):
+    groups = table()
+    both = [scorer(folders, name, token_budget=1000) for name in folders]
+    together = TogetherScorer(both)
+    route = both[1].engine.route
+
+    def small(batch):
+        if batch.trunk_tokens > 80:
+            raise torch.OutOfMemoryError("out of memory")
+        return route.forward(batch)
+
+    object.__setattr__(both[1].engine, "route", type(route)(**{**route.__dict__, "forward": small}))
+    shards = together.score(together.begin(groups))
+    assert "oom_halvings" not in shards[0].counters
+    assert shards[1].counters["oom_halvings"] >= 1
+    expected = scorer(folders, "reference").score(groups).columns["logps_reference"]
+    for row, want in zip(shards[1].columns["logps_reference"], expected):
+        assert row == pytest.approx(want, rel=1e-5)
+
+
+def test_what_tokens_follow_from_is_the_key():
+    same, other = bpe_tokenizer(), bpe_tokenizer()
+    assert tokenizer_key(same) == tokenizer_key(other)
+    other.chat_template = other.chat_template + " "
+    assert tokenizer_key(same) != tokenizer_key(other)
+    assert Encoder(same).template == "auto"
+
+
+def test_weights_are_counted_without_being_read(folders):
+    count = sum(parameter.numel() for parameter in tiny_causal().parameters())
+    assert weights_bytes(folders["policy"], "fp32") == 4 * count
+    assert weights_bytes(folders["policy"], "bf16") == 2 * count
+
+
+def test_shards_that_only_one_lacks_are_a_pass_of_their_own():
+    one, two, three = (ShardRef("a", name, "train", number) for number, name in enumerate("xyz"))
+    found = split_by_pending(["p", "r"], {"p": [one, two], "r": [two, three]})
+    assert found == [(["p"], [one]), (["p", "r"], [two]), (["r"], [three])]
+
+
+def lineage(tmp_path, folders, workspace, *, num_rows=12, **pool):
+    rows = [{"prompt": f"the cat {n}", "chosen": f"bread rises {n}", "rejected": "why?"} for n in range(num_rows)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    models = [{"kind": "pretrained", "name": name, "path": folder, "dtype": "fp32"} for name, folder in folders.items()]
+    scorers = [{"kind": "causal_logps", "model": name, "pool": {"size": 1, **pool}} for name in folders]
+    config = {"name": "t", "sources": [{"name": "a", "paths": [str(path)]}], "ingest": {"rows_per_shard": 3}}
+    made = parse_config({**config, "models": models, "scorers": scorers})
+    storage = Storage(str(tmp_path / workspace))
+    ingest(made, storage, QUIET)
+    return Lineage(made, storage)
+
+
+def contents(graph):
+    """Content hashes of every column shard."""
+    found = {}
+    for one in graph.scorers:
+        folder = graph.columns_folder(one)
+        entries = Artifact(graph.storage, f"{folder}/a").entries()
+        found[folder] = {name: entry.content for name, entry in entries.items()}
+    return found
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_shared_pass_makes_the_same_artifacts_and_reads_once(tmp_path, folders):
+    apart = lineage(tmp_path, folders, "apart", share="never")
+    beside = lineage(tmp_path, folders, "beside")
+    for graph, times in ((apart, 2), (beside, 1)):
+        reports = score_together(graph, graph.scorers, QUIET)
+        for counter in ("groups_read", "groups_tokenised"):
+            assert sum(report.details["counters"].get(counter, 0) for report in reports) == 12 * times
+        assert [report.computed_shards for report in reports] == [4, 4]
+    assert contents(apart) == contents(beside)
+    assert all(len(shards) == 4 for shards in contents(beside).values())
+    for one in beside.scorers:
+        attempts = Artifact(beside.storage, f"{beside.columns_folder(one)}/a").attempts()
+        assert set(attempts.values()) == {1}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_models_that_do_not_fit_together_go_one_after_another(tmp_path, folders, monkeypatch):
+    graph = lineage(tmp_path, folders, "w")
+    jobs = [sharing.Job(one, ((None, {}),), label=one.model) for one in graph.scorers]
+    size = weights_bytes(folders["policy"], "fp32")
+    monkeypatch.setattr(sharing, "likeness", lambda job: "same")
+    monkeypatch.setattr(sharing, "_by_tokenizer", lambda jobs, storage: {"same": jobs})
+    settings = {"path": folders["policy"], "dtype": "fp32", "revision": None, "trust_remote_code": False}
+    monkeypatch.setattr(sharing, "without_weights", lambda job, storage: settings)
+    for memory, passes in ((2 * size / sharing.MEMORY_SHARE + 1, [2]), (2 * size / sharing.MEMORY_SHARE - 1, [1, 1])):
+        monkeypatch.setattr(sharing, "memory_per_actor", lambda *_, memory=memory: memory)
+        assert [len(one) for one in sharing.shared_passes(jobs, graph.storage, 4, QUIET)] == passes
+
+
+def test_share_never_or_another_pool_is_not_alike(tmp_path, folders):
+    graph = lineage(tmp_path, folders, "w")
+    from prefsel.stages.scoring_job import scorer_job
+
+    first, second = (scorer_job(graph, one) for one in graph.scorers)
+    assert sharing.likeness(first) == sharing.likeness(second) is not None
+    alone = scorer_job(graph, graph.scorers[0].model_copy(update={"pool": Pool(size=1, share="never")}))
+    assert sharing.likeness(alone) is None
+
+
+def test_the_graph_puts_them_side_by_side_and_the_fingerprint_does_not_know(tmp_path, folders):
+    graph = lineage(tmp_path, folders, "w")
+    passes = in_passes(graph, ordered(graph, all_nodes(graph)))
+    assert [Node("columns", "policy"), Node("columns", "reference")] in passes
+    never = lineage(tmp_path, folders, "w", share="never")
+    assert [graph.columns_folder(one) for one in graph.scorers] == [never.columns_folder(o) for o in never.scorers]
+
+
+@pytest.mark.fault
+@pytest.mark.usefixtures("local_ray")
+def test_a_killed_actor_costs_only_the_shards_it_held(tmp_path, folders):
+    """SIGKILL to the actor's process in the middle: Ray starts another, which goes on; nothing is committed twice."""
+    whole, hurt = (lineage(tmp_path, folders, name, num_rows=240) for name in ("whole", "hurt"))
+    score_together(whole, whole.scorers, QUIET)
+    ledger = hurt.storage.local(f"{hurt.columns_folder(hurt.scorers[0])}/a/_ledger")
+    killed, is_over = [], threading.Event()
+
+    def kill():
+        while not killed and not is_over.is_set():
+            if len(list(ledger.glob("*.json"))) >= 5:
+                for process in psutil.Process().children(recursive=True):
+                    if process.name().startswith("ray::MapWorker"):
+                        process.kill()
+                        killed.append(process.pid)
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=kill)
+    watcher.start()
+    try:
+        score_together(hurt, hurt.scorers, QUIET)
+    finally:
+        is_over.set()
+        watcher.join()
+    assert len(killed) == 1
+    assert contents(hurt) == contents(whole)
+    for one in hurt.scorers:
+        attempts = Artifact(hurt.storage, f"{hurt.columns_folder(one)}/a").attempts()
+        assert len(attempts) == 80
+        assert 80 <= sum(attempts.values()) <= 82  # it may die between two shards
