@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.table import Table
 
-from prefsel.config import Config, Train
+from prefsel.config import Config
 from prefsel.config.file import parse_config, read_table
 from prefsel.errors import UserError
 from prefsel.pipeline import run
-from prefsel.plan.lineage import Lineage
+from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
@@ -42,8 +42,8 @@ def run_demo(workspace: str, *, seed: int, progress: Progress, config_file: Path
     config = parse_config(demo_config(inputs, seed) if config_file is None else on_inputs(config_file, inputs))
     table_file = f"demo-table-{config.name}-{seed}.json"
 
-    def measure(lineage: Lineage, reports: Sequence[StageReport]) -> list[dict[str, Any]]:
-        table = gold_table(lineage, reports, inputs, seed, progress)
+    def measure(plan: Plan, reports: Sequence[StageReport]) -> list[dict[str, Any]]:
+        table = gold_table(plan, reports, inputs, seed, progress)
         storage.write(table_file, json.dumps(table, indent=1).encode())
         return [table]
 
@@ -147,15 +147,15 @@ def on_inputs(config_file: Path, inputs: Any) -> dict[str, Any]:
     return table
 
 
-def finals(config: Config) -> list[Train]:
+def finals(config: Config) -> list[Any]:
     """The trainings that nothing else of the configuration uses: what it is all done for."""
     users = (*config.scorers, *config.tangents, *config.train)
     used = {getattr(spec, key, None) for spec in users for key in MODEL_KEYS}
-    return [spec for spec in config.train if isinstance(spec, Train) and spec.name not in used and not spec.cross_fit]
+    return [spec for spec in config.train if spec.role == "policy" and spec.name not in used and not spec.cross_fit]
 
 
 def gold_table(
-    lineage: Lineage, reports: Sequence[StageReport], inputs: Any, seed: int, progress: Progress
+    plan: Plan, reports: Sequence[StageReport], inputs: Any, seed: int, progress: Progress
 ) -> dict[str, Any]:
     """Gold reward of the responses of every model to the held-out prompts, sampled and greedy."""
     from prefsel.world.inputs import evaluate_gold, read_prompts
@@ -163,9 +163,9 @@ def gold_table(
     prompts = read_prompts(inputs.heldout)
     trained = {report.name: report for report in reports if report.stage == "train"}
     folders = {"untrained": (inputs.policy, 0)}
-    for spec in finals(lineage.config):
+    for spec in finals(plan.config):
         report = trained[spec.name]
-        folders[spec.name.removeprefix("dpo-")] = (lineage.storage.local(report.artifact), report.rows_out)
+        folders[spec.name.removeprefix("dpo-")] = (plan.storage.local(report.artifact), report.rows_out)
     rows: list[list[Any]] = []
     base: tuple[float, ...] = ()
     with progress.track("measure gold", len(folders), "models") as counter:

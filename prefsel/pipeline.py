@@ -1,6 +1,6 @@
-"""The whole job, from files to a trained model and a page: ingest and eligibility, then every node of the graph.
+"""The whole job, from files to a trained model and a page: ingest and eligibility, then every node of the plan.
 
-    ingest ─▶ eligible ─▶ nodes in the order of `graph.ordered` ─▶ report
+    ingest ─▶ eligible ─▶ nodes, each after what it needs ─▶ report
 
 Every node looks at the workspace first and does only what is missing, so running twice does nothing, running after a
 kill continues, and parts of the job can as well be run one at a time.
@@ -15,47 +15,48 @@ from typing import Any
 
 from prefsel.config import Config
 from prefsel.plan.check import check, check_budgets
-from prefsel.plan.graph import Node, all_nodes, in_passes, ordered
 from prefsel.plan.lineage import Lineage
+from prefsel.plan.node import Kind, Node
+from prefsel.plan.nodes import all_nodes, make_plan, selection_rule
+from prefsel.plan.passes import in_passes
+from prefsel.plan.plan import Plan, in_order
 from prefsel.progress import Progress
 from prefsel.stages.ingest import ingest
 from prefsel.stages.metric import score_metric
 from prefsel.stages.report import last_report, write_report
-from prefsel.stages.score import score_together
-from prefsel.stages.select import resolve_eligible, select_node, write_holdout
+from prefsel.stages.score import score
+from prefsel.stages.select import resolve_eligible, select_rule, write_holdout
 from prefsel.stages.session import connect
 from prefsel.stages.tangent import make_tangent
-from prefsel.stages.train import make_scratch_models, train_node
+from prefsel.stages.train import make_scratch_models, train_member
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
 
-UNTIL: dict[str, Callable[[Lineage, Node], bool]] = {
-    "train-reward": lambda lineage, node: node.kind == "train" and lineage.training(node.name).kind == "reward",
-    "score": lambda lineage, node: node.kind == "columns",
-    "select": lambda lineage, node: node.kind in ("metric", "select"),
-    "train": lambda lineage, node: node.kind == "train",
+UNTIL: dict[str, Callable[[Node], bool]] = {
+    "train-reward": lambda node: node.kind == "model" and node.spec.role == "reward",
+    "score": lambda node: node.kind == "columns",
+    "select": lambda node: node.kind in ("scores", "selection"),
+    "train": lambda node: node.kind == "model",
 }
 """What a command that does a part of the job makes, besides what that needs."""
 
 
-def build(lineage: Lineage, node: Node, progress: Progress) -> list[StageReport]:
-    """Make one node, if it is not there; everything it needs is."""
-    if node.kind == "columns":
-        return build_columns(lineage, [node], progress)
-    if node.kind == "tangent":
-        return [make_tangent(lineage, node.name, progress)]
-    if node.kind == "metric":
+def make(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageReport]:
+    """Make nodes that stand together in `passes.in_passes`, as far as they are not there; all that they need is."""
+    kind: Kind = nodes[0].kind
+    if kind == "columns":
+        return score(plan, nodes, progress)
+    lineage = Lineage(plan.config, plan.storage)
+    (node, *_) = nodes
+    if kind == "tangent":
+        return [make_tangent(plan, node, progress)]
+    if kind == "scores":
         return [score_metric(lineage, node.name, progress)]
-    if node.kind == "select":
-        return select_node(lineage, node.name, progress)
-    if node.kind == "train":
-        return train_node(lineage, node.name, progress)
-    return make_scratch_models(lineage, progress) if node.kind == "scratch" else write_holdout(lineage, progress)
-
-
-def build_columns(lineage: Lineage, nodes: Sequence[Node], progress: Progress) -> list[StageReport]:
-    """Make columns that stand together in `graph.in_passes`."""
-    return score_together(lineage, [lineage.scorer(node.name) for node in nodes], progress)
+    if kind == "selection":
+        return select_rule(lineage, node.name, selection_rule(plan, node), progress)
+    if kind == "model":
+        return [train_member(lineage, node.member, progress)]
+    return make_scratch_models(lineage, progress) if kind == "scratch" else write_holdout(lineage, progress)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Outcome:
     """Whether anything was computed."""
 
 
-Tables = Callable[[Lineage, Sequence[StageReport]], Sequence[dict[str, Any]]]
+Tables = Callable[[Plan, Sequence[StageReport]], Sequence[dict[str, Any]]]
 """More tables for the report, made when the stages are done."""
 
 
@@ -103,25 +104,27 @@ def run(
     reports: list[StageReport] = []
 
     def done(stage: list[StageReport]) -> None:
-        reports.extend(stage)
+        known = {report.artifact for report in reports}
         for report in stage:
-            progress.line(report.sentence())
+            if report.artifact not in known:  # a score that a control shares is reported once, as what made it
+                reports.append(report)
+                progress.line(report.sentence())
 
     done(ingest(config, storage, progress))
-    lineage = Lineage(config, storage)
+    plan = make_plan(config, storage)
     if until != "ingest":
-        done(resolve_eligible(lineage, progress))
+        done(resolve_eligible(Lineage(config, storage), progress))
         check_budgets(config, reports[-1].rows_out)
-        nodes = [node for node in all_nodes(lineage) if until is None or UNTIL[until](lineage, node)]
-        for together in in_passes(lineage, ordered(lineage, nodes)):
-            columns = together[0].kind == "columns"
-            done(build_columns(lineage, together, progress) if columns else build(lineage, together[0], progress))
+        wanted = [node for node in all_nodes(plan) if until is None or UNTIL[until](node)]
+        for together in in_passes([node for node in in_order(wanted) if node.kind != "eligible"]):
+            done(make(plan, together, progress))
     is_new = any(report.computed_shards for report in reports)
     if until is not None:
         return Outcome(reports, None, is_new)
+    lineage = Lineage(config, storage)
     page = last_report(lineage)
     if is_new or page is None or always_report:
-        more = tables(lineage, reports) if tables else []
+        more = tables(plan, reports) if tables else []
         page = write_report(lineage, reports, seconds=time.monotonic() - started, tables=more)
         is_new = True
     return Outcome(reports, page, is_new)

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from prefsel.config import Record
+from prefsel.config import Options
 from prefsel.errors import UserError, invalid
 
 Label = tuple[str | None, ...]
@@ -41,7 +41,7 @@ Strata = Annotated[
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Budget(Record):
+class Budget(Options):
     """How many pairs are kept: exactly one of `ratio` and `count`."""
 
     ratio: Ratio | None = None
@@ -83,7 +83,7 @@ class Quota(Budget):
         return _require_bins_used(self, self.by)
 
 
-class Band(Record):
+class Band(Options):
     """The rows strictly between two percentiles of the score (numpy's `linear` definition)."""
 
     kind: Literal["band"]
@@ -100,7 +100,7 @@ class Band(Record):
         return self
 
 
-class Above(Record):
+class Above(Options):
     """The rows whose score lies strictly above a number (filtered DPO, arXiv 2404.13846: r(y_w) − r(y_gen) > 0)."""
 
     kind: Literal["above"]
@@ -145,7 +145,7 @@ class Random(Budget):
     seed: int = Field(default=0, ge=0, lt=1 << 64)
 
 
-class Intersect(Record):
+class Intersect(Options):
     """The rows that every rule keeps, each over the same population: the pairs that have all scores any of them reads.
 
     With a budget, the k pairs nearest to the median of every score instead (METHODS §2): the smallest
@@ -160,7 +160,7 @@ class Intersect(Record):
     """Keep the complement of the kept set instead."""
 
 
-class Dedupe(Record):
+class Dedupe(Options):
     """Of the pairs of one prompt (or of the same two completions) the one its rule's score puts first; then the rule.
 
     The others are dropped as `same_prompt` or `same_pair`. The score of an intersection without a budget is that of
@@ -176,7 +176,7 @@ class Dedupe(Record):
 
 Leaf: TypeAlias = Top | Band | Above | Quota
 Rule = Annotated[Top | Band | Quota | Above | Fuse | Intersect | Dedupe | Random, Field(discriminator="kind")]
-RULES: dict[str, type[Record]] = {
+RULES: dict[str, type[Options]] = {
     "top": Top,
     "band": Band,
     "quota": Quota,
@@ -228,7 +228,7 @@ def parse_rule(rule: Any, path: str = "rule") -> Rule:
     return parsed
 
 
-def _checked(record: type[Record], table: Mapping[str, Any], title: str, path: str) -> Record:
+def _checked(record: type[Options], table: Mapping[str, Any], title: str, path: str) -> Options:
     try:
         return record.model_validate(dict(table))
     except ValidationError as error:

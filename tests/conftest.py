@@ -28,9 +28,9 @@ def local_ray() -> Iterator[None]:
     """One Ray of two CPUs for every test that needs one."""
     import ray
 
-    from prefsel.config import Ray
+    from prefsel.config import RayOptions
     from prefsel.stages.session import connect
 
-    connect(Ray(num_cpus=2, object_store_gib=0.25), quiet=True)
+    connect(RayOptions(num_cpus=2, object_store_gib=0.25), quiet=True)
     yield
     ray.shutdown()

@@ -7,13 +7,13 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from prefsel.config import Record
+from prefsel.config import Options
 from prefsel.metrics.implicit_margin import logps, logps_columns, reward_margin
 from prefsel.metrics.statistics import Columns, Fitted, Metric, Need, Statistic
 from prefsel.numbers.moments import standardise
 
 
-class AlignmentPotential(Record):
+class AlignmentPotential(Options):
     """Parameters of `alignment_potential`."""
 
     rm: str

@@ -6,12 +6,12 @@ from typing import Literal
 
 import numpy as np
 
-from prefsel.config import Record
+from prefsel.config import Options
 from prefsel.metrics.implicit_margin import SIDES
 from prefsel.metrics.statistics import Columns, Fitted, Metric
 
 
-class DataMap(Record):
+class DataMap(Options):
     """Parameters of `data_map`."""
 
     rm: str

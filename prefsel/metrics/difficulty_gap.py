@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from prefsel.config import Record
+from prefsel.config import Options
 from prefsel.metrics.implicit_margin import logps_columns, reward_margin
 from prefsel.metrics.statistics import Columns, Fitted, Metric
 
 
-class DifficultyGap(Record):
+class DifficultyGap(Options):
     """Parameters of `difficulty_gap`."""
 
     policy: str

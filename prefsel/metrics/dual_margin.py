@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, FiniteFloat, model_validator
 
-from prefsel.config import Record
+from prefsel.config import Options
 from prefsel.errors import UserError
 from prefsel.metrics.implicit_margin import SIDES, logps_columns, reward_margin
 from prefsel.metrics.statistics import Columns, Fitted, Metric, Need, Statistic
@@ -23,7 +23,7 @@ MIN_ABOVE = 30
 MAX_SATURATED = 0.5
 
 
-class ImplicitSource(Record):
+class ImplicitSource(Options):
     """One implicit margin: a small policy and what it was tuned from."""
 
     policy: str
@@ -32,7 +32,7 @@ class ImplicitSource(Record):
     """Reads `logps_<reference>_chosen|rejected`."""
 
 
-class DualMargin(Record):
+class DualMargin(Options):
     """Parameters of `dual_margin`."""
 
     explicit: tuple[str, ...] = ()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from prefsel.config import Record
+from prefsel.config import Options
 from prefsel.metrics.statistics import Columns, Fitted, Metric
 
 
-class ExplicitMargin(Record):
+class ExplicitMargin(Options):
     """Parameters of `explicit_margin`."""
 
     rm: str

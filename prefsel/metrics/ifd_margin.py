@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from prefsel.config import Record
+from prefsel.config import Options
 from prefsel.metrics.implicit_margin import logps, logps_columns
 from prefsel.metrics.statistics import Columns, Fitted, Metric
 
 
-class IfdMargin(Record):
+class IfdMargin(Options):
     """Parameters of `ifd_margin`."""
 
     policy: str

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from prefsel.config import Record
+from prefsel.config import Options
 from prefsel.errors import UserError
 from prefsel.metrics.statistics import Columns, Fitted, Metric
 
@@ -15,7 +15,7 @@ Reduction = Literal["sum", "mean"]
 SIDES = ("chosen", "rejected")
 
 
-class ImplicitMargin(Record):
+class ImplicitMargin(Options):
     """Parameters of `implicit_margin`."""
 
     policy: str

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from prefsel.config import Record
+from prefsel.config import Options
 from prefsel.metrics.implicit_margin import SIDES, logps_columns, reward_margin
 from prefsel.metrics.statistics import Columns, Fitted, Metric
 
@@ -20,7 +20,7 @@ def tangent_names(tangents: Tangents) -> tuple[str, ...]:
     return (tangents,) if isinstance(tangents, str) else tangents
 
 
-class Influence(Record):
+class Influence(Options):
     """Parameters of `influence`."""
 
     policy: str

@@ -7,13 +7,13 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, model_validator
 
-from prefsel.config import Record
+from prefsel.config import Options
 from prefsel.errors import UserError
 from prefsel.metrics.influence import Tangents, tangent_names
 from prefsel.metrics.statistics import Columns, Fitted, Metric
 
 
-class Checkpoint(Record):
+class Checkpoint(Options):
     """A checkpoint of the warm-up."""
 
     tangents: Tangents
@@ -22,7 +22,7 @@ class Checkpoint(Record):
     """Its weight: the mean learning rate of the epoch that ended there."""
 
 
-class Less(Record):
+class Less(Options):
     """Parameters of `less`: either `tangent`, or `checkpoints`."""
 
     tangent: Tangents | None = None

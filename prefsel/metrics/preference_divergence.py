@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from prefsel.config import Record
+from prefsel.config import Options
 from prefsel.metrics.statistics import Columns, Fitted, Metric, Need, Statistic
 
 
-class PreferenceDivergence(Record):
+class PreferenceDivergence(Options):
     """Parameters of `preference_divergence`."""
 
     aspects: tuple[str, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from prefsel.config import Record
+from prefsel.config import Options
 from prefsel.metrics.statistics import Columns, Fitted, Metric
 
 # SplitMix64 (Steele, Lea, Flood 2014): increment and multipliers of its mixing function.
@@ -13,7 +13,7 @@ INCREMENT = 0x9E37_79B9_7F4A_7C15
 MULTIPLIERS = (0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB)
 
 
-class RandomControl(Record):
+class RandomControl(Options):
     """Parameters of `random`."""
 
     seed: int = Field(default=0, ge=0, lt=1 << 64)

@@ -9,14 +9,14 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, model_validator
 
-from prefsel.config import Record
+from prefsel.config import Options
 from prefsel.errors import UserError
 from prefsel.metrics.implicit_margin import logps_columns
 from prefsel.metrics.lossdiff import dpo_loss
 from prefsel.metrics.statistics import Columns, Fitted, Metric
 
 
-class SelectiveDpo(Record):
+class SelectiveDpo(Options):
     """Parameters of `selective_dpo`: either `losses`, or `policies` with their `reference`."""
 
     losses: str | None = None

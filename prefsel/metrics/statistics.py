@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prefsel.config import Record
+from prefsel.config import Options
 from prefsel.errors import UserError
 from prefsel.numbers.moments import Covariation, Moments, merge_covariations, merge_moments
 from prefsel.numbers.tail import UpperTail
@@ -65,7 +65,7 @@ class Metric:
     """A metric: which columns it reads, what it must know about the corpus, and the score of each pair."""
 
     name: str
-    params: type[Record]
+    params: type[Options]
     columns: Callable[[Any], tuple[str, ...]]
     """(params) -> flat column names."""
     score: Callable[[Columns, Any, Fitted], np.ndarray]
@@ -106,7 +106,7 @@ class Request:
     """Empty: the partial of every statistic of the round is wanted."""
 
 
-def reply(metric: Metric, params: Record, columns: Columns, request: Request) -> dict[Any, Any]:
+def reply(metric: Metric, params: Options, columns: Columns, request: Request) -> dict[Any, Any]:
     """A shard's part: partials by statistic name, or answers by query key.
 
     Args:
@@ -138,7 +138,7 @@ def _partial(need: Need) -> Moments | Covariation | radix.Histogram | Share | Up
 
 def fit(
     metric: Metric,
-    params: Record,
+    params: Options,
     ask: Callable[[Request], Sequence[Mapping[Any, Any]]],
     *,
     max_candidates: int = radix.MAX_CANDIDATES,

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
-from prefsel.config import Record
+from prefsel.config import Options
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.metrics import METRICS
 from prefsel.metrics.statistics import Columns, Fitted, Metric, fit, reply
@@ -67,7 +67,7 @@ def score_table(table: pa.Table, metric: str, **params: Any) -> np.ndarray:
     return score_pairs(found, parsed, columns, fitted).score_N
 
 
-def find_metric(name: str, params: Mapping[str, Any]) -> tuple[Metric, Record]:
+def find_metric(name: str, params: Mapping[str, Any]) -> tuple[Metric, Options]:
     """A metric and its checked parameters.
 
     Raises:
@@ -84,7 +84,7 @@ def find_metric(name: str, params: Mapping[str, Any]) -> tuple[Metric, Record]:
         raise readable(f"metric {name}", error, metric.params.model_fields) from None
 
 
-def column_sources(metric: Metric, params: Record, available: Iterable[str]) -> dict[str, str]:
+def column_sources(metric: Metric, params: Options, available: Iterable[str]) -> dict[str, str]:
     """Which available column holds each flat column the metric reads: itself, or one that stands in for it.
 
     Raises:
@@ -117,7 +117,7 @@ def _stand_ins(name: str) -> list[str]:
     return names
 
 
-def read_columns(table: pa.Table, metric: Metric, params: Record) -> dict[str, np.ndarray]:
+def read_columns(table: pa.Table, metric: Metric, params: Options) -> dict[str, np.ndarray]:
     """The columns a metric reads, from a flat pair table: float64 [N], NaN for null.
 
     Raises:
@@ -146,7 +146,7 @@ def _positions(column: pa.ChunkedArray, name: str, values: tuple[str, ...]) -> n
     return place.cast(pa.float64()).to_numpy()
 
 
-def first_missing(metric: Metric, params: Record, columns: Columns) -> tuple[np.ndarray, tuple[str, ...]]:
+def first_missing(metric: Metric, params: Options, columns: Columns) -> tuple[np.ndarray, tuple[str, ...]]:
     """For every row the position of the first needed column that is null (int16, -1: none), and the column names."""
     names = metric.columns(params)
     unused = metric.unused(columns, params)
@@ -161,13 +161,13 @@ def first_missing(metric: Metric, params: Record, columns: Columns) -> tuple[np.
     return missing_N, names
 
 
-def complete(metric: Metric, params: Record, columns: Columns) -> Columns:
+def complete(metric: Metric, params: Options, columns: Columns) -> Columns:
     """The rows that have every needed column: what statistics are made of."""
     missing_N, _ = first_missing(metric, params, columns)
     return columns if (missing_N < 0).all() else {name: value[missing_N < 0] for name, value in columns.items()}
 
 
-def score_pairs(metric: Metric, params: Record, columns: Columns, fitted: Fitted) -> PairScores:
+def score_pairs(metric: Metric, params: Options, columns: Columns, fitted: Fitted) -> PairScores:
     """Scores of all rows of a shard, given the statistics of the corpus.
 
     Raises:

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefsel.config import Selection
-from prefsel.config.naming import scorer_label
-from prefsel.plan.graph import Node, ordered
+from prefsel.plan.columns import scorers_for
 from prefsel.plan.lineage import Lineage
+from prefsel.plan.node import Node
+from prefsel.plan.plan import in_order
+from prefsel.plan.scores import metric_columns
 from prefsel.rules import rule_scores
 from prefsel.workspace.manifest import StageReport
 
@@ -28,7 +30,7 @@ def cost_table(lineage: Lineage, reports: Sequence[StageReport]) -> dict[str, An
         return None
     rows = []
     for selection in lineage.config.selections:
-        found = [report for node in read_by(lineage, selection) for report in by_node.get(node, [])]
+        found = [report for node in read_by(lineage, selection) for report in by_node.get((node.kind, node.name), [])]
         scoring = sum(flops(report) for report in found if report.stage == "score")
         training = sum(flops(report) for report in found if report.stage in (*TRAINED, "tangent"))
         seconds = sum(spent(report) for report in found)
@@ -84,31 +86,30 @@ def _percent(share: float | None) -> float | None:
 
 def read_by(lineage: Lineage, selection: Selection) -> list[Node]:
     """The columns that the metrics of a selection's rule read, and all that those need; not what its dataset shows."""
-    names = [column for metric in rule_scores(selection.rule) for column in lineage.metric_columns(metric)]
-    scorers = lineage.scorers_for(names, field=f"selections.{selection.name}")
-    return ordered(lineage, [Node("columns", scorer_label(scorer)) for scorer in scorers])
+    plan = lineage.plan
+    names = [column for metric in rule_scores(selection.rule) for column in metric_columns(plan, metric)]
+    scorers = scorers_for(plan, names, field=f"selections.{selection.name}")
+    return in_order(plan.node("columns", scorer.label) for scorer in scorers)
 
 
-def reports_of(reports: Sequence[StageReport]) -> dict[Node, list[StageReport]]:
-    """Stage reports by the node that made them."""
-    found: dict[Node, list[StageReport]] = {}
+Key = tuple[str, str]
+"""Kind and name of a node."""
+
+
+def reports_of(reports: Sequence[StageReport]) -> dict[Key, list[StageReport]]:
+    """Stage reports by the node that they are of."""
+    kinds = {"score": "columns", "tangent": "tangent", **dict.fromkeys(TRAINED, "model")}
+    found: dict[Key, list[StageReport]] = {}
     for report in reports:
-        if report.stage == "score":
-            node = Node("columns", report.name)
-        elif report.stage in TRAINED:
-            node = Node("train", report.details["training"])
-        elif report.stage == "tangent":
-            node = Node("tangent", report.name)
-        else:
-            continue
-        found.setdefault(node, []).append(report)
+        if report.stage in kinds:
+            found.setdefault((kinds[report.stage], report.name), []).append(report)
     return found
 
 
-def forward_flops(lineage: Lineage, by_node: Mapping[Node, list[StageReport]]) -> float:
+def forward_flops(lineage: Lineage, by_node: Mapping[Key, list[StageReport]]) -> float:
     """FLOPs of one pass over the corpus; 0 when nothing was measured."""
     scorer = lineage.length_scorer
-    return sum(flops(one) for one in by_node.get(Node("columns", scorer_label(scorer)), [])) if scorer else 0.0
+    return sum(flops(one) for one in by_node.get(("columns", scorer.label), [])) if scorer else 0.0
 
 
 def flops(report: StageReport) -> float:

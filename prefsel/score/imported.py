@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -21,6 +21,7 @@ class ImportedShard:
     poisoned: list[str]
     padded_because: str = ""
     template_error: str = ""
+    facts: dict[str, float] = field(default_factory=dict)
 
 
 def imported_columns(groups: pa.Table, fields: Mapping[str, str]) -> ImportedShard:

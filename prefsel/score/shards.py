@@ -10,12 +10,13 @@ import pyarrow.compute as pc
 
 from prefsel.pairs.reader import PAIR_COLUMNS
 from prefsel.schema import columns_schema
+from prefsel.score.contract import Scored
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
 
 
 def commit_scored(
-    artifact: Artifact, shard: ShardRef, groups: pa.Table, scored: Any, *, made_from: str, attempt: str, **info: Any
+    artifact: Artifact, shard: ShardRef, groups: pa.Table, scored: Scored, *, made_from: str, attempt: str, **info: Any
 ) -> None:
     """Commit the columns of a shard.
 
@@ -23,7 +24,7 @@ def commit_scored(
         artifact: Of the scorer and the shard's source.
         shard: Which one.
         groups: What it was made from.
-        scored: A `ScoredShard`, or what is shaped like one.
+        scored: Its numbers.
         made_from: Content hash of `groups`.
         attempt: Its name in the log of attempts.
         info: More to keep in the ledger.
@@ -38,7 +39,7 @@ def commit_scored(
     known = {
         "dropped": dict(scored.dropped),
         "counters": dict(scored.counters),
-        "facts": dict(getattr(scored, "facts", {})),
+        "facts": dict(scored.facts),
         "poisoned": scored.poisoned[:100],
         "padded_because": scored.padded_because,
         "template_error": scored.template_error,
@@ -47,7 +48,7 @@ def commit_scored(
     artifact.commit(shard.shard, table, made_from=made_from, attempt=attempt, info=known | info)
 
 
-def columns_table(groups: pa.Table, columns: Mapping[str, list[list[float | None]]]) -> pa.Table:
+def columns_table(groups: pa.Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
     """Columns beside the identifiers they belong to; −0.0 becomes 0.0."""
     completions = groups["completions"].combine_chunks()
     # Cut out by Arrow: as Python objects, all texts of a shard would be made while the other thread runs a model.

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from prefsel.config import Imported, PairGradients, Scorer
 from prefsel.errors import PrefselError, TemplateError
 from prefsel.score.utilization import busy, span_of
 from prefsel.workspace.ledger import Entry, merge_counts
 from prefsel.workspace.manifest import StageReport
 
 
-def report(
-    label: str, folder: str, done: Mapping[str, Entry], computed: int, seconds: float, scorer: Scorer
-) -> StageReport:
+def report(node: Any, done: Mapping[str, Entry], computed: int, seconds: float) -> StageReport:
     """The stage's counts in completions, with the engine's counters added up.
+
+    Args:
+        node: the column set's node of the plan: `name`, `path`, `fingerprint`, and the scorer as `spec`.
+        done: ledger entries of its shards.
+        computed: shards that this run computed.
+        seconds: what that took.
 
     Raises:
         PrefselError: more completions are poisoned than allowed.
@@ -24,29 +27,28 @@ def report(
     infos = [entry.info for entry in done.values()]
     dropped = merge_counts(info["dropped"] for info in infos)
     completions = sum(info["completions"] for info in infos)
-    require_scored(label, infos, dropped, completions, scorer)
+    require_scored(node.name, infos, dropped, completions, node.spec.max_poison_fraction)
     return StageReport(
         stage="score",
-        name=label,
-        unit="pairs" if isinstance(scorer, PairGradients) else "completions",
+        name=node.name,
+        unit=node.spec.unit,
         rows_in=completions,
         rows_out=completions - sum(dropped.values()),
         dropped=dropped,
         shards=len(done),
         computed_shards=computed,
         seconds=seconds,
-        artifact=folder,
-        fingerprint=folder.rsplit("@", 1)[1],
-        details={"kind": scorer.kind, **measured(infos), "range": bounds(done.values())},
+        artifact=node.path,
+        fingerprint=node.fingerprint,
+        details={"kind": node.spec.kind, **measured(infos), "range": bounds(done.values())},
     )
 
 
 def require_scored(
-    label: str, infos: Sequence[Mapping[str, Any]], dropped: Mapping[str, int], completions: int, scorer: Scorer
+    label: str, infos: Sequence[Mapping[str, Any]], dropped: Mapping[str, int], completions: int, allowed: float
 ) -> None:
     """Refuse columns with too many holes; errors as `report`."""
     poisoned = dropped.get("poisoned", 0)
-    allowed = 0.0 if isinstance(scorer, Imported) else scorer.max_poison_fraction
     if poisoned > allowed * completions:
         first = next(info["poisoned"][:3] for info in infos if info["poisoned"])
         raise PrefselError(

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefsel.config.naming import selection_names
 from prefsel.pairs.score_shards import ScoreReader
 from prefsel.plan.lineage import Lineage
 from prefsel.rules import parse_rule
@@ -55,7 +54,7 @@ def derived_scores(lineage: Lineage, name: str, plan: Plan) -> list[DerivedScore
     """The scores that selection, or control, `name` is made by, each after those it needs."""
     known = {}
     for selection in lineage.config.selections:
-        if name != selection.name and name in selection_names(selection):
+        if name != selection.name and name in selection.names:
             base = compile_rule(parse_rule(selection.rule))
             known = {one.fingerprint: one.name for one in derived_scores(lineage, selection.name, base)}
     return [

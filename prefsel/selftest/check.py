@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from prefsel.config import CausalLogps, Config, PretrainedModel, RewardModel
-from prefsel.config.naming import scorer_label
+from prefsel.config import Config
 from prefsel.errors import PrefselError, UserError, invalid
 from prefsel.models.chat import EncodedGroup, Encoder, Unconditional
 from prefsel.models.loading import load_causal, load_reward, load_tokenizer, unwrapped
 from prefsel.models.logps import model_device
-from prefsel.plan.lineage import Lineage
+from prefsel.plan.models import find_model, model_spec
+from prefsel.plan.nodes import make_plan
+from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
 from prefsel.score.engine import Key
 from prefsel.score.probes import calibrate_budget
@@ -45,41 +46,39 @@ def selftest(config: Config, progress: Progress) -> list[ModelCheck]:
         UserError: The data cannot be read, or there is none.
         PrefselError: A model does not fit into memory.
     """
-    lineage = Lineage(config, Storage("."))  # pretrained models are found without a workspace
+    plan = make_plan(config, Storage("."))  # pretrained models are found without a workspace
     sample = read_sample(config)
     progress.line(f"selftest: {len(sample.groups)} groups ({sample.origin})\n")
-    scorers = [scorer for scorer in config.scorers if isinstance(scorer, CausalLogps | RewardModel)]
-    return [_check_scorer(scorer, lineage, sample, progress) for scorer in scorers]
+    return [_check_scorer(scorer, plan, sample, progress) for scorer in config.scorers if scorer.has_selftest]
 
 
-def _check_scorer(
-    scorer: CausalLogps | RewardModel, lineage: Lineage, sample: Sample, progress: Progress
-) -> ModelCheck:
+def _check_scorer(scorer: Any, plan: Plan, sample: Sample, progress: Progress) -> ModelCheck:
     """Load the model of a scorer as the run would, and check it."""
-    label = scorer_label(scorer)
-    spec = next((model for model in lineage.config.models if model.name == scorer.model), None)
-    if not isinstance(spec, PretrainedModel):
+    label = scorer.label
+    spec = model_spec(plan, scorer.model)
+    if spec.is_made_here:
         return ModelCheck(label, scorer.kind, skipped="made by this run, checked when it is made")
     description = f"{spec.path}, {spec.dtype}"
     try:
-        ref = lineage.model(spec.name)
+        ref = find_model(plan, spec.name)
         more: dict[str, Any] = {"revision": ref.revision, "trust_remote_code": spec.trust_remote_code}
         limits = {key: ref.settings[key] for key in ("template", "max_length", "truncation")}
         description += "".join(f", {key} {_short(value)}" for key, value in limits.items())
         tokenizer = load_tokenizer(ref.path, **more)
         encoder = Encoder(tokenizer, **limits)
-        load = load_reward if isinstance(scorer, RewardModel) else load_causal
+        is_reward = scorer.role == "reward"
+        load = load_reward if is_reward else load_causal
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = load(ref.path, dtype=spec.dtype, device=device, gpus_per_replica=spec.gpus_per_replica, **more)
-        if isinstance(scorer, RewardModel) and scorer.heads and len(scorer.heads) != model.config.num_labels:
+        if is_reward and scorer.heads and len(scorer.heads) != model.config.num_labels:
             raise invalid("heads", scorer.heads, f"{model.config.num_labels} names, one per output of {spec.path}")
         found = check_model(
             label,
             model,
             encoder,
             sample,
-            is_reward=isinstance(scorer, RewardModel),
-            is_bare=isinstance(scorer, CausalLogps) and scorer.unconditional,
+            is_reward=is_reward,
+            is_bare=not is_reward and scorer.unconditional,
             token_budget=scorer.token_budget,
             progress=progress,
         )

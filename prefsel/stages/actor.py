@@ -16,11 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from prefsel.score.job import Job
+from prefsel.score.kinds import Loaded, load
 from prefsel.score.shards import commit_scored
 from prefsel.score.summary import shares
 from prefsel.score.utilization import Span, as_info
 from prefsel.stages import telemetry
-from prefsel.stages.scoring_job import Job, Loaded, load
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage

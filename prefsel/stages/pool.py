@@ -15,8 +15,8 @@ import ray
 from prefsel.config import Pool
 from prefsel.errors import UserError
 from prefsel.progress import Progress
+from prefsel.score.job import Job
 from prefsel.stages.actor import SHARDS_IN_HAND, ScoreShards
-from prefsel.stages.scoring_job import Job
 from prefsel.stages.session import is_own
 from prefsel.stages.tasks import known_errors
 from prefsel.workspace.catalog import ShardRef

@@ -2,26 +2,27 @@
 
     shard names ──Ray Data──▶ actor: read groups shard → scorer → commit columns shard ──▶ names only
 
-`pool.py` runs it, `actor.py` is what runs, `job.py` what an actor loads, `sharing.py` who shares a pass, `tangents.py`
-the one thing here that is made by a task of its own.
+`pool.py` runs it, `actor.py` is what runs, `sharing.py` says who shares a pass.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from prefsel.config import Imported, Scorer
-from prefsel.config.naming import imported_fields, scorer_label
-from prefsel.plan.lineage import Lineage
+from prefsel.config.lookup import find
+from prefsel.plan.columns import pair_reader, reference_scorer
+from prefsel.plan.models import ModelRef, find_model, find_models
+from prefsel.plan.node import Node
+from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
 from prefsel.score.imported import imported_columns
+from prefsel.score.job import Job
 from prefsel.score.shards import commit_scored
 from prefsel.score.summary import report
 from prefsel.stages.pool import run_pool
-from prefsel.stages.scoring_job import scorer_job
 from prefsel.stages.sharing import shared_passes
 from prefsel.stages.tasks import over_shards
 from prefsel.workspace.catalog import ShardRef
@@ -29,91 +30,78 @@ from prefsel.workspace.ledger import Artifact, Entry
 from prefsel.workspace.manifest import StageReport
 
 
-def score_one(lineage: Lineage, scorer: Scorer, progress: Progress) -> StageReport:
-    """Run one scorer; returns counts in completions."""
-    return score_together(lineage, [scorer], progress)[0]
+@dataclass
+class Pending:
+    """What is left to do for one column set, and what it took."""
+
+    node: Node
+    shards: Sequence[ShardRef]
+    seconds: float = 0.0
+    shared_with: str = ""
+    """Labels of the scorers it shared a pass with."""
 
 
-def score_together(lineage: Lineage, scorers: Sequence[Scorer], progress: Progress) -> list[StageReport]:
-    """Run scorers whose inputs are all there, one after another or in one pass where that saves one.
+def score(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageReport]:
+    """Make column sets whose inputs are all there, one after another or in one pass where that saves one.
 
     Returns:
-        A report per scorer, in their order, counts in completions. Seconds of a shared pass stand in each.
+        A report per node, in their order, counts in completions. Seconds of a shared pass stand in each.
     """
-    groups = lineage.catalog.entries(lineage.storage, "groups")
-    folders = {scorer_label(scorer): lineage.columns_folder(scorer) for scorer in scorers}
-    pending = {label: pending_shards(lineage, folder, groups)[0] for label, folder in folders.items()}
-    seconds = dict.fromkeys(folders, 0.0)
-    shared: dict[str, str] = {}
-    jobs = []
-    for scorer in scorers:
-        label = scorer_label(scorer)
-        if pending[label] and isinstance(scorer, Imported):
+    groups = plan.catalog.entries(plan.storage, "groups")
+    pending = {node.name: Pending(node, pending_shards(plan, node.path, groups)[0]) for node in nodes}
+    work = [one for one in pending.values() if one.shards]
+    for one in work:
+        if not one.node.spec.runs_models:
             started = time.monotonic()
-            import_all(lineage, scorer, [(shard, groups[shard.key].content) for shard in pending[label]], progress)
-            seconds[label] += time.monotonic() - started
-        elif pending[label]:
-            jobs.append(scorer_job(lineage, scorer))
-    for together in shared_passes(jobs, lineage.storage, len(groups), progress):
-        labels = [job.label for job in together]
-        for members, shards in split_by_pending(labels, pending):
+            import_all(plan, one.node, [(shard, groups[shard.key].content) for shard in one.shards], progress)
+            one.seconds = time.monotonic() - started
+    jobs = [scoring_job(plan, one.node) for one in work if one.node.spec.runs_models]
+    for together in shared_passes(jobs, plan.storage, len(groups), progress):
+        for members, shards in split_by_pending([pending[job.label] for job in together]):
             started = time.monotonic()
+            labels = [one.node.name for one in members]
             run_pool(
-                [job for job in together if job.label in members],
-                [folders[label] for label in members],
-                lineage.storage,
+                [job for job in together if job.label in labels],
+                [one.node.path for one in members],
+                plan.storage,
                 [(shard, groups[shard.key].content) for shard in shards],
                 progress,
             )
-            for label in members:
-                seconds[label] += time.monotonic() - started
-                shared[label] = ", ".join(other for other in members if other != label) or shared.get(label, "")
-    return [
-        reported(lineage, scorer, groups, len(pending[label]), seconds[label], shared.get(label, ""), progress)
-        for scorer in scorers
-        for label in [scorer_label(scorer)]
-    ]
+            for one in members:
+                one.seconds += time.monotonic() - started
+                one.shared_with = ", ".join(other for other in labels if other != one.node.name) or one.shared_with
+    return [reported(plan, one, groups, progress) for one in pending.values()]
 
 
-def split_by_pending(
-    labels: Sequence[str], pending: Mapping[str, Sequence[ShardRef]]
-) -> list[tuple[list[str], list[ShardRef]]]:
+def split_by_pending(pending: Sequence[Pending]) -> list[tuple[list[Pending], list[ShardRef]]]:
     """Shards by who still lacks them: those that all lack in one pass, what a killed run left uneven in others."""
-    lacking: dict[str, list[str]] = {}
-    refs = {shard.key: shard for label in labels for shard in pending[label]}
-    for label in labels:
-        for shard in pending[label]:
-            lacking.setdefault(shard.key, []).append(label)
-    found: dict[tuple[str, ...], list[ShardRef]] = {}
-    for key, members in lacking.items():
-        found.setdefault(tuple(members), []).append(refs[key])
-    return [(list(members), shards) for members, shards in found.items()]
+    lacking: dict[str, list[int]] = {}
+    refs = {shard.key: shard for one in pending for shard in one.shards}
+    for number, one in enumerate(pending):
+        for shard in one.shards:
+            lacking.setdefault(shard.key, []).append(number)
+    found: dict[tuple[int, ...], list[ShardRef]] = {}
+    for key, numbers in lacking.items():
+        found.setdefault(tuple(numbers), []).append(refs[key])
+    return [([pending[number] for number in numbers], shards) for numbers, shards in found.items()]
 
 
-def reported(
-    lineage: Lineage,
-    scorer: Scorer,
-    groups: Mapping[str, Entry],
-    computed: int,
-    seconds: float,
-    shared_with: str,
-    progress: Progress,
-) -> StageReport:
+def reported(plan: Plan, one: Pending, groups: Mapping[str, Entry], progress: Progress) -> StageReport:
     """Compact the ledgers of a column set and tell what is in it."""
-    label, folder = scorer_label(scorer), lineage.columns_folder(scorer)
-    _, done = pending_shards(lineage, folder, groups)
-    for source in lineage.catalog.sources_of():
-        Artifact(lineage.storage, f"{folder}/{source}").compact()
-    found = report(label, folder, done, computed, seconds, scorer)
+    node = one.node
+    _, done = pending_shards(plan, node.path, groups)
+    for source in plan.catalog.sources_of():
+        Artifact(plan.storage, f"{node.path}/{source}").compact()
+    found = report(node, done, len(one.shards), one.seconds)
     if "padded_because" in found.details:
-        progress.line(f"score     {label}: rows are padded, not packed: {found.details['padded_because']}")
-    return replace(found, details=found.details | {"shared_with": shared_with}) if shared_with else found
+        progress.line(f"score     {node.name}: rows are padded, not packed: {found.details['padded_because']}")
+    return replace(found, details=found.details | {"shared_with": one.shared_with}) if one.shared_with else found
 
 
-def import_all(lineage: Lineage, scorer: Imported, items: Sequence[tuple[ShardRef, str]], progress: Progress) -> None:
+def import_all(plan: Plan, node: Node, items: Sequence[tuple[ShardRef, str]], progress: Progress) -> None:
     """Numbers that came with the data, shard by shard."""
-    shared = (imported_fields(scorer), lineage.storage, lineage.columns_folder(scorer))
-    with progress.track(f"score {scorer_label(scorer)}", len(items)) as counter:
+    shared = (node.spec.fields, plan.storage, node.path)
+    with progress.track(f"score {node.name}", len(items)) as counter:
         over_shards(_import_shard, items, shared=shared, counter=counter)
 
 
@@ -127,13 +115,47 @@ def _import_shard(item: tuple[ShardRef, str], shared: Any) -> None:
     commit_scored(artifact, shard, groups, scored, made_from=made_from, attempt=attempt, seconds=seconds)
 
 
-def pending_shards(
-    lineage: Lineage, folder: str, groups: Mapping[str, Entry]
-) -> tuple[list[ShardRef], dict[str, Entry]]:
+def pending_shards(plan: Plan, folder: str, groups: Mapping[str, Entry]) -> tuple[list[ShardRef], dict[str, Entry]]:
     """Shards still to score, and the ledger entries of those that are done."""
     done: dict[str, Entry] = {}
-    for source, shards in lineage.catalog.sources_of().items():
+    for source, shards in plan.catalog.sources_of().items():
         inputs = {shard.shard: groups[shard.key].content for shard in shards}
-        entries = Artifact(lineage.storage, f"{folder}/{source}").done(inputs)
+        entries = Artifact(plan.storage, f"{folder}/{source}").done(inputs)
         done.update({f"{source}/{name}": entry for name, entry in entries.items()})
-    return [shard for shard in lineage.catalog.shards if shard.key not in done], done
+    return [shard for shard in plan.catalog.shards if shard.key not in done], done
+
+
+# -------------------------------------------------------------------------------------------------------------- jobs
+
+
+def loading(ref: ModelRef) -> dict[str, Any]:
+    """What an actor needs to load a model."""
+    fields = ("path", "made_here", "revision", "trust_remote_code", "gpus_per_replica")
+    return {name: getattr(ref, name) for name in fields} | ref.settings
+
+
+def scoring_job(plan: Plan, node: Node) -> Job:
+    """What the actors of a scorer need; an imported one has none."""
+    scorer, config = node.spec, plan.config
+    name = scorer.models(config)[-1]
+    training = find(config.train, name)
+    cross_fit = training.cross_fit if training else None
+    refs = find_models(plan, name, scorer.own_aspect)
+    job = Job(
+        scorer,
+        tuple((member.fold, loading(ref)) for member, ref in refs.items()),
+        label=node.name,
+        cross_fit=cross_fit,
+        own_aspect=scorer.own_aspect if cross_fit is None else None,
+        is_trained=training is not None,
+    )
+    if scorer.generates_with is not None:
+        job = replace(job, policy=loading(find_model(plan, scorer.generates_with)), is_trained=False)
+    if scorer.tangent_name is not None:
+        tangent = plan.node("tangent", scorer.tangent_name)
+        reference: str = tangent.spec.reference
+        # A derivative is taken in the precision of the gradient it is multiplied with, whatever the model scores in.
+        models = tuple((fold, settings | {"dtype": tangent.spec.dtype}) for fold, settings in job.models)
+        reader = pair_reader(plan, [reference_scorer(plan, reference)], lengths=False)
+        job = replace(job, models=models, tangent=tangent.path, reader=reader, reference=reference, is_trained=False)
+    return job

@@ -7,11 +7,11 @@ import os
 
 import ray
 
-from prefsel.config import Ray
+from prefsel.config import RayOptions
 from prefsel.errors import UserError
 
 
-def connect(config: Ray, *, quiet: bool = False) -> None:
+def connect(config: RayOptions, *, quiet: bool = False) -> None:
     """Join the Ray cluster of `config.address` or `RAY_ADDRESS` (set inside a Ray job), or start a Ray of this process.
 
     `num_cpus`, `num_gpus` and `object_store_gib` size a Ray that is started here; a cluster keeps its own.

@@ -12,10 +12,10 @@ from typing import Any
 
 import ray
 
-from prefsel.config import CausalLogps, Pool
+from prefsel.config import Pool
 from prefsel.progress import Progress
+from prefsel.score.job import Job
 from prefsel.stages.pool import fitting_actors, gpus_per_actor
-from prefsel.stages.scoring_job import Job
 from prefsel.workspace.folders import read_seal
 from prefsel.workspace.storage import Storage
 
@@ -27,7 +27,7 @@ def shared_passes(jobs: Sequence[Job], storage: Storage, num_shards: int, progre
     """The jobs in their order, those that share a pass put together."""
     by_tokens: dict[Any, list[Job]] = {}
     for job in jobs:
-        by_tokens.setdefault(likeness(job) or id(job), []).append(job)
+        by_tokens.setdefault(sharing_key(job) or id(job), []).append(job)
     passes: list[list[Job]] = []
     for alike in by_tokens.values():
         if len(alike) == 1:
@@ -38,10 +38,10 @@ def shared_passes(jobs: Sequence[Job], storage: Storage, num_shards: int, progre
     return passes
 
 
-def likeness(job: Job) -> tuple[Any, ...] | None:
+def sharing_key(job: Job) -> tuple[Any, ...] | None:
     """What jobs that share a pass have in common, as far as the configuration says; None: this one never does."""
     scorer = job.scorer
-    if not isinstance(scorer, CausalLogps) or scorer.unconditional or scorer.pool.share == "never":
+    if not scorer.can_share_pass:
         return None
     if len(job.models) != 1 or job.cross_fit is not None:
         return None

@@ -11,10 +11,14 @@ import ray
 
 from prefsel.config import Pool, Tangent
 from prefsel.errors import UserError
-from prefsel.plan.lineage import Lineage
+from prefsel.plan.columns import pair_reader, reference_scorer
+from prefsel.plan.models import find_model
+from prefsel.plan.node import Node
+from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
+from prefsel.score.job import local
 from prefsel.stages.pool import gpus_per_actor
-from prefsel.stages.scoring_job import loading, local
+from prefsel.stages.score import loading
 from prefsel.stages.tasks import unwrap
 from prefsel.train.pair_source import PairSource, Part
 from prefsel.workspace.folders import commit_folder
@@ -22,33 +26,33 @@ from prefsel.workspace.manifest import StageReport, load_summary, save_summary
 from prefsel.workspace.storage import Storage
 
 
-def make_tangent(lineage: Lineage, name: str, progress: Progress) -> StageReport:
+def make_tangent(plan: Plan, node: Node, progress: Progress) -> StageReport:
     """The mean validation gradient of a model, preconditioned where asked; one task, one folder.
 
     Raises:
         UserError: no validation pair, a stratum without one, or a model without the optimizer's state it needs.
     """
     started = time.monotonic()
-    spec, path = lineage.tangents[name], lineage.tangent_path(name)
-    if (done := load_summary(lineage.storage, path)) is not None:
+    spec, path = node.spec, node.path
+    if (done := load_summary(plan.storage, path)) is not None:
         return done
-    eligible = load_summary(lineage.storage, lineage.eligible_folder)
+    eligible = load_summary(plan.storage, plan.node("eligible", "all").path)
     assert eligible is not None, "eligibility is complete before tangents are made"
     if not eligible.dropped.get("validation"):
         hint = "set split.validation, or give a source the role validation"
-        raise UserError(f"tangents.{name}: no pair is in the part 'validation'; {hint}")
-    reader = lineage.reader_of([lineage.logps_scorer(spec.reference)], lengths=False)
-    part = Part(reader, tuple(lineage.catalog.shards), "validation")
-    settings = loading(lineage, spec.model, lineage.model(spec.model))
+        raise UserError(f"tangents.{node.name}: no pair is in the part 'validation'; {hint}")
+    reader = pair_reader(plan, [reference_scorer(plan, spec.reference)], lengths=False)
+    part = Part(reader, tuple(plan.catalog.shards), "validation")
+    settings = loading(find_model(plan, spec.model))
     pairs = PairSource(part, reference=spec.reference)
     gpus = gpus_per_actor(Pool(), settings)
     task = ray.remote(num_gpus=gpus)(_make_tangent)
-    with progress.track(f"tangent {name}", 1, "tangents") as counter:
-        facts = unwrap(task.remote(lineage.storage, spec, settings, pairs, path))
+    with progress.track(f"tangent {node.name}", 1, "tangents") as counter:
+        facts = unwrap(task.remote(plan.storage, spec, settings, pairs, path))
         counter.advance()
     report = StageReport(
         stage="tangent",
-        name=name,
+        name=node.name,
         unit="pairs",
         rows_in=facts["rows_in"],
         rows_out=facts["num_pairs"],
@@ -57,10 +61,10 @@ def make_tangent(lineage: Lineage, name: str, progress: Progress) -> StageReport
         computed_shards=1,
         seconds=time.monotonic() - started,
         artifact=path,
-        fingerprint=path.rsplit("@", 1)[1],
+        fingerprint=node.fingerprint,
         details=facts,
     )
-    save_summary(lineage.storage, report)
+    save_summary(plan.storage, report)
     return report
 
 

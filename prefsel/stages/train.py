@@ -27,8 +27,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from prefsel.config import PARTS, DpoOptions, PretrainedModel, RewardOptions, Train, Training
-from prefsel.config.naming import Member, members
+from prefsel.config import PARTS, DpoOptions, PretrainedModel, RewardOptions, TrainDpo, TrainedModel, Training
 from prefsel.errors import PrefselError, UserError, invalid
 from prefsel.plan.lineage import Lineage, ModelRef
 from prefsel.progress import Counter, Progress
@@ -43,10 +42,10 @@ from prefsel.workspace.storage import Storage
 
 def train_node(lineage: Lineage, name: str, progress: Progress) -> list[StageReport]:
     """Every model of training `name`: one, or one per aspect and fold."""
-    return [train_member(lineage, member, progress) for member in members(lineage.training(name))]
+    return [train_member(lineage, member, progress) for member in lineage.training(name).trained_models]
 
 
-def train_member(lineage: Lineage, member: Member, progress: Progress) -> StageReport:
+def train_member(lineage: Lineage, member: TrainedModel, progress: Progress) -> StageReport:
     """One training: pairs in, sealed model out."""
     started = time.monotonic()
     spec = lineage.training(member.training)
@@ -64,10 +63,10 @@ def train_member(lineage: Lineage, member: Member, progress: Progress) -> StageR
     lineage.storage.delete_tree(f"{path}/training")
     info = seal["info"]
     made_from = {"training": spec.name, "kind": spec.kind, "selection": spec.selection, "model": spec.model}
-    if isinstance(spec, Train) and spec.reference:
+    if isinstance(spec, TrainDpo) and spec.reference:
         made_from["reference"] = spec.reference
     report = StageReport(
-        stage="train" if isinstance(spec, Train) else "reward",
+        stage="train" if isinstance(spec, TrainDpo) else "reward",
         name=member.label,
         unit="pairs",
         rows_in=info["rows_in"],
@@ -98,11 +97,11 @@ def num_steps(lineage: Lineage, spec: Training) -> int:
     return max(1, spec.num_epochs * -(-(rows or 0) // spec.global_batch_pairs))
 
 
-def worker_settings(lineage: Lineage, member: Member, path: str) -> dict[str, Any]:
+def worker_settings(lineage: Lineage, member: TrainedModel, path: str) -> dict[str, Any]:
     """Everything a worker needs, as plain values."""
     spec = lineage.training(member.training)
     model = lineage.model(spec.model)
-    is_dpo = isinstance(spec, Train)
+    is_dpo = isinstance(spec, TrainDpo)
     options = set(DpoOptions.model_fields if is_dpo else RewardOptions.model_fields)
     config: dict[str, Any] = spec.model_dump(include=options)
     config |= {key: model.settings[key] for key in ("max_length", "template", "truncation")}
@@ -111,10 +110,10 @@ def worker_settings(lineage: Lineage, member: Member, path: str) -> dict[str, An
     settings |= {"config": config, "pairs": pair_source(lineage, member), "model": model}
     settings |= {"holdout": None, "reference": None}
     settings["max_pairs"] = getattr(spec, "max_pairs", None)
-    if isinstance(spec, Train):
+    if isinstance(spec, TrainDpo):
         config["policy_is_reference"] = False
         settings["holdout"] = holdout_source(lineage, spec)
-    if isinstance(spec, Train) and spec.reference:
+    if isinstance(spec, TrainDpo) and spec.reference:
         reference = lineage.model(spec.reference)
         # Tokens must be those that the stored log-probs were computed from.
         config |= {key: reference.settings[key] for key in ("max_length", "template", "truncation")}
@@ -125,15 +124,15 @@ def worker_settings(lineage: Lineage, member: Member, path: str) -> dict[str, An
     return settings
 
 
-def pair_source(lineage: Lineage, member: Member) -> PairSource:
+def pair_source(lineage: Lineage, member: TrainedModel) -> PairSource:
     """The pairs a model is trained on.
 
     Raises:
         UserError: the part it is trained on is empty.
     """
     spec = lineage.training(member.training)
-    reference = spec.reference if isinstance(spec, Train) else None
-    divergence = spec.divergence if isinstance(spec, Train) else None
+    reference = spec.reference if isinstance(spec, TrainDpo) else None
+    divergence = spec.divergence if isinstance(spec, TrainDpo) else None
     rows: Dataset | Selected | Part
     if spec.selection in PARTS:
         reason = None if spec.selection == "all" else spec.selection
@@ -168,7 +167,7 @@ def corpus_part(lineage: Lineage, reference: str | None, reason: str | None, *, 
     return Part(reader, tuple(lineage.catalog.shards), reason)
 
 
-def holdout_source(lineage: Lineage, spec: Train) -> PairSource | None:
+def holdout_source(lineage: Lineage, spec: TrainDpo) -> PairSource | None:
     """The held-out pairs that a training is evaluated on, the first by pair_id; None when there are none."""
     eligible = load_summary(lineage.storage, lineage.eligible_folder)
     if eligible is None or not eligible.dropped.get("holdout") or not spec.max_eval_pairs:

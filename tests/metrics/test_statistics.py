@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefsel.config import Record
+from prefsel.config import Options
 from prefsel.errors import UserError
 from prefsel.metrics.statistics import Columns, Fitted, Metric, Need, Request, Statistic, fit, reply
 
 
-class NoParams(Record):
+class NoParams(Options):
     """None."""
 
 

@@ -1,0 +1,408 @@
+"""Scorers: which numbers every completion (or pair) gets, and from which model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from prefsel.config.lookup import Lookup, find, require_model, require_single, require_untrained
+from prefsel.config.options import Name, Options
+from prefsel.errors import UserError, invalid
+
+
+class Pool(Options):
+    """How many copies of a model score at once."""
+
+    size: int | None = Field(None, ge=1)
+    """A fixed number of actors; default: what the cluster holds, at most one per shard."""
+    min_size: int | None = Field(None, ge=1)
+    max_size: int | None = Field(None, ge=1)
+    """Autoscaled between `min_size` and `max_size`."""
+    num_gpus: float | None = Field(None, ge=0)
+    """GPUs per actor; default: `gpus_per_replica` when the cluster has GPUs, else 0."""
+    num_cpus: float = Field(1.0, gt=0)
+    share: Literal["auto", "never"] = "auto"
+    """`auto`: log-probs of several models that need the same tokens are computed in one pass over the shards, where all
+    of them fit into an actor's memory. `never`: one model after another. The numbers are the same."""
+
+    @model_validator(mode="after")
+    def _fixed_or_scaled(self) -> Pool:
+        if self.size is not None and (self.min_size is not None or self.max_size is not None):
+            raise ValueError("pool: give either size, or min_size and max_size")
+        if (self.min_size is None) != (self.max_size is None):
+            raise ValueError("pool: min_size and max_size go together")
+        if self.min_size is not None and self.max_size is not None and self.min_size > self.max_size:
+            raise ValueError(f"pool: min_size {self.min_size} is above max_size {self.max_size}")
+        return self
+
+
+class ScorerOptions(Options):
+    """What a scorer of any kind says of itself; a kind of its own is a subclass of it or of `PooledScorer`."""
+
+    kind: str
+    unit: ClassVar[str] = "completions"
+    """What its rows are: `pairs` where its numbers are no function of one completion."""
+    runs_models: ClassVar[bool] = True
+    """Whether actors load models for it; else the numbers came with the data."""
+    has_selftest: ClassVar[bool] = False
+    """Whether `prefsel selftest` knows how to try its model."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def max_poison_fraction(self) -> float:
+            """Share of its rows that may get NaN or infinity from a model before the run fails."""
+
+    @property
+    def label(self) -> str:
+        """What its column set is called after; unique in a configuration."""
+        raise NotImplementedError
+
+    def models(self, config: Lookup) -> list[str]:
+        """Names of the models it runs, the one that gives the numbers last."""
+        return []
+
+    def columns(self, config: Lookup, heads: Callable[[str], list[str]]) -> list[str]:
+        """Names of the columns it makes.
+
+        Args:
+            config: Where it stands.
+            heads: Name of a reward model → names of its outputs.
+        """
+        raise NotImplementedError
+
+    def recipe_settings(self) -> dict[str, Any]:
+        """What of it changes a number by more than rounding."""
+        return self.model_dump(exclude={"pool", "max_poison_fraction", "token_budget", "compile"})
+
+    def expanded(self, config: Lookup) -> list[Any]:
+        """Itself, or the scorers that it stands for."""
+        return [self]
+
+    def check(self, config: Lookup) -> None:
+        """Refuse what cannot be scored in this configuration.
+
+        Raises:
+            UserError: names the field, the value and the valid ones.
+        """
+
+    @property
+    def tangent_name(self) -> str | None:
+        """The tangent along which it differentiates, if it does."""
+        return None
+
+    @property
+    def generates_with(self) -> str | None:
+        """The policy whose responses it scores, if it scores generated ones."""
+        return None
+
+    @property
+    def own_aspect(self) -> str | None:
+        """The one aspect of a training that it scores with, if it does."""
+        return None
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether its log-probs can be the reference of a training or a tangent, and its token counts lengths."""
+        return False
+
+    @property
+    def can_share_pass(self) -> bool:
+        """Whether it may score in one pass with other scorers that need the same tokens."""
+        return False
+
+
+class PooledScorer(ScorerOptions):
+    """What the scorers that run on actors share."""
+
+    pool: Pool = Pool()
+    token_budget: int | None = Field(None, ge=64)
+    """Tokens of one packed row; default: 8 192 on a CPU, probed by each actor on a GPU."""
+    max_poison_fraction: float = Field(0.0, ge=0, le=1)
+    """The run fails when more of the completions got NaN or infinity from the model."""
+
+
+class ModelScorer(PooledScorer):
+    """What the scorers named after a model share."""
+
+    model: str
+    """Name of an entry of `models` or of `train`; also names the columns."""
+    compile: bool = False
+    """Compile the decoder layers with torch: some percent faster after seconds to minutes at the start, and numbers
+    that differ by rounding, as they do between token budgets."""
+    role: ClassVar[Literal["policy", "reward"]] = "reward"
+    """What its model must be able to serve as."""
+
+    @property
+    def label(self) -> str:
+        """The name of its model."""
+        return self.model
+
+    def models(self, config: Lookup) -> list[str]:
+        """Its model."""
+        return [self.model]
+
+    def check(self, config: Lookup) -> None:
+        """A model of its role, which is not trained on all that it would score; errors as of every scorer."""
+        field = f"scorers.{self.label}"
+        require_model(config, f"{field}.model", self.model, self.role)
+        self.check_kind(config, field)
+        training = find(config.train, self.model)
+        if training is None or training.role != "reward":
+            return
+        if not training.aspects and not training.cross_fit and training.selection == "all":
+            raise UserError(
+                f"{field}: {training.name!r} would score the prompts it is trained on; "
+                f"set train.{training.name}.cross_fit, and every prompt is scored by a fold that never saw it"
+            )
+
+    def check_kind(self, config: Lookup, field: str) -> None:
+        """What only this kind of scorer asks of the configuration."""
+
+
+class CausalLogps(ModelScorer):
+    """`logps_<model>` (nats, summed over the response) and `num_tokens_<model>`."""
+
+    kind: Literal["causal_logps"]
+    unconditional: bool = False
+    """Score the responses without their prompts: `logps_<model>_uncond` and `num_tokens_<model>_uncond`."""
+    role: ClassVar[Literal["policy", "reward"]] = "policy"
+    has_selftest: ClassVar[bool] = True
+
+    @property
+    def label(self) -> str:
+        """The name of its model, which `-uncond` is added to."""
+        return f"{self.model}-uncond" if self.unconditional else self.model
+
+    def columns(self, config: Lookup, heads: Callable[[str], list[str]]) -> list[str]:
+        """Log-probs and the number of tokens they are sums over."""
+        suffix = "_uncond" if self.unconditional else ""
+        return [f"logps_{self.model}{suffix}", f"num_tokens_{self.model}{suffix}"]
+
+    @property
+    def is_reference(self) -> bool:
+        """Log-probs of responses to their prompts are."""
+        return not self.unconditional
+
+    @property
+    def can_share_pass(self) -> bool:
+        """With other models that need the same tokens."""
+        return not self.unconditional and self.pool.share == "auto"
+
+
+class RewardModel(ModelScorer):
+    """`rm_<model>`; `rm_<head>` for each of several heads; `rm_<aspect>` for each model of a training with aspects."""
+
+    kind: Literal["reward_model"]
+    heads: list[Name] | None = None
+    """Names of the heads, in the order of the model's labels; default: those of the model's own `id2label`."""
+    aspect: Name | None = None
+    """Of a training with aspects: score with this one's model only; default: with each, one column set per aspect."""
+    has_selftest: ClassVar[bool] = True
+
+    @property
+    def label(self) -> str:
+        """The name of its model, and of the aspect."""
+        return f"{self.model}-{self.aspect}" if self.aspect else self.model
+
+    def columns(self, config: Lookup, heads: Callable[[str], list[str]]) -> list[str]:
+        """One per head of a model with several, one of the aspect, or the one."""
+        if self.aspect:
+            return [f"rm_{self.aspect}"]
+        names = self.heads or heads(self.model)
+        return [f"rm_{head}" for head in names] if len(names) > 1 else [f"rm_{self.model}"]
+
+    def expanded(self, config: Lookup) -> list[Any]:
+        """One scorer for each aspect of a training that has aspects."""
+        training = find(config.train, self.model)
+        if self.aspect is not None or training is None or not training.aspects:
+            return [self]
+        return [self.model_copy(update={"aspect": aspect}) for aspect in training.aspects]
+
+    @property
+    def own_aspect(self) -> str | None:
+        """Its aspect."""
+        return self.aspect
+
+    def check_kind(self, config: Lookup, field: str) -> None:
+        """Heads and aspects that its model has."""
+        training = find(config.train, self.model)
+        if training is None or training.role != "reward":
+            if self.aspect:
+                raise invalid(f"{field}.aspect", self.aspect, "none: only a reward training has aspects")
+            return
+        if self.heads:
+            raise invalid(f"{field}.heads", self.heads, "none: a trained reward model has one head")
+        if self.aspect and self.aspect not in training.aspects:
+            raise invalid(f"{field}.aspect", self.aspect, training.aspects or "none: it has no aspects")
+
+
+class GeneratedReward(ModelScorer):
+    """`rm_<model>_generated`, or `rm_<head>_generated`: the reward of one response that a policy gives to the prompt.
+
+    The number is the same for all of the prompt's completions; null where the response is empty or too long.
+    """
+
+    kind: Literal["generated_reward"]
+    head: Name | None = None
+    """Of a model with several heads, the one that judges."""
+    policy: str
+    """Name of the model that responds."""
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(256, ge=1)
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """The name of its model and `-generated`."""
+        return f"{self.model}-generated"
+
+    def models(self, config: Lookup) -> list[str]:
+        """The policy that responds, then the model that judges."""
+        return [self.policy, self.model]
+
+    def columns(self, config: Lookup, heads: Callable[[str], list[str]]) -> list[str]:
+        """The reward of the response."""
+        return [f"rm_{self.head or self.model}_generated"]
+
+    @property
+    def generates_with(self) -> str | None:
+        """Its policy."""
+        return self.policy
+
+    def check_kind(self, config: Lookup, field: str) -> None:
+        """One policy and one judge, which has seen no labels."""
+        require_model(config, f"{field}.policy", self.policy, "policy")
+        require_single(config, f"{field}.policy", self.policy)
+        require_single(config, f"{field}.model", self.model)
+        require_untrained(config, f"{field}.model", self.model)
+
+
+class TangentScorer(PooledScorer):
+    """What the scorers along a tangent share: they run the tangent's own model."""
+
+    tangent: Name
+    """Name of an entry of `tangents`; also names the columns."""
+
+    def models(self, config: Lookup) -> list[str]:
+        """The model that the tangent belongs to."""
+        tangent = find(config.tangents, self.tangent)
+        return [tangent.model] if tangent else []
+
+    @property
+    def tangent_name(self) -> str | None:
+        """Its tangent."""
+        return self.tangent
+
+    def directions(self, config: Lookup) -> list[str]:
+        """Names of the tangent's directions."""
+        tangent = find(config.tangents, self.tangent)
+        return tangent.directions if tangent else [self.tangent]
+
+    def check(self, config: Lookup) -> None:
+        """A tangent that it can use; errors as of every scorer."""
+        tangent = find(config.tangents, self.tangent)
+        if tangent is None:
+            known = [spec.name for spec in config.tangents]
+            raise invalid(f"scorers.{self.label}.tangent", self.tangent, known or "none: `tangents` is empty")
+        self.check_tangent(config, tangent)
+
+    def check_tangent(self, config: Lookup, tangent: Any) -> None:
+        """What this kind of scorer asks of its tangent."""
+
+
+class DirectionalLogps(TangentScorer):
+    """`dlogps_<tangent>`: derivative of every completion's log-prob along a tangent, at the tangent's own model.
+
+    A tangent with strata gives one column each, `dlogps_<tangent>-<stratum>`, in one pass over the model.
+    """
+
+    kind: Literal["directional_logps"]
+    method: Literal["exact", "finite_difference"] = "exact"
+    """`exact`: forward mode, about three forwards per stratum. `finite_difference`: one forward per stratum and one
+    more, in fp32; its error against the exact derivative is measured on the first groups of every shard."""
+    step: float = Field(3e-5, gt=0)
+    """Of the finite difference: length of the step, relative to the norm of the weights."""
+
+    @property
+    def label(self) -> str:
+        """`dlogps-` and the tangent."""
+        return f"dlogps-{self.tangent}"
+
+    def columns(self, config: Lookup, heads: Callable[[str], list[str]]) -> list[str]:
+        """One derivative per direction."""
+        return [f"dlogps_{direction}" for direction in self.directions(config)]
+
+    def check_tangent(self, config: Lookup, tangent: Any) -> None:
+        """Differences are taken in fp32."""
+        if self.method != "exact" and tangent.dtype != "fp32":
+            raise invalid(f"tangents.{tangent.name}.dtype", tangent.dtype, "fp32, for finite differences")
+
+
+class PairGradients(TangentScorer):
+    """What LESS needs of every eligible pair, from its own gradient: `gamma_dot_<tangent>`, the inner product of its
+    Adam feature with the unit validation gradient, and `gamma_norm_<tangent>`, the feature's norm. The tangent must be
+    the plain gradient, and its model a training with `keep_optimizer_state`."""
+
+    kind: Literal["pair_gradients"]
+    unit: ClassVar[str] = "pairs"
+
+    @property
+    def label(self) -> str:
+        """`gamma-` and the tangent."""
+        return f"gamma-{self.tangent}"
+
+    def columns(self, config: Lookup, heads: Callable[[str], list[str]]) -> list[str]:
+        """Inner product and norm, for every direction."""
+        return [f"gamma_{what}_{direction}" for direction in self.directions(config) for what in ("dot", "norm")]
+
+    def check_tangent(self, config: Lookup, tangent: Any) -> None:
+        """A plain gradient, at a model whose optimizer was kept."""
+        if tangent.preconditioner != "none":
+            field = f"tangents.{tangent.name}.preconditioner"
+            raise invalid(field, tangent.preconditioner, "none: LESS keeps v plain")
+        tangent.require_adam(config)
+
+
+class Imported(ScorerOptions):
+    """Numbers that came with the data, kept as a column."""
+
+    runs_models: ClassVar[bool] = False
+    max_poison_fraction: ClassVar[float] = 0.0
+
+    kind: Literal["imported"]
+    name: Name
+    """`rm_<name>` for `as: rm`; a label only for `as: ratings`."""
+    field: str | Annotated[list[str], Field(min_length=1)] = "score"
+    """What the number is called in the data: `score` for score_chosen/score_rejected, an aspect, `<x>` for
+    `<x>_chosen`/`<x>_rejected`; a list of aspects gives one `ratings_<aspect>` column each."""
+    as_: Literal["rm", "ratings"] = Field("rm", alias="as")
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return self.name
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Column → what the number is called in the data."""
+        names = self.field if isinstance(self.field, list) else [self.field]
+        return {f"rm_{self.name}": names[0]} if self.as_ == "rm" else {f"ratings_{name}": name for name in names}
+
+    def columns(self, config: Lookup, heads: Callable[[str], list[str]]) -> list[str]:
+        """One per field."""
+        return list(self.fields)
+
+    def check(self, config: Lookup) -> None:
+        """One field where a reward is imported; errors as of every scorer."""
+        if self.as_ == "rm" and isinstance(self.field, list) and len(self.field) > 1:
+            raise invalid(f"scorers.{self.label}.field", self.field, "one field for `as: rm`")
+
+
+Scorer = Annotated[
+    CausalLogps | RewardModel | GeneratedReward | DirectionalLogps | PairGradients | Imported,
+    Field(discriminator="kind"),
+]

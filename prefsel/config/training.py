@@ -1,0 +1,377 @@
+"""Trainings: of policies on preference pairs, of reward models; each is a model that may be named like any other."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from prefsel.config.lookup import (
+    Lookup,
+    require_model,
+    require_reference,
+    require_single,
+    require_untrained,
+    require_validation,
+)
+from prefsel.config.options import Fraction, Name, Options
+from prefsel.errors import UserError, invalid
+
+PARTS = ("all", "validation")
+"""Names a training may give instead of a selection."""
+
+
+class Lora(Options):
+    """Low-rank adapters instead of full weights (extra `peft`); the adapter and the merged model are both exported."""
+
+    r: int = Field(16, ge=1)
+    """Rank of the update."""
+    alpha: float = Field(32.0, gt=0)
+    """The update is scaled by alpha / r."""
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers that get an adapter."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+
+
+class Optimization(Options):
+    """What decides a trajectory of AdamW. Batches count pairs, memory counts tokens; no number of workers enters."""
+
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate of AdamW."""
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    """Weights, activations and communication; bf16 keeps fp32 master weights."""
+    num_epochs: int = Field(1, ge=1)
+    """Passes over the pairs."""
+    max_steps: int | None = Field(None, ge=1)
+    """Take exactly this many optimizer steps, whatever `num_epochs` says; the schedule ends there too."""
+    global_batch_pairs: int = Field(32, ge=1)
+    """Pairs per optimizer step, over all workers; the last batch of an epoch may hold fewer and is averaged exactly."""
+    micro_batch_pairs: int = Field(8, ge=1)
+    """At most this many pairs per forward and backward pass of one worker."""
+    token_budget: int = Field(8192, ge=64)
+    """At most this many packed tokens per forward and backward pass (a longer pair goes alone)."""
+    order: Literal["shuffled", "given"] = "shuffled"
+    """A new seeded permutation every epoch, or the order of the table (easy to hard)."""
+    seed: int = Field(0, ge=0)
+    """Decides the order of the pairs and, with LoRA, the initial adapter."""
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    """Share of the steps with a linearly rising learning rate."""
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    """Where the cosine ends, as a share of the peak."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decays."""
+    adam_eps: float = Field(1e-8, gt=0)
+    """AdamW's denominator offset."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Clip the global gradient norm here; 0 switches clipping off."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What DeepSpeed shards: nothing, optimizer states, gradients too, weights too."""
+    offload: Literal["none", "optimizer", "optimizer_and_weights"] = "none"
+    """What lives in CPU memory between steps; weights need stage 3."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: one more forward, far less memory."""
+    deepspeed: dict[str, Any] = {}
+    """DeepSpeed's own options, merged over ours; keys that another option decides are refused."""
+    eval_every_steps: int | None = Field(None, ge=1)
+    """Evaluate on the held-out pairs this often, besides the start and the end."""
+    checkpoint_every_steps: int | None = Field(None, ge=1)
+    """Save a resumable checkpoint this often; None saves none."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Local checkpoints kept, the newest ones."""
+
+    @model_validator(mode="after")
+    def _offload_fits(self) -> Optimization:
+        if self.offload != "none" and self.zero_stage == 0:
+            raise ValueError(f"offload: got {self.offload!r} with zero_stage 0; valid: none, or zero_stage 1 to 3")
+        if self.offload == "optimizer_and_weights" and self.zero_stage != 3:
+            raise ValueError(
+                f"offload: got {self.offload!r} with zero_stage {self.zero_stage}; weights need zero_stage 3"
+            )
+        return self
+
+
+class DpoOptions(Optimization):
+    """What decides a training on preference pairs with stored reference log-probs (`simpo` needs none)."""
+
+    USED_BY: ClassVar[dict[str, tuple[str, ...]]] = {
+        "label_smoothing": ("dpo", "robust_dpo"),
+        "ipo_reduction": ("ipo",),
+        "simpo_gamma": ("simpo",),
+        "num_aspects": ("dfpo",),
+        "aspect_weights": ("weighted_dfpo",),
+        "divergence": ("dfpo", "weighted_dfpo"),
+    }
+    """Options that only some losses have; any other loss refuses them."""
+
+    loss: Literal["dpo", "robust_dpo", "ipo", "hinge", "simpo", "length_normalised_dpo", "dfpo", "weighted_dfpo"] = (
+        "dpo"
+    )
+    """A name of `prefsel.train.losses.LOSSES`; the equations stand there."""
+    beta: float = Field(0.1, gt=0)
+    """Inverse temperature of the implicit reward; of IPO it is the paper's τ. The length-normalised losses compare
+    log-probs per token and need a larger one."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Assumed share of flipped labels: with `dpo` conservative DPO, with `robust_dpo` (which needs it above 0) the loss
+    that is unbiased under such flips."""
+    ipo_reduction: Literal["sum", "mean"] = "sum"
+    """Log-probs that IPO compares: summed, as in the paper's equation, or per token, as in TRL; another scale of β."""
+    simpo_gamma: float | None = Field(None, ge=0)
+    """Target reward margin γ of SimPO. The authors' scripts give γ / β as `gamma_beta_ratio`."""
+    num_aspects: int | None = Field(None, ge=1)
+    """κ of DFPO: the aspects of the corpus, a pair's own one included."""
+    aspect_weights: dict[Name, Annotated[float, Field(gt=0)]] | None = None
+    """Weight of every aspect in the weighted extension of DFPO, the same as in the `divergence` metric; only their
+    ratios matter."""
+    divergence: str | None = None
+    """Name of a metric of this configuration whose score is −PD; it becomes `preference_divergence` of every pair."""
+    order: Literal["shuffled", "given", "score"] = "shuffled"  # type: ignore[assignment]  # one more than other trainings
+    """A new seeded permutation every epoch; the order of the table; or the descending `score` of the selection that is
+    trained on (easy to hard), ties by pair_id."""
+    lora: Lora | None = None
+    """Train adapters instead of all weights."""
+    reference_check_pairs: int = Field(16, ge=0)
+    """Pairs whose reference log-probs are recomputed before training and must agree with the stored ones."""
+    keep_optimizer_state: bool = False
+    """Also keep Adam's moments (fp32, as large as two models): what preconditioned tangents and LESS need."""
+
+    @model_validator(mode="after")
+    def _options_of_the_loss(self) -> DpoOptions:
+        for name, losses in self.USED_BY.items():
+            value = getattr(self, name)
+            if self.loss in losses and value is None:
+                raise ValueError(f"{name}: got None; loss {self.loss!r} needs it")
+            if self.loss not in losses and value != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: got {value!r} with loss {self.loss!r}; only used by {', '.join(losses)}")
+        if self.loss == "robust_dpo" and self.label_smoothing == 0:
+            raise ValueError("label_smoothing: got 0.0 with loss 'robust_dpo'; valid: above 0, below 0.5 (0 is dpo)")
+        return self
+
+    @model_validator(mode="after")
+    def _state_of_all_weights(self) -> DpoOptions:
+        if self.keep_optimizer_state and self.lora is not None:
+            raise ValueError("keep_optimizer_state: got True with lora; it is kept for all weights, not for adapters")
+        return self
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """One model of a training: its only one, that of an aspect, that of a fold."""
+
+    training: str
+    aspect: str | None = None
+    fold: int | None = None
+    """The fold it is not trained on, and whose prompts it scores."""
+
+    @property
+    def label(self) -> str:
+        """What its folder is called after."""
+        name = self.training if self.aspect is None else f"{self.training}-{self.aspect}"
+        return name if self.fold is None else f"{name}.{self.fold}"
+
+
+class Placement(Options):
+    """Where a training runs."""
+
+    workers: int = Field(1, ge=1)
+    gpus_per_worker: float | None = Field(None, ge=0)
+    """Default: one when the cluster has GPUs."""
+    cpus_per_worker: float = Field(1.0, gt=0)
+    max_failures: int = Field(0, ge=0)
+    """Worker failures that Ray Train repairs by restarting from the last checkpoint."""
+
+
+class CrossFit(Options):
+    """One model per fold, trained on the prompts of the other folds; every prompt is scored by the one that never saw
+    it. Scorers name the training, the fold of a prompt follows from its prompt_id."""
+
+    folds: int = Field(2, ge=2, le=64)
+    seed: int = 0
+    """Another seed deals the prompts to the folds anew."""
+
+
+class TrainingRecord(Placement):
+    """What trainings of every kind have in common. Their name is a model's name: scorers, tangents and other trainings
+    may use it."""
+
+    is_made_here: ClassVar[bool] = True
+    trust_remote_code: ClassVar[bool] = False
+    """What is trained here is exported without code of its own."""
+    gpus_per_replica: ClassVar[int] = 1
+    role: ClassVar[str]
+    """`policy` or `reward`: what the trained model can be used as."""
+    stage: ClassVar[str]
+    """What its reports are called."""
+    options: ClassVar[type[Optimization]]
+    """The part of it that the training loop reads."""
+
+    name: Name
+    selection: str
+    model: str
+    cross_fit: CrossFit | None = None
+
+    if TYPE_CHECKING:  # a field of one kind, the same for all trainings of the other
+
+        @property
+        def reference(self) -> str | None:
+            """Name of the model whose stored log-probs are the reference."""
+
+        @property
+        def divergence(self) -> str | None:
+            """Name of the metric whose score is part of the loss."""
+
+        @property
+        def aspects(self) -> list[str]:
+            """Aspects that it trains one model for, each."""
+
+        @property
+        def max_pairs(self) -> int | None:
+            """Most pairs it is trained on."""
+
+        @property
+        def max_eval_pairs(self) -> int:
+            """Most held-out pairs it is evaluated on."""
+
+        @property
+        def keep_optimizer_state(self) -> bool:
+            """Whether Adam's moments stay with the weights."""
+
+    @property
+    def trained_models(self) -> list[TrainedModel]:
+        """Every model that it makes: one per aspect and fold."""
+        aspects: list[str | None] = [*self.aspects] or [None]
+        folds: list[int | None] = [*range(self.cross_fit.folds)] if self.cross_fit else [None]
+        return [TrainedModel(self.name, aspect, fold) for aspect in aspects for fold in folds]
+
+    def check(self, config: Lookup) -> None:
+        """Refuse what cannot be trained in this configuration.
+
+        Raises:
+            UserError: names the field, the value and the valid ones.
+        """
+        field = f"train.{self.name}"
+        require_single(config, f"{field}.model", self.model)
+        self.check_kind(config, field)
+        valid = [*PARTS, *(name for selection in config.selections for name in selection.names)]
+        if self.selection not in valid:
+            raise invalid(f"{field}.selection", self.selection, valid)
+        if self.selection == "validation":
+            require_validation(config, f"{field}.selection")
+
+    def check_kind(self, config: Lookup, field: str) -> None:
+        """What only this kind of training asks of the configuration; errors as `check`."""
+        raise NotImplementedError
+
+
+class TrainDpo(DpoOptions, TrainingRecord):
+    """A training of a policy on preference pairs."""
+
+    role: ClassVar[str] = "policy"
+    stage: ClassVar[str] = "train"
+    options: ClassVar[type[Optimization]] = DpoOptions
+    aspects: ClassVar[list[str]] = []
+    max_pairs: ClassVar[None] = None
+
+    kind: Literal["dpo"] = "dpo"
+    selection: str
+    """A selection or a control (`<name>-random`); or `all` eligible pairs, or the `validation` pairs."""
+    model: str
+    """The model that is trained further: an entry of `models`, or of `train` to continue from."""
+    reference: str | None = None
+    """Name of the model whose stored log-probs are the reference; it is not loaded. Only `simpo` goes without."""
+    cross_fit: CrossFit | None = None
+    """Train one model per fold instead of one on everything."""
+    max_eval_pairs: int = Field(512, ge=0)
+    """Held-out pairs evaluated on, the first by hash of their pair_id."""
+
+    @model_validator(mode="after")
+    def _has_reference(self) -> TrainDpo:
+        if (self.reference is None) != (self.loss == "simpo"):
+            needed = "required" if self.reference is None else "not used"
+            raise ValueError(f"reference: {needed} with loss {self.loss!r}")
+        return self
+
+    def check_kind(self, config: Lookup, field: str) -> None:
+        """A policy to start from, a stored reference, and what its options need."""
+        if self.cross_fit is not None:
+            require_untrained(config, f"{field}.model", self.model)
+        require_model(config, f"{field}.model", self.model, "policy")
+        if self.reference:
+            require_reference(config, f"{field}.reference", self.reference)
+            require_single(config, f"{field}.reference", self.reference)
+        if self.order == "score" and self.selection in PARTS:
+            raise invalid(f"{field}.order", "score", "shuffled or given: only a selection has scores")
+        if self.lora is not None and importlib.util.find_spec("peft") is None:
+            raise UserError(f"{field}.lora: needs the extra `peft`: pip install 'prefsel[peft]'")
+
+
+class RewardOptions(Optimization):
+    """What decides a Bradley–Terry reward model (METHODS §1)."""
+
+    length_balance_tau: float | None = Field(1.0, gt=0)
+    """Sample pairs with the longer completion chosen with frequency e^(f⁺/τ) / (e^(f⁺/τ) + e^(f⁻/τ)), f⁺ their share:
+    a large τ is 50/50. None: sample as they come. OPEN: no source gives the paper's value."""
+    length_penalty_rho: float = Field(0.0, allow_inf_nan=False)
+    """ρ in −log σ(Δr − ρ Δlen). OPEN. A reward model that can express length only shifts by it; the metric's
+    `rho: fit` is the way to take length out after the fact."""
+    length_unit: Literal["tokens", "characters"] = "tokens"
+    """Of Δlen. OPEN."""
+    holdout: Fraction = 0.1
+    """Of the training prompts, by hash: accuracy and calibration are measured on them."""
+
+    @model_validator(mode="after")
+    def _one_order(self) -> RewardOptions:
+        if self.order == "given" and self.length_balance_tau is not None:
+            raise ValueError("order: got 'given', which a balanced sample has not; set length_balance_tau: null")
+        return self
+
+
+class TrainReward(RewardOptions, TrainingRecord):
+    """A training of reward models: one per aspect, or one on all pairs."""
+
+    role: ClassVar[str] = "reward"
+    stage: ClassVar[str] = "reward"
+    options: ClassVar[type[Optimization]] = RewardOptions
+    reference: ClassVar[None] = None
+    divergence: ClassVar[None] = None
+    max_eval_pairs: ClassVar[int] = 0
+    keep_optimizer_state: ClassVar[bool] = False
+
+    kind: Literal["reward"]
+    selection: Literal["all", "validation"] = "all"
+    """Which pairs: all eligible ones, or the validation pairs."""
+    model: str
+    """Where the weights start: an entry of `models`, causal or classifier."""
+    aspects: list[Name] = []
+    """One model for each, trained on the pairs labelled with it; it scores the others' prompts as `rm_<aspect>`."""
+    cross_fit: CrossFit | None = None
+    """One model per aspect and fold, so that every prompt can be scored. Needed without `aspects`, and where one prompt
+    is labelled with several aspects."""
+    max_pairs: int | None = Field(None, ge=1)
+    """Train on at most this many pairs, the first by hash of their pair_id."""
+
+    def check_kind(self, config: Lookup, field: str) -> None:
+        """Weights to start from that have seen no label of what is scored."""
+        require_untrained(config, f"{field}.model", self.model)
+        known = [spec.name for spec in (*config.models, *config.train)]
+        if self.model not in known:
+            raise invalid(f"{field}.model", self.model, known or "none: `models` is empty")
+        if self.aspects and not self.cross_fit and any(source.options.aspects == "all" for source in config.sources):
+            raise UserError(
+                f"{field}.cross_fit: needed, because a source has options.aspects: all; its prompts are labelled with "
+                "several aspects, so every reward model would have seen every prompt"
+            )
+
+
+def _training_kind(value: Any) -> str:
+    kind = value.get("kind", "dpo") if isinstance(value, dict) else getattr(value, "kind", "dpo")
+    return kind if isinstance(kind, str) else "dpo"
+
+
+Training = Annotated[
+    Annotated[TrainDpo, Tag("dpo")] | Annotated[TrainReward, Tag("reward")], Discriminator(_training_kind)
+]

@@ -1,0 +1,164 @@
+"""Every kind of scorer that actors run, and how each is loaded; several jobs may share a pass over the shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefsel.errors import UserError
+from prefsel.score.contract import Begin, Compute, Ready
+from prefsel.score.job import Job, local
+from prefsel.workspace.catalog import ShardRef
+from prefsel.workspace.folders import fetch_folder
+from prefsel.workspace.ledger import Artifact
+from prefsel.workspace.storage import Storage
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Models that stand ready."""
+
+    begin: Begin
+    flops_per_s: float | None
+    """What their device makes of matrix products in their dtype; None where no F_min is counted to hold against it."""
+
+
+def load(jobs: Sequence[Job], storage: Storage) -> Loaded:
+    """Load the models of a job, or of several that share a pass over the shards; then probe the device.
+
+    Raises:
+        UserError: a model cannot be loaded, or no loader knows this kind of scorer.
+    """
+    from prefsel.score.probes import matmul_flops_per_s
+
+    ready = load_together(jobs, storage) if len(jobs) > 1 else load_one(jobs[0], storage)
+    for engine in ready.engines:
+        _ = getattr(engine, "token_budget", None)  # probed now that all models are in memory
+    first = next(iter(ready.engines), None)
+    return Loaded(ready.begin, None if first is None else matmul_flops_per_s(first.device, first.dtype))
+
+
+def load_one(job: Job, storage: Storage) -> Ready:
+    """Load one scorer, as its kind asks; errors as `load`."""
+    kind = job.scorer.kind
+    if kind not in KINDS:
+        raise UserError(f"scorers.{job.label}: no loader for kind {kind!r}; `score/kinds.py` knows {', '.join(KINDS)}")
+    return KINDS[kind](job, storage)
+
+
+def windowed(scorer: Any) -> Begin:
+    """`Begin` of a scorer that prepares with `begin(groups)` and runs its model with `score(what that gave)`."""
+
+    def begin(shard: ShardRef, groups: pa.Table) -> Compute:
+        begun = scorer.begin(groups)
+        return lambda: [scorer.score(begun)]
+
+    return begin
+
+
+def load_together(jobs: Sequence[Job], storage: Storage) -> Ready:
+    """Causal models that need the same tokens, in one pass."""
+    from prefsel.score.multi_model import TogetherScorer
+
+    together = TogetherScorer([causal_scorer(job, storage) for job in jobs])
+
+    def begin(shard: ShardRef, groups: pa.Table) -> Compute:
+        return partial(together.score, together.begin(groups))
+
+    return Ready(begin, together.engines)
+
+
+def causal_scorer(job: Job, storage: Storage, number: int = 0) -> Any:
+    """Log-probs of one of the job's models."""
+    from prefsel.score.scorers import CausalLogpsScorer
+
+    options = job.scorer.model_dump(include={"token_budget", "compile", "unconditional"})
+    return CausalLogpsScorer(**job.loading(storage, number), **options, name=job.scorer.model)  # type: ignore[attr-defined]
+
+
+def reward_scorer(job: Job, storage: Storage, number: int = 0) -> Any:
+    """Rewards of one of the job's models."""
+    from prefsel.score.scorers import RewardModelScorer
+
+    options = job.scorer.model_dump(include={"token_budget", "compile", "heads"})
+    name = job.scorer.own_aspect or job.scorer.model  # type: ignore[attr-defined]
+    return RewardModelScorer(**job.loading(storage, number), **options, name=name)
+
+
+def cross_fitted(make: Callable[[Job, Storage, int], Any], job: Job, storage: Storage) -> Ready:
+    """One model for all groups, or those of a training, each for the prompts that it may score."""
+    from prefsel.score.cross_fit_scoring import AssignedScorer, Candidate, trained_on
+
+    candidates = []
+    for number, (fold, _) in enumerate(job.models):
+        seen = trained_on(job.loading(storage, number)["path"])
+        candidates.append(Candidate(make(job, storage, number), fold, seen))
+    engines = [candidate.scorer.engine for candidate in candidates]
+    if not job.is_trained:
+        return Ready(windowed(candidates[0].scorer), engines)
+    assigned = AssignedScorer(candidates, job.cross_fit, job.own_aspect)
+
+    def begin(shard: ShardRef, groups: pa.Table) -> Compute:
+        pairs = Artifact(storage, f"pairs/{shard.source}").read(shard.shard, ["prompt_id", "aspect"])
+        compute = assigned.begin(groups, pairs)
+        return lambda: [compute()]
+
+    return Ready(begin, engines)
+
+
+def generated_reward(job: Job, storage: Storage) -> Ready:
+    """Rewards of what a policy answers itself."""
+    from prefsel.score.generated import GeneratedRewardScorer
+    from prefsel.score.scorers import RewardModelScorer
+
+    assert job.policy is not None, "a job of this kind names the policy"
+    options = job.scorer.model_dump(include={"token_budget", "compile"})
+    rewards = RewardModelScorer(**job.loading(storage), **options, name=job.scorer.model)  # type: ignore[attr-defined]
+    sampling = job.scorer.model_dump(include={"head", "temperature", "top_p", "max_new_tokens", "seed"})
+    made = GeneratedRewardScorer(rewards=rewards, policy=local(job.policy, storage), **sampling)
+    return Ready(lambda shard, groups: lambda: [made.score(groups)], [])
+
+
+def directional_logps(job: Job, storage: Storage) -> Ready:
+    """Derivatives of log-probs along a tangent."""
+    from prefsel.score.influence import DirectionalScorer
+
+    options = job.scorer.model_dump(include={"token_budget", "method", "step"})
+    scorer = DirectionalScorer(**job.loading(storage), **options, tangent_dir=str(fetch_folder(storage, job.tangent)))
+    return Ready(windowed(scorer), [one for one in (scorer.engine, scorer.checker) if one])
+
+
+def pair_gradients(job: Job, storage: Storage) -> Ready:
+    """Pair gradients of a shard's eligible pairs, with the reference's log-probs read beside them."""
+    from prefsel.score.influence import PairGradientScorer
+
+    settings, reader = job.loading(storage), job.reader
+    assert reader is not None, "a job of this kind has a reader"
+    tangent, optimizer = str(fetch_folder(storage, job.tangent)), str(Path(settings["path"]) / "optimizer")
+    scorer = PairGradientScorer(**settings, tangent_dir=tangent, optimizer_dir=optimizer)
+    names = [f"logps_{job.reference}_{side}" for side in ("chosen", "rejected")]
+
+    def begin(shard: ShardRef, groups: pa.Table) -> Compute:
+        pairs, flat = reader.pairs(shard), reader.flat(shard)
+        reference_N2 = np.stack([flat[name].to_numpy(zero_copy_only=False) for name in names], axis=1)
+        wanted = pc.is_null(flat["dropped"]).to_numpy()
+        return lambda: [scorer.score_pairs(groups, pairs, reference_N2, wanted)]
+
+    return Ready(begin, [scorer])
+
+
+KINDS: dict[str, Callable[[Job, Storage], Ready]] = {
+    "causal_logps": partial(cross_fitted, causal_scorer),
+    "reward_model": partial(cross_fitted, reward_scorer),
+    "generated_reward": generated_reward,
+    "directional_logps": directional_logps,
+    "pair_gradients": pair_gradients,
+}
+"""`kind` of a record in `config/scorers.py` → how its job is loaded in an actor."""
