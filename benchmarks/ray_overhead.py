@@ -3,7 +3,7 @@
     python benchmarks/ray_overhead.py [--seconds 180] [--shard-groups 96] [--write]
 
 Both sides score the same shards with the product's own functions on two logical CPUs, one torch thread each: two
-actors through `score_together`, and two processes without Ray that read, score and commit one shard after the other.
+actors through `stages.score`, and two processes without Ray that read, score and commit one shard after the other.
 Efficiency is model seconds over wall seconds of an actor, in steady state: from when its first shard left the models to
 when its last one entered them. Model seconds are wall seconds, which the threads of an actor share with each other, so
 the second number, Ray's wall over the plain one's, is what a user pays.
@@ -29,7 +29,8 @@ import psutil
 from resume_cost import SOURCE, contents, prepare
 
 from prefsel.config.file import load_config
-from prefsel.plan.lineage import Lineage
+from prefsel.plan.nodes import make_plan
+from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
@@ -38,26 +39,27 @@ from prefsel.workspace.storage import Storage
 ACTORS = 2
 
 
-def lineage_of(folder: Path, workspace: Path) -> Lineage:
+def plan_of(folder: Path, workspace: Path) -> Plan:
     """The job's configuration in a workspace that holds its corpus."""
-    return Lineage(load_config(folder / "config.yaml"), Storage(str(workspace)))
+    return make_plan(load_config(folder / "config.yaml"), Storage(str(workspace)))
 
 
 def plain(folder: Path, workspace: Path, part: int, parts: int) -> dict[str, float]:
     """Score every `parts`-th shard in this process, with what an actor loads and commits, but without Ray."""
     import torch
 
+    from prefsel.score.kinds import load
     from prefsel.score.shards import commit_scored
-    from prefsel.stages.scoring_job import load, scorer_job
+    from prefsel.stages.score import scoring_job
 
     torch.set_num_threads(1)
-    lineage = lineage_of(folder, workspace)
-    storage, scorer = lineage.storage, lineage.scorers[0]
-    artifact = Artifact(storage, f"{lineage.columns_folder(scorer)}/{SOURCE}")
-    groups_of, entries = Artifact(storage, f"groups/{SOURCE}"), lineage.catalog.entries(storage, "groups")
-    loaded = load([scorer_job(lineage, scorer)], storage)
+    plan = plan_of(folder, workspace)
+    storage, node = plan.storage, plan.node("columns", plan.scorers[0].label)
+    artifact = Artifact(storage, f"{node.path}/{SOURCE}")
+    groups_of, entries = Artifact(storage, f"groups/{SOURCE}"), plan.catalog.entries(storage, "groups")
+    loaded = load([scoring_job(plan, node)], storage)
     began, model_s = time.time(), 0.0
-    for shard in lineage.catalog.shards[part::parts]:
+    for shard in plan.catalog.shards[part::parts]:
         attempt = artifact.log_attempt(shard.shard)
         groups = groups_of.read(shard.shard)
         (scored,) = loaded.begin(shard, groups)()
@@ -82,19 +84,20 @@ def plain_run(folder: Path, workspace: Path) -> dict[str, float]:
 
 def ray_run(folder: Path, workspace: Path) -> tuple[StageReport, dict[str, float]]:
     """All shards by the stage: its report, and what stands beside it."""
-    from prefsel.stages.score import score_together
+    from prefsel.stages.score import score
     from prefsel.stages.session import connect
 
-    lineage = lineage_of(folder, workspace)
-    connect(lineage.config.ray, quiet=True)
+    plan = plan_of(folder, workspace)
+    connect(plan.config.ray, quiet=True)
     before, began = cpu_seconds(), time.time()
-    (report,) = score_together(lineage, lineage.scorers, Progress(quiet=True))
+    nodes = [plan.node("columns", scorer.label) for scorer in plan.scorers]
+    (report,) = score(plan, nodes, Progress(quiet=True))
     spent = {name: seconds - before.get(name, 0.0) for name, seconds in cpu_seconds().items()}
-    artifact = Artifact(lineage.storage, f"{report.artifact}/{SOURCE}")
+    artifact = Artifact(plan.storage, f"{report.artifact}/{SOURCE}")
     spans = [entry.info["span"] for entry in artifact.entries().values()]
     first, last = min(span["entered"] for span in spans), max(span["left"] for span in spans)
     # Returned are names of shards; what is asked back goes the same way.
-    names = sum(len(shard.source) + len(shard.shard) for shard in lineage.catalog.shards)
+    names = sum(len(shard.source) + len(shard.shard) for shard in plan.catalog.shards)
     again = sum(count != 1 for count in artifact.attempts().values())
     beside = {"start_s": first - began, "wall_s": last - first, "returned_bytes": names, "again": again}
     return report, beside | {"ray_cpu_s": sum(spent.values())}

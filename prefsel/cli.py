@@ -146,6 +146,25 @@ def selftest(config: ConfigFile, overrides: Set = []) -> None:  # noqa: B006
     require_agreement(checks)
 
 
+@app.command()
+def graph(
+    config: ConfigFile,
+    workspace: Annotated[str, typer.Option("--workspace", "-w", help="what is there; default: nothing is")] = "",
+    dot: Annotated[bool, typer.Option("--dot", help="as a Graphviz digraph")] = False,
+    overrides: Set = [],  # noqa: B006
+) -> None:
+    """Print what a configuration makes, from what, and what of it a workspace already holds."""
+    from prefsel.config.file import load_config
+    from prefsel.plan import show
+    from prefsel.plan.check import check
+    from prefsel.workspace.storage import Storage
+
+    with tempfile.TemporaryDirectory() as nothing:
+        plan = check(load_config(config, overrides), Storage(workspace or nothing))
+        for line in show.dot(plan) if dot else show.text(plan):
+            typer.echo(line)
+
+
 @app.command("config-schema")
 def config_schema() -> None:
     """Print the JSON schema of the configuration, rules and metric parameters included."""

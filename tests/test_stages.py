@@ -9,19 +9,14 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from stage_runs import run
 
 from prefsel.config.file import parse_config
 from prefsel.errors import UserError
-from prefsel.pipeline import build
-from prefsel.plan.graph import all_nodes, ordered
 from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
-from prefsel.stages.ingest import ingest
-from prefsel.stages.select import resolve_eligible
 from prefsel.workspace.catalog import quarantine_name
 from prefsel.workspace.ledger import Artifact
-from prefsel.workspace.manifest import StageReport
-from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import verify
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -59,16 +54,6 @@ def config(paths: dict[str, str], **more: Any) -> Any:
         "selections": [{"name": "top", "rule": {"kind": "top", "score": "score_margin", "ratio": 0.3}}],
     }
     return parse_config(table | more)
-
-
-def run(made: Any, workspace: Path | str) -> tuple[Lineage, list[StageReport]]:
-    storage = Storage(str(workspace))
-    reports = ingest(made, storage, QUIET)
-    lineage = Lineage(made, storage)
-    reports += resolve_eligible(lineage, QUIET)
-    for node in ordered(lineage, all_nodes(lineage)):
-        reports += build(lineage, node, QUIET)
-    return lineage, reports
 
 
 def kept(lineage: Lineage, name: str = "top") -> list[str]:

@@ -48,7 +48,8 @@ def all_nodes(plan: Plan) -> list[Node]:
         UserError: something names what the configuration does not have, or needs itself.
     """
     config = plan.config
-    names: list[tuple[Kind, str]] = [("scratch", spec.name) for spec in config.models if spec.is_made_here]
+    names: list[tuple[Kind, str]] = [("eligible", "all")]
+    names += [("scratch", spec.name) for spec in config.models if spec.is_made_here]
     names += [("columns", scorer.label) for scorer in plan.scorers]
     names += [("tangent", spec.name) for spec in config.tangents]
     names += [("scores", name) for name in metric_specs(plan)]

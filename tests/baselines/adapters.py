@@ -10,17 +10,17 @@ from typing import Any
 import pyarrow.parquet as pq
 from golden import digest, table_digest
 
-from prefsel.configfile import parse_config
-from prefsel.graph import Node, all_nodes, ordered
-from prefsel.ingest.stage import ingest
-from prefsel.lineage import Lineage
-from prefsel.naming import members
+from prefsel.config.file import parse_config
 from prefsel.pipeline import run
+from prefsel.plan.lineage import Lineage
+from prefsel.plan.nodes import all_nodes, make_plan, selection_rule, writes_dataset
+from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
+from prefsel.rules import parse_rule
 from prefsel.select.compose import compile_rule
 from prefsel.select.derived import derived_scores
-from prefsel.select.rules import parse_rule
-from prefsel.select.stage import write_holdout
+from prefsel.stages.ingest import ingest
+from prefsel.stages.select import write_holdout
 from prefsel.workspace.storage import Storage
 
 QUIET = Progress(quiet=True)
@@ -49,49 +49,28 @@ def artifact_names(table: Mapping[str, Any], workspace: Path) -> dict[str, str]:
     What comes later is named after what was made before: the content of a model's folder, the size of a selection. So
     the record that a stage would leave is left here in its place, as the stage does, with numbers of ours.
     """
-    lineage = Lineage(parse_config(dict(table)), Storage(str(workspace)))
-    found = {"corpus": lineage.corpus}
-    for path in (lineage.eligible_folder, *_made(lineage, workspace)):
+    plan = make_plan(parse_config(dict(table)), Storage(str(workspace)))
+    found = {"corpus": plan.corpus}
+    for path in _made(plan, workspace):
         name, _, fingerprint = path.partition("@")
         assert found.setdefault(name, fingerprint) == fingerprint, f"{name} has two fingerprints"
     return dict(sorted(found.items()))
 
 
-def _made(lineage: Lineage, workspace: Path) -> Iterator[str]:
-    for node in ordered(lineage, all_nodes(lineage)):
-        for path in _paths(lineage, node, workspace):
-            if path.startswith(("models/", "tangents/")):
-                _leave(workspace / path / "_ledger/files.json", {"content": digest(path), "files": {}, "info": {}})
-            yield path
-
-
-def _paths(lineage: Lineage, node: Node, workspace: Path) -> Iterator[str]:
-    config = lineage.config
-    if node.kind == "scratch":
-        yield from (lineage.scratch_path(spec.name) for spec in config.models if spec.kind != "pretrained")
-    elif node.kind == "columns":
-        yield lineage.columns_folder(lineage.scorer(node.name))
-    elif node.kind == "tangent":
-        yield lineage.tangent_path(node.name)
-    elif node.kind == "metric":
-        yield lineage.scores_folder(node.name)
-    elif node.kind == "select":
-        selection = next(spec for spec in config.selections if spec.name == node.name)
-        yield from _selected(lineage, node.name, selection.rule)
-        _leave(workspace / lineage.selected_folder(node.name, selection.rule) / "summary.json", _summary())
-        for control, rule in lineage.control_rules(selection).items():
-            yield from _selected(lineage, control, rule)
-    elif node.kind == "train":
-        yield from (lineage.member_path(member) for member in members(lineage.training(node.name)))
-    elif node.kind == "holdout":
-        yield lineage.holdout_dataset
-
-
-def _selected(lineage: Lineage, name: str, rule: Mapping[str, Any]) -> Iterator[str]:
-    yield from (one.folder for one in derived_scores(lineage, name, compile_rule(parse_rule(rule))))
-    yield lineage.selected_folder(name, rule)
-    if dataset := lineage.selected_dataset(name):
-        yield dataset
+def _made(plan: Plan, workspace: Path) -> Iterator[str]:
+    lineage = Lineage(plan.config, plan.storage)
+    for node in all_nodes(plan):
+        if node.path.startswith(("models/", "tangents/")):
+            _leave(
+                workspace / node.path / "_ledger/files.json", {"content": digest(node.path), "files": {}, "info": {}}
+            )
+        if node.kind == "selection":
+            rule = selection_rule(plan, node)
+            yield from (one.folder for one in derived_scores(lineage, node.name, compile_rule(parse_rule(rule))))
+            if writes_dataset(plan, node.name):
+                yield plan.node("dataset", node.name).path
+            _leave(workspace / node.path / "summary.json", _summary())
+        yield node.path
 
 
 def _leave(file: Path, content: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -15,14 +16,15 @@ from tiny_models import bpe_tokenizer, randomize, tiny_causal
 from prefsel.config import Pool
 from prefsel.config.file import parse_config
 from prefsel.models.chat import Encoder
-from prefsel.plan.graph import Node, all_nodes, in_passes, ordered
 from prefsel.plan.lineage import Lineage
+from prefsel.plan.nodes import all_nodes
+from prefsel.plan.passes import in_passes
 from prefsel.progress import Progress
 from prefsel.score.multi_model import TogetherScorer, tokenizer_key, weights_bytes
 from prefsel.score.scorers import CausalLogpsScorer
 from prefsel.stages import sharing
 from prefsel.stages.ingest import ingest
-from prefsel.stages.score import score_together, split_by_pending
+from prefsel.stages.score import Pending, score, scoring_job, split_by_pending
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
@@ -94,8 +96,8 @@ def test_weights_are_counted_without_being_read(folders):
 
 def test_shards_that_only_one_lacks_are_a_pass_of_their_own():
     one, two, three = (ShardRef("a", name, "train", number) for number, name in enumerate("xyz"))
-    found = split_by_pending(["p", "r"], {"p": [one, two], "r": [two, three]})
-    assert found == [(["p"], [one]), (["p", "r"], [two]), (["r"], [three])]
+    first, second = Pending(None, [one, two]), Pending(None, [two, three])
+    assert split_by_pending([first, second]) == [([first], [one]), ([first, second], [two]), ([second], [three])]
 
 
 def lineage(tmp_path, folders, workspace, *, num_rows=12, **pool):
@@ -122,11 +124,15 @@ def contents(graph):
 
 
 @pytest.mark.usefixtures("local_ray")
+def score_all(graph):
+    return score(graph.plan, [graph.plan.node("columns", one.label) for one in graph.scorers], QUIET)
+
+
 def test_a_shared_pass_makes_the_same_artifacts_and_reads_once(tmp_path, folders):
     apart = lineage(tmp_path, folders, "apart", share="never")
     beside = lineage(tmp_path, folders, "beside")
     for graph, times in ((apart, 2), (beside, 1)):
-        reports = score_together(graph, graph.scorers, QUIET)
+        reports = score_all(graph)
         for counter in ("groups_read", "groups_tokenised"):
             assert sum(report.details["counters"].get(counter, 0) for report in reports) == 12 * times
         assert [report.computed_shards for report in reports] == [4, 4]
@@ -142,7 +148,7 @@ def test_models_that_do_not_fit_together_go_one_after_another(tmp_path, folders,
     graph = lineage(tmp_path, folders, "w")
     jobs = [sharing.Job(one, ((None, {}),), label=one.model) for one in graph.scorers]
     size = weights_bytes(folders["policy"], "fp32")
-    monkeypatch.setattr(sharing, "likeness", lambda job: "same")
+    monkeypatch.setattr(sharing, "sharing_key", lambda job: "same")
     monkeypatch.setattr(sharing, "_by_tokenizer", lambda jobs, storage: {"same": jobs})
     settings = {"path": folders["policy"], "dtype": "fp32", "revision": None, "trust_remote_code": False}
     monkeypatch.setattr(sharing, "without_weights", lambda job, storage: settings)
@@ -153,18 +159,16 @@ def test_models_that_do_not_fit_together_go_one_after_another(tmp_path, folders,
 
 def test_share_never_or_another_pool_is_not_alike(tmp_path, folders):
     graph = lineage(tmp_path, folders, "w")
-    from prefsel.stages.scoring_job import scorer_job
-
-    first, second = (scorer_job(graph, one) for one in graph.scorers)
-    assert sharing.likeness(first) == sharing.likeness(second) is not None
-    alone = scorer_job(graph, graph.scorers[0].model_copy(update={"pool": Pool(size=1, share="never")}))
-    assert sharing.likeness(alone) is None
+    first, second = (scoring_job(graph.plan, graph.plan.node("columns", one.label)) for one in graph.scorers)
+    assert sharing.sharing_key(first) == sharing.sharing_key(second) is not None
+    alone = replace(first, scorer=first.scorer.model_copy(update={"pool": Pool(size=1, share="never")}))
+    assert sharing.sharing_key(alone) is None
 
 
 def test_the_graph_puts_them_side_by_side_and_the_fingerprint_does_not_know(tmp_path, folders):
     graph = lineage(tmp_path, folders, "w")
-    passes = in_passes(graph, ordered(graph, all_nodes(graph)))
-    assert [Node("columns", "policy"), Node("columns", "reference")] in passes
+    passes = [[str(node) for node in nodes] for nodes in in_passes(all_nodes(graph.plan))]
+    assert ["columns policy", "columns reference"] in passes
     never = lineage(tmp_path, folders, "w", share="never")
     assert [graph.columns_folder(one) for one in graph.scorers] == [never.columns_folder(o) for o in never.scorers]
 
@@ -174,7 +178,7 @@ def test_the_graph_puts_them_side_by_side_and_the_fingerprint_does_not_know(tmp_
 def test_a_killed_actor_costs_only_the_shards_it_held(tmp_path, folders):
     """SIGKILL to the actor's process in the middle: Ray starts another, which goes on; nothing is committed twice."""
     whole, hurt = (lineage(tmp_path, folders, name, num_rows=240) for name in ("whole", "hurt"))
-    score_together(whole, whole.scorers, QUIET)
+    score_all(whole)
     ledger = hurt.storage.local(f"{hurt.columns_folder(hurt.scorers[0])}/a/_ledger")
     killed, is_over = [], threading.Event()
 
@@ -190,7 +194,7 @@ def test_a_killed_actor_costs_only_the_shards_it_held(tmp_path, folders):
     watcher = threading.Thread(target=kill)
     watcher.start()
     try:
-        score_together(hurt, hurt.scorers, QUIET)
+        score_all(hurt)
     finally:
         is_over.set()
         watcher.join()

@@ -8,20 +8,17 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from stage_runs import run
 
 from prefsel.config.file import parse_config
 from prefsel.errors import IntegrityError
-from prefsel.pipeline import build
-from prefsel.plan.graph import all_nodes, ordered
 from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
 from prefsel.stages import select as stage
-from prefsel.stages.ingest import ingest
-from prefsel.stages.select import resolve_eligible, select_node
+from prefsel.stages.select import select_rule
 from prefsel.stages.tasks import over_shards
 from prefsel.train.pair_source import TEXT, Dataset, Selected
 from prefsel.workspace.ledger import Artifact
-from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import verify
 
@@ -62,16 +59,6 @@ def config(sources: list[dict[str, Any]], dataset: str, **more: Any) -> Any:
             **more,
         }
     )
-
-
-def run(made: Any, workspace: Path) -> tuple[Lineage, list[StageReport]]:
-    storage = Storage(str(workspace))
-    reports = ingest(made, storage, QUIET)
-    lineage = Lineage(made, storage)
-    reports += resolve_eligible(lineage, QUIET)
-    for node in ordered(lineage, all_nodes(lineage)):
-        reports += build(lineage, node, QUIET)
-    return lineage, reports
 
 
 def read_through(lineage: Lineage, name: str) -> Selected:
@@ -152,7 +139,7 @@ def test_a_killed_selection_without_a_dataset_goes_on(tmp_path: Path, monkeypatc
         return over_shards(function, items, **kwargs)
 
     monkeypatch.setattr(stage, "over_shards", noted)
-    select_node(lineage, "top", QUIET)
+    select_rule(lineage, "top", TOP, QUIET)
     shards = lineage.catalog.shards
     assert set(written) == {shard.key for shard in shards if shard.source == "b"} | set(written[:1])
     for shard in shards:

@@ -9,14 +9,15 @@ import pytest
 
 from prefsel.config.file import parse_config
 from prefsel.errors import UserError
-from prefsel.plan.graph import Node, all_nodes, needs, ordered
-from prefsel.plan.lineage import Lineage
+from prefsel.plan.columns import column_names, dataset_scorers, scorers_by_column
+from prefsel.plan.nodes import all_nodes, make_plan
+from prefsel.plan.plan import Plan, in_order
 from prefsel.workspace.storage import Storage
 
 DPO = {"model": "policy", "reference": "policy", "learning_rate": 1e-3}
 
 
-def lineage(tmp_path: Path, **parts: Any) -> Lineage:
+def plan_of(tmp_path: Path, **parts: Any) -> Plan:
     table = {
         "name": "graph",
         "sources": [{"name": "corpus", "paths": ["corpus.jsonl"]}],
@@ -25,13 +26,13 @@ def lineage(tmp_path: Path, **parts: Any) -> Lineage:
         "scorers": [{"kind": "causal_logps", "model": "policy"}],
         **parts,
     }
-    return Lineage(parse_config(table), Storage(str(tmp_path)))
+    return make_plan(parse_config(table), Storage(str(tmp_path)))
 
 
-def influence(tmp_path: Path) -> Lineage:
+def influence(tmp_path: Path) -> Plan:
     """Warm-up, validation model, tangent, two bands, and a training that goes on from the warm-up."""
     band = {"kind": "band", "low": 10, "high": 90}
-    return lineage(
+    return plan_of(
         tmp_path,
         train=[
             {**DPO, "name": "final", "selection": "both", "model": "theta"},
@@ -63,61 +64,85 @@ def influence(tmp_path: Path) -> Lineage:
 
 
 def test_everything_comes_after_what_it_needs(tmp_path: Path) -> None:
-    graph = influence(tmp_path)
-    order = ordered(graph, all_nodes(graph))
+    order = all_nodes(influence(tmp_path))
     assert len(order) == len(set(order))
-    assert set(order) == set(all_nodes(graph))
     for place, node in enumerate(order):
-        assert set(needs(graph, node)) <= set(order[:place])
+        assert {need.node for need in node.needs} <= set(order[:place])
     names = [str(node) for node in order]
-    expected = ["scratch", "columns policy", "train theta", "tangent v", "columns dlogps-v", "metric if", "select both"]
+    expected = ["scratch policy", "columns policy", "model theta", "tangent v", "columns dlogps-v"]
+    expected += ["scores if", "selection both", "model final"]
     assert [name for name in names if name in expected] == expected
-    assert names.index("train theta_val") < names.index("columns theta_val") < names.index("metric ld")
-    assert names.index("select both") < names.index("train final")
+    assert names.index("model theta_val") < names.index("columns theta_val") < names.index("scores ld")
 
 
 def test_a_part_of_the_job_takes_only_what_it_needs(tmp_path: Path) -> None:
-    graph = influence(tmp_path)
-    order = [str(node) for node in ordered(graph, [Node("metric", "if")])]
-    assert "train theta" in order
-    assert not {"train theta_val", "train final", "metric ld", "select both"} & set(order)
+    order = [str(node) for node in in_order([influence(tmp_path).node("scores", "if")])]
+    assert "model theta" in order
+    assert not {"model theta_val", "model final", "scores ld", "selection both"} & set(order)
 
 
 def test_a_circle_is_refused_and_named(tmp_path: Path) -> None:
-    graph = lineage(
+    plan = plan_of(
         tmp_path,
         train=[{**DPO, "name": "theta", "selection": "best"}],
         scorers=[{"kind": "causal_logps", "model": "policy"}, {"kind": "causal_logps", "model": "theta"}],
         metrics=[{"name": "gap", "metric": "difficulty_gap", "params": {"policy": "theta", "reference": "policy"}}],
         selections=[{"name": "best", "rule": {"kind": "top", "score": "score_gap", "ratio": 0.5}}],
     )
-    with pytest.raises(UserError, match="train theta → select best → metric gap → columns theta → train theta"):
-        ordered(graph, [Node("train", "theta")])
+    circle = "model theta → selection best → scores gap → columns theta → model theta"
+    with pytest.raises(UserError, match=f"model theta needs itself: {circle}"):
+        plan.node("model", "theta")
+    with pytest.raises(UserError, match="needs itself"):  # a node that failed is not there the second time either
+        plan.node("scores", "gap")
+
+
+def needed(plan: Plan, kind: Any, name: str) -> list[str]:
+    return [str(need.node) for need in plan.node(kind, name).needs]
 
 
 def test_a_reward_training_with_aspects_is_one_column_set_per_aspect(tmp_path: Path) -> None:
-    graph = lineage(
+    plan = plan_of(
         tmp_path,
         train=[{"kind": "reward", "name": "rm", "model": "policy", "learning_rate": 1e-3, "aspects": ["a", "b"]}],
         scorers=[{"kind": "reward_model", "model": "rm"}],
         metrics=[{"name": "pd", "metric": "preference_divergence", "params": {"aspects": ["a", "b"]}}],
     )
-    assert [str(node) for node in needs(graph, Node("metric", "pd"))] == ["columns rm-a", "columns rm-b"]
-    assert [str(node) for node in needs(graph, Node("columns", "rm-a"))] == ["train rm"]
-    assert graph.providers["rm_b"] is graph.scorers[1]
+    assert needed(plan, "scores", "pd") == ["columns rm-a", "columns rm-b", "eligible all"]
+    assert needed(plan, "columns", "rm-a") == ["model rm-a"]
+    assert scorers_by_column(plan)["rm_b"] is plan.scorers[1]
 
 
 def test_a_dataset_holds_what_its_rule_reads_and_nothing_trained_on_it(tmp_path: Path) -> None:
-    graph = influence(tmp_path)
-    made = [graph.column_names(scorer)[0] for scorer in graph.exported("both")]
+    plan = influence(tmp_path)
+    made = [column_names(plan, scorer)[0] for scorer in dataset_scorers(plan, "both")]
     assert made == ["dlogps_v", "logps_theta_val", "logps_theta", "logps_policy"]
-    assert [graph.column_names(scorer)[0] for scorer in graph.exported("all")] == ["logps_policy"]
+    assert [column_names(plan, scorer)[0] for scorer in dataset_scorers(plan, "all")] == ["logps_policy"]
+
+
+def test_a_control_comes_after_its_selection_and_draws_from_its_own_scores(tmp_path: Path) -> None:
+    plan = plan_of(
+        tmp_path,
+        scorers=[{"kind": "imported", "name": "gold", "field": "score"}],
+        models=[],
+        metrics=[{"name": "margin", "metric": "explicit_margin", "params": {"rm": "gold"}}],
+        selections=[
+            {
+                "name": "best",
+                "rule": {"kind": "top", "score": "score_margin", "ratio": 0.5},
+                "controls": ["random", "reverse"],
+            }
+        ],
+    )
+    assert needed(plan, "selection", "best") == ["scores margin", "columns gold"]
+    assert needed(plan, "selection", "best-random") == ["scores random-margin", "selection best", "columns gold"]
+    assert needed(plan, "selection", "best-reverse") == ["scores margin", "selection best", "columns gold"]
+    assert "scores margin" in needed(plan, "scores", "random-margin")
 
 
 def test_a_selection_without_a_dataset_needs_only_what_its_rule_reads(tmp_path: Path) -> None:
-    def chain(dataset: str) -> Lineage:
+    def chain(dataset: str) -> Plan:
         """`second` is trained on the same pairs with the model `first` as its reference."""
-        return lineage(
+        return plan_of(
             tmp_path,
             train=[
                 {**DPO, "name": "first", "selection": "best"},
@@ -134,7 +159,7 @@ def test_a_selection_without_a_dataset_needs_only_what_its_rule_reads(tmp_path: 
         )
 
     with pytest.raises(UserError, match="needs itself"):  # the dataset would hold the reference's log-probs
-        ordered(chain("always"), [Node("train", "second")])
-    order = [str(node) for node in ordered(chain("never"), [Node("train", "second")])]
-    assert order.index("select best") < order.index("train first") < order.index("columns first")
-    assert order[-1] == "train second"
+        chain("always").node("model", "second")
+    order = [str(node) for node in in_order([chain("never").node("model", "second")])]
+    assert order.index("selection best") < order.index("model first") < order.index("columns first")
+    assert order[-1] == "model second"

@@ -1,0 +1,28 @@
+"""Every node of a configuration, made one after another as the pipeline makes them, without its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefsel.pipeline import make
+from prefsel.plan.lineage import Lineage
+from prefsel.plan.nodes import all_nodes
+from prefsel.plan.passes import in_passes
+from prefsel.progress import Progress
+from prefsel.stages.ingest import ingest
+from prefsel.stages.select import resolve_eligible
+from prefsel.workspace.manifest import StageReport
+from prefsel.workspace.storage import Storage
+
+QUIET = Progress(quiet=True)
+
+
+def run(made: Any, workspace: Path | str) -> tuple[Lineage, list[StageReport]]:
+    storage = Storage(str(workspace))
+    reports = ingest(made, storage, QUIET)
+    lineage = Lineage(made, storage)
+    reports += resolve_eligible(lineage, QUIET)
+    for nodes in in_passes([node for node in all_nodes(lineage.plan) if node.kind != "eligible"]):
+        reports += make(lineage.plan, nodes, QUIET)
+    return lineage, reports
