@@ -14,17 +14,15 @@ D head size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-if TYPE_CHECKING:
-    from prefsel.models.attention import Block, Layout
-    from prefsel.models.trie import Range
+from prefsel.models.layout import Layout, ranges_of, with_context
 
-Forward = Callable[[Tensor, Tensor, Tensor, "Layout", float, list[Tensor]], Tensor]
+Forward = Callable[[Tensor, Tensor, Tensor, Layout, float, list[Tensor]], Tensor]
 """(queries, keys, values, layout, scaling, a list that receives every block's weights) → output, [T, H, D]."""
 
 
@@ -94,19 +92,3 @@ def add_product(sum_KND: Tensor, left_KNM: Tensor, right_KMD: Tensor) -> None:
         torch.baddbmm(sum_KND, left_KNM, right_KMD, out=sum_KND)  # torch's FLOP counter does not know baddbmm_
     else:
         sum_KND += left_KNM @ right_KMD
-
-
-def ranges_of(last: Block) -> list[Range]:
-    """Where the keys of a run lie up to the end of its last block: its ancestors, then the run itself."""
-    ranges = [*last.context, (last.own, last.end)]
-    if len(ranges) > 1 and ranges[-2][1] == last.own:  # the first child follows its parent
-        ranges[-2:] = [(ranges[-2][0], last.end)]
-    return ranges
-
-
-def with_context(rows_KTD: Tensor, last: Block) -> Tensor:
-    """The rows of `ranges_of`."""
-    ranges = ranges_of(last)
-    if len(ranges) == 1:
-        return rows_KTD[:, slice(*ranges[0])]  # nothing to copy
-    return torch.cat([rows_KTD[:, start:end] for start, end in ranges], dim=1)

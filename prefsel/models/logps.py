@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.ingest.identity import completion_id, prompt_id
-from prefsel.models.attention import IMPLEMENTATION, Kernel, attention_area, build_layout
+from prefsel.models.attention import IMPLEMENTATION
 from prefsel.models.chat import EncodedGroup, Encoder, Messages, Truncation
 from prefsel.models.head import head_logps
+from prefsel.models.layout import Kernel, attention_area, build_layout
 from prefsel.models.loading import supports_packing, unwrapped
 from prefsel.models.packing import PackedBatch, pack
 from prefsel.models.padded import PaddedBatch, pad, padded_logps

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prefsel.errors import UserError
-from prefsel.models.attention import Kernel
+from prefsel.models.layout import Kernel
 from prefsel.models.loading import supports_packing, unwrapped
 from prefsel.models.logps import Route, packed_hidden
 from prefsel.models.packing import PackedBatch, pack
@@ -28,7 +28,7 @@ def packed_rewards(model: nn.Module, batch: PackedBatch, *, kernel: Kernel = "au
     Args:
         model: A classifier that `supports_packed_rewards`.
         batch: The row, on the model's device.
-        kernel: Attention, see `attention.build_layout`.
+        kernel: Attention, see `layout.build_layout`.
 
     Returns:
         [C, H] float64, in the order of `batch.completion_index` and of the model's labels; with gradient if enabled.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from prefsel.config import DpoOptions
 from prefsel.errors import NonFiniteError
-from prefsel.models.attention import attention_area
+from prefsel.models.layout import attention_area
 from prefsel.models.packing import ModelShape, PackedBatch, pack
 from prefsel.models.padded import PaddedBatch, pad
 from prefsel.train import data

@@ -5,15 +5,8 @@ import torch
 from tiny_models import tiny_causal
 from torch.nn.functional import scaled_dot_product_attention
 
-from prefsel.models.attention import (
-    BLOCK_QUERIES,
-    _varlen_layouts,
-    attention_area,
-    blocks_of,
-    build_layout,
-    has_varlen,
-    prompt_tree_attention,
-)
+from prefsel.models.attention import prompt_tree_attention
+from prefsel.models.layout import BLOCK_QUERIES, attention_area, blocks_of, build_layout, has_varlen, varlen_layouts
 from prefsel.models.trie import Run
 
 PARENTS = {(0, 70): None, (70, 71): 0, (71, 201): 0, (201, 202): None, (202, 266): 3, (266, 271): 3, (271, 280): 5}
@@ -64,8 +57,8 @@ def test_equals_masked_attention(num_heads, num_key_heads):
 @pytest.mark.parametrize("keys_per_token", [4, 2, 0.01])
 def test_the_kernel_layouts_name_the_same_keys(keys_per_token, monkeypatch):
     """The variable-length kernel needs a GPU; what it is told does not."""
-    monkeypatch.setattr("prefsel.models.attention.KEYS_PER_TOKEN", keys_per_token)
-    layouts = list(_varlen_layouts(tuple(blocks_of(RUNS)), torch.device("cpu")))
+    monkeypatch.setattr("prefsel.models.layout.KEYS_PER_TOKEN", keys_per_token)
+    layouts = list(varlen_layouts(tuple(blocks_of(RUNS)), torch.device("cpu")))
     assert len(layouts) == {4: 1, 2: 1, 0.01: len(RUNS)}[keys_per_token]
     mask, done = allowed(), 0
     for layout in layouts:

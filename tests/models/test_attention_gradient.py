@@ -8,8 +8,8 @@ from tiny_models import random_groups, related_groups
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefsel.models import attention
-from prefsel.models.attention import build_layout
 from prefsel.models.attention_gradient import BlockAttention
+from prefsel.models.layout import build_layout
 from prefsel.models.packing import pack
 
 HEAD_DIM, SCALING = 8, 0.3

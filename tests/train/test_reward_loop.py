@@ -26,8 +26,8 @@ from transformers import (
 )
 
 from prefsel.errors import IntegrityError, NonFiniteError, UserError
-from prefsel.models.attention import attention_area
 from prefsel.models.chat import Encoder
+from prefsel.models.layout import attention_area
 from prefsel.models.loading import load_reward, model_shape
 from prefsel.models.packing import pack
 from prefsel.models.reward import packed_rewards, reward_route
