@@ -96,7 +96,7 @@ def load_tokenizer(path: str, *, revision: str | None = None, trust_remote_code:
             path, revision=revision or "main", trust_remote_code=trust_remote_code, local_files_only=Path(path).is_dir()
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"model {path}: its tokenizer cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"model {path}: its tokenizer cannot be loaded: {_reason(error)}") from error
 
 
 def _load(
@@ -130,7 +130,7 @@ def _load(
                 **options,
             )
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"model {path}: cannot be loaded as {auto.__name__}: {_first_line(error)}") from error
+        raise UserError(f"model {path}: cannot be loaded as {auto.__name__}: {_reason(error)}") from error
     # A reward model without its head, say, would be completed with random numbers and a warning.
     if missing := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
         raise UserError(
@@ -207,7 +207,7 @@ def model_identity(path: str, *, revision: str | None = None) -> str:
     try:
         config = cached_file(path, "config.json", revision=revision or "main")
     except OSError as error:
-        raise UserError(f"model {path}: cannot be found: {_first_line(error)}") from error
+        raise UserError(f"model {path}: cannot be found: {_reason(error)}") from error
     commit = extract_commit_hash(config, None)
     if commit is None:
         raise UserError(f"model {path}: its commit is unknown; give `revision` as 40 hex digits")
@@ -226,17 +226,13 @@ def _content(files: tuple[tuple[str, int, int], ...]) -> str:
     return total.hexdigest()
 
 
-def head_names(path: str, *, revision: str | None = None) -> list[str]:
+def head_names(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> list[str]:
     """Names of a reward model's outputs, in order, from its `id2label`.
 
     Raises:
         UserError: The configuration cannot be had.
     """
-    check_directory(path)
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision or "main", local_files_only=Path(path).is_dir())
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {path}: its configuration cannot be loaded: {_first_line(error)}") from error
+    config = declared_config(path, revision, trust_remote_code)
     return [str(config.id2label[number]) for number in range(config.num_labels)]
 
 
@@ -258,17 +254,27 @@ def max_positions(path: str, revision: str | None = None, trust_remote_code: boo
     Raises:
         UserError: The configuration cannot be had.
     """
+    config = declared_config(path, revision, trust_remote_code)
+    return getattr(config, "max_position_embeddings", None)
+
+
+def declared_config(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A model's configuration, without its weights.
+
+    Raises:
+        UserError: It cannot be had.
+    """
     check_directory(path)
+    _check_code(path, revision, trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(
+        return AutoConfig.from_pretrained(
             path,
             revision=revision or "main",
             trust_remote_code=trust_remote_code,
             local_files_only=Path(path).is_dir(),
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"model {path}: its configuration cannot be had: {_first_line(error)}") from error
-    return getattr(config, "max_position_embeddings", None)
+        raise UserError(f"model {path}: its configuration cannot be had: {_reason(error)}") from error
 
 
 def model_shape(model: nn.Module) -> ModelShape:
@@ -324,5 +330,8 @@ def supports_packing(model: nn.Module) -> tuple[bool, str]:
     return True, ""
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]
+def _reason(error: Exception) -> str:
+    """The first line of an error; where code of its own is what the model lacks, how to allow it."""
+    text = str(error)
+    hint = "; to run it, set the model's trust_remote_code: true" if "trust_remote_code" in text else ""
+    return text.split("\n")[0].rstrip(" .") + hint

@@ -137,5 +137,5 @@ def head_names(plan: Plan, name: str) -> list[str]:
     if not spec.is_made_here:
         from prefsel.models import loading
 
-        return loading.head_names(spec.path, revision=spec.revision)
+        return loading.head_names(spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     return getattr(spec, "heads", []) or [name]

@@ -381,5 +381,6 @@ def _loaded(
         trust_remote_code=trust_remote_code,
         gpus_per_replica=gpus_per_replica,
     )
-    encoder = Encoder(tokenizer, template, max_length or context_length(path, revision), truncation)
+    limit = max_length or context_length(path, revision, trust_remote_code)
+    encoder = Encoder(tokenizer, template, limit, truncation)
     return model, encoder, tokenizer.pad_token_id

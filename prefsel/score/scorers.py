@@ -70,7 +70,8 @@ class CausalLogpsScorer:
         )
         if compile:
             compile_layers(model)
-        encoder = Encoder(tokenizer, template, max_length or context_length(path, revision), truncation)
+        limit = max_length or context_length(path, revision, trust_remote_code)
+        encoder = Encoder(tokenizer, template, limit, truncation)
         self.name = f"{name}_uncond" if unconditional else name
         asked = Unconditional(encoder) if unconditional else encoder
         self.engine = Engine(model, asked, logps_route(model, tokenizer.pad_token_id), token_budget)
@@ -129,7 +130,8 @@ class RewardModelScorer:
         names = list(heads or model.config.id2label.values())
         if len(names) != model.config.num_labels:
             raise invalid("heads", names, f"{model.config.num_labels} names, one per output of {path}")
-        encoder = Encoder(tokenizer, template, max_length or context_length(path, revision), truncation)
+        limit = max_length or context_length(path, revision, trust_remote_code)
+        encoder = Encoder(tokenizer, template, limit, truncation)
         self.columns = [f"rm_{head}" for head in names] if len(names) > 1 else [f"rm_{name}"]
         self.engine = Engine(model, encoder, reward_route(model), token_budget)
 

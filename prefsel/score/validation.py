@@ -25,7 +25,7 @@ TOKEN_BUDGET = 4096
 """Tokens of one forward and backward pass; a backward keeps every activation of its row."""
 
 
-def make_tangent(spec: Tangent, loading: dict[str, Any], table: pa.Table, folder: Path) -> dict[str, Any]:
+def compute_tangent(spec: Tangent, loading: dict[str, Any], table: pa.Table, folder: Path) -> dict[str, Any]:
     """Compute a tangent and write it.
 
     Args:
@@ -47,7 +47,7 @@ def make_tangent(spec: Tangent, loading: dict[str, Any], table: pa.Table, folder
     encoding = {key: loading.pop(key) for key in ("template", "max_length", "truncation")}
     chosen, dropped = wanted_pairs(spec, table)
     tokenizer = load_tokenizer(path, revision=loading["revision"], trust_remote_code=loading["trust_remote_code"])
-    limit = encoding["max_length"] or context_length(path, loading["revision"])
+    limit = encoding["max_length"] or context_length(path, loading["revision"], loading["trust_remote_code"])
     encoder = Encoder(tokenizer, encoding["template"], limit, encoding["truncation"])
     pairs = encode_pairs(TrainingPairs.from_table(chosen), encoder)
     device = "cuda" if torch.cuda.is_available() else "cpu"

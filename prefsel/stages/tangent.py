@@ -72,13 +72,13 @@ def _make_tangent(
     storage: Storage, spec: Tangent, settings: dict[str, Any], pairs: PairSource, path: str
 ) -> dict[str, Any]:
     """Read the validation pairs, compute, commit."""
-    from prefsel.score.validation import make_tangent
+    from prefsel.score.validation import compute_tangent
 
     table, dropped = pairs.table()
     if table is None:
         raise UserError(f"tangents.{spec.name}: no validation pair has log-probs of {spec.reference!r}")
     with tempfile.TemporaryDirectory() as folder:
-        facts = make_tangent(spec, local(settings, storage), table, Path(folder))
+        facts = compute_tangent(spec, local(settings, storage), table, Path(folder))
         facts["rows_in"] = table.num_rows + sum(dropped.values())
         facts["dropped"] = facts["dropped"] | dropped
         commit_folder(storage, {"": Path(folder)}, path, facts)

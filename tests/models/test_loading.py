@@ -122,6 +122,30 @@ def test_heads_are_named_by_the_configuration(tmp_path):
     assert load_reward(str(tmp_path), dtype="fp32", device="cpu").config.num_labels == 2
 
 
+CONFIG_CODE = """
+from transformers import PretrainedConfig
+
+class OwnConfig(PretrainedConfig):
+    model_type = "prefsel_own"
+    max_position_embeddings = 77
+"""
+
+
+def test_a_configuration_with_code_of_its_own_is_read_when_it_is_trusted(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "own"
+    tiny_reward(num_labels=2).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "prefsel_own", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
+    own["id2label"] = {"0": "style", "1": "truth"}
+    (folder / "config.json").write_text(json.dumps(config | own | {"max_position_embeddings": 77}))
+    (folder / "configuration_own.py").write_text(CONFIG_CODE)
+    assert head_names(str(folder), trust_remote_code=True) == ["style", "truth"]
+    assert max_positions(str(folder), trust_remote_code=True) == 77
+    with pytest.raises(UserError, match="trust_remote_code"):
+        head_names(str(folder))
+
+
 def test_context_length_is_the_shortest_declared(tmp_path):
     tiny_causal().save_pretrained(tmp_path)
     tokenizer = bpe_tokenizer()
