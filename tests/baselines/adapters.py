@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -184,3 +185,13 @@ def train_scratch_reward(
         tokenizer, labelled, heads=heads, on_step=lambda step, total, loss: losses.append(loss), **options
     )
     return losses, accuracy
+
+
+# ------------------------------------------------------------------------------------------------------ metrics
+
+
+def score_pairs(table: pa.Table, metric: str, params: Mapping[str, Any]) -> list[float | None]:
+    """A metric's scores of a flat table, as a notebook gets them; None where a column it needs is null."""
+    from prefsel.metrics import score_table
+
+    return [None if math.isnan(score) else score for score in score_table(table, metric, **params).tolist()]
