@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from golden import digest, table_digest
 
@@ -91,3 +93,84 @@ def select_all(table: Mapping[str, Any], workspace: Path) -> None:
     config = parse_config(dict(table))
     run(config, str(workspace), QUIET, until="select")
     write_holdout(Lineage(config, Storage(str(workspace))), QUIET)
+
+
+# ------------------------------------------------------------------------------------------------- trajectories
+
+
+def train_policy(
+    options: Mapping[str, Any], train: pa.Table, held_out: pa.Table, *, model: Path, output: Path
+) -> tuple[list[dict[str, Any]], Path]:
+    """Train on one worker, in this process.
+
+    Args:
+        options: As in a configuration's `train`, with what the rest of it says about the models.
+        train: Pairs with reference log-probs.
+        held_out: Pairs to evaluate on.
+        model: The initial policy.
+        output: A new folder.
+
+    Returns:
+        Every record of the run's history, and the folder of the trained model.
+    """
+    from prefsel.train.data import TrainingPairs
+    from prefsel.train.deepspeed_config import DpoConfig
+    from prefsel.train.loop import train_dpo
+
+    config = DpoConfig.model_validate({"policy_is_reference": False, "max_length": 128, **options})
+    tables = (TrainingPairs.from_table(table) for table in (train, held_out))
+    result = train_dpo(config, *tables, model_dir=model, output_dir=output, report=_ignore, resume_dir=None)
+    return result["history"], Path(result["model_dir"])
+
+
+def train_reward_model(
+    options: Mapping[str, Any], train: pa.Table, *, model: Path, output: Path
+) -> tuple[list[dict[str, Any]], Path]:
+    """As `train_policy`; the training splits off what it evaluates on."""
+    from prefsel.train import reward_loop
+    from prefsel.train.reward_config import RewardConfig
+
+    config = RewardConfig.model_validate({"max_length": 128, **options})
+    result = reward_loop.train_reward_model(
+        config, train, model_dir=model, output_dir=output, report=_ignore, resume_dir=None
+    )
+    return result["history"], Path(result["model_dir"])
+
+
+def _ignore(record: object, checkpoint: Path | None) -> None:
+    """Nobody listens: the whole history is returned."""
+
+
+def train_scratch_policy(texts: list[str], conversations: list[Any], **options: Any) -> list[float]:
+    """The loss of every step of a policy made from its corpus."""
+    from prefsel.train import scratch
+
+    losses: list[float] = []
+    tokenizer = scratch.train_tokenizer(texts, kind="bpe", vocab_size=300)
+    scratch.train_policy(tokenizer, conversations, on_step=lambda step, total, loss: losses.append(loss), **options)
+    return losses
+
+
+def train_scratch_reward(
+    texts: list[str], pairs: list[tuple[Any, Any, str]], heads: list[str], **options: Any
+) -> tuple[list[float], dict[str, float]]:
+    """The loss of every step of a reward model made from its corpus, and its accuracy by head on what it held out."""
+    from prefsel.train import scratch
+
+    losses: list[float] = []
+    tokenizer = scratch.train_tokenizer(texts, kind="word", vocab_size=64)
+    labelled = [scratch.RewardPair(*pair) for pair in pairs]
+    _, accuracy = scratch.train_reward(
+        tokenizer, labelled, heads=heads, on_step=lambda step, total, loss: losses.append(loss), **options
+    )
+    return losses, accuracy
+
+
+# ------------------------------------------------------------------------------------------------------ metrics
+
+
+def score_pairs(table: pa.Table, metric: str, params: Mapping[str, Any]) -> list[float | None]:
+    """A metric's scores of a flat table, as a notebook gets them; None where a column it needs is null."""
+    from prefsel.metrics import score_table
+
+    return [None if math.isnan(score) else score for score in score_table(table, metric, **params).tolist()]

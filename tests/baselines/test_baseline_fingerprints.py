@@ -17,6 +17,7 @@ from prefsel.world.inputs import DemoInputs
 
 CONFIGS = Path(__file__).parents[2] / "jobs/configs"
 SHIPPED = {file.relative_to(CONFIGS).with_suffix("").as_posix(): file for file in sorted(CONFIGS.rglob("*.yaml"))}
+EVERY_OPTION = Path(__file__).parent / "every_option.yaml"
 DEMO_HEADS = ("overall", *corpora.DEMO_ASPECTS)
 
 
@@ -36,6 +37,7 @@ class Ground:
             "hh": corpora.transcripts("hh"),
             "hh-test": corpora.transcripts("hh-test", 8),
             "sample": corpora.binarized(),
+            "excluded": [{"prompt": f"question {n}: {corpora.text('question', n)}?"} for n in range(5)],
         }
         self.files = {name: corpora.write_jsonl(home / f"{name}.jsonl", rows) for name, rows in self.corpora.items()}
         lengths = {"policy": 1024, "reward": 2048, "rm": 4096}
@@ -51,6 +53,8 @@ class Ground:
         for model in table.get("models", []):
             if model["kind"] == "pretrained":
                 model["path"] = self.models[model["name"]]
+        if "exclude_prompts" in table:
+            table["exclude_prompts"] = [self.files["excluded"]]
         return table
 
     def names(self, table: dict[str, Any]) -> dict[str, str]:
@@ -72,3 +76,7 @@ def test_the_demo_names_the_same_artifacts(ground: Ground, golden: Callable[[str
     nowhere = Path("nowhere")
     inputs = DemoInputs(*[nowhere] * 5, num_proxy_labels=0, reward_accuracy={}, seconds={})
     golden("fingerprints").check("demo", ground.names(demo_config(inputs, 0)))
+
+
+def test_every_option_names_the_same_artifacts(ground: Ground, golden: Callable[[str], Golden]) -> None:
+    golden("fingerprints").check("every option", ground.names(read_table(EVERY_OPTION)))
