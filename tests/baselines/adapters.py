@@ -143,7 +143,7 @@ def _ignore(record: object, checkpoint: Path | None) -> None:
 
 def train_scratch_policy(texts: list[str], conversations: list[Any], **options: Any) -> list[float]:
     """The loss of every step of a policy made from its corpus."""
-    from prefsel.train import scratch
+    from prefsel.scratch import models as scratch
 
     losses: list[float] = []
     tokenizer = scratch.train_tokenizer(texts, kind="bpe", vocab_size=300)
@@ -155,7 +155,7 @@ def train_scratch_reward(
     texts: list[str], pairs: list[tuple[Any, Any, str]], heads: list[str], **options: Any
 ) -> tuple[list[float], dict[str, float]]:
     """The loss of every step of a reward model made from its corpus, and its accuracy by head on what it held out."""
-    from prefsel.train import scratch
+    from prefsel.scratch import models as scratch
 
     losses: list[float] = []
     tokenizer = scratch.train_tokenizer(texts, kind="word", vocab_size=64)
