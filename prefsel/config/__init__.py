@@ -6,9 +6,24 @@ check them, see `pipeline.check`.
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
+
+from prefsel.plugins.contracts import LOSS_COLUMNS
+from prefsel.plugins.registry import find as find_plugin
+from prefsel.plugins.registry import names as plugin_names
+from prefsel.plugins.registry import require_one
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -424,6 +439,31 @@ class Optimization(Record):
         return self
 
 
+LOSS_NAMES = ("dpo", "robust_dpo", "ipo", "hinge", "simpo", "length_normalised_dpo", "dfpo", "weighted_dfpo")
+"""The losses of this package; known without importing torch."""
+
+
+def _known_loss(name: str) -> str:
+    require_one("losses", name, is_builtin=name in LOSS_NAMES)
+    if name not in (valid := [*LOSS_NAMES, *plugin_names("losses")]):
+        near = difflib.get_close_matches(name, valid, n=1)
+        raise ValueError((f"did you mean {near[0]!r}? " if near else "") + f"valid: {', '.join(valid)}")
+    return name
+
+
+LossName = Annotated[
+    str, AfterValidator(_known_loss), WithJsonSchema({"anyOf": [{"enum": [*LOSS_NAMES]}, {"type": "string"}]})
+]
+
+
+def _options_of_plugin(loss: str) -> set[str]:
+    """The options that a loss from elsewhere takes, by what it says of itself; none of one of this package."""
+    plugin = find_plugin("losses", loss)
+    if plugin is None:
+        return set()
+    return {*plugin.found.options.values(), *(LOSS_COLUMNS[column] for column in plugin.found.columns)}
+
+
 class DpoOptions(Optimization):
     """What decides a training on preference pairs with stored reference log-probs (`simpo` needs none)."""
 
@@ -437,10 +477,8 @@ class DpoOptions(Optimization):
     }
     """Options that only some losses have; any other loss refuses them."""
 
-    loss: Literal["dpo", "robust_dpo", "ipo", "hinge", "simpo", "length_normalised_dpo", "dfpo", "weighted_dfpo"] = (
-        "dpo"
-    )
-    """A name of `prefsel.train.losses.LOSSES`; the equations stand there."""
+    loss: LossName = "dpo"
+    """A name of `prefsel.train.losses.LOSSES`, where the equations stand, or of a loss from a plugin."""
     beta: float = Field(0.1, gt=0)
     """Inverse temperature of the implicit reward; of IPO it is the paper's τ. The length-normalised losses compare
     log-probs per token and need a larger one."""
@@ -470,11 +508,12 @@ class DpoOptions(Optimization):
 
     @model_validator(mode="after")
     def _options_of_the_loss(self) -> DpoOptions:
+        theirs = _options_of_plugin(self.loss)
         for name, losses in self.USED_BY.items():
-            value = getattr(self, name)
-            if self.loss in losses and value is None:
+            value, is_used = getattr(self, name), self.loss in losses or name in theirs
+            if is_used and value is None:
                 raise ValueError(f"{name}: got None; loss {self.loss!r} needs it")
-            if self.loss not in losses and value != type(self).model_fields[name].default:
+            if not is_used and value != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: got {value!r} with loss {self.loss!r}; only used by {', '.join(losses)}")
         if self.loss == "robust_dpo" and self.label_smoothing == 0:
             raise ValueError("label_smoothing: got 0.0 with loss 'robust_dpo'; valid: above 0, below 0.5 (0 is dpo)")
@@ -609,6 +648,9 @@ class Config(Record):
     """A whole run."""
 
     name: Name
+    plugins: list[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]] = []
+    """Python modules that register metrics, losses and formats when they are imported (`prefsel.plugins`); they must be
+    importable on every machine of the run. What an installed package names in its entry points needs no entry here."""
     sources: list[Source] = Field(min_length=1)
     exclude_prompts: list[str] = []
     """Files of prompts (evaluation sets) that must not be selected or trained on, in any format of ingest."""

@@ -54,6 +54,8 @@ def check(config: Config, storage: Storage) -> None:
     for source in config.sources:
         if source.format != "auto" and source.format not in FORMATS:
             raise invalid(f"sources.{source.name}.format", source.format, ["auto", *FORMATS])
+        if source.format != "auto":
+            FORMATS[source.format]  # one from a plugin is imported, and refused if it is none
     for path in [path for source in config.sources for path in source.paths] + config.exclude_prompts:
         list_files(path)
     lineage = Lineage(config, storage)

@@ -42,6 +42,7 @@ from prefsel.config.naming import (
 from prefsel.errors import UserError, invalid
 from prefsel.metrics.table import find_metric
 from prefsel.pairs.reader import PairReader
+from prefsel.plugins.registry import code_of
 from prefsel.rules import LEAVES, random_rule, reversed_rule, rule_scores
 from prefsel.workspace.catalog import Catalog, read_catalog
 from prefsel.workspace.folders import folder_content
@@ -395,7 +396,8 @@ class Lineage:
         upstream |= {"eligible": fingerprint(self.eligible_recipe), "lengths": reader.length_column or ""}
         if name in self.controls:
             upstream["population"] = fingerprint(self.metric_recipe(self.controls[name]))
-        return recipe("metric", {"metric": spec.metric, "params": spec.params}, upstream=upstream, corpus=self.corpus)
+        settings = {"metric": spec.metric, "params": spec.params} | code_of("metrics", spec.metric)
+        return recipe("metric", settings, upstream=upstream, corpus=self.corpus)
 
     def scores_folder(self, name: str) -> str:
         """The scores of metric `name`, without the source."""
@@ -490,6 +492,7 @@ class Lineage:
         models = {"model": base.identity}
         upstream = {"selection": self.trained_on(spec)}
         if isinstance(spec, Train):
+            settings |= code_of("losses", spec.loss)
             if spec.reference:
                 reference = self.model(spec.reference)
                 settings["reference"] = reference.settings

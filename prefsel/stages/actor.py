@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from prefsel.plugins.registry import load as load_plugins
 from prefsel.score.shards import commit_scored
 from prefsel.score.summary import shares
 from prefsel.score.utilization import Span, as_info
@@ -35,7 +36,12 @@ class ScoreShards:
     """Ray Data actor: loads its models once, then turns shard names into committed columns."""
 
     def __init__(
-        self, jobs: Sequence[Job], storage: Storage, folders: Sequence[str], record: Record = telemetry.record
+        self,
+        jobs: Sequence[Job],
+        storage: Storage,
+        folders: Sequence[str],
+        record: Record = telemetry.record,
+        plugins: Sequence[str] = (),
     ) -> None:
         """Begin to load, and return at once: the first shards are read meanwhile, and what fails is told at them.
 
@@ -44,7 +50,9 @@ class ScoreShards:
             storage: The workspace.
             folders: The column set of each job.
             record: Where counters go besides the ledger.
+            plugins: Modules to load before the jobs.
         """
+        load_plugins(plugins)
         self._jobs, self._storage, self._folders, self._record = jobs, storage, folders, record
         self._turn = threading.Lock()
         self._name = uuid.uuid4().hex[:12]

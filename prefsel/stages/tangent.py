@@ -12,6 +12,7 @@ import ray
 from prefsel.config import Pool, Tangent
 from prefsel.errors import UserError
 from prefsel.plan.lineage import Lineage
+from prefsel.plugins.registry import prepared
 from prefsel.progress import Progress
 from prefsel.stages.pool import gpus_per_actor
 from prefsel.stages.scoring_job import loading, local
@@ -42,7 +43,7 @@ def make_tangent(lineage: Lineage, name: str, progress: Progress) -> StageReport
     settings = loading(lineage, spec.model, lineage.model(spec.model))
     pairs = PairSource(part, reference=spec.reference)
     gpus = gpus_per_actor(Pool(), settings)
-    task = ray.remote(num_gpus=gpus)(_make_tangent)
+    task = ray.remote(num_gpus=gpus)(prepared(_make_tangent))
     with progress.track(f"tangent {name}", 1, "tangents") as counter:
         facts = unwrap(task.remote(lineage.storage, spec, settings, pairs, path))
         counter.advance()
