@@ -19,6 +19,7 @@ from prefsel.errors import UserError
 from prefsel.ingest.identity import completion_id, pair_id, prompt_id
 from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
+from prefsel.report.contents import Contents
 from prefsel.report.examples import examples
 from prefsel.report.explain import explain_row, find_pair
 from prefsel.rules import reversed_rule, rule_scores
@@ -243,8 +244,9 @@ def test_the_percentiles_that_a_budget_reached_are_reported(done: Any) -> None:
 def test_explanations_and_examples_follow_the_derived_scores(done: Any) -> None:
     _, _, lineage, reports, _ = done
     kept = dataset(lineage, "once")["pair_id"].to_pylist()[0]
-    ((shard, row, full),) = find_pair(lineage, kept)
-    lines = list(explain_row(lineage, shard, row, full))
+    contents = Contents(lineage.storage, lineage.catalog, tuple(reports))
+    ((shard, _, full),) = find_pair(contents, kept)
+    lines = list(explain_row(contents, shard, full))
     assert sum(line.startswith("score     once.dedupe:") for line in lines) == 1
     assert any(line.startswith("selection once: kept") for line in lines)
     assert any(line.startswith("selection middle:") and "percentiles reached {'a':" in line for line in lines)
