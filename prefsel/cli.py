@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -125,6 +126,32 @@ def explain(
 
     for line in explain_pair(Storage(workspace), pair_id):
         typer.echo(line)
+
+
+@app.command()
+def export(
+    workspace: Annotated[str, typer.Argument(help="directory or URI (s3://, gs://) of a finished run")],
+    output: Annotated[
+        str | None, typer.Option(help="FILE.parquet, .csv or .jsonl; default: JSON lines, printed")
+    ] = None,
+    columns: Annotated[list[str], typer.Option(help="only these, in this order; repeatable, or a,b,c")] = [],  # noqa: B006
+    selection: Annotated[str | None, typer.Option(help="only the pairs that this selection kept")] = None,
+) -> None:
+    """Write every pair with its text, ids, scores, percentiles and why it was kept or dropped, as one table."""
+    from prefsel.report.export_file import export_file, write_batches
+    from prefsel.report.opened import open_workspace
+
+    names = [name.strip() for given in columns for name in given.split(",") if name.strip()]
+    pairs = open_workspace(workspace).pairs(names or None, selection=selection)
+    if output is None:
+        try:
+            write_batches(pairs.schema, pairs, sys.stdout.buffer, ".jsonl")
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:  # whoever reads has enough, as `head` does; Python would complain once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    rows = export_file(pairs.schema, pairs, output)
+    typer.echo(f"export: {rows:,} pairs, {len(pairs.schema)} columns: {output}")
 
 
 @app.command()

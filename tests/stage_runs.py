@@ -25,4 +25,7 @@ def run(made: Any, workspace: Path | str) -> tuple[Lineage, list[StageReport]]:
     reports += resolve_eligible(lineage, QUIET)
     for nodes in in_passes([node for node in all_nodes(lineage.plan) if node.kind != "eligible"]):
         reports += make(lineage.plan, nodes, QUIET)
-    return lineage, reports
+    first: dict[str, StageReport] = {}
+    for report in reports:  # a score that a control shares is reported once, as what made it
+        first.setdefault(report.artifact, report)
+    return lineage, list(first.values())

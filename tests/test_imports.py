@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "prefsel"
 # From the ground up: a room imports only itself and rooms of lines above its own.
 FLOORS = (
     {"__init__", "errors", "schema", "progress"},
+    {"plugins"},
     {"config"},
     {"rules"},
     {"workspace"},

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from prefsel.config import Config
 from prefsel.errors import UserError
+from prefsel.plugins.registry import load as load_plugins
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -65,8 +66,11 @@ def parse_config(table: dict[str, Any]) -> Config:
     """`table` as a `Config`.
 
     Raises:
-        UserError: with one line per problem.
+        UserError: with one line per problem, or a module under `plugins` cannot be imported.
     """
+    modules = table.get("plugins")
+    # Before anything is checked: the names of what they register are valid values.
+    load_plugins(modules if isinstance(modules, list) and all(isinstance(one, str) for one in modules) else [])
     try:
         return Config.model_validate(table)
     except ValidationError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from prefsel.config.data import Duplicates, Ingest, Source, Split
@@ -36,6 +38,9 @@ class Config(Options):
     """A whole run."""
 
     name: Name
+    plugins: list[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]] = []
+    """Python modules that register metrics, losses and formats when they are imported (`prefsel.plugins`); they must be
+    importable on every machine of the run. What an installed package names in its entry points needs no entry here."""
     sources: list[Source] = Field(min_length=1)
     exclude_prompts: list[str] = []
     """Files of prompts (evaluation sets) that must not be selected or trained on, in any format of ingest."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from prefsel.config.lookup import (
     Lookup,
@@ -18,6 +19,10 @@ from prefsel.config.lookup import (
 )
 from prefsel.config.options import Fraction, Name, Options
 from prefsel.errors import UserError, invalid
+from prefsel.plugins.contracts import LOSS_COLUMNS
+from prefsel.plugins.registry import find as find_plugin
+from prefsel.plugins.registry import names as plugin_names
+from prefsel.plugins.registry import require_one
 
 PARTS = ("all", "validation")
 """Names a training may give instead of a selection."""
@@ -95,6 +100,31 @@ class Optimization(Options):
         return self
 
 
+LOSS_NAMES = ("dpo", "robust_dpo", "ipo", "hinge", "simpo", "length_normalised_dpo", "dfpo", "weighted_dfpo")
+"""The losses of this package; known without importing torch."""
+
+
+def _known_loss(name: str) -> str:
+    require_one("losses", name, is_builtin=name in LOSS_NAMES)
+    if name not in (valid := [*LOSS_NAMES, *plugin_names("losses")]):
+        near = difflib.get_close_matches(name, valid, n=1)
+        raise ValueError((f"did you mean {near[0]!r}? " if near else "") + f"valid: {', '.join(valid)}")
+    return name
+
+
+LossName = Annotated[
+    str, AfterValidator(_known_loss), WithJsonSchema({"anyOf": [{"enum": [*LOSS_NAMES]}, {"type": "string"}]})
+]
+
+
+def _options_of_plugin(loss: str) -> set[str]:
+    """The options that a loss from elsewhere takes, by what it says of itself; none of one of this package."""
+    plugin = find_plugin("losses", loss)
+    if plugin is None:
+        return set()
+    return {*plugin.found.options.values(), *(LOSS_COLUMNS[column] for column in plugin.found.columns)}
+
+
 class DpoOptions(Optimization):
     """What decides a training on preference pairs with stored reference log-probs (`simpo` needs none)."""
 
@@ -108,10 +138,8 @@ class DpoOptions(Optimization):
     }
     """Options that only some losses have; any other loss refuses them."""
 
-    loss: Literal["dpo", "robust_dpo", "ipo", "hinge", "simpo", "length_normalised_dpo", "dfpo", "weighted_dfpo"] = (
-        "dpo"
-    )
-    """A name of `prefsel.train.losses.LOSSES`; the equations stand there."""
+    loss: LossName = "dpo"
+    """A name of `prefsel.train.losses.LOSSES`, where the equations stand, or of a loss from a plugin."""
     beta: float = Field(0.1, gt=0)
     """Inverse temperature of the implicit reward; of IPO it is the paper's τ. The length-normalised losses compare
     log-probs per token and need a larger one."""
@@ -141,11 +169,12 @@ class DpoOptions(Optimization):
 
     @model_validator(mode="after")
     def _options_of_the_loss(self) -> DpoOptions:
+        theirs = _options_of_plugin(self.loss)
         for name, losses in self.USED_BY.items():
-            value = getattr(self, name)
-            if self.loss in losses and value is None:
+            value, is_used = getattr(self, name), self.loss in losses or name in theirs
+            if is_used and value is None:
                 raise ValueError(f"{name}: got None; loss {self.loss!r} needs it")
-            if self.loss not in losses and value != type(self).model_fields[name].default:
+            if not is_used and value != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: got {value!r} with loss {self.loss!r}; only used by {', '.join(losses)}")
         if self.loss == "robust_dpo" and self.label_smoothing == 0:
             raise ValueError("label_smoothing: got 0.0 with loss 'robust_dpo'; valid: above 0, below 0.5 (0 is dpo)")

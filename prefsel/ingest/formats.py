@@ -16,6 +16,7 @@ from prefsel.ingest.pair_formats import (
     adapt_transcript,
 )
 from prefsel.ingest.ranking_formats import adapt_ranked, adapt_scored, adapt_ultrafeedback
+from prefsel.plugins.registry import Registry
 
 __all__ = [
     "FORMATS",
@@ -38,16 +39,22 @@ __all__ = [
 
 Adapter: TypeAlias = Callable[[Mapping[str, Any], FormatOptions], Example]
 
-FORMATS: dict[str, Adapter] = {
-    "prompt_chosen_rejected": adapt_prompt_chosen_rejected,
-    "transcript": adapt_transcript,
-    "messages_explicit": adapt_messages_explicit,
-    "messages_implicit": adapt_messages_implicit,
-    "ultrafeedback": adapt_ultrafeedback,
-    "ranked": adapt_ranked,
-    "scored": adapt_scored,
-}
-"""Format name → adapter. An adapter returns an `Example` or raises `RowError`; it reads nothing but its arguments."""
+FORMATS: Registry[Adapter] = Registry(
+    "formats",
+    {
+        "prompt_chosen_rejected": adapt_prompt_chosen_rejected,
+        "transcript": adapt_transcript,
+        "messages_explicit": adapt_messages_explicit,
+        "messages_implicit": adapt_messages_implicit,
+        "ultrafeedback": adapt_ultrafeedback,
+        "ranked": adapt_ranked,
+        "scored": adapt_scored,
+    },
+)
+"""Format name → adapter, those of plugins included, which `detect` never chooses.
+
+An adapter returns an `Example` or raises `RowError`; it reads nothing but its arguments.
+"""
 
 
 def detect(value: Mapping[str, Any]) -> str:

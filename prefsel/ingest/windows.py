@@ -22,9 +22,11 @@ from prefsel.ingest.formats import FORMATS, Adapter, detect, prompt_adapter
 from prefsel.ingest.identity import ID_BYTES, completion_id, pair_id, prompt_id
 from prefsel.ingest.rows import BadRow, RawRow
 from prefsel.ingest.window_tables import Group, Pair, groups_table, pairs_table, quarantine_table
+from prefsel.plugins.registry import code_of
 
 DETECT_ROWS = 100
 """At least so many rows, in whole windows, are tried before an automatic format is given up."""
+PROMPTS_OF = "prompts of "
 WINDOW_BYTES = 256 << 20
 """A window of fewer rows ends after so many raw bytes: rows near the size limit would fill the memory otherwise."""
 
@@ -128,7 +130,7 @@ def _prompts_name(adapt: Adapter, value: Mapping[str, Any], settings: _Settings,
         adapt(value, settings.options)
     except RowError as error:
         raise UserError(f"no prompt: {error.detail}") from error
-    return f"prompts of {named}" if named else "prompts"
+    return f"{PROMPTS_OF}{named}" if named else "prompts"
 
 
 AdapterOf = Callable[[dict[str, Any]], tuple[str, Adapter]]
@@ -180,7 +182,8 @@ def _never(value: Mapping[str, Any], options: FormatOptions) -> Example:
 
 
 def _windows(rows: Iterator[RawRow | BadRow], settings: _Settings, name: str, adapt: Adapter) -> Iterator[Window]:
-    salt = json.dumps([name, settings.options.model_dump()], sort_keys=True).encode()
+    code = code_of("formats", name.removeprefix(PROMPTS_OF))
+    salt = json.dumps([name, settings.options.model_dump(), *code.values()], sort_keys=True).encode()
     is_first = True
     window = _Open(blake2b(salt, digest_size=ID_BYTES))
     for row in rows:

@@ -26,28 +26,33 @@ from prefsel.metrics import (
     random_control,
     selective_dpo,
 )
-from prefsel.metrics.statistics import Metric
+from prefsel.metrics.statistics import Metric, Need, Statistic
+from prefsel.plugins.registry import Registry
 
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        explicit_margin.METRIC,
-        implicit_margin.METRIC,
-        alignment_potential.METRIC,
-        preference_divergence.METRIC,
-        lossdiff.METRIC,
-        influence.METRIC,
-        dual_margin.METRIC,
-        difficulty_gap.METRIC,
-        selective_dpo.METRIC,
-        data_map.METRIC,
-        filtered_dpo.METRIC,
-        ifd_margin.METRIC,
-        less.METRIC,
-        random_control.METRIC,
-    )
-}
+METRICS: Registry[Metric] = Registry(
+    "metrics",
+    {
+        metric.name: metric
+        for metric in (
+            explicit_margin.METRIC,
+            implicit_margin.METRIC,
+            alignment_potential.METRIC,
+            preference_divergence.METRIC,
+            lossdiff.METRIC,
+            influence.METRIC,
+            dual_margin.METRIC,
+            difficulty_gap.METRIC,
+            selective_dpo.METRIC,
+            data_map.METRIC,
+            filtered_dpo.METRIC,
+            ifd_margin.METRIC,
+            less.METRIC,
+            random_control.METRIC,
+        )
+    },
+)
+"""Every metric by name, those of plugins included."""
 
 from prefsel.metrics.table import score_table  # noqa: E402  (it looks names up in METRICS)
 
-__all__ = ["METRICS", "score_table"]
+__all__ = ["METRICS", "Metric", "Need", "Statistic", "score_table"]

@@ -20,6 +20,7 @@ from prefsel.config import Options
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.metrics import METRICS
 from prefsel.metrics.statistics import Columns, Fitted, Metric, fit, reply
+from prefsel.pairs.arrow import as_table, plain_table
 from prefsel.rules import readable
 from prefsel.select.table import float_column, table_ids
 
@@ -46,21 +47,34 @@ class PairScores:
     names: tuple[str, ...]
 
 
-def score_table(table: pa.Table, metric: str, **params: Any) -> np.ndarray:
-    """Score of every pair, float64 [N]; larger is selected first. NaN where a needed column is null.
+def score_table(table: Any, metric: str, **params: Any) -> np.ndarray:
+    """The score of every pair of a table by one metric; larger is selected first.
+
+    What a metric needs to know about the whole corpus (moments, quantiles, slopes) is computed over the rows of the
+    table that have every needed column.
 
     Args:
-        table: one row per pair, with the flat columns the metric reads; `random` reads `pair_id`.
-        metric: a name in `METRICS`.
-        **params: its parameters.
+        table: One row per pair, in anything that `prefsel.pairs.arrow.as_table` takes: pandas (whose NaN is null),
+            Polars, `datasets.Dataset`, Arrow, or a dictionary of columns. It needs the flat columns that the metric
+            reads, of numbers: `rm_<name>_chosen`, `logps_<model>_rejected` (nats, summed over the response), …;
+            `random` reads `pair_id`.
+        metric: A name in `METRICS`, that of a plugin included.
+        **params: The metric's own parameters, keyword only; names are column prefixes, never paths.
+
+    Returns:
+        Scores, float64 [N], in the order of the rows; NaN where a needed column is null.
 
     Raises:
-        UserError: an unknown metric or parameter (the nearest valid one is named), a missing column (and what makes
-            it), a statistic that cannot be computed, or values that have no score.
-        NonFiniteError: a NaN or infinity that is not null, in a column or as a score.
+        UserError: The metric or a parameter is unknown (the nearest valid one is named), a column is missing (and what
+            makes it), a statistic cannot be computed, or a text column holds a value that the metric does not know.
+        NonFiniteError: A column holds NaN or an infinity that is not null, or a score overflows.
     """
     found, parsed = find_metric(metric, params)
+    table = as_table(table)
     parsed = found.resolve(parsed, table.column_names)
+    sources = column_sources(found, parsed, table.column_names).values()
+    # The ids are for errors: they say whose number is wrong.
+    table = plain_table(table, [*sources, *(["pair_id"] if "pair_id" in table.column_names else [])])
     columns = read_columns(table, found, parsed)
     present = complete(found, parsed, columns)
     fitted = fit(found, parsed, lambda request: [reply(found, parsed, present, request)])

@@ -11,12 +11,11 @@ Shapes: R response tokens, C completions, S directions, D hidden size, V vocabul
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -38,7 +37,7 @@ Logps = list[list[float | None]]
 def directional_logps(
     model: nn.Module,
     tokenizer: Any,
-    groups: pa.Table | Iterable[Mapping[str, Any]],
+    groups: Any,
     tangent: Direction | Directions,
     *,
     token_budget: int = 8192,
@@ -76,7 +75,7 @@ def directional_logps(
 def finite_difference_logps(
     model: nn.Module,
     tokenizer: Any,
-    groups: pa.Table | Iterable[Mapping[str, Any]],
+    groups: Any,
     tangent: Direction | Directions,
     *,
     step: float = 3e-5,

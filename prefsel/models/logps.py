@@ -10,13 +10,12 @@ Shapes: T tokens of a row, R response tokens, C completions, D hidden size, V vo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +28,7 @@ from prefsel.models.layout import Kernel, attention_area, build_layout
 from prefsel.models.loading import supports_packing, unwrapped
 from prefsel.models.packing import PackedBatch, pack
 from prefsel.models.padded import PaddedBatch, pad, padded_logps
+from prefsel.pairs.arrow import as_rows
 
 PADDED_LOGITS_BYTES = 2_000_000_000
 """Most memory for the logits of a padded batch: models that are called whole cannot take their head in chunks."""
@@ -130,7 +130,7 @@ def _pad(
 def score_groups(
     model: nn.Module,
     tokenizer: Any,
-    groups: pa.Table | Iterable[Mapping[str, Any]],
+    groups: Any,
     *,
     token_budget: int,
     template: str = "auto",
@@ -167,7 +167,7 @@ def score_groups(
 def routed(
     model: nn.Module,
     encoder: Encoder,
-    groups: pa.Table | Iterable[Mapping[str, Any]],
+    groups: Any,
     route: Route,
     token_budget: int,
 ) -> tuple[dict[str, list[Any]], list[list[list[float] | None]]]:
@@ -176,7 +176,8 @@ def routed(
     Returns:
         The columns of `score_groups` but for `logps`, and per group and completion the numbers of the route, or None.
     """
-    rows = list(map(_identified, groups.to_pylist() if isinstance(groups, pa.Table) else groups))
+    given = as_rows(groups, ["prompt", "completions"], uses=["prompt_id"], name="groups")
+    rows = list(map(_identified, given))
     pairs = [(row["prompt"], [c["messages"] for c in row["completions"]]) for row in rows]
     encoded = encoder.encode_groups(pairs, strict=False)
     values: list[list[list[float] | None]] = [[None] * len(group.status) for group in encoded]

@@ -39,6 +39,24 @@ def completion_positions(pairs: pa.Table, groups: pa.Table) -> tuple[np.ndarray,
     return rows_N, start_N + pairs["chosen"].to_numpy(), start_N + pairs["rejected"].to_numpy()
 
 
+def rows_of(found: pa.Table, ids: pa.Array, *, what: str) -> pa.Table:
+    """The rows of a table for some pair_ids, in their order.
+
+    Args:
+        found: Has a column `pair_id`, each id once.
+        ids: The pair_ids wanted.
+        what: What an error calls the table.
+
+    Raises:
+        IntegrityError: One of the pairs is not in it; says how many and which is the first.
+    """
+    place = pc.index_in(ids, value_set=found["pair_id"].combine_chunks())
+    if place.null_count:
+        lost = ids.filter(pc.is_null(place))[0].as_py().hex()
+        raise IntegrityError(f"{what}: lacks {place.null_count} of {len(ids)} pairs, first {lost}")
+    return found.take(place)
+
+
 def pair_table(
     pairs: pa.Table, groups: pa.Table, column_sets: Sequence[pa.Table], *, source: str, spread: bool = True
 ) -> pa.Table:

@@ -95,6 +95,8 @@ def _check_names(config: Config) -> None:
     for source in config.sources:
         if source.format != "auto" and source.format not in FORMATS:
             raise invalid(f"sources.{source.name}.format", source.format, ["auto", *FORMATS])
+        if source.format != "auto":
+            FORMATS[source.format]  # one from a plugin is imported, and refused if it is none
 
 
 def _check_models(plan: Plan) -> None:

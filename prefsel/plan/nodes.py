@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from prefsel.config import PARTS, Config
+from prefsel.config import PARTS, Config, TrainedModel
 from prefsel.config.lookup import find
 from prefsel.errors import invalid
 from prefsel.plan.columns import column_nodes, dataset_scorers, length_column, reference_scorer, scorers_for
@@ -21,6 +21,7 @@ from prefsel.plan.models import find_model, find_models, model_nodes, model_spec
 from prefsel.plan.node import Kind, Need, Node, by_columns, by_fingerprint, by_part, by_path
 from prefsel.plan.plan import Plan, in_order
 from prefsel.plan.scores import control_metrics, metric_columns, metric_specs
+from prefsel.plugins.registry import code_of
 from prefsel.rules import LEAVES, random_rule, reversed_rule, rule_scores
 from prefsel.workspace.folders import folder_content
 from prefsel.workspace.manifest import load_summary
@@ -172,7 +173,7 @@ def _scores(plan: Plan, name: str) -> Node:
 
     def write_recipe(node: Node) -> dict[str, Any]:
         upstream = node.upstream | {"lengths": length_column(plan) or ""}
-        settings = {"metric": spec.metric, "params": spec.params}
+        settings = {"metric": spec.metric, "params": spec.params} | code_of("metrics", spec.metric)
         return recipe("metric", settings, upstream=upstream, corpus=plan.corpus)
 
     return Node("scores", name, spec, tuple(needs), write_recipe, "scores")
@@ -245,7 +246,9 @@ def _dataset(plan: Plan, name: str) -> Node:
 
 def _model(plan: Plan, label: str) -> Node:
     """A trained model: its options, where its weights start, what it is trained on."""
-    members = {one.label: (spec, one) for spec in plan.config.train for one in spec.trained_models}
+    members: dict[str, tuple[Any, TrainedModel]] = {
+        one.label: (spec, one) for spec in plan.config.train for one in spec.trained_models
+    }
     if label not in members:
         raise invalid("train", label, members or "none: `train` is empty")
     spec, member = members[label]
@@ -267,6 +270,8 @@ def _model(plan: Plan, label: str) -> Node:
             settings["aspect"] = member.aspect
         if spec.cross_fit is not None:
             settings["fold"] = [member.fold, spec.cross_fit.model_dump()]
+        if spec.role == "policy":
+            settings |= code_of("losses", spec.loss)
         if spec.reference:
             reference = find_model(plan, spec.reference)
             settings["reference"] = reference.settings

@@ -3,121 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import yaml
 
-from prefsel.config.file import parse_config
 from prefsel.errors import UserError
-from prefsel.pairs.export import export_rows
-from prefsel.plan.lineage import Lineage
+from prefsel.report.contents import TEXTS, Contents, read_contents
 from prefsel.report.examples import transcript
-from prefsel.rules import parse_rule
-from prefsel.select.compose import compile_rule
-from prefsel.select.derived import derived_scores
-from prefsel.select.radix import Histogram
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
-from prefsel.workspace.manifest import load_summary
 from prefsel.workspace.storage import Storage
 
 SHOWN_CHARACTERS = 400
 
 
 def explain_pair(storage: Storage, pair_id: str) -> Iterator[str]:
-    """Lines about the pair whose hex id begins with `pair_id`, in the configuration of the workspace's last run.
+    """Lines about the pair whose hex id begins with `pair_id`, in the workspace's last run.
 
     Raises:
-        UserError: no finished run, no such pair, or several.
+        UserError: No finished run, no such pair, or several.
     """
-    if not storage.exists("config.yaml"):
-        raise UserError("--workspace: no finished run here; explain needs the config.yaml that a run leaves")
-    lineage = Lineage(parse_config(yaml.safe_load(storage.read("config.yaml"))), storage)
-    found = find_pair(lineage, pair_id.lower())
+    yield from explain_in(read_contents(storage), pair_id)
+
+
+def explain_in(contents: Contents, pair_id: str) -> Iterator[str]:
+    """As `explain_pair`, of contents that were read already."""
+    found = find_pair(contents, pair_id.lower())
     if not found:
         raise UserError(f"pair_id: no pair begins with {pair_id!r}")
     if len({full for _, _, full in found}) > 1:
         raise UserError(f"pair_id: {pair_id!r} is ambiguous: {', '.join(sorted({full for _, _, full in found})[:5])}")
-    for shard, row, full in found:
-        yield from explain_row(lineage, shard, row, full)
+    for shard, _, full in found:
+        yield from explain_row(contents, shard, full)
 
 
-def find_pair(lineage: Lineage, prefix: str) -> list[tuple[ShardRef, int, str]]:
+def find_pair(contents: Contents, prefix: str) -> list[tuple[ShardRef, int, str]]:
     """Every place of the corpus that holds the pair: shard, row and full id."""
     found = []
-    for shard in lineage.catalog.shards:
-        ids = Artifact(lineage.storage, f"pairs/{shard.source}").read(shard.shard, ["pair_id"])["pair_id"].to_pylist()
+    for shard in contents.shards:
+        pairs = Artifact(contents.storage, f"pairs/{shard.source}").read(shard.shard, ["pair_id"])
+        ids = pairs["pair_id"].to_pylist()
         found += [(shard, row, one.hex()) for row, one in enumerate(ids) if one.hex().startswith(prefix)]
     return found
 
 
-def explain_row(lineage: Lineage, shard: ShardRef, row: int, pair_id: str) -> Iterator[str]:
-    """Lines about one row of one shard."""
-    reader = lineage.reader_of(lineage.scorers)
-    folders = {folder: Artifact(lineage.storage, f"{folder}/{shard.source}") for folder, _ in reader.columns}
-    missing = [folder for folder, artifact in folders.items() if shard.shard not in artifact.entries()]
-    if missing or load_summary(lineage.storage, lineage.eligible_folder) is None:
-        what = ", ".join(missing) or "eligibility"
-        raise UserError(f"explain: the corpus changed since the last run ({what} is not complete); run it again first")
-    flat = reader.flat(shard)
-    pairs = reader.pairs(shard)
-    shown = export_rows(np.array([row]), pairs, reader.groups(shard), flat, {}).to_pylist()[0]
-    place = pairs["provenance"][row].as_py() or {}
+def explain_row(contents: Contents, shard: ShardRef, pair_id: str) -> Iterator[str]:
+    """Lines about one pair of one shard."""
+    table = contents.rows(shard)
+    shown = table.slice(table["pair_id"].to_pylist().index(pair_id), 1).to_pylist()[0]
     yield f"pair      {pair_id}"
-    yield f"from      {shard.key}, {lineage.catalog.file_of(shard).uri} row {place.get('row')}"
+    yield f"from      {shard.key}, {shown['file']} row {shown['row']}"
     yield f"source    {shown['source']}; aspect {shown['aspect'] or '–'}"
-    yield f"dropped   {flat['dropped'][row].as_py() or 'no: eligible'}"
-    for side in ("prompt", "chosen", "rejected"):
+    yield f"dropped   {shown['dropped'] or 'no: eligible'}"
+    for side in TEXTS:
         yield f"{side:<9} {transcript(shown[side])[:SHOWN_CHARACTERS]!r}"
-    numbers = {name: value for name, value in shown.items() if isinstance(value, float)}
-    for name, value in numbers.items():
-        yield f"  {name:<40} {value:.9g}"
-    key = bytes.fromhex(pair_id)
-    for name in lineage.metrics:
-        yield explain_score(lineage, shard, name, lineage.scores_folder(name), key)
-    explained: set[str] = set()
-    for selection in lineage.config.selections:
-        rules = {selection.name: selection.rule}
-        if load_summary(lineage.storage, lineage.selected_folder(selection.name, selection.rule)) is not None:
-            rules |= lineage.control_rules(selection)
-        for name, rule in rules.items():
-            made = derived_scores(lineage, name, compile_rule(parse_rule(rule)))
-            for one in made:
-                if one.folder not in explained:
-                    explained.add(one.folder)
-                    yield explain_score(lineage, shard, one.name, one.folder, key)
-            yield explain_selection(lineage, shard, name, rule, key)
+    told = {f"{what}_{name}" for name in contents.scores for what in ("score", "percentile")}
+    for name, value in shown.items():
+        if isinstance(value, float) and name not in told:
+            yield f"  {name:<40} {value:.9g}"
+    for name in contents.scores:
+        yield explain_score(contents, shard, name, pair_id)
+    for name in contents.selections:
+        yield explain_selection(contents, shard, name, pair_id, shown[f"reason_{name}"])
 
 
-def _row_of(table: pa.Table, pair_id: bytes) -> dict[str, Any] | None:
-    place = table["pair_id"].to_pylist()
-    return table.slice(place.index(pair_id), 1).to_pylist()[0] if pair_id in place else None
-
-
-def explain_score(lineage: Lineage, shard: ShardRef, name: str, folder: str, pair_id: bytes) -> str:
+def explain_score(contents: Contents, shard: ShardRef, name: str, pair_id: str) -> str:
     """The pair's score by one metric, or made for a selection, with its percentile among the pairs that have one."""
-    summary = load_summary(lineage.storage, folder)
-    if summary is None:
-        return f"score     {name}: not computed"
-    row = _row_of(Artifact(lineage.storage, f"{folder}/{shard.source}").read(shard.shard), pair_id)
-    assert row is not None, "a score shard holds every pair of its pairs shard"
+    ids = pa.array([bytes.fromhex(pair_id)], pa.binary(16))
+    (row,) = contents.scored(name, shard, ids).to_pylist()
     if row["score"] is None or row["dropped"]:
         return f"score     {name}: none ({row['dropped']})"
-    total = Histogram.from_json(summary.details["histogram"])
-    percentile = float(total.percentile(np.array([row["score"]]))[0])
-    return f"score     {name}: {row['score']:.9g}, percentile {percentile:.2f} of {summary.rows_out:,} (binned)"
+    among = f"percentile {row['percentile']:.2f} of {contents.scores[name].rows_out:,} (binned)"
+    return f"score     {name}: {row['score']:.9g}, {among}"
 
 
-def explain_selection(lineage: Lineage, shard: ShardRef, name: str, rule: dict[str, Any], pair_id: bytes) -> str:
-    """Whether one selection kept the pair, and against which threshold."""
-    folder = lineage.selected_folder(name, rule)
-    summary = load_summary(lineage.storage, folder)
-    if summary is None:
-        return f"selection {name}: not made"
-    row = _row_of(Artifact(lineage.storage, f"{folder}/{shard.source}").read(shard.shard), pair_id)
-    verdict = f"kept, stratum {row['stratum']}" if row else "not kept"
-    reached = summary.details.get("percentiles")
+def explain_selection(contents: Contents, shard: ShardRef, name: str, pair_id: str, reason: str | None) -> str:
+    """Whether one selection kept the pair, or why not, and against which threshold."""
+    details = contents.selections[name].details
+    kept = {row["pair_id"].hex(): row for row in contents.kept(name, shard).to_pylist()}.get(pair_id)
+    verdict = f"kept, stratum {kept['stratum']}" if kept else f"not kept ({reason})"
+    reached = details.get("percentiles")
     middle = f"; percentiles reached {reached}" if reached else ""
-    return f"selection {name}: {verdict}; thresholds {summary.details['thresholds']}{middle}"
+    return f"selection {name}: {verdict}; thresholds {details['thresholds']}{middle}"

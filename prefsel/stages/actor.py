@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from prefsel.plugins.registry import load as load_plugins
 from prefsel.score.job import Job
 from prefsel.score.kinds import Loaded, load
 from prefsel.score.shards import commit_scored
@@ -36,7 +37,12 @@ class ScoreShards:
     """Ray Data actor: loads its models once, then turns shard names into committed columns."""
 
     def __init__(
-        self, jobs: Sequence[Job], storage: Storage, folders: Sequence[str], record: Record = telemetry.record
+        self,
+        jobs: Sequence[Job],
+        storage: Storage,
+        folders: Sequence[str],
+        record: Record = telemetry.record,
+        plugins: Sequence[str] = (),
     ) -> None:
         """Begin to load, and return at once: the first shards are read meanwhile, and what fails is told at them.
 
@@ -45,7 +51,9 @@ class ScoreShards:
             storage: The workspace.
             folders: The column set of each job.
             record: Where counters go besides the ledger.
+            plugins: Modules to load before the jobs.
         """
+        load_plugins(plugins)
         self._jobs, self._storage, self._folders, self._record = jobs, storage, folders, record
         self._turn = threading.Lock()
         self._name = uuid.uuid4().hex[:12]

@@ -20,6 +20,7 @@ from prefsel.errors import UserError
 from prefsel.ingest.identity import file_digest
 from prefsel.ingest.readers import list_files, read_rows
 from prefsel.ingest.windows import Window, ingest_windows
+from prefsel.plugins.registry import code_of
 from prefsel.progress import Progress
 from prefsel.stages.tasks import over_shards
 from prefsel.workspace.catalog import Catalog, FileRecord, SourceRecord, quarantine_name, write_catalog
@@ -92,7 +93,7 @@ def all_sources(config: Config) -> list[Source]:
 def file_task(source: Source, config: Config, uri: str, content: str) -> FileTask:
     """The task of one file; its record is named by content and by every setting that changes the rows."""
     settings = [content, source.format, source.options.model_dump(), config.ingest.rows_per_shard]
-    settings += [config.ingest.max_row_mib, source.role == "exclude"]
+    settings += [config.ingest.max_row_mib, source.role == "exclude", *code_of("formats", source.format).values()]
     record = f"groups/{source.name}/_files/{digest(canonical(settings))}.json"
     return FileTask(source.name, uri, content, record)
 

@@ -14,6 +14,7 @@ import ray
 
 from prefsel.config import Pool
 from prefsel.errors import UserError
+from prefsel.plugins.registry import loaded
 from prefsel.progress import Progress
 from prefsel.score.job import Job
 from prefsel.stages.actor import SHARDS_IN_HAND, ScoreShards
@@ -53,7 +54,12 @@ def run_pool(
     rows = [{"source": shard.source, "shard": shard.shard, "made_from": made_from} for shard, made_from in items]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         ScoreShards,
-        fn_constructor_kwargs={"jobs": tuple(jobs), "storage": storage, "folders": tuple(folders)},
+        fn_constructor_kwargs={
+            "jobs": tuple(jobs),
+            "storage": storage,
+            "folders": tuple(folders),
+            "plugins": loaded(),
+        },
         batch_size=1,
         compute=strategy,
         num_gpus=num_gpus,

@@ -27,7 +27,9 @@ from prefsel.workspace.storage import digest, redact
 
 def config_hash(lineage: Lineage) -> str:
     """Eight hex digits over the corpus and the configuration, except for where it runs."""
-    return digest(canonical([lineage.config.model_dump(mode="json", exclude={"ray"}), lineage.corpus]))[:8]
+    # Without plugins the key is left out: runs from before there were any keep their names.
+    unused = {"ray"} if lineage.config.plugins else {"ray", "plugins"}
+    return digest(canonical([lineage.config.model_dump(mode="json", exclude=unused), lineage.corpus]))[:8]
 
 
 def last_report(lineage: Lineage) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import ray
 
+from prefsel.plugins.registry import prepared
 from prefsel.progress import Progress
 from prefsel.select.duplicates import Drops
 from prefsel.stages.tasks import unwrap
@@ -46,9 +47,9 @@ def exchange(work: HashPass, shards: Sequence[ShardRef], progress: Progress, lab
     chunks = [[shards[i] for i in part] for part in np.array_split(np.arange(len(shards)), num_parts)]
     shared = ray.put((work, num_parts, [chunk[-1].number for chunk in chunks]))
     # With one part Ray would wrap the single return value; a list of references keeps both cases alike.
-    send = ray.remote(num_returns=num_parts)(_send_chunk)
-    settle = ray.remote(num_returns=num_parts)(_settle_partition)
-    commit = ray.remote(_commit_chunk)
+    send = ray.remote(num_returns=num_parts)(prepared(_send_chunk))
+    settle = ray.remote(num_returns=num_parts)(prepared(_settle_partition))
+    commit = ray.remote(prepared(_commit_chunk))
     sent = [_as_list(send.remote(chunk, shared)) for chunk in chunks]
     drops = [_as_list(settle.remote(shared, *[row[p] for row in sent])) for p in range(num_parts)]
     done = [commit.remote(chunk, shared, *[d[c] for d in drops]) for c, chunk in enumerate(chunks)]

@@ -15,6 +15,7 @@ from prefsel.plan.columns import pair_reader, reference_scorer
 from prefsel.plan.models import find_model
 from prefsel.plan.node import Node
 from prefsel.plan.plan import Plan
+from prefsel.plugins.registry import prepared
 from prefsel.progress import Progress
 from prefsel.score.job import local
 from prefsel.stages.pool import gpus_per_actor
@@ -46,7 +47,7 @@ def make_tangent(plan: Plan, node: Node, progress: Progress) -> StageReport:
     settings = loading(find_model(plan, spec.model))
     pairs = PairSource(part, reference=spec.reference)
     gpus = gpus_per_actor(Pool(), settings)
-    task = ray.remote(num_gpus=gpus)(_make_tangent)
+    task = ray.remote(num_gpus=gpus)(prepared(_make_tangent))
     with progress.track(f"tangent {node.name}", 1, "tangents") as counter:
         facts = unwrap(task.remote(plan.storage, spec, settings, pairs, path))
         counter.advance()

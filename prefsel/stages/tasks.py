@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from prefsel.errors import PrefselError
+from prefsel.plugins.registry import prepared
 from prefsel.progress import Counter
 
 Item = TypeVar("Item")
@@ -42,7 +43,7 @@ def over_shards(
     """
     if not items:
         return []
-    remote = ray.remote(num_cpus=num_cpus)(function)
+    remote = ray.remote(num_cpus=num_cpus)(prepared(function))
     reference = ray.put(shared)
     limit = max(4, int(4 * ray.cluster_resources().get("CPU", 1)))
     results: dict[int, Result] = {}

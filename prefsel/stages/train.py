@@ -30,6 +30,7 @@ from ray.util.queue import Empty, Queue
 from prefsel.config import PARTS, DpoOptions, PretrainedModel, RewardOptions, TrainDpo, TrainedModel, Training
 from prefsel.errors import PrefselError, UserError, invalid
 from prefsel.plan.lineage import Lineage, ModelRef
+from prefsel.plugins.registry import prepared
 from prefsel.progress import Counter, Progress
 from prefsel.stages.session import is_own
 from prefsel.stages.tasks import over_shards
@@ -211,7 +212,7 @@ def run_trainer(storage: Storage, spec: Training, path: str, settings: dict[str,
     resources = {"CPU": spec.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     records = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
-        _worker,
+        prepared(_worker),
         train_loop_config=settings | {"records": records},
         scaling_config=ScalingConfig(num_workers=spec.workers, use_gpu=gpus > 0, resources_per_worker=resources),
         run_config=RunConfig(

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefsel.config import DpoOptions
+from prefsel.plugins.registry import Registry
 
 
 def reward_margins(
@@ -337,14 +338,17 @@ class Loss:
         return self.uses_lengths and self.parameters(options).get("reduction", "mean") == "mean"
 
 
-LOSSES: Final[dict[str, Loss]] = {
-    "dpo": Loss(dpo_loss, options={"label_smoothing": "label_smoothing"}),
-    "robust_dpo": Loss(robust_dpo_loss, options={"label_smoothing": "label_smoothing"}),
-    "ipo": Loss(ipo_loss, uses_lengths=True, options={"reduction": "ipo_reduction"}),
-    "hinge": Loss(hinge_loss),
-    "simpo": Loss(simpo_loss, uses_reference=False, uses_lengths=True, options={"gamma": "simpo_gamma"}),
-    "length_normalised_dpo": Loss(length_normalised_dpo_loss, uses_lengths=True),
-    "dfpo": Loss(dfpo_loss, columns=("preference_divergence",), options={"num_aspects": "num_aspects"}),
-    "weighted_dfpo": Loss(weighted_dfpo_loss, columns=("preference_divergence", "aspect_weight")),
-}
-"""Every loss the training loop offers, by its configuration name."""
+LOSSES: Final[Registry[Loss]] = Registry(
+    "losses",
+    {
+        "dpo": Loss(dpo_loss, options={"label_smoothing": "label_smoothing"}),
+        "robust_dpo": Loss(robust_dpo_loss, options={"label_smoothing": "label_smoothing"}),
+        "ipo": Loss(ipo_loss, uses_lengths=True, options={"reduction": "ipo_reduction"}),
+        "hinge": Loss(hinge_loss),
+        "simpo": Loss(simpo_loss, uses_reference=False, uses_lengths=True, options={"gamma": "simpo_gamma"}),
+        "length_normalised_dpo": Loss(length_normalised_dpo_loss, uses_lengths=True),
+        "dfpo": Loss(dfpo_loss, columns=("preference_divergence",), options={"num_aspects": "num_aspects"}),
+        "weighted_dfpo": Loss(weighted_dfpo_loss, columns=("preference_divergence", "aspect_weight")),
+    },
+)
+"""Every loss the training loop offers, by its configuration name, those of plugins included."""

@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import random
 
+import datasets
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 from tiny_models import naive_logps, random_groups, related_groups, tiny_causal
@@ -271,3 +275,26 @@ def test_score_groups_takes_strings_and_returns_columns(tokenizer, model_type):
             expected = naive_logps(model, prompt, full[len(prompt) :])
         assert columns["logps"][g][c] == pytest.approx(float(expected), rel=1e-5)
         assert columns["num_tokens"][g][c] == len(full) - len(prompt)
+
+
+@pytest.mark.parametrize("hold", [pa.Table.from_pylist, pl.DataFrame, pd.DataFrame, datasets.Dataset.from_list])
+def test_groups_come_in_any_table(tokenizer, hold):
+    """Messages and texts, ids given or made, through every library: the numbers of the same rows as dictionaries."""
+    model = tiny_causal()
+    turns = [[{"role": "user", "content": text}] for text in ("who sat?", "a short story")]
+    answers = [["the cat", "a dog saw"], ["bread rises", "the dog", "please"]]
+    rows = [{"prompt": prompt, "completions": texts, "n": 1} for prompt, texts in zip(turns, answers)]
+    options = {"token_budget": 64, "template": "plain"}
+    expected = score_groups(model, tokenizer, rows, **options)
+    assert [len(row) for row in expected["logps"]] == [2, 3]
+    assert score_groups(model, tokenizer, hold(rows), **options) == expected
+    messages = [
+        {**row, "completions": [{"messages": [{"role": "assistant", "content": t}]} for t in row["completions"]]}
+        for row in rows
+    ]
+    assert score_groups(model, tokenizer, hold(messages), **options) == expected
+
+
+def test_one_group_outside_a_list_is_refused(tokenizer):
+    with pytest.raises(UserError, match="groups: got dict with prompt, completions"):
+        score_groups(tiny_causal(), tokenizer, {"prompt": "p", "completions": ["a", "b"]}, token_budget=64)

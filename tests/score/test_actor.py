@@ -10,12 +10,13 @@ from test_scorers import folder, table  # noqa: F401
 
 from prefsel.config import CausalLogps
 from prefsel.errors import UserError
+from prefsel.score.job import Job
+from prefsel.score.kinds import Loaded, load
 from prefsel.score.scorers import CausalLogpsScorer
 from prefsel.score.summary import measured
 from prefsel.stages import actor as actor_module
 from prefsel.stages import telemetry
 from prefsel.stages.actor import ScoreShards
-from prefsel.stages.scoring_job import Job, Loaded, load
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage

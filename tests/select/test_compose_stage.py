@@ -12,21 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from naive_rules import Row, naive_select
+from stage_runs import run
 
 from prefsel.config.file import parse_config
-from prefsel.config.naming import scorer_label
 from prefsel.errors import UserError
 from prefsel.ingest.identity import completion_id, pair_id, prompt_id
 from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
+from prefsel.report.contents import Contents
 from prefsel.report.examples import examples
 from prefsel.report.explain import explain_row, find_pair
 from prefsel.rules import reversed_rule, rule_scores
 from prefsel.stages import select as stage
-from prefsel.stages.ingest import ingest
-from prefsel.stages.metric import score_metric
-from prefsel.stages.score import score_one
-from prefsel.stages.select import resolve_eligible, select_node
 from prefsel.stages.tasks import over_shards
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
@@ -122,20 +119,6 @@ def config(paths: dict[str, str], **more: Any) -> Any:
         }
         | more
     )
-
-
-def run(made: Any, workspace: Path) -> tuple[Lineage, list[StageReport]]:
-    storage = Storage(str(workspace))
-    reports = ingest(made, storage, QUIET)
-    lineage = Lineage(made, storage)
-    reports += resolve_eligible(lineage, QUIET)
-    reports += [score_one(lineage, lineage.scorer(scorer_label(one)), QUIET) for one in lineage.scorers]
-    # A control's population is that of the metric it is a control of.
-    names = sorted(lineage.metrics, key=lambda name: name in lineage.controls)
-    reports += [score_metric(lineage, name, QUIET) for name in names]
-    for spec in lineage.config.selections:
-        reports += select_node(lineage, spec.name, QUIET)
-    return lineage, reports
 
 
 def dataset(lineage: Lineage, name: str) -> pa.Table:
@@ -243,8 +226,9 @@ def test_the_percentiles_that_a_budget_reached_are_reported(done: Any) -> None:
 def test_explanations_and_examples_follow_the_derived_scores(done: Any) -> None:
     _, _, lineage, reports, _ = done
     kept = dataset(lineage, "once")["pair_id"].to_pylist()[0]
-    ((shard, row, full),) = find_pair(lineage, kept)
-    lines = list(explain_row(lineage, shard, row, full))
+    contents = Contents(lineage.storage, lineage.catalog, tuple(reports))
+    ((shard, _, full),) = find_pair(contents, kept)
+    lines = list(explain_row(contents, shard, full))
     assert sum(line.startswith("score     once.dedupe:") for line in lines) == 1
     assert any(line.startswith("selection once: kept") for line in lines)
     assert any(line.startswith("selection middle:") and "percentiles reached {'a':" in line for line in lines)

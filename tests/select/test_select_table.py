@@ -170,7 +170,7 @@ def test_any_reasonable_pair_id_breaks_ties_in_its_order(ids: pa.Array) -> None:
         (pa.array(["x" * 17, "b", "c", "d"]), "valid: 16 bytes, 32 hex digits"),
         (pa.array(["z" * 32] * 4), "must be hex digits"),
         (pa.array([0.5, 1.5, 2.5, 3.5]), "got a column of double"),
-        (pa.array([7, 7, 7, 7]), "4 rows share the pair_id"),
+        (pa.array([7, 7, 7, 7]), "1 identifiers stand more than once, in 4 of 4 rows"),
     ],
 )
 def test_unusable_pair_ids_are_refused(ids: pa.Array, message: str) -> None:

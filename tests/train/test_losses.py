@@ -4,13 +4,13 @@ import inspect
 import json
 import math
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from prefsel.config import DpoOptions
+from prefsel.config import LOSS_NAMES, DpoOptions
 from prefsel.train.batch import PairInputs, pair_losses, pair_stats
 from prefsel.train.losses import (
     LOSSES,
@@ -277,7 +277,7 @@ def test_rewards_are_those_that_the_loss_compares(options: DpoOptions, expected:
 
 
 def test_the_configuration_knows_every_loss_and_its_options() -> None:
-    assert set(get_args(DpoOptions.model_fields["loss"].annotation)) == set(LOSSES)
+    assert tuple(LOSSES) == LOSS_NAMES
     for name, loss in LOSSES.items():
         used = {option for option, losses in DpoOptions.USED_BY.items() if name in losses}
         wanted = set(loss.options.values())
@@ -306,7 +306,7 @@ def test_the_configuration_knows_every_loss_and_its_options() -> None:
         ({"loss": "weighted_dfpo", "divergence": "pd", "aspect_weights": {"a": 0.0}}, "greater than 0"),
         ({"loss": "robust_dpo"}, "label_smoothing: got 0.0 with loss 'robust_dpo'; valid: above 0, below 0.5"),
         ({"loss": "robust_dpo", "label_smoothing": 0.5}, "less than 0.5"),
-        ({"loss": "orpo"}, "'weighted_dfpo'"),
+        ({"loss": "orpo"}, "valid: .*, weighted_dfpo"),
         ({"keep_optimizer_state": True, "lora": {}}, "keep_optimizer_state: got True with lora"),
     ],
     ids=lambda value: str(value)[:40],
