@@ -44,6 +44,26 @@ def check(config: Config, storage: Storage) -> None:
     Raises:
         UserError: names the field, the value and the valid ones.
     """
+    lineage = Lineage(config, storage)
+    check_names(lineage)
+    for path in [path for source in config.sources for path in source.paths] + config.exclude_prompts:
+        list_files(path)
+    _check_models(config, lineage)
+    for tangent in config.tangents:
+        _check_tangent(config, tangent, lineage)
+    _check_columns(lineage)
+    ordered(lineage, all_nodes(lineage))
+
+
+def check_names(lineage: Lineage) -> None:
+    """Refuse what the configuration's text alone shows to be wrong: names, formats, rules, parameters.
+
+    It reads no input and no model, and imports neither torch nor Ray: a slip of the pen is answered at once.
+
+    Raises:
+        UserError: names the field, the value and the valid ones.
+    """
+    config = lineage.config
     for field in ("sources", "tangents", "metrics", "selections"):
         _require_unique(field, [record.name for record in getattr(config, field)])
     _require_unique("models and train", [spec.name for spec in (*config.models, *config.train)])
@@ -54,19 +74,20 @@ def check(config: Config, storage: Storage) -> None:
     for source in config.sources:
         if source.format != "auto" and source.format not in FORMATS:
             raise invalid(f"sources.{source.name}.format", source.format, ["auto", *FORMATS])
-    for path in [path for source in config.sources for path in source.paths] + config.exclude_prompts:
-        list_files(path)
-    lineage = Lineage(config, storage)
     _require_unique("scorers", [scorer_label(scorer) for scorer in lineage.scorers])
-    _check_models(config, lineage)
+    made = [spec.name for spec in config.models if spec.kind != "pretrained"]
+    if made and not config.split.proxy:
+        raise invalid("split.proxy", config.split.proxy, f"above 0: model {made[0]!r} is trained on that part")
     for spec in config.train:
         _check_training(config, spec)
     for scorer in config.scorers:
         _check_scorer(config, scorer)
     for tangent in config.tangents:
-        _check_tangent(config, tangent, lineage)
-    _check_selections(config, lineage)
-    ordered(lineage, all_nodes(lineage))
+        _check_tangent_names(config, tangent)
+    _check_metrics(config)
+    if not _asks_models_for_heads(config):
+        _check_columns(lineage)
+    _check_rules(config, lineage)
 
 
 def check_budgets(config: Config, eligible: int) -> None:
@@ -100,9 +121,6 @@ def _require_unique(field: str, names: Iterable[str]) -> None:
 
 
 def _check_models(config: Config, lineage: Lineage) -> None:
-    made = [spec.name for spec in config.models if spec.kind != "pretrained"]
-    if made and not config.split.proxy:
-        raise invalid("split.proxy", config.split.proxy, f"above 0: model {made[0]!r} is trained on that part")
     for spec in config.models:
         if isinstance(spec, PretrainedModel):
             from prefsel.models.loading import check_directory, load_tokenizer
@@ -202,23 +220,27 @@ def _require_adam(config: Config, field: str, name: str) -> None:
         raise invalid(field, name, kept or "none: no training has keep_optimizer_state")
 
 
-def _check_tangent(config: Config, spec: Tangent, lineage: Lineage) -> None:
+def _check_tangent_names(config: Config, spec: Tangent) -> None:
     field = f"tangents.{spec.name}"
     _require_model(config, f"{field}.model", spec.model, "policy")
     _require_reference(config, f"{field}.reference", spec.reference)
     for key, name in (("model", spec.model), ("reference", spec.reference)):
         _require_single(config, f"{field}.{key}", name)
-    ours, theirs = lineage.scoring_settings(spec.model), lineage.scoring_settings(spec.reference)
-    for key in ("template", "max_length", "truncation"):
-        if ours[key] != theirs[key]:
-            raise invalid(f"{field}.reference", spec.reference, f"a model with the same {key} as {spec.model!r}")
     if spec.preconditioner == "adam":
         _require_adam(config, f"{field}.model", spec.model)
     if not _has_validation(config):
         raise UserError(f"{field}: needs validation pairs; set split.validation, or give a source the role validation")
 
 
-def _check_selections(config: Config, lineage: Lineage) -> None:
+def _check_tangent(config: Config, spec: Tangent, lineage: Lineage) -> None:
+    field = f"tangents.{spec.name}"
+    ours, theirs = lineage.scoring_settings(spec.model), lineage.scoring_settings(spec.reference)
+    for key in ("template", "max_length", "truncation"):
+        if ours[key] != theirs[key]:
+            raise invalid(f"{field}.reference", spec.reference, f"a model with the same {key} as {spec.model!r}")
+
+
+def _check_metrics(config: Config) -> None:
     for spec in config.metrics:
         if spec.metric not in METRICS:
             raise invalid(f"metrics.{spec.name}.metric", spec.metric, METRICS)
@@ -226,8 +248,9 @@ def _check_selections(config: Config, lineage: Lineage) -> None:
             raise invalid("metrics.name", spec.name, "another name: controls are called random-<metric>")
     for spec in config.metrics:
         _check_metric(config, spec)
-    for name in lineage.metrics:
-        lineage.scorers_for(lineage.metric_columns(name), field=f"metrics.{name}")
+
+
+def _check_rules(config: Config, lineage: Lineage) -> None:
     for selection in config.selections:
         try:
             parse_rule(selection.rule)
@@ -237,6 +260,19 @@ def _check_selections(config: Config, lineage: Lineage) -> None:
                 lineage.metric_columns(column.removeprefix("score_"))
         except UserError as error:
             raise UserError(f"selections.{selection.name}: {error}") from None
+
+
+def _asks_models_for_heads(config: Config) -> bool:
+    """Whether what a reward model's columns are called stands in its own files."""
+    pretrained = {spec.name for spec in config.models if isinstance(spec, PretrainedModel)}
+    rewards = [scorer for scorer in config.scorers if isinstance(scorer, RewardModel)]
+    return any(scorer.model in pretrained and not scorer.heads for scorer in rewards)
+
+
+def _check_columns(lineage: Lineage) -> None:
+    """Every column that a metric reads must be made by a scorer."""
+    for name in lineage.metrics:
+        lineage.scorers_for(lineage.metric_columns(name), field=f"metrics.{name}")
 
 
 def _parsed(spec: MetricSpec) -> Any:

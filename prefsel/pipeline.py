@@ -13,21 +13,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+
 from prefsel.check import check, check_budgets
 from prefsel.config import Config
+from prefsel.configfile import resolved
+from prefsel.errors import UserError
 from prefsel.graph import Node, all_nodes, in_passes, ordered
 from prefsel.ingest.stage import ingest
 from prefsel.lineage import Lineage
 from prefsel.metrics.stage import score_metric
 from prefsel.progress import Progress
 from prefsel.report.stage import last_report, write_report
-from prefsel.score.stage import score_together
+from prefsel.resources import check_resources
+from prefsel.score.stage import require_imported, score_together
 from prefsel.score.tangents import make_tangent
 from prefsel.select.stage import resolve_eligible, select_node, write_holdout
-from prefsel.session import connect
+from prefsel.session import cluster_address, connect, is_own
 from prefsel.train.stage import make_scratch_models, train_node
 from prefsel.workspace.manifest import StageReport
-from prefsel.workspace.storage import Storage
+from prefsel.workspace.storage import Storage, redact
 
 UNTIL: dict[str, Callable[[Lineage, Node], bool]] = {
     "train-reward": lambda lineage, node: node.kind == "train" and lineage.training(node.name).kind == "reward",
@@ -99,19 +104,22 @@ def run(
     storage = Storage(workspace)
     storage.require_folder()
     check(config, storage)
-    connect(config.ray, quiet=True)
+    start_ray(config, progress)
+    keep_config(config, storage)
     reports: list[StageReport] = []
 
     def done(stage: list[StageReport]) -> None:
         reports.extend(stage)
         for report in stage:
             progress.line(report.sentence())
+            progress.finished(f"{report.stage} {report.name}")
 
     done(ingest(config, storage, progress))
     lineage = Lineage(config, storage)
     if until != "ingest":
         done(resolve_eligible(lineage, progress))
         check_budgets(config, reports[-1].rows_out)
+        require_imported(lineage)
         nodes = [node for node in all_nodes(lineage) if until is None or UNTIL[until](lineage, node)]
         for together in in_passes(lineage, ordered(lineage, nodes)):
             columns = together[0].kind == "columns"
@@ -125,3 +133,32 @@ def run(
         page = write_report(lineage, reports, seconds=time.monotonic() - started, tables=more)
         is_new = True
     return Outcome(reports, page, is_new)
+
+
+def start_ray(config: Config, progress: Progress) -> None:
+    """Join or start a Ray that can hold every pool and every training; a cluster may still grow.
+
+    Raises:
+        UserError: no cluster answers, or one of them can never fit.
+    """
+    address = cluster_address(config.ray)
+    if not address:
+        given = {"CPU": config.ray.num_cpus, "GPU": config.ray.num_gpus}
+        check_resources(config, {name: float(number) for name, number in given.items() if number is not None})
+    with progress.phase(f"joining Ray at {redact(address)}" if address else "starting Ray"):
+        connect(config.ray, quiet=True)
+    if is_own():
+        have = ray.cluster_resources()
+        check_resources(config, {name: have.get(name, 0.0) for name in ("CPU", "GPU")})
+
+
+def keep_config(config: Config, storage: Storage) -> None:
+    """Write the resolved configuration into the workspace, before anything else.
+
+    Raises:
+        UserError: the workspace cannot be written.
+    """
+    try:
+        storage.write("config.yaml", resolved(config).encode())
+    except OSError as error:
+        raise UserError(f"workspace: cannot write {redact(storage.uri)!r}: {redact(str(error))}") from error

@@ -14,10 +14,11 @@ from dataclasses import replace
 from typing import Any
 
 from prefsel.config import Imported, Scorer
+from prefsel.errors import invalid
 from prefsel.lineage import Lineage
 from prefsel.naming import imported_fields, scorer_label
 from prefsel.progress import Progress
-from prefsel.score.imported import imported_columns
+from prefsel.score.imported import RATINGS, imported_columns, rating_names
 from prefsel.score.job import scorer_job
 from prefsel.score.pool import run_pool
 from prefsel.score.shards import commit_scored
@@ -27,6 +28,7 @@ from prefsel.tasks import over_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact, Entry
 from prefsel.workspace.manifest import StageReport
+from prefsel.workspace.storage import Storage
 
 
 def score_one(lineage: Lineage, scorer: Scorer, progress: Progress) -> StageReport:
@@ -64,6 +66,7 @@ def score_together(lineage: Lineage, scorers: Sequence[Scorer], progress: Progre
                 lineage.storage,
                 [(shard, groups[shard.key].content) for shard in shards],
                 progress,
+                sizes={shard.key: groups[shard.key].bytes for shard in shards},
             )
             for label in members:
                 seconds[label] += time.monotonic() - started
@@ -110,10 +113,35 @@ def reported(
     return replace(found, details=found.details | {"shared_with": shared_with}) if shared_with else found
 
 
+def require_imported(lineage: Lineage) -> None:
+    """Refuse an imported number that no completion of the corpus came with, before any model has run.
+
+    One shard of each source is read; all of them only where something is still missing.
+
+    Raises:
+        UserError: names the scorer, the field and those that the data have.
+    """
+    imported = [scorer for scorer in lineage.scorers if isinstance(scorer, Imported)]
+    wanted = {field: scorer for scorer in imported for field in imported_fields(scorer).values()}
+    sources = lineage.catalog.sources_of().values()
+    found: set[str] = set()
+    for shards in ([some[0] for some in sources], [shard for some in sources for shard in some[1:]]):
+        if wanted.keys() <= found:
+            return
+        found |= {name for names in over_shards(_rating_names, shards, shared=lineage.storage) for name in names}
+    if missing := [field for field in wanted if field not in found]:
+        have = sorted(found) or "none: no completion came with a number"
+        raise invalid(f"scorers.{wanted[missing[0]].name}.field", missing[0], have)
+
+
+def _rating_names(shard: ShardRef, storage: Storage) -> list[str]:
+    return rating_names(Artifact(storage, f"groups/{shard.source}").read(shard.shard, [RATINGS]))
+
+
 def import_all(lineage: Lineage, scorer: Imported, items: Sequence[tuple[ShardRef, str]], progress: Progress) -> None:
     """Numbers that came with the data, shard by shard."""
     shared = (imported_fields(scorer), lineage.storage, lineage.columns_folder(scorer))
-    with progress.track(f"score {scorer_label(scorer)}", len(items)) as counter:
+    with progress.track(f"score {scorer_label(scorer)}", len(items), commits=True) as counter:
         over_shards(_import_shard, items, shared=shared, counter=counter)
 
 
