@@ -1,20 +1,31 @@
-"""The command line. Exit codes: 0 done; 1 a fault; 2 the user's input is wrong; 3 refused."""
+"""The command line.
+
+Exit codes: 0 done; 1 a fault; 2 the user's input is wrong; 3 refused; 130 and 143 interrupted.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from prefsel import __version__, interrupts
 from prefsel.errors import PrefselError, UserError
-from prefsel.workspace.storage import redact
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Choose the preference data worth training on: score, select exactly, train on what was kept.",
+    epilog="Exit codes: 0 done; 1 a fault; 2 the input is wrong; 3 refused; 130 and 143 interrupted.",
+)
 
 # Typer's command-line errors (unknown option, missing argument) share a base that it does not export.
 CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -24,18 +35,52 @@ Workspace = Annotated[str, typer.Option("--workspace", "-w", help="directory or 
 Set = Annotated[list[str], typer.Option("--set", help="dotted.key=value, overrides the file; repeatable")]
 
 
-def _pipeline(config: Path, workspace: str, overrides: list[str], until: str | None, *, page: bool = False) -> None:
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"prefsel {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="print the version")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+def _pipeline(file: Path, workspace: str, overrides: list[str], until: str | None, *, page: bool = False) -> None:
     from prefsel.config.file import load_config
-    from prefsel.pipeline import run
-    from prefsel.progress import Progress
+    from prefsel.plan.check import check_names
+    from prefsel.plan.nodes import make_plan
     from prefsel.workspace.storage import Storage
 
+    started = time.monotonic()
+    config, storage = load_config(file, overrides), Storage(workspace)
+    check_names(make_plan(config, storage))
+    # Ray and torch take seconds to import: a mistake in the configuration is told before.
+    from prefsel.closing import closing
+    from prefsel.pipeline import run
+    from prefsel.progress import Progress
+
     progress = Progress()
-    outcome = run(load_config(config, overrides), workspace, progress, until=until, always_report=page)
+    with interrupts.telling(progress.committed):
+        outcome = run(config, workspace, progress, until=until, always_report=page)
+    report = storage.full(outcome.page) if outcome.page else None
     if not outcome.is_new:
         progress.line("nothing to do: every artifact of this configuration is already in the workspace")
-    if outcome.page:
-        progress.line(f"report: {Storage(workspace).full(outcome.page)}")
+        if report:
+            progress.line(f"report: {report}")
+        return
+    place = f"--workspace {shlex.quote(workspace)}"
+    then = [f"prefsel explain PAIR_ID {place}", f"prefsel verify {place}"]
+    if until:
+        more = "".join(f" --set {shlex.quote(one)}" for one in overrides)
+        then = [f"prefsel status {place}", f"prefsel run {shlex.quote(str(file))} {place}{more}"]
+    seconds = time.monotonic() - started
+    for line in closing(outcome.reports, seconds=seconds, workspace=workspace, page=report, then=then):
+        progress.line(line)
 
 
 @app.command()
@@ -90,7 +135,9 @@ def demo(
     from prefsel.demo import run_demo
     from prefsel.progress import Progress
 
-    run_demo(workspace, seed=seed, progress=Progress(), config_file=config)
+    progress = Progress()
+    with interrupts.telling(progress.committed):
+        run_demo(workspace, seed=seed, progress=progress, config_file=config)
 
 
 @app.command()
@@ -98,7 +145,7 @@ def verify(
     workspace: Workspace, quick: Annotated[bool, typer.Option("--quick", help="sizes and ledgers only")] = False
 ) -> None:
     """Re-read every artifact against its ledger."""
-    from prefsel.workspace.storage import Storage
+    from prefsel.workspace.storage import Storage, redact
     from prefsel.workspace.verify import verify as check
 
     storage = Storage(workspace)
@@ -204,7 +251,10 @@ def guarded(call: typer.Typer, arguments: list[str] | None = None) -> int:
     """Run a command; a known error becomes one message and its exit code, an unknown one keeps its traceback."""
     try:
         call(args=arguments, standalone_mode=False)
+        sys.stdout.flush()
     except PrefselError as error:
+        from prefsel.workspace.storage import redact
+
         print(f"prefsel: {redact(str(error))}", file=sys.stderr)
         return error.exit_code
     except CommandLineError as error:
@@ -213,12 +263,16 @@ def guarded(call: typer.Typer, arguments: list[str] | None = None) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except typer.Abort:
-        return 1
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 
 def main() -> None:
     """The console script."""
+    interrupts.install()
     sys.exit(guarded(app))
 
 

@@ -13,24 +13,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+
 from prefsel.config import Config
+from prefsel.config.file import resolved
+from prefsel.errors import UserError
 from prefsel.plan.check import check, check_budgets
 from prefsel.plan.lineage import Lineage
 from prefsel.plan.node import Kind, Node
 from prefsel.plan.nodes import all_nodes, make_plan, selection_rule
 from prefsel.plan.passes import in_passes
 from prefsel.plan.plan import Plan, in_order
+from prefsel.plan.resources import check_resources
 from prefsel.progress import Progress
 from prefsel.stages.ingest import ingest
 from prefsel.stages.metric import score_metric
 from prefsel.stages.report import last_report, write_report
-from prefsel.stages.score import score
+from prefsel.stages.score import require_imported, score
 from prefsel.stages.select import resolve_eligible, select_rule, write_holdout
-from prefsel.stages.session import connect
+from prefsel.stages.session import cluster_address, connect, is_own
 from prefsel.stages.tangent import make_tangent
 from prefsel.stages.train import make_scratch_models, train_member
 from prefsel.workspace.manifest import StageReport
-from prefsel.workspace.storage import Storage
+from prefsel.workspace.storage import Storage, redact
 
 UNTIL: dict[str, Callable[[Node], bool]] = {
     "train-reward": lambda node: node.kind == "model" and node.spec.role == "reward",
@@ -100,7 +105,8 @@ def run(
     storage = Storage(workspace)
     storage.require_folder()
     check(config, storage)
-    connect(config.ray, quiet=True)
+    start_ray(config, progress)
+    keep_config(config, storage)
     reports: list[StageReport] = []
 
     def done(stage: list[StageReport]) -> None:
@@ -109,12 +115,14 @@ def run(
             if report.artifact not in known:  # a score that a control shares is reported once, as what made it
                 reports.append(report)
                 progress.line(report.sentence())
+                progress.finished(f"{report.stage} {report.name}")
 
     done(ingest(config, storage, progress))
     plan = make_plan(config, storage)
     if until != "ingest":
         done(resolve_eligible(Lineage(config, storage), progress))
         check_budgets(config, reports[-1].rows_out)
+        require_imported(plan)
         wanted = [node for node in all_nodes(plan) if until is None or UNTIL[until](node)]
         for together in in_passes([node for node in in_order(wanted) if node.kind != "eligible"]):
             done(make(plan, together, progress))
@@ -128,3 +136,32 @@ def run(
         page = write_report(lineage, reports, seconds=time.monotonic() - started, tables=more)
         is_new = True
     return Outcome(reports, page, is_new)
+
+
+def start_ray(config: Config, progress: Progress) -> None:
+    """Join or start a Ray that can hold every pool and every training; a cluster may still grow.
+
+    Raises:
+        UserError: no cluster answers, or one of them can never fit.
+    """
+    address = cluster_address(config.ray)
+    if not address:
+        given = {"CPU": config.ray.num_cpus, "GPU": config.ray.num_gpus}
+        check_resources(config, {name: float(number) for name, number in given.items() if number is not None})
+    with progress.phase(f"joining Ray at {redact(address)}" if address else "starting Ray"):
+        connect(config.ray, quiet=True)
+    if is_own():
+        have = ray.cluster_resources()
+        check_resources(config, {name: have.get(name, 0.0) for name in ("CPU", "GPU")})
+
+
+def keep_config(config: Config, storage: Storage) -> None:
+    """Write the resolved configuration into the workspace, before anything else.
+
+    Raises:
+        UserError: the workspace cannot be written.
+    """
+    try:
+        storage.write("config.yaml", resolved(config).encode())
+    except OSError as error:
+        raise UserError(f"workspace: cannot write {redact(storage.uri)!r}: {redact(str(error))}") from error

@@ -17,7 +17,7 @@ from prefsel.ingest.readers import list_files
 from prefsel.metrics import METRICS
 from prefsel.metrics.influence import tangent_names
 from prefsel.metrics.table import find_metric
-from prefsel.plan.columns import scorers_by_column
+from prefsel.plan.columns import scorers_by_column, scorers_for
 from prefsel.plan.models import find_model, scoring_settings
 from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.plan import Plan
@@ -33,25 +33,43 @@ def check(config: Config, storage: Storage) -> Plan:
     Raises:
         UserError: names the field, the value and the valid ones.
     """
-    _check_names(config)
+    plan = make_plan(config, storage)
+    check_names(plan)
     for path in [path for source in config.sources for path in source.paths] + config.exclude_prompts:
         list_files(path)
-    plan = make_plan(config, storage)
-    _require_unique("scorers", [scorer.label for scorer in plan.scorers])
     _check_models(plan)
+    for tangent in config.tangents:
+        _check_same_tokens(plan, tangent)
+    _check_columns(plan)
+    all_nodes(plan)
+    return plan
+
+
+def check_names(plan: Plan) -> None:
+    """Refuse what the configuration's text alone shows to be wrong: names, formats, rules, parameters.
+
+    It reads no input and no model, and imports neither torch nor Ray: a slip of the pen is answered at once.
+
+    Raises:
+        UserError: names the field, the value and the valid ones.
+    """
+    config = plan.config
+    _check_unique_names(config)
+    _require_unique("scorers", [scorer.label for scorer in plan.scorers])
+    made_here = next((spec.name for spec in config.models if spec.is_made_here), None)
+    if made_here and not config.split.proxy:
+        raise invalid("split.proxy", config.split.proxy, f"above 0: model {made_here!r} is trained on that part")
+    for record in (*config.train, *config.scorers, *config.tangents):
+        record.check(config)
     for spec in config.train:
-        spec.check(config)
         refuse_owned(spec.deepspeed)
         if spec.divergence:
             _check_divergence(config, spec)
-    for scorer in config.scorers:
-        scorer.check(config)
-    for tangent in config.tangents:
-        tangent.check(config)
-        _check_same_tokens(plan, tangent)
-    _check_selections(plan)
-    all_nodes(plan)
-    return plan
+    for metric in config.metrics:
+        _check_metric(config, metric)
+    if not _asks_models_for_heads(plan):
+        _check_columns(plan)
+    _check_rules(plan)
 
 
 def check_budgets(config: Config, eligible: int) -> None:
@@ -84,7 +102,7 @@ def _require_unique(field: str, names: Iterable[str]) -> None:
         seen.add(name)
 
 
-def _check_names(config: Config) -> None:
+def _check_unique_names(config: Config) -> None:
     for field in ("sources", "tangents", "metrics", "selections"):
         _require_unique(field, [record.name for record in getattr(config, field)])
     _require_unique("models and train", [spec.name for spec in (*config.models, *config.train)])
@@ -100,17 +118,13 @@ def _check_names(config: Config) -> None:
 
 
 def _check_models(plan: Plan) -> None:
-    split = plan.config.split
     for spec in plan.config.models:
-        if not isinstance(spec, PretrainedModel):
-            if not split.proxy:
-                raise invalid("split.proxy", split.proxy, f"above 0: model {spec.name!r} is trained on that part")
-            continue
-        from prefsel.models.loading import check_directory, load_tokenizer
+        if isinstance(spec, PretrainedModel):
+            from prefsel.models.loading import check_directory, load_tokenizer
 
-        check_directory(spec.path)
-        load_tokenizer(spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-        find_model(plan, spec.name)
+            check_directory(spec.path)
+            load_tokenizer(spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+            find_model(plan, spec.name)
 
 
 def _check_same_tokens(plan: Plan, tangent: Any) -> None:
@@ -122,19 +136,22 @@ def _check_same_tokens(plan: Plan, tangent: Any) -> None:
             raise invalid(field, tangent.reference, f"a model with the same {key} as {tangent.model!r}")
 
 
-def _check_selections(plan: Plan) -> None:
-    config = plan.config
-    for spec in config.metrics:
-        if spec.metric not in METRICS:
-            raise invalid(f"metrics.{spec.name}.metric", spec.metric, METRICS)
-        if spec.name.removeprefix("random-") in {one.name for one in config.metrics} - {spec.name}:
-            raise invalid("metrics.name", spec.name, "another name: controls are called random-<metric>")
-    for spec in config.metrics:
-        _check_metric(config, spec)
+def _asks_models_for_heads(plan: Plan) -> bool:
+    """Whether what a reward model's columns are called stands in its own files."""
+    pretrained = {spec.name for spec in plan.config.models if not spec.is_made_here}
+    rewards = [scorer for scorer in plan.scorers if getattr(scorer, "heads", 0) is None]
+    return any(scorer.model in pretrained for scorer in rewards)
+
+
+def _check_columns(plan: Plan) -> None:
+    """Every column is made by one scorer, and those that a metric reads by some."""
     scorers_by_column(plan)
     for name in metric_specs(plan):
-        plan.node("scores", name)
-    for selection in config.selections:
+        scorers_for(plan, metric_columns(plan, name), field=f"metrics.{name}")
+
+
+def _check_rules(plan: Plan) -> None:
+    for selection in plan.config.selections:
         try:
             parse_rule(selection.rule)
             for column in rule_columns(selection.rule):
@@ -158,7 +175,11 @@ def _parsed(spec: MetricSpec) -> Any:
 
 
 def _check_metric(config: Config, spec: MetricSpec) -> None:
-    """Parameters that must agree with what makes the columns."""
+    """A metric that there is, and parameters that agree with what makes the columns."""
+    if spec.metric not in METRICS:
+        raise invalid(f"metrics.{spec.name}.metric", spec.metric, METRICS)
+    if spec.name.removeprefix("random-") in {one.name for one in config.metrics} - {spec.name}:
+        raise invalid("metrics.name", spec.name, "another name: controls are called random-<metric>")
     params, field = _parsed(spec), f"metrics.{spec.name}.params"
     if spec.metric == "influence":
         _check_influence(config, field, params)

@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.compute as pc
+
+RATINGS = "completions.list.element.ratings"
+"""The column of a groups shard that holds the numbers, inside its lists: no text is read with it."""
 
 
 @dataclass(frozen=True)
@@ -36,3 +40,9 @@ def imported_columns(groups: pa.Table, fields: Mapping[str, str]) -> ImportedSha
     lacking = ([key for key in fields.values() if found.get(key) is None] for row in ratings for found in row)
     dropped = Counter(f"missing_{keys[0]}" for keys in lacking if keys)
     return ImportedShard(columns, dict(dropped), {}, [])
+
+
+def rating_names(groups: pa.Table) -> list[str]:
+    """Names of all numbers that came with the completions of a whole shard, sorted; it needs `RATINGS` only."""
+    completions = pc.list_flatten(groups["completions"].combine_chunks())
+    return sorted(pc.unique(pc.struct_field(completions, "ratings").keys).to_pylist())

@@ -62,13 +62,16 @@ class ScoreShards:
         loader.shutdown(wait=False)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Score one shard (`batch_size=1`) and return its key, when its ledger objects are written."""
+        """Score one shard (`batch_size=1`); returns its key and its tokens, when its ledger objects are written."""
         source, shard, made_from = (str(batch[key][0]) for key in ("source", "shard", "made_from"))
-        self.score(ShardRef(source, shard, "", 0), made_from)
-        return {"source": [source], "shard": [shard]}
+        tokens = self.score(ShardRef(source, shard, "", 0), made_from)
+        return {"source": [source], "shard": [shard], "tokens": [tokens]}
 
-    def score(self, shard: ShardRef, made_from: str) -> None:
+    def score(self, shard: ShardRef, made_from: str) -> int:
         """Read a groups shard, run the models on it, commit the columns that are not there yet.
+
+        Returns:
+            Tokens that went through the models; 0 where everything was there.
 
         Raises:
             PrefselError: as loading and scoring raise it.
@@ -78,7 +81,7 @@ class ScoreShards:
         # Ray repeats the shards of a dead actor, also one that was committed and not yet reported.
         is_open = [not artifact.is_done(shard.shard, made_from) for artifact in artifacts]
         if not any(is_open):
-            return
+            return 0
         attempts = [artifact.log_attempt(shard.shard) if o else "" for artifact, o in zip(artifacts, is_open)]
         groups = Artifact(self._storage, f"groups/{shard.source}").read(shard.shard)
         loaded = self._loaded.result()
@@ -96,6 +99,7 @@ class ScoreShards:
             more = {"made_from": made_from, "attempt": attempts[place]}
             commit_scored(artifacts[place], shard, groups, one, **more, span=span, seconds=time.time() - began)
             self._record(self._jobs[place].label, one.counters, gauges)
+        return int(sum(one.counters.get("trunk_tokens", 0.0) for one in scored))
 
 
 def add_peak(scored: Any, loaded: Loaded) -> dict[str, float]:

@@ -58,7 +58,7 @@ def ingest(config: Config, storage: Storage, progress: Progress) -> list[StageRe
     tasks = [file_task(source, config, uri, content) for (source, uri), content in zip(uris, contents)]
     first_of = {(task.source, task.record): task for task in reversed(tasks)}
     pending = [task for task in first_of.values() if not storage.exists(task.record)]
-    with progress.track("ingest", len(pending), "files") as counter:
+    with progress.track("ingest", len(pending), "files", commits=True) as counter:
         shared = {"storage": storage, "config": config, "sources": {source.name: source for source in sources}}
         over_shards(_ingest_file, pending, shared=shared, counter=counter)
     catalog, reports = compose(sources, tasks, storage, {task.record for task in pending})

@@ -3,17 +3,26 @@
 The dataset holds names of shards, not rows: an actor reads its own shards and commits its own columns, so a lost actor
 costs the two shards it held and nothing else, and no text travels through the object store. Pools follow each other, so
 two never wait for each other's GPUs.
+
+On a Ray of this process a dead actor ends the pass, and the shards that it leaves are streamed once more, a bounded
+number of times: restarts by Ray itself would have no end there (an actor too large for the memory dies for ever), and
+Ray answers every pool that may restart its actors with an error line about arguments in the object store. A cluster,
+whose nodes come and go, keeps Ray's restarts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
+from ray.util.annotations import RayDeprecationWarning
 
 from prefsel.config import Pool
-from prefsel.errors import UserError
+from prefsel.errors import PrefselError, UserError
 from prefsel.plugins.registry import loaded
 from prefsel.progress import Progress
 from prefsel.score.job import Job
@@ -21,7 +30,11 @@ from prefsel.stages.actor import SHARDS_IN_HAND, ScoreShards
 from prefsel.stages.session import is_own
 from prefsel.stages.tasks import known_errors
 from prefsel.workspace.catalog import ShardRef
+from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
+
+MAX_LOST_ACTORS = 3
+"""Passes that a dead actor may end on a Ray of this process."""
 
 
 def run_pool(
@@ -30,6 +43,8 @@ def run_pool(
     storage: Storage,
     items: Sequence[tuple[ShardRef, str]],
     progress: Progress,
+    *,
+    sizes: Mapping[str, int],
 ) -> None:
     """Stream shards, with the hashes they are made from, through an actor pool.
 
@@ -39,7 +54,42 @@ def run_pool(
         storage: The workspace.
         items: Shards to score.
         progress: Where it is told.
+        sizes: Bytes of the groups of each shard, by its key: what the time left is estimated from.
+
+    Raises:
+        PrefselError: as an actor raises it, or too many actors died.
     """
+    label = " + ".join(job.label for job in jobs)
+    left, lost = list(items), 0
+    total = sum(sizes[shard.key] for shard, _ in items)
+    note = f"loading {label}"
+    with progress.track(f"score {label}", len(items), note=note, total_size=total, commits=True) as counter:
+        while left:
+            waiting = {shard.key for shard, _ in left}
+            try:
+                for row in _stream(jobs, folders, storage, left):
+                    key = f"{row['source']}/{row['shard']}"
+                    waiting.remove(key)
+                    counter.advance(tokens=row["tokens"], size=sizes[key])
+                return
+            except RayActorError as error:
+                lost += 1
+                if not is_own() or lost > MAX_LOST_ACTORS:
+                    raise PrefselError(f"score {label}: {lost} actors died, the last one so: {error}") from error
+            left = [item for item in left if not _is_done(folders, storage, *item)]
+            for key in waiting - {shard.key for shard, _ in left}:  # committed, but not told any more
+                counter.advance(size=sizes[key])
+            progress.line(f"score     {label}: an actor died; {len(left)} shards left, begun again with a new one")
+
+
+def _is_done(folders: Sequence[str], storage: Storage, shard: ShardRef, made_from: str) -> bool:
+    return all(Artifact(storage, f"{folder}/{shard.source}").is_done(shard.shard, made_from) for folder in folders)
+
+
+def _stream(
+    jobs: Sequence[Job], folders: Sequence[str], storage: Storage, items: Sequence[tuple[ShardRef, str]]
+) -> Iterator[dict[str, Any]]:
+    """One pass: source, shard and number of tokens of every shard, when it is committed."""
     pool = jobs[0].scorer.pool
     num_gpus = gpus_per_actor(pool, jobs[0].models[0][1])
     size = min(pool.size or fitting_actors(pool, num_gpus), len(items))
@@ -52,23 +102,31 @@ def run_pool(
         enable_true_multi_threading=True,
     )
     rows = [{"source": shard.source, "shard": shard.shard, "made_from": made_from} for shard, made_from in items]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        ScoreShards,
-        fn_constructor_kwargs={
-            "jobs": tuple(jobs),
-            "storage": storage,
-            "folders": tuple(folders),
-            "plugins": loaded(),
-        },
-        batch_size=1,
-        compute=strategy,
-        num_gpus=num_gpus,
-        num_cpus=pool.num_cpus,
-    )
-    label = " + ".join(job.label for job in jobs)
-    with progress.track(f"score {label}", len(rows)) as counter, known_errors():
-        for _ in dataset.iter_rows():
-            counter.advance()
+    shards = ray.data.from_items(rows, override_num_blocks=len(rows))
+    with warnings.catch_warnings(category=RayDeprecationWarning, action="ignore"):  # of `_without_restarts`
+        dataset = shards.map_batches(
+            ScoreShards,
+            fn_constructor_kwargs={
+                "jobs": tuple(jobs),
+                "storage": storage,
+                "folders": tuple(folders),
+                "plugins": loaded(),
+            },
+            batch_size=1,
+            compute=strategy,
+            num_gpus=num_gpus,
+            num_cpus=pool.num_cpus,
+            **_without_restarts(),
+        )
+    with known_errors():
+        yield from dataset.iter_rows()
+
+
+def _without_restarts() -> dict[str, Any]:
+    """Options of a pool on a Ray of this process. Ray 2.64 takes them away; a newer one restarts actors everywhere."""
+    if not is_own() or "ray_remote_args_fn" not in inspect.signature(ray.data.Dataset.map_batches).parameters:
+        return {}
+    return {"ray_remote_args_fn": lambda: {"max_restarts": 0, "max_task_retries": 0}}
 
 
 def gpus_per_actor(pool: Pool, settings: Mapping[str, Any]) -> float:

@@ -10,8 +10,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
-import yaml
-
+from prefsel.config.file import resolved
 from prefsel.plan.lineage import Lineage
 from prefsel.report.cost import TRAINED, cost_table, scoring_table
 from prefsel.report.distributions import even_edges, even_histogram
@@ -46,7 +45,7 @@ def write_report(
     storage = lineage.storage
     now = datetime.now(timezone.utc)
     run = f"{lineage.config.name}-{now:%Y%m%d-%H%M%S}-{config_hash(lineage)}"
-    config_yaml = redact(yaml.safe_dump(lineage.config.model_dump(mode="json", by_alias=True), sort_keys=False))
+    config_yaml = resolved(lineage.config)
     header = {
         "run": run,
         "name": lineage.config.name,

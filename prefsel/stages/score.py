@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prefsel.config.lookup import find
+from prefsel.errors import invalid
 from prefsel.plan.columns import pair_reader, reference_scorer
 from prefsel.plan.models import ModelRef, find_model, find_models
 from prefsel.plan.node import Node
 from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
-from prefsel.score.imported import imported_columns
+from prefsel.score.imported import RATINGS, imported_columns, rating_names
 from prefsel.score.job import Job
 from prefsel.score.shards import commit_scored
 from prefsel.score.summary import report
@@ -28,6 +29,7 @@ from prefsel.stages.tasks import over_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact, Entry
 from prefsel.workspace.manifest import StageReport
+from prefsel.workspace.storage import Storage
 
 
 @dataclass
@@ -66,6 +68,7 @@ def score(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageRe
                 plan.storage,
                 [(shard, groups[shard.key].content) for shard in shards],
                 progress,
+                sizes={shard.key: groups[shard.key].bytes for shard in shards},
             )
             for one in members:
                 one.seconds += time.monotonic() - started
@@ -98,10 +101,34 @@ def reported(plan: Plan, one: Pending, groups: Mapping[str, Entry], progress: Pr
     return replace(found, details=found.details | {"shared_with": one.shared_with}) if one.shared_with else found
 
 
+def require_imported(plan: Plan) -> None:
+    """Refuse an imported number that no completion of the corpus came with, before any model has run.
+
+    One shard of each source is read; all of them only where something is still missing.
+
+    Raises:
+        UserError: names the scorer, the field and those that the data have.
+    """
+    wanted = {field: one for one in plan.scorers if not one.runs_models for field in one.fields.values()}
+    sources = plan.catalog.sources_of().values()
+    found: set[str] = set()
+    for shards in ([some[0] for some in sources], [shard for some in sources for shard in some[1:]]):
+        if wanted.keys() <= found:
+            return
+        found |= {name for names in over_shards(_rating_names, shards, shared=plan.storage) for name in names}
+    if missing := [field for field in wanted if field not in found]:
+        have = sorted(found) or "none: no completion came with a number"
+        raise invalid(f"scorers.{wanted[missing[0]].label}.field", missing[0], have)
+
+
+def _rating_names(shard: ShardRef, storage: Storage) -> list[str]:
+    return rating_names(Artifact(storage, f"groups/{shard.source}").read(shard.shard, [RATINGS]))
+
+
 def import_all(plan: Plan, node: Node, items: Sequence[tuple[ShardRef, str]], progress: Progress) -> None:
     """Numbers that came with the data, shard by shard."""
     shared = (node.spec.fields, plan.storage, node.path)
-    with progress.track(f"score {node.name}", len(items)) as counter:
+    with progress.track(f"score {node.name}", len(items), commits=True) as counter:
         over_shards(_import_shard, items, shared=shared, counter=counter)
 
 

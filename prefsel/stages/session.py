@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import site
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
+import prefsel
 from prefsel.config import RayOptions
 from prefsel.errors import UserError
+from prefsel.interrupts import kept_handlers
 
 
 def connect(config: RayOptions, *, quiet: bool = False) -> None:
@@ -21,28 +28,40 @@ def connect(config: RayOptions, *, quiet: bool = False) -> None:
     """
     if ray.is_initialized():
         return
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(config)
     options = {"log_to_driver": not quiet, "logging_level": "warning", "configure_logging": True}
-    if address and address != "local":
+    if address:
         try:
-            ray.init(address=address, **options)
+            with kept_handlers():
+                ray.init(address=address, **options)
         except (ConnectionError, ValueError) as error:
             raise UserError(f"ray.address: no Ray cluster answers at {address!r}: {error}") from error
     else:
-        ray.init(
-            address="local",
-            num_cpus=config.num_cpus,
-            num_gpus=config.num_gpus,
-            object_store_memory=int(config.object_store_gib * 2**30),
-            include_dashboard=False,
-            **options,
-        )
+        logging.getLogger("ray._private.authentication.authentication_token_setup").addFilter(_is_news)
+        with kept_handlers(), _found_first():
+            ray.init(
+                address="local",
+                num_cpus=config.num_cpus,
+                num_gpus=config.num_gpus,
+                object_store_memory=int(config.object_store_gib * 2**30),
+                include_dashboard=False,
+                # Ray puts the working directory before everything else that its workers import from, and a folder
+                # `prefsel` there would be taken for this package. What is imported before that stays.
+                _system_config={"preload_python_modules": ["prefsel"]},
+                **options,
+            )
         _OWN.add(ray.get_runtime_context().gcs_address)
-    # Our own bars and lines say what happens; Ray Data's flood the log of a job.
+    # Our own bars and lines say what happens; Ray Data's flood the log of a job, and what fails there is raised here.
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+def cluster_address(config: RayOptions) -> str | None:
+    """Where the cluster is that a run joins; None where it starts a Ray of its own."""
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address or None
 
 
 def is_own() -> bool:
@@ -51,3 +70,25 @@ def is_own() -> bool:
 
 
 _OWN: set[str] = set()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether Ray's word on its tokens is a warning: not that they are on, which is as it should be."""
+    return "authentication is enabled" not in record.getMessage()
+
+
+@contextmanager
+def _found_first() -> Iterator[None]:
+    """Processes that the block starts find this very package, also in a checkout that is not installed."""
+    root = Path(prefsel.__file__).resolve().parents[1]
+    installed = [sysconfig.get_path("purelib"), *site.getsitepackages(), site.getusersitepackages()]
+    before = os.environ.get("PYTHONPATH")
+    if root not in [Path(folder).resolve() for folder in installed]:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *([before] if before else [])])
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = before

@@ -56,7 +56,8 @@ def train_member(lineage: Lineage, member: TrainedModel, progress: Progress) -> 
     seal = read_seal(lineage.storage, path)
     if seal is None:  # a sealed model without a summary: the driver died after the workers were done
         settings = worker_settings(lineage, member, path)
-        with progress.track(f"train {member.label}", num_steps(lineage, spec), "steps") as counter:
+        steps, note = num_steps(lineage, spec), f"starting workers, loading {spec.model}"
+        with progress.track(f"train {member.label}", steps, "steps", note=note) as counter:
             run_trainer(lineage.storage, spec, path, settings, counter)
         seal = read_seal(lineage.storage, path)
     if seal is None:

@@ -68,7 +68,7 @@ class Storage:
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def require_folder(self) -> None:
-        """Refuse a workspace that is a file, or a store that does not answer.
+        """Refuse a workspace that is a file, a folder that cannot be written, or a store that does not answer.
 
         Raises:
             UserError: says which.
@@ -79,6 +79,10 @@ class Storage:
             raise UserError(f"workspace: cannot reach {redact(self.uri)!r}: {redact(str(error))}") from error
         if kind == pafs.FileType.File:
             raise UserError(f"workspace: {redact(self.uri)!r} is a file; valid: a directory or a URI")
+        if self.is_local:
+            above = next(one for one in (self.local(""), *self.local("").parents) if one.exists())
+            if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+                raise UserError(f"workspace: cannot write {self.full('')!r}: no permission in {str(above)!r}")
 
     def full(self, path: str) -> str:
         """`path` as the file system names it."""

@@ -56,12 +56,14 @@ def test_two_threads_give_the_columns_of_one(folder, storage):  # noqa: F811
     scoring = ScoreShards([job(folder)], storage, [COLUMNS], record=lambda *counted: seen.append(counted))
     with ThreadPoolExecutor(2) as pool:
         returned = list(pool.map(lambda name: call(scoring, name), NAMES))
-    assert returned == [{"source": ["a"], "shard": [name]} for name in NAMES]
+    assert [(one["source"], one["shard"]) for one in returned] == [(["a"], [name]) for name in NAMES]
+    tokens = {name: one["tokens"][0] for name, one in zip(NAMES, returned)}
     alone = CausalLogpsScorer(name="tiny", path=str(folder), dtype="fp32", device="cpu")
     for name in NAMES:
         groups = Artifact(storage, "groups/a").read(name)
         assert columns(storage)[name] == alone.score(groups).columns["logps_tiny"]
     entries = Artifact(storage, f"{COLUMNS}/a").entries().values()
+    assert tokens == {entry.shard: entry.info["counters"]["trunk_tokens"] for entry in entries}
     assert Artifact(storage, f"{COLUMNS}/a").attempts() == dict.fromkeys(NAMES, 1)
     details = measured([entry.info for entry in entries])
     groups = sum(1 + number % 2 for number in range(6))
@@ -109,7 +111,8 @@ def test_one_shard_has_the_models_while_the_next_is_begun(folder, storage, monke
 def test_a_repeated_task_commits_nothing_twice(folder, storage):  # noqa: F811
     scoring = ScoreShards([job(folder)], storage, [COLUMNS], record=lambda *counted: None)
     first, again = call(scoring, "s0"), call(scoring, "s0")
-    assert first == again
+    assert again == {"source": ["a"], "shard": ["s0"], "tokens": [0]}
+    assert first["tokens"][0] > 0
     assert Artifact(storage, f"{COLUMNS}/a").attempts() == {"s0": 1}
 
 
