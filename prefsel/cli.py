@@ -230,11 +230,13 @@ def graph(
     """Print what a configuration makes, from what, and what of it a workspace already holds."""
     from prefsel.config.file import load_config
     from prefsel.plan import show
-    from prefsel.plan.check import check
+    from prefsel.plan.check import check_names
+    from prefsel.plan.nodes import make_plan
     from prefsel.workspace.storage import Storage
 
     with tempfile.TemporaryDirectory() as nothing:
-        plan = check(load_config(config, overrides), Storage(workspace or nothing))
+        plan = make_plan(load_config(config, overrides), Storage(workspace or nothing))
+        check_names(plan)
         for line in show.dot(plan) if dot else show.text(plan):
             typer.echo(line)
 

@@ -16,7 +16,6 @@ from typing import Any
 import ray
 
 from prefsel.config import Config
-from prefsel.config.file import resolved
 from prefsel.errors import UserError
 from prefsel.plan.check import check, check_budgets
 from prefsel.plan.lineage import Lineage
@@ -34,7 +33,7 @@ from prefsel.stages.select import resolve_eligible, select_rule, write_holdout
 from prefsel.stages.session import cluster_address, connect, is_own
 from prefsel.stages.tangent import make_tangent
 from prefsel.stages.train import make_scratch_models, train_member
-from prefsel.workspace.manifest import StageReport
+from prefsel.workspace.manifest import StageReport, config_text
 from prefsel.workspace.storage import Storage, redact
 
 UNTIL: dict[str, Callable[[Node], bool]] = {
@@ -162,6 +161,6 @@ def keep_config(config: Config, storage: Storage) -> None:
         UserError: the workspace cannot be written.
     """
     try:
-        storage.write("config.yaml", resolved(config).encode())
+        storage.write("config.yaml", config_text(config).encode())
     except OSError as error:
         raise UserError(f"workspace: cannot write {redact(storage.uri)!r}: {redact(str(error))}") from error

@@ -32,13 +32,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return parse_config(table)
 
 
-def resolved(config: Config) -> str:
-    """`config` as YAML with every default written out and without secrets: what a workspace keeps."""
-    from prefsel.workspace.storage import redact
-
-    return redact(yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False))
-
-
 def read_table(file: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The table in a YAML file, laid over that of its `base`.
 

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
-from prefsel.config.file import resolved
 from prefsel.plan.lineage import Lineage
 from prefsel.report.cost import TRAINED, cost_table, scoring_table
 from prefsel.report.distributions import even_edges, even_histogram
@@ -19,7 +18,7 @@ from prefsel.report.page import render
 from prefsel.report.rewards import reward_table, warnings_table
 from prefsel.workspace.folders import read_seal, seal_files
 from prefsel.workspace.ledger import Artifact
-from prefsel.workspace.manifest import StageReport, hardware, seal, versions
+from prefsel.workspace.manifest import StageReport, config_text, hardware, seal, versions
 from prefsel.workspace.recipes import canonical, hash_hex
 from prefsel.workspace.storage import digest, redact
 
@@ -45,7 +44,7 @@ def write_report(
     storage = lineage.storage
     now = datetime.now(timezone.utc)
     run = f"{lineage.config.name}-{now:%Y%m%d-%H%M%S}-{config_hash(lineage)}"
-    config_yaml = resolved(lineage.config)
+    config_yaml = config_text(lineage.config)
     header = {
         "run": run,
         "name": lineage.config.name,

@@ -9,9 +9,12 @@ import platform
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import yaml
+
 from prefsel import __version__
+from prefsel.config import Config
 from prefsel.workspace.ledger import require_flow
-from prefsel.workspace.storage import Storage
+from prefsel.workspace.storage import Storage, redact
 
 PACKAGES = ("ray", "torch", "transformers", "pyarrow", "datasets", "deepspeed", "numpy")
 
@@ -58,6 +61,11 @@ def load_summary(storage: Storage, artifact: str) -> StageReport | None:
         return None
     report = StageReport(**json.loads(storage.read(path)))
     return replace(report, computed_shards=0, seconds=0.0)
+
+
+def config_text(config: Config) -> str:
+    """`config` as YAML with every default written out and without secrets: what a workspace keeps."""
+    return redact(yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False))
 
 
 def versions() -> dict[str, str]:
