@@ -22,6 +22,13 @@ def digest(value: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def machine() -> dict[str, str]:
+    """What decides how floating point is rounded, beyond IEEE: the version of torch and the processor's vectors."""
+    import torch
+
+    return {"torch": torch.__version__.split("+")[0], "capability": torch.backends.cpu.get_cpu_capability()}
+
+
 def table_digest(table: pa.Table) -> str:
     """Hash of a table's schema and logical values in row order: the same for every Parquet writer."""
     columns = [(field.name, str(field.type), field.nullable) for field in table.schema]

@@ -15,7 +15,7 @@ import pytest
 import tiny_llama
 import torch
 from adapters import train_policy, train_reward_model, train_scratch_policy, train_scratch_reward
-from golden import Golden
+from golden import Golden, machine
 from safetensors.torch import load_file
 
 # 22 pairs in batches of 8: 8 + 8 + 6 per epoch, so every run has an incomplete batch.
@@ -80,8 +80,7 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def rel(golden: Callable[[str], Golden]) -> float:
     """How far numbers may be apart: rounding where torch and the processor are those that recorded, else what another
     order of fp32 sums makes of eight steps of Adam."""
-    machine = {"torch": torch.__version__.split("+")[0], "capability": torch.backends.cpu.get_cpu_capability()}
-    return 1e-6 if golden("trajectories").entry("machine", machine) == machine else 1e-4
+    return 1e-6 if golden("trajectories").entry("machine", machine()) == machine() else 1e-4
 
 
 def trajectory(history: list[dict[str, Any]], model: Path) -> dict[str, Any]:
