@@ -18,10 +18,10 @@ from pydantic import ValidationError
 
 from prefsel.config import Record
 from prefsel.errors import NonFiniteError, UserError
-from prefsel.metrics import METRICS
+from prefsel.metrics.registry import METRICS
 from prefsel.metrics.statistics import Columns, Fitted, Metric, fit, reply
+from prefsel.numbers.columns import float_column, table_ids
 from prefsel.rules import readable
-from prefsel.select.table import float_column, table_ids
 
 # Which scorer makes a column, for errors: the first pattern that is found in its name.
 MADE_BY = {

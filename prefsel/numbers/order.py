@@ -1,7 +1,7 @@
 """Order statistics over shards, exactly: the one mechanism behind thresholds, bands, quotas, quantiles and ties.
 
     driver                                          every shard
-    ShardQuery: between which two values?   ──▶     RangeCounts: rows below, at either value, above, and a Summary of
+    RangeQuery: between which two values?   ──▶     RangeCounts: rows below, at either value, above, and a Summary of
     locate: narrow the range, ask again     ◀──     the values strictly between: all of them when few, else 256
 
 A Summary encloses every rank for certain, and what is asked next lies strictly inside what was asked before, so the
@@ -32,7 +32,7 @@ from prefsel.numbers.ranges import (
     Number,
     Range,
     RangeCounts,
-    ShardQuery,
+    RangeQuery,
     Summary,
     positions,
 )
@@ -118,7 +118,8 @@ def target(summaries: Sequence[Summary], count: int, *, descending: bool = False
     if by_id and start.low == start.high:
         below, upto = known.about(start.low)
         place = count - 1 - (known.size - upto if descending else below)
-        ids = likely_ids(place, upto - below, spread=known.spread)
+        if place + 1 < upto - below:  # the tie is cut
+            ids = likely_ids(place, upto - below, spread=known.spread)
     return Target(count, known.size, start, ids, descending, by_id)
 
 
@@ -251,11 +252,11 @@ def locate(targets: Mapping[Any, Target], ask: Ask) -> dict[Any, list[Located]]:
         UserError: rows of one score and one pair_id straddle a cut.
     """
     found: dict[Any, list[Located]] = {key: [] for key in targets}
-    asked: dict[Any, list[ShardQuery]] = {}
+    asked: dict[Any, list[RangeQuery]] = {}
     for key, one in targets.items():
-        asked[key] = [ShardQuery(one.start)]
+        asked[key] = [RangeQuery(one.start)]
         if one.ids is not None:
-            asked[key].append(ShardQuery(one.ids, (one.start.low,)))
+            asked[key].append(RangeQuery(one.ids, (one.start.low,)))
     while asked:
         replies = ask(asked)
         turns = {
@@ -268,13 +269,13 @@ def locate(targets: Mapping[Any, Target], ask: Ask) -> dict[Any, list[Located]]:
 
 
 def _advance(
-    one: Target, found: list[Located], queries: Sequence[ShardQuery], replies: Sequence[Sequence[RangeCounts]]
-) -> ShardQuery | None:
+    one: Target, found: list[Located], queries: Sequence[RangeQuery], replies: Sequence[Sequence[RangeCounts]]
+) -> RangeQuery | None:
     """Add to `found` the words that one round has told; returns what to ask next, None when the row is known."""
     for turn, query in enumerate(queries):
         step = narrow(one.rank(found), _size(one, found), query.range, [reply[turn] for reply in replies])
         if isinstance(step, Range):
-            return ShardQuery(step, query.prefix)
+            return RangeQuery(step, query.prefix)
         found.append(step)
         if not one.is_met(found) and step.next_words is not None:
             told = [RangeCounts.all_of(Summary(len(words), np.sort(words))) for words in step.next_words]
@@ -286,7 +287,7 @@ def _advance(
             return None
     prefix = tuple(word.value for word in found)
     is_first_word = len(found) == 1
-    return ShardQuery(likely_ids(one.rank(found), found[0].at) if is_first_word else ALL_WORDS, prefix)
+    return RangeQuery(likely_ids(one.rank(found), found[0].at) if is_first_word else ALL_WORDS, prefix)
 
 
 def _size(one: Target, found: Sequence[Located]) -> int:

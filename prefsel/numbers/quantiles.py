@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Quantile:
 
 
 def quantiles(
-    wanted: Mapping[Hashable, tuple[Hashable, float]], summaries: Mapping[Hashable, Sequence[Summary]], ask: Ask
+    wanted: Mapping[Any, tuple[Any, float]], summaries: Mapping[Any, Sequence[Summary]], ask: Ask
 ) -> dict[Any, Quantile]:
     """Quantiles of the rows of several strata, all in the same rounds.
 

@@ -102,7 +102,7 @@ def summarise_for_ledger(score_M: np.ndarray) -> Summary:
 
 
 @dataclass(frozen=True)
-class ShardQuery:
+class RangeQuery:
     """What a shard is asked: how its rows lie around two values of one word of their key."""
 
     range: Range
@@ -141,7 +141,7 @@ class RangeCounts:
 NO_ROWS = RangeCounts.all_of(Summary(0, np.empty(0)))
 """Of a shard without the stratum that is asked about."""
 
-Queries = Mapping[Any, Sequence[ShardQuery]]
+Queries = Mapping[Any, Sequence[RangeQuery]]
 """By (stratum, number): a band asks about four ranks of one stratum."""
 Replies = Mapping[Any, Sequence[RangeCounts]]
 """By the same keys, one answer per query."""

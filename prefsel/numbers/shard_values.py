@@ -18,7 +18,7 @@ from prefsel.numbers.ranges import (
     NO_ROWS,
     Queries,
     RangeCounts,
-    ShardQuery,
+    RangeQuery,
     Summary,
     count_range,
     finite,
@@ -55,7 +55,7 @@ class ShardValues:
         """What this shard says; all strata that are asked about the same word are counted in one pass."""
         found: dict[Any, list[RangeCounts]] = {key: [NO_ROWS] * len(asked) for key, asked in queries.items()}
         place = {label: code for code, label in enumerate(self.labels)}
-        passes: dict[tuple[int, int], dict[int, ShardQuery]] = {}
+        passes: dict[tuple[int, int], dict[int, RangeQuery]] = {}
         for (label, number), asked in queries.items():
             if label in place:
                 for turn, query in enumerate(asked):
@@ -65,7 +65,7 @@ class ShardValues:
                 found[self.labels[code], number][turn] = counts
         return found
 
-    def _count(self, by_code: Mapping[int, ShardQuery]) -> dict[int, RangeCounts]:
+    def _count(self, by_code: Mapping[int, RangeQuery]) -> dict[int, RangeCounts]:
         if any(query.prefix for query in by_code.values()):
             # A stratum may be further on than another: those that ask about scores are counted by themselves.
             tied = {code: query for code, query in by_code.items() if query.prefix}
@@ -75,7 +75,7 @@ class ShardValues:
             return {code: count_range(self.value_N, query.range) for code, query in by_code.items()}
         return self._count_strata(by_code, self.code_N)
 
-    def _count_strata(self, by_code: Mapping[int, ShardQuery], code_N: np.ndarray) -> dict[int, RangeCounts]:
+    def _count_strata(self, by_code: Mapping[int, RangeQuery], code_N: np.ndarray) -> dict[int, RangeCounts]:
         """One pass over the scores: every row is held against the range of its own stratum."""
         num_strata = len(self.labels)
         # Strata that are not asked about, and code −1, lie below their range: (inf, inf).
@@ -105,7 +105,7 @@ class ShardValues:
             found[code] = RangeCounts(below, at_low, summarise(inside_C[code]), at_high, above)
         return found
 
-    def _count_ties(self, by_code: Mapping[int, ShardQuery]) -> dict[int, RangeCounts]:
+    def _count_ties(self, by_code: Mapping[int, RangeQuery]) -> dict[int, RangeCounts]:
         """Counts of words of the pair_ids, among the rows that have the score they are asked for."""
         if self.ids_NW is None:
             raise ValueError("these queries need the pair_ids")
@@ -117,7 +117,7 @@ class ShardValues:
         rows_C = [tied_T] if self.code_N is None else _split(tied_T, code_T, len(self.labels))
         return {code: self._count_words(rows_C[code], query, self.ids_NW) for code, query in by_code.items()}
 
-    def _count_words(self, row_T: np.ndarray, query: ShardQuery, ids_NW: np.ndarray) -> RangeCounts:
+    def _count_words(self, row_T: np.ndarray, query: RangeQuery, ids_NW: np.ndarray) -> RangeCounts:
         first_T = ids_NW[:, 0][row_T].astype(np.uint64)
         if len(query.prefix) == 1:
             return count_range(first_T, query.range, lambda row_I: ids_NW[row_T[row_I], 1].astype(np.uint64))

@@ -11,13 +11,13 @@ import yaml
 
 from prefsel.config.file import parse_config
 from prefsel.errors import UserError
+from prefsel.numbers.histogram import Histogram
 from prefsel.pairs.export import export_rows
+from prefsel.plan.derived import derived_scores
 from prefsel.plan.lineage import Lineage
 from prefsel.report.examples import transcript
 from prefsel.rules import parse_rule
 from prefsel.select.compose import compile_rule
-from prefsel.select.derived import derived_scores
-from prefsel.select.radix import Histogram
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import load_summary

@@ -21,7 +21,7 @@ from prefsel.numbers.ranges import (
     EVERYTHING,
     Range,
     RangeCounts,
-    ShardQuery,
+    RangeQuery,
     Summary,
     count_range,
     positions,
@@ -384,6 +384,6 @@ def test_rows_that_are_not_those_of_the_summaries_are_refused() -> None:
 
 def test_queries_about_ids_need_them() -> None:
     with pytest.raises(ValueError, match="need the pair_ids"):
-        ShardValues(np.zeros(2)).answer({((), 0): [ShardQuery(ALL_WORDS, (0.0,))]})
-    assert not ShardQuery(EVERYTHING).needs_ids
-    assert ShardQuery(ALL_WORDS, (0.0,)).needs_ids
+        ShardValues(np.zeros(2)).answer({((), 0): [RangeQuery(ALL_WORDS, (0.0,))]})
+    assert not RangeQuery(EVERYTHING).needs_ids
+    assert RangeQuery(ALL_WORDS, (0.0,)).needs_ids

@@ -143,11 +143,11 @@ def test_a_killed_selection_without_a_dataset_goes_on(tmp_path: Path, monkeypatc
     # As if the run had died when the first source was through.
     lineage.storage.delete_tree(f"{folder}/b")
     lineage.storage.delete(f"{folder}/summary.json")
-    monkeypatch.setattr("prefsel.select.parts.SHARDS_PER_FILE", 2)
+    monkeypatch.setattr("prefsel.select.writer.SHARDS_PER_FILE", 2)
     written: list[str] = []
 
     def noted(function: Any, items: Any, **kwargs: Any) -> Any:
-        if function.__name__ == "write_part":
+        if function.__name__ == "write_file":
             written.extend(shard.key for part in items for shard in part.shards)
         return over_shards(function, items, **kwargs)
 

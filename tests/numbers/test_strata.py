@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefsel.select.table import strata
+from prefsel.numbers.columns import strata
 
 ENTRIES = (["a", "b", "c"], ["c", "a", "b"], ["a", "a", "c"], ["a", None, "c"])
 """Of a dictionary: in any order, twice the same, or null itself."""
