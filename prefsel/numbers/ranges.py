@@ -150,36 +150,53 @@ Ask = Callable[[Queries], Sequence[Replies]]
 
 
 def count_range(
-    value_M: np.ndarray, asked: Range, next_words: Callable[[np.ndarray], np.ndarray] | None = None
+    value_N: np.ndarray,
+    asked: Range,
+    *,
+    among_N: np.ndarray | None = None,
+    next_words: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> RangeCounts:
     """How values lie around two of them.
 
     Args:
-        value_M: float64, or uint64.
+        value_N: float64, or uint64.
         asked: the two.
-        next_words: gives the following word of some of the rows, by their places in `value_M`.
+        among_N: which rows are counted; None: all.
+        next_words: gives the following word of some of the rows, by their places in `value_N`.
 
     Raises:
         NonFiniteError: `EVERYTHING` is asked for, and a score is NaN or infinite.
     """
-    if asked == EVERYTHING:
-        return RangeCounts.all_of(summarise(finite(value_M)))
-    low, high = value_M.dtype.type(asked.low), value_M.dtype.type(asked.high)
-    below = at_low = at_high = 0
+    if asked == EVERYTHING and among_N is None:
+        return RangeCounts.all_of(summarise(finite(value_N)))
+    low, high = value_N.dtype.type(asked.low), value_N.dtype.type(asked.high)
+    total = len(value_N) if among_N is None else int(np.count_nonzero(among_N))
+    below = above = at_low = at_high = 0
     inside = [np.empty(0, np.int64)]
-    for start in range(0, len(value_M), BLOCK):
-        value_B = value_M[start : start + BLOCK]
-        below += int(np.count_nonzero(value_B < low))
-        at_low += int(np.count_nonzero(value_B == low))
+    for start in range(0, len(value_N), BLOCK):
+        value_B = value_N[start : start + BLOCK]
+        among_B = None if among_N is None else among_N[start : start + BLOCK]
+        is_below_B, is_above_B = _among(value_B < low, among_B), _among(value_B > high, among_B)
+        below += int(np.count_nonzero(is_below_B))
+        above += int(np.count_nonzero(is_above_B))
         if low < high:
-            at_high += int(np.count_nonzero(value_B == high))
-            is_inside_B = value_B > low
-            is_inside_B &= value_B < high
-            inside.append(np.flatnonzero(is_inside_B) + start)
+            is_below_B |= is_above_B
+            row_M = np.flatnonzero(_among(~is_below_B, among_B))
+            is_low_M, is_high_M = value_B[row_M] == low, value_B[row_M] == high
+            at_low += int(np.count_nonzero(is_low_M))
+            at_high += int(np.count_nonzero(is_high_M))
+            inside.append(row_M[~(is_low_M | is_high_M)] + start)
     row_I = np.concatenate(inside)
+    if low == high:
+        at_low = total - below - above
     following_I = next_words(row_I) if next_words is not None and len(row_I) <= FEW else None
-    summary = summarise(value_M[row_I], following_I)
-    return RangeCounts(below, at_low, summary, at_high, len(value_M) - below - at_low - len(row_I) - at_high)
+    return RangeCounts(below, at_low, summarise(value_N[row_I], following_I), at_high, above)
+
+
+def _among(is_in_B: np.ndarray, among_B: np.ndarray | None) -> np.ndarray:
+    if among_B is not None:
+        is_in_B &= among_B
+    return is_in_B
 
 
 def finite(value_N: np.ndarray) -> np.ndarray:

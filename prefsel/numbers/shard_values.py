@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from prefsel.numbers.ranges import (
-    BLOCK,
     NO_ROWS,
     Queries,
     RangeCounts,
@@ -24,6 +23,10 @@ from prefsel.numbers.ranges import (
     finite,
     summarise,
 )
+
+SPARSE = 12
+"""Where fewer than one row of so many shares the words before, those rows are looked at alone: either way took 0.35 ms
+of 100 000 rows at a twelfth, 0.16 ms alone and 0.34 ms together at a thirtieth."""
 
 
 @dataclass(frozen=True)
@@ -66,63 +69,93 @@ class ShardValues:
         return found
 
     def _count(self, by_code: Mapping[int, RangeQuery]) -> dict[int, RangeCounts]:
-        if any(query.prefix for query in by_code.values()):
-            # A stratum may be further on than another: those that ask about scores are counted by themselves.
-            tied = {code: query for code, query in by_code.items() if query.prefix}
-            scores = {code: query for code, query in by_code.items() if not query.prefix}
-            return self._count_ties(tied) | (self._count(scores) if scores else {})
-        if self.code_N is None:
-            return {code: count_range(self.value_N, query.range) for code, query in by_code.items()}
-        return self._count_strata(by_code, self.code_N)
-
-    def _count_strata(self, by_code: Mapping[int, RangeQuery], code_N: np.ndarray) -> dict[int, RangeCounts]:
-        """One pass over the scores: every row is held against the range of its own stratum."""
-        num_strata = len(self.labels)
-        # Strata that are not asked about, and code −1, lie below their range: (inf, inf).
-        low_C, high_C = np.full(num_strata + 1, np.inf), np.full(num_strata + 1, np.inf)
-        for code, query in by_code.items():
-            low_C[code], high_C[code] = query.range.low, query.range.high
-        is_above_N, is_open_N = np.empty(len(code_N), bool), np.empty(len(code_N), bool)
-        for start in range(0, len(code_N), BLOCK):
-            block = slice(start, start + BLOCK)
-            np.greater(self.value_N[block], high_C[code_N[block]], out=is_above_N[block])
-            np.greater_equal(self.value_N[block], low_C[code_N[block]], out=is_open_N[block])
-        is_open_N ^= is_above_N
-        row_M = np.flatnonzero(is_open_N)
-        value_M, code_M = self.value_N[row_M], code_N[row_M]
-        is_low_M = value_M == low_C[code_M]
-        is_high_M = (value_M == high_C[code_M]) & ~is_low_M
-        row_I = np.flatnonzero(~(is_low_M | is_high_M))
-        size_C, above_C, low_count_C, high_count_C = (
-            np.bincount(code_K + 1, minlength=num_strata + 1)[1:]
-            for code_K in (code_N, code_N[is_above_N], code_M[is_low_M], code_M[is_high_M])
-        )
-        inside_C = _split(value_M[row_I], code_M[row_I], num_strata)
-        found = {}
-        for code in by_code:
-            at_low, at_high, above = int(low_count_C[code]), int(high_count_C[code]), int(above_C[code])
-            below = int(size_C[code]) - above - at_low - at_high - len(inside_C[code])
-            found[code] = RangeCounts(below, at_low, summarise(inside_C[code]), at_high, above)
+        """Queries of one turn. A stratum may be further on than another: those about one word are counted together."""
+        found: dict[int, RangeCounts] = {}
+        for place in {len(query.prefix) for query in by_code.values()}:
+            asked = {code: query for code, query in by_code.items() if len(query.prefix) == place}
+            among_N = self._sharing(asked, place)
+            if among_N is not None and SPARSE * np.count_nonzero(among_N) < len(among_N):
+                found |= self._only(np.flatnonzero(among_N))._count_word(place, asked, None)
+            else:
+                found |= self._count_word(place, asked, among_N)
         return found
 
-    def _count_ties(self, by_code: Mapping[int, RangeQuery]) -> dict[int, RangeCounts]:
-        """Counts of words of the pair_ids, among the rows that have the score they are asked for."""
+    def _only(self, row_M: np.ndarray) -> ShardValues:
+        """Some of the rows."""
+        ids_MW = None if self.ids_NW is None else self.ids_NW[row_M]
+        code_M = None if self.code_N is None else self.code_N[row_M]
+        return ShardValues(self.value_N[row_M], ids_MW, code_M, self.labels)
+
+    def _count_word(
+        self, place: int, by_code: Mapping[int, RangeQuery], among_N: np.ndarray | None
+    ) -> dict[int, RangeCounts]:
+        """Queries about one word, of the rows that share the words before it."""
+        word_N = self._words(place)
+        if self.code_N is not None:
+            return self._count_strata(by_code, word_N, among_N, self.code_N)
+        following = self._second_words if place == 1 else None
+        return {
+            code: count_range(word_N, query.range, among_N=among_N, next_words=following)
+            for code, query in by_code.items()
+        }
+
+    def _words(self, place: int) -> np.ndarray:
+        """A word of the key of every row: the score, or one of its pair_id's."""
+        if place == 0:
+            return self.value_N
         if self.ids_NW is None:
             raise ValueError("these queries need the pair_ids")
-        score_C = np.full(len(self.labels) + 1, np.nan)  # nothing equals the NaN of strata that are not asked about
-        for code, query in by_code.items():
-            score_C[code] = query.prefix[0]
-        tied_T = np.flatnonzero(self.value_N == score_C[0 if self.code_N is None else self.code_N])
-        code_T = np.zeros(len(tied_T), np.int8) if self.code_N is None else self.code_N[tied_T]
-        rows_C = [tied_T] if self.code_N is None else _split(tied_T, code_T, len(self.labels))
-        return {code: self._count_words(rows_C[code], query, self.ids_NW) for code, query in by_code.items()}
+        return self.ids_NW[:, place - 1].astype(np.uint64)
 
-    def _count_words(self, row_T: np.ndarray, query: RangeQuery, ids_NW: np.ndarray) -> RangeCounts:
-        first_T = ids_NW[:, 0][row_T].astype(np.uint64)
-        if len(query.prefix) == 1:
-            return count_range(first_T, query.range, lambda row_I: ids_NW[row_T[row_I], 1].astype(np.uint64))
-        row_T = row_T[first_T == np.uint64(query.prefix[1])]
-        return count_range(ids_NW[row_T, 1].astype(np.uint64), query.range)
+    def _second_words(self, row_I: np.ndarray) -> np.ndarray:
+        assert self.ids_NW is not None, "their first words were counted"
+        return self.ids_NW[row_I, 1].astype(np.uint64)
+
+    def _sharing(self, by_code: Mapping[int, RangeQuery], num_words: int) -> np.ndarray | None:
+        """Which rows have the words that a query of their stratum begins with, bool [N]; None: all rows."""
+        among_N = None
+        for place in range(num_words):
+            prefix_C = np.zeros(len(self.labels) + 1, float if place == 0 else np.uint64)
+            if place == 0:
+                prefix_C[:] = np.nan  # nothing equals it: of strata that are not asked about
+            for code, query in by_code.items():
+                prefix_C[code] = query.prefix[place]
+            has_N = self._words(place) == (prefix_C[0] if self.code_N is None else prefix_C[self.code_N])
+            among_N = has_N if among_N is None else among_N & has_N
+        return among_N
+
+    def _count_strata(
+        self, by_code: Mapping[int, RangeQuery], word_N: np.ndarray, among_N: np.ndarray | None, code_N: np.ndarray
+    ) -> dict[int, RangeCounts]:
+        """One pass over the rows: each is held against the range of its own stratum."""
+        num_strata, kind = len(self.labels), word_N.dtype
+        # Rows of strata that are not asked about, and of code −1, may be counted, but nobody looks.
+        low_C, high_C = np.zeros(num_strata + 1, kind), np.zeros(num_strata + 1, kind)
+        for code, query in by_code.items():
+            low_C[code], high_C[code] = query.range.low, query.range.high
+        state_N = (word_N >= low_C[code_N]).astype(np.int8)  # 0: below, 1: from low to high, 2: above
+        state_N += word_N > high_C[code_N]
+        if among_N is not None:
+            state_N[~among_N] = 3
+        counts_C4 = np.bincount((code_N + 1) * 4 + state_N, minlength=4 * num_strata + 4).reshape(-1, 4)[1:]
+        is_wide_C = low_C < high_C
+        is_open_N = state_N == 1
+        row_M = np.flatnonzero(is_open_N & is_wide_C[code_N]) if is_wide_C.any() else np.empty(0, np.int64)
+        word_M, code_M = word_N[row_M], code_N[row_M]
+        rows_C = _split(np.arange(len(row_M)), code_M, num_strata)
+        found = {}
+        for code, query in by_code.items():
+            below, at_low, above, _ = counts_C4[code].tolist()
+            value_M = word_M[rows_C[code]]
+            if not is_wide_C[code]:
+                found[code] = RangeCounts(below, at_low, Summary(0, value_M), 0, above)
+                continue
+            is_low_M, is_high_M = value_M == low_C[code], value_M == high_C[code]
+            is_inside_M = ~(is_low_M | is_high_M)
+            row_I = row_M[rows_C[code][is_inside_M]]
+            summary = summarise(value_M[is_inside_M], self._second_words(row_I) if len(query.prefix) == 1 else None)
+            found[code] = RangeCounts(below, int(is_low_M.sum()), summary, int(is_high_M.sum()), above)
+        return found
 
 
 def _split(value_M: np.ndarray, code_M: np.ndarray, num_strata: int) -> list[np.ndarray]:

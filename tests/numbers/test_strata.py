@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefsel.numbers.columns import strata
@@ -17,6 +17,7 @@ def stored(places: list[int | None], entries: list[str | None]) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.array(places, pa.int32()), pa.array(entries, pa.string()))
 
 
+@settings(deadline=None)
 @given(st.data(), st.integers(0, 20), st.integers(1, 3))
 def test_every_row_points_at_its_values(data, num_rows, num_columns) -> None:
     columns = []
