@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prefsel.config import Ray as RayOptions
 from prefsel.config.file import parse_config
 from prefsel.numbers.columns import id_words
 from prefsel.pairs.score_report import score_report
@@ -40,6 +41,7 @@ from prefsel.select.compose import Keep, compile_rule
 from prefsel.select.evaluate import ShardQuery, answer, decide_leaf
 from prefsel.select.thresholds import Decided
 from prefsel.stages import select as stage
+from prefsel.stages.session import connect
 from prefsel.workspace.catalog import Catalog, FileRecord, ShardRef, SourceRecord, write_catalog
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, save_summary
@@ -231,6 +233,21 @@ def counted_reads() -> Iterator[Counter[str]]:
         yield reads
 
 
+def words(chunks: Sequence[Any]) -> np.ndarray:
+    """A column of 16-byte values of any Arrow type as `>u8` [K, 2]."""
+    return id_words(pa.chunked_array(chunks).cast(pa.binary(16)))
+
+
+@contextmanager
+def started_ray() -> Iterator[None]:
+    """The Ray that the stage runs on, of all CPUs; a run's own start is not timed."""
+    import ray
+
+    connect(RayOptions(object_store_gib=0.5), quiet=True)
+    yield
+    ray.shutdown()
+
+
 def same_ids(first_KW: np.ndarray, second_KW: np.ndarray) -> bool:
     """Whether two lists of pair_ids hold the same ones, in whatever order."""
     lists = [np.ascontiguousarray(one, ">u8").astype(np.uint64) for one in (first_KW, second_KW)]
@@ -238,12 +255,12 @@ def same_ids(first_KW: np.ndarray, second_KW: np.ndarray) -> bool:
     return np.array_equal(first, second)
 
 
-def peak_mib() -> float:
-    """Most memory this process ever had resident.
+def peak_mib(process: int | str = "self") -> float:
+    """Most memory a process, by default this one, ever had resident.
 
     From /proc and not from `getrusage`, whose number a child inherits from the process that started it.
     """
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
     if found is None:
-        raise RuntimeError("/proc/self/status: no VmHWM; memory is measured on Linux only")
+        raise RuntimeError(f"/proc/{process}/status: no VmHWM; memory is measured on Linux only")
     return int(found[1]) / 1024
