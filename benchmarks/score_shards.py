@@ -1,7 +1,9 @@
-"""Generated score shards, committed as the library commits them, and a selection from them as the stage makes it.
+"""Generated workspaces with committed scores, and the two ways in which selecting from them is timed.
 
-What `select_scale` and `select_quota` have in common. `prefsel.select.sweep` selects, with the brackets and cuts of the
-stage on Ray.
+    the stage        what `prefsel select` runs: committed scores in, kept rows committed; on a Ray that is running
+    the mechanism    only its search: scores are read and the thresholds found, in one process; nothing is written
+
+What `select_scale` and `select_quota` have in common. Of pairs only what a selection without a dataset reads is there.
 
 Suffixes: N rows of the corpus, n rows of a shard, K kept rows, W = 2 big-endian words of a pair_id.
 """
@@ -10,31 +12,45 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from prefsel.pairs.reader import PairReader
-from prefsel.pairs.score_shards import ScoreReader
+from prefsel.config import RayOptions as RayOptions
+from prefsel.config.file import parse_config
+from prefsel.numbers.columns import id_words
+from prefsel.pairs.score_report import score_report
+from prefsel.pairs.score_shards import committed_summaries, score_table, shard_info
+from prefsel.plan.derived import score_reader
+from prefsel.plan.lineage import Lineage
+from prefsel.progress import Progress
 from prefsel.rules import parse_rule
 from prefsel.schema import ID
-from prefsel.select.compose import compile_rule
-from prefsel.select.radix import id_words
-from prefsel.select.scored import score_table, shard_info
-from prefsel.select.sweep import sweep
-from prefsel.workspace.catalog import ShardRef
-from prefsel.workspace.ledger import Artifact, Entry
+from prefsel.select.compose import Keep, compile_rule
+from prefsel.select.evaluate import ShardQuery, answer, decide_leaf
+from prefsel.select.thresholds import Decided
+from prefsel.stages import select as stage
+from prefsel.stages.session import connect
+from prefsel.workspace.catalog import Catalog, FileRecord, ShardRef, SourceRecord, write_catalog
+from prefsel.workspace.ledger import Artifact
+from prefsel.workspace.manifest import StageReport, save_summary
 from prefsel.workspace.storage import Storage
 
-SOURCE, FOLDER, COLUMN = "generated", "scores", "score_generated"
+SOURCE, METRIC, NAME = "generated", "generated", "timed"
+COLUMN = f"score_{METRIC}"
 RATIO = 0.3
+TOP = {"kind": "top", "score": COLUMN, "ratio": RATIO}
 TIE, TIE_SHARE = 0.25, 0.4
 """24 % of the rows lie above the tie and 64 % at or above it, so the cut of 30 % falls among tied rows."""
 
@@ -50,55 +66,98 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Corpus:
-    """A folder with the score shards `SOURCE/00000`, `SOURCE/00001`, …"""
+    """A workspace with the shards `SOURCE/00000`, `SOURCE/00001`, …"""
 
     folder: str
 
     @cached_property
-    def artifact(self) -> Artifact:
-        return Artifact(Storage(self.folder), f"{FOLDER}/{SOURCE}")
+    def storage(self) -> Storage:
+        return Storage(self.folder)
 
     @cached_property
+    def lineage(self) -> Lineage:
+        table = {
+            "name": "scale",
+            "sources": [{"name": SOURCE, "paths": ["generated.jsonl"]}],
+            "scorers": [{"kind": "imported", "name": "gold", "field": "gold"}],
+            "metrics": [{"name": METRIC, "metric": "explicit_margin", "params": {"rm": "gold"}}],
+            "selections": [{"name": NAME, "rule": TOP, "dataset": "never"}],
+        }
+        return Lineage(parse_config(table), self.storage)
+
+    @cached_property
+    def scores(self) -> Artifact:
+        return Artifact(self.storage, f"{self.lineage.scores_folder(METRIC)}/{SOURCE}")
+
+    @property
     def shards(self) -> list[ShardRef]:
-        return [ShardRef(SOURCE, name, "train", number) for number, name in enumerate(sorted(self.artifact.entries()))]
+        return self.lineage.catalog.shards
 
     @cached_property
     def files(self) -> list[str]:
-        """In corpus order, for peers."""
-        return [str(self.artifact.storage.local(self.artifact.file(shard.shard))) for shard in self.shards]
+        """Score shards in corpus order, for peers."""
+        return [str(self.storage.local(self.scores.file(shard.shard))) for shard in self.shards]
 
-    @property
-    def reader(self) -> ScoreReader:
-        return ScoreReader(PairReader(self.artifact.storage, eligible=""), {COLUMN: FOLDER})
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Rows of each shard."""
+        entries = self.scores.entries()
+        return [entries[shard.shard].rows for shard in self.shards]
 
-    def entries(self) -> dict[str, Entry]:
-        """The ledger, read anew."""
-        return self.artifact.entries()
+    def read_scores(self) -> int:
+        """Read the column once and put it away; number of rows. What the mechanism is measured against."""
+        return sum(self.each(lambda shard: self.scores.read(shard.shard, ["score"]).num_rows))
 
     def ids(self) -> np.ndarray:
         """All pair_ids, `>u8` [N, W]."""
-        return np.concatenate([id_words(table["pair_id"]) for table in self.each(self._table(["pair_id"]))])
-
-    def read_scores(self) -> int:
-        """Read the column once and put it away; number of rows. What a selection is measured against."""
-        return sum(self.each(lambda shard: self._table(["score"])(shard).num_rows))
-
-    def _table(self, names: list[str]) -> Callable[[ShardRef], pa.Table]:
-        return lambda shard: self.reader.table(shard, COLUMN, names)
+        return np.concatenate(
+            [id_words(self.scores.read(shard.shard, ["pair_id"])["pair_id"]) for shard in self.shards]
+        )
 
     def each(self, work: Callable[[ShardRef], Found]) -> list[Found]:
-        """One result per shard, runs of shards in a thread per core, as `sweep` takes them."""
+        """One result per shard, runs of shards in a thread per core."""
         threads = os.cpu_count() or 1
         runs = np.array_split(np.arange(len(self.shards)), min(len(self.shards), 4 * threads))
         with ThreadPoolExecutor(threads) as pool:
             found = pool.map(lambda run: [work(self.shards[number]) for number in run], runs)
             return [one for run in found for one in run]
 
+    # ------------------------------------------------------------------------------------------------- mechanism
+
+    def locate(self, rule: Mapping[str, Any]) -> Decided:
+        """The thresholds of a rule of one leaf: the functions of the stage, threads instead of tasks."""
+        plan = compile_rule(parse_rule(rule))
+        leaf, reader = plan.keep, score_reader(self.lineage, plan, [])
+        assert isinstance(leaf, Keep)
+
+        def ask(asked: ShardQuery) -> list[Mapping[Any, Any]]:
+            return self.each(lambda shard: answer(asked, reader.rows(shard, [COLUMN], ids=asked.needs_ids, by=leaf.by)))
+
+        entries = self.scores.entries()
+        return decide_leaf(leaf, ask, committed=committed_summaries(entries.values(), leaf.by))
+
+    # ----------------------------------------------------------------------------------------------------- stage
+
+    def select(self, rule: Mapping[str, Any]) -> StageReport:
+        """The whole stage: kept rows are committed, after those of the run before are removed."""
+        self.storage.delete_tree("selections")
+        (report,) = stage.select_rule(self.lineage, NAME, rule, Progress(quiet=True))
+        return report
+
+    def kept(self, report: StageReport) -> np.ndarray:
+        """What the stage committed, as a mask of the corpus, bool [N]."""
+        masks = []
+        for shard, size in zip(self.shards, self.sizes):
+            file = self.storage.local(f"{report.artifact}/{shard.key}.parquet")
+            masks.append(np.zeros(size, bool))
+            masks[-1][pq.read_table(file, columns=["row"])["row"].to_numpy()] = True
+        return np.concatenate(masks)
+
 
 def make_corpus(
     folder: str, shape: str, num_rows: int, shard_rows: int, *, aspects: Sequence[float] = (1.0,)
 ) -> Corpus:
-    """Commit `num_rows` scores with random pair_ids.
+    """Commit `num_rows` scores with random pair_ids, as the stages before `select` leave them.
 
     Args:
         folder: of the workspace; must be empty.
@@ -107,42 +166,86 @@ def make_corpus(
         shard_rows: of each shard but the last.
         aspects: shares of the aspects `aspect-0`, `aspect-1`, …
     """
-    corpus = Corpus(folder)
-    names = pa.array([f"aspect-{place}" for place in range(len(aspects))])
+    corpus, started = Corpus(folder), time.monotonic()
+    shards = [f"{number:05d}" for number in range(-(-num_rows // shard_rows))]
+    file = FileRecord("generated.jsonl", "0" * 32, shards, {}, {})
+    write_catalog(corpus.storage, Catalog([SourceRecord(SOURCE, "train", [file])]))
+    texts = pa.array([f"aspect-{place}" for place in range(len(aspects))])
 
-    def commit(number: int) -> None:
-        rng = np.random.default_rng([number, num_rows])
+    def ids(number: int, kind: int) -> pa.Array:
         count = min(shard_rows, num_rows - number * shard_rows)
+        data = np.random.default_rng([number, num_rows, kind]).bytes(16 * count)
+        return pa.FixedSizeBinaryArray.from_buffers(ID, count, [None, pa.py_buffer(data)])
+
+    def commit_pairs(number: int) -> None:
+        table = pa.table({"pair_id": ids(number, 0), "prompt_id": ids(number, 1)})
+        _commit(Artifact(corpus.storage, f"pairs/{SOURCE}"), shards[number], table, {})
+
+    def commit_scores(number: int) -> None:
+        rng, pair_ids = np.random.default_rng([number, num_rows, 2]), ids(number, 0)
+        count = len(pair_ids)
         code_n = rng.choice(len(aspects), count, p=aspects).astype(np.int32)
         like = {
-            "pair_id": pa.FixedSizeBinaryArray.from_buffers(ID, count, [None, pa.py_buffer(rng.bytes(16 * count))]),
+            "pair_id": pair_ids,
             "source": pa.array([SOURCE] * count),
-            "aspect": pa.DictionaryArray.from_arrays(pa.array(code_n), names),
+            "aspect": pa.DictionaryArray.from_arrays(pa.array(code_n), texts),
         }
-        table = score_table(like, SHAPES[shape](rng, count), pa.nulls(count, pa.string()))
-        unknown = np.full(count, np.nan)
-        name = f"{number:05d}"
-        info = shard_info(table, (unknown, unknown))
-        corpus.artifact.commit(name, table, made_from=name, attempt=corpus.artifact.log_attempt(name), info=info)
+        lengths = tuple(rng.integers(20, 600, (2, count)).astype(float))
+        table = score_table(like, SHAPES[shape](rng, count), pa.nulls(count, pa.string()), lengths)
+        _commit(corpus.scores, shards[number], table, shard_info(table, lengths))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(commit, range(-(-num_rows // shard_rows))))
-    corpus.artifact.compact()  # as the stage that commits scores leaves its ledger
+    for commit in (commit_pairs, commit_scores):
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(commit, range(len(shards))))
+    entries = corpus.scores.entries()
+    report = score_report(
+        [entries[shard] for shard in shards],
+        stage="metric",
+        name=METRIC,
+        folder=corpus.lineage.scores_folder(METRIC),
+        computed=len(shards),
+        started=started,
+        facts={"kind": "explicit_margin", "params": {}, "fitted": {}, "length_unit": "characters"},
+    )
+    save_summary(corpus.storage, report)
     return corpus
 
 
-def select(corpus: Corpus, rule: Mapping[str, Any]) -> tuple[list[np.ndarray], Counter[str]]:
-    """Keep rows of every shard, as bitmaps (`np.packbits`), and how often each column was read."""
-    swept = sweep(compile_rule(parse_rule(rule)), corpus.reader, corpus.shards, list(corpus.entries().values()))
-    swept.reads["score"] = swept.reads.pop(COLUMN)
-    return swept.bitmaps, swept.reads
+def _commit(artifact: Artifact, shard: str, table: pa.Table, info: dict[str, Any]) -> None:
+    artifact.commit(shard, table, made_from=shard, attempt=artifact.log_attempt(shard), info=info)
 
 
-def mask_of(corpus: Corpus, bitmaps: Sequence[np.ndarray]) -> np.ndarray:
-    """Bitmaps of shards as one mask of the corpus, bool [N]."""
-    entries = corpus.entries()
-    sizes = [entries[shard.shard].rows for shard in corpus.shards]
-    return np.concatenate([np.unpackbits(bits, count=size).astype(bool) for bits, size in zip(bitmaps, sizes)])
+@contextmanager
+def counted_reads() -> Iterator[Counter[str]]:
+    """How often each column of a shard is read by the stage, `<kind>.<column>`; its tasks run here, one by one."""
+    reads: Counter[str] = Counter()
+    real = Artifact.read
+
+    def read(artifact: Artifact, shard: str, columns: list[str] | None = None) -> pa.Table:
+        table = real(artifact, shard, columns)
+        reads.update(f"{artifact.path.split('/')[0]}.{name}" for name in table.column_names)
+        return table
+
+    def serial(function: Callable[..., Any], items: Sequence[Any], *, shared: Any = None, **_: Any) -> list[Any]:
+        return [function(item, shared) for item in items]
+
+    with mock.patch.object(Artifact, "read", read), mock.patch.object(stage, "over_shards", serial):
+        yield reads
+
+
+def words(chunks: Sequence[Any]) -> np.ndarray:
+    """A column of 16-byte values of any Arrow type as `>u8` [K, 2]."""
+    return id_words(pa.chunked_array(chunks).cast(pa.binary(16)))
+
+
+@contextmanager
+def started_ray() -> Iterator[None]:
+    """The Ray that the stage runs on, of all CPUs; a run's own start is not timed."""
+    import ray
+
+    connect(RayOptions(object_store_gib=0.5), quiet=True)
+    yield
+    ray.shutdown()
 
 
 def same_ids(first_KW: np.ndarray, second_KW: np.ndarray) -> bool:
@@ -152,12 +255,12 @@ def same_ids(first_KW: np.ndarray, second_KW: np.ndarray) -> bool:
     return np.array_equal(first, second)
 
 
-def peak_mib() -> float:
-    """Most memory this process ever had resident.
+def peak_mib(process: int | str = "self") -> float:
+    """Most memory a process, by default this one, ever had resident.
 
     From /proc and not from `getrusage`, whose number a child inherits from the process that started it.
     """
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
     if found is None:
-        raise RuntimeError("/proc/self/status: no VmHWM; memory is measured on Linux only")
+        raise RuntimeError(f"/proc/{process}/status: no VmHWM; memory is measured on Linux only")
     return int(found[1]) / 1024

@@ -371,16 +371,3 @@ def largest_remainder(sizes: Sequence[int], total: int) -> list[int]:
     order = sorted(range(len(sizes)), key=lambda place: -remainders[place])
     extra = set(order[: total - sum(seats)])
     return [seat + (place in extra) for place, seat in enumerate(seats)]
-
-
-def quantile_position(num_rows: int, q: float) -> tuple[int, int, float]:
-    """Ranks below and above the quantile `q` (0 to 1) and the way between them (numpy's `linear`)."""
-    position = (num_rows - 1) * q
-    below = int(position)
-    return below, min(below + 1, num_rows - 1), position - below
-
-
-def interpolate(below: float, above: float, fraction: float) -> float:
-    """The point `fraction` of the way from `below` to `above`, rounded as numpy's quantiles are."""
-    step = above - below
-    return above - step * (1 - fraction) if fraction >= 0.5 else below + step * fraction

@@ -67,6 +67,10 @@ SCORES = pa.schema(
         ("dropped", pa.dictionary(pa.int8(), pa.string())),
         ("source", pa.dictionary(pa.int16(), pa.string())),
         ("aspect", pa.dictionary(pa.int16(), pa.string())),
+        # Of the two completions, in the length unit of the reports; null where unknown. Shards of earlier versions
+        # have none: their lengths are counted again from the groups.
+        ("chosen_length", pa.int32()),
+        ("rejected_length", pa.int32()),
     ]
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from decimal import Decimal
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,20 +14,23 @@ from hypothesis import strategies as st
 
 from prefsel import rules
 from prefsel.errors import UserError
+from prefsel.numbers import ranges
+from prefsel.numbers.shard_values import ShardValues
 from prefsel.rules import budget, largest_remainder, parse_rule
-from prefsel.select import cuts
-from prefsel.select.cuts import ShardScores, decide, keep, merge_histograms
-from prefsel.select.radix import histogram
+from prefsel.select.thresholds import Thresholds, decide, keep, label_text
 
 
-def decide_over_shards(rule: dict, shards: list[ShardScores], max_candidates: int) -> cuts.Cut:
-    histograms = merge_histograms(shard.histograms() for shard in shards)
-    return decide(
-        parse_rule(rule),
-        histograms,
-        lambda queries: [cuts.reply(queries, shard) for shard in shards],
-        max_candidates=max_candidates,
-    )
+def decide_over_shards(rule: dict, shards: list[ShardValues], num_values: int) -> Thresholds:
+    """With shards that tell so few values of a range; how many rows each keeps was told on the way."""
+    summaries: dict = {}
+    with mock.patch.multiple(ranges, FEW=num_values, MAX_VALUES=num_values):
+        for shard in shards:
+            for label, one in shard.summaries().items():
+                summaries.setdefault(label, []).append(one)
+        found = decide(parse_rule(rule), summaries, lambda queries: [shard.answer(queries) for shard in shards])
+    if found.kept_S is not None:
+        assert found.kept_S.tolist() == [int(keep(found.thresholds, shard).sum()) for shard in shards]
+    return found.thresholds
 
 
 def golden(shared: Path, name: str) -> dict:
@@ -212,21 +216,21 @@ values = st.lists(st.one_of(st.sampled_from([0.0, -0.0, 0.5, 1e9]), st.floats(-1
     values=values,
     edges=st.tuples(st.integers(0, 99), st.integers(1, 100)).filter(lambda edge: edge[0] < edge[1]),
     num_shards=st.sampled_from([1, 50]),
-    max_candidates=st.sampled_from([0, 3, 1000]),
+    num_values=st.sampled_from([2, 3, 1000]),
     reverse=st.booleans(),
 )
 def test_band_equals_numpy_quantiles(
-    values: list[float], edges: tuple[int, int], num_shards: int, max_candidates: int, reverse: bool
+    values: list[float], edges: tuple[int, int], num_shards: int, num_values: int, reverse: bool
 ) -> None:
     score_N = np.array(values)
     place_N = np.random.default_rng(1).integers(0, num_shards, len(values))
-    shards = [ShardScores(score_N[place_N == shard]) for shard in range(num_shards)]
+    shards = [ShardValues(score_N[place_N == shard]) for shard in range(num_shards)]
     rule = {"kind": "band", "score": "s", "low": edges[0], "high": edges[1], "reverse": reverse}
-    cut = decide_over_shards(rule, shards, max_candidates)
+    cut = decide_over_shards(rule, shards, num_values)
     low, high = np.percentile(score_N, edges)
     assert cut.edges == (low, high)
     assert not cut.needs_ids
-    kept = [value for shard in shards for value in shard.score_N[keep(cut, shard)]]
+    kept = [value for shard in shards for value in shard.value_N[keep(cut, shard)]]
     assert sorted(kept) == sorted(v for v in values if (low < v < high) != reverse)
 
 
@@ -235,11 +239,11 @@ def test_band_equals_numpy_quantiles(
     values=values,
     data=st.data(),
     num_shards=st.sampled_from([1, 50]),
-    max_candidates=st.sampled_from([0, 3, 1000]),
+    num_values=st.sampled_from([2, 3, 1000]),
     reverse=st.booleans(),
 )
 def test_quota_equals_a_sort_per_stratum(
-    values: list[float], data: st.DataObject, num_shards: int, max_candidates: int, reverse: bool
+    values: list[float], data: st.DataObject, num_shards: int, num_values: int, reverse: bool
 ) -> None:
     num_rows = len(values)
     count = data.draw(st.integers(1, num_rows))
@@ -254,10 +258,10 @@ def test_quota_equals_a_sort_per_stratum(
         codes = np.array([labels.index((stratum[row],)) for row in rows] + [-1], np.int64)
         words = np.array([(0, ids[row]) for row in rows] + [(0, 999)], ">u8").reshape(-1, 2)
         score_N = np.array([*(values[row] for row in rows), 1e15])
-        shards.append(ShardScores(score_N, words, codes, labels))
+        shards.append(ShardValues(score_N, words, codes, labels))
         rows_of.append([*rows.tolist(), "no stratum"])
     cut = decide_over_shards(
-        {"kind": "quota", "score": "s", "by": "aspect", "count": count, "reverse": reverse}, shards, max_candidates
+        {"kind": "quota", "score": "s", "by": "aspect", "count": count, "reverse": reverse}, shards, num_values
     )
     kept = {rows[n] for shard, rows in zip(shards, rows_of) for n in np.flatnonzero(keep(cut, shard))}
 
@@ -271,30 +275,30 @@ def test_quota_equals_a_sort_per_stratum(
 
 def test_a_shard_without_a_stratum_answers_for_no_rows() -> None:
     shards = [
-        ShardScores(np.array([1.0, 2.0]), None, np.array([0, 0]), [("a",)]),
-        ShardScores(np.array([5.0, 4.0]), None, np.array([0, 0]), [("b",)]),
-        ShardScores(np.empty(0), None, np.empty(0, np.int64), []),
+        ShardValues(np.array([1.0, 2.0]), None, np.array([0, 0]), [("a",)]),
+        ShardValues(np.array([5.0, 4.0]), None, np.array([0, 0]), [("b",)]),
+        ShardValues(np.empty(0), None, np.empty(0, np.int64), []),
     ]
-    cut = decide_over_shards({"kind": "quota", "score": "s", "by": ["aspect"], "ratio": "0.5"}, shards, 0)
+    cut = decide_over_shards({"kind": "quota", "score": "s", "by": ["aspect"], "ratio": "0.5"}, shards, 2)
     assert [keep(cut, shard).tolist() for shard in shards] == [[False, True], [True, False], []]
     assert cut.to_json() == {"a": {"score": 2.0, "pair_id": None}, "b": {"score": 5.0, "pair_id": None}}
 
 
 def test_a_budget_of_nothing_keeps_nothing() -> None:
-    shard = ShardScores(np.array([1.0, 2.0]))
+    shard = ShardValues(np.array([1.0, 2.0]))
     cut = decide_over_shards({"kind": "top", "score": "s", "ratio": 0.4}, [shard], 10)
     assert cut.to_json() == {"all": None}
     assert keep(cut, shard).tolist() == [False, False]
 
 
 def test_an_empty_corpus_keeps_nothing() -> None:
-    empty = ShardScores(np.empty(0))
+    empty = ShardValues(np.empty(0))
     for rule in ({"kind": "top", "ratio": 1}, {"kind": "band", "low": 10, "high": 90}):
         assert keep(decide_over_shards({**rule, "score": "s"}, [empty], 10), empty).tolist() == []
 
 
 def test_manifest_shows_the_cut() -> None:
-    shard = ShardScores(np.array([2.0, 1.0, 1.0, 1.0]), np.array([(0, 0), (5, 2), (5, 1), (6, 0)], ">u8"))
+    shard = ShardValues(np.array([2.0, 1.0, 1.0, 1.0]), np.array([(0, 0), (5, 2), (5, 1), (6, 0)], ">u8"))
     cut = decide_over_shards({"kind": "top", "score": "s", "count": 2}, [shard], 10)
     assert cut.to_json() == {"all": {"score": 1.0, "pair_id": f"{5:016x}{1:016x}"}}
     assert keep(cut, shard).tolist() == [True, False, True, False]
@@ -304,9 +308,4 @@ def test_manifest_shows_the_cut() -> None:
 
 
 def test_label_text_is_readable() -> None:
-    assert [cuts.label_text(label) for label in [(), ("uf", None), ("hh",)]] == ["all", "uf/null", "hh"]
-
-
-def test_histogram_of_one_stratum_is_the_plain_one() -> None:
-    shard = ShardScores(np.array([1.0, 2.0]))
-    assert shard.histograms()[()].to_json() == histogram(shard.score_N).to_json()
+    assert [label_text(label) for label in [(), ("uf", None), ("hh",)]] == ["all", "uf/null", "hh"]

@@ -1,7 +1,7 @@
 """Statistics of the whole corpus that a metric needs, from shards that only send counts and sums.
 
     fit (driver)   -- Request(round, fitted so far, queries) -->   reply (each shard)
-                   <-- partials by name: moments, histograms, tails, …; then answers to radix queries --
+                   <-- partials by name: moments, Summaries, tails, …; then counts of ranges, for quantiles --
 
 `fit` and `reply` are pure, so the same code serves one process and a cluster. A round is one set of statistics that
 can be computed together; a later round may use what the earlier ones found.
@@ -21,9 +21,9 @@ import numpy as np
 from prefsel.config import Options
 from prefsel.errors import UserError
 from prefsel.numbers.moments import Covariation, Moments, merge_covariations, merge_moments
+from prefsel.numbers.quantiles import quantiles
+from prefsel.numbers.ranges import Queries, Replies, Summary, count_range, finite, summarise
 from prefsel.numbers.tail import UpperTail
-from prefsel.rules import interpolate, quantile_position
-from prefsel.select import radix
 
 Columns = Mapping[str, np.ndarray]
 """Flat column name -> float64 [N]; a column of text is the position of its value in a list the metric gives;
@@ -91,9 +91,7 @@ class Share:
     num_true: int
 
 
-Partial = tuple[Statistic, Moments | Covariation | radix.Histogram | Share | UpperTail]
-QueryKey = tuple[str, int]
-"""Name of a quantile, and a rank."""
+Partial = Moments | Covariation | Summary | Share | UpperTail
 
 
 @dataclass(frozen=True)
@@ -102,32 +100,38 @@ class Request:
 
     round: int
     fitted: Fitted
-    queries: dict[QueryKey, radix.Query] = field(default_factory=dict)
-    """Empty: the partial of every statistic of the round is wanted."""
+    queries: Queries = field(default_factory=dict)
+    """By name of a quantile and rank; empty: the partial of every statistic of the round is wanted."""
 
 
-def reply(metric: Metric, params: Options, columns: Columns, request: Request) -> dict[Any, Any]:
-    """A shard's part: partials by statistic name, or answers by query key.
+def reply(metric: Metric, params: Options, columns: Columns, request: Request) -> Mapping[Any, Any]:
+    """A shard's part: statistic and partial by name, or answers by query key.
 
     Args:
         metric: the metric.
         params: its parameters.
         columns: the rows of the shard that have all columns (`metrics.table.complete`).
         request: what is asked.
+
+    Raises:
+        NonFiniteError: a value that a quantile is wanted of is NaN or infinite.
     """
     needs = metric.rounds(params)[request.round](columns, params, request.fitted)
     if not request.queries:
         return {name: (need.statistic, _partial(need)) for name, need in needs.items()}
-    return {(name, rank): radix.answer(query, needs[name].value_N) for (name, rank), query in request.queries.items()}
+    return {
+        (name, rank): [count_range(needs[name].value_N, query.range) for query in asked]
+        for (name, rank), asked in request.queries.items()
+    }
 
 
-def _partial(need: Need) -> Moments | Covariation | radix.Histogram | Share | UpperTail:
+def _partial(need: Need) -> Partial:
     value_N = need.value_N
     match need.statistic.kind:
         case "moments":
             return Moments.of(value_N)
         case "quantile":
-            return radix.histogram(value_N)
+            return summarise(finite(value_N))
         case "share":
             return Share(len(value_N), int(np.count_nonzero(value_N)))
         case "upper_bound":
@@ -140,8 +144,6 @@ def fit(
     metric: Metric,
     params: Options,
     ask: Callable[[Request], Sequence[Mapping[Any, Any]]],
-    *,
-    max_candidates: int = radix.MAX_CANDIDATES,
 ) -> Fitted:
     """Every statistic the metric needs, over the whole corpus. Its `warnings` are issued as Python warnings.
 
@@ -149,30 +151,29 @@ def fit(
         metric: the metric.
         params: its parameters.
         ask: sends a request to every shard and returns their `reply`, in shard order.
-        max_candidates: see `radix`; it changes the way, not the result.
 
     Raises:
         UserError: a statistic has no rows, or is zero where it divides.
     """
     fitted: Fitted = {}
     for number in range(len(metric.rounds(params))):
-        fitted = fitted | _fit_round(Request(number, fitted), ask, max_candidates)
+        fitted = fitted | _fit_round(Request(number, fitted), ask)
     for text in metric.warnings(params, fitted):
         warnings.warn(text, stacklevel=3)  # the caller of `score_table`
     return fitted
 
 
-def _fit_round(request: Request, ask: Callable[[Request], Sequence[Mapping[Any, Any]]], max_candidates: int) -> Fitted:
+def _fit_round(request: Request, ask: Callable[[Request], Sequence[Mapping[Any, Any]]]) -> Fitted:
     replies = ask(request)
     found: Fitted = {}
-    histograms: dict[str, tuple[Statistic, radix.Histogram]] = {}
+    summarised: dict[str, tuple[Statistic, list[Summary]]] = {}
     for name, (statistic, _) in replies[0].items():
         parts = [reply[name][1] for reply in replies]
         if statistic.kind == "quantile":
-            histograms[name] = (statistic, radix.Histogram.merge(parts))
+            summarised[name] = (statistic, parts)
         else:
             found[name] = _finish_sums(statistic, parts)
-    return found | _quantiles(histograms, lambda queries: ask(replace(request, queries=queries)), max_candidates)
+    return found | _quantiles(summarised, lambda queries: ask(replace(request, queries=queries)))
 
 
 def _finish_sums(statistic: Statistic, parts: list[Any]) -> dict[str, float]:
@@ -196,25 +197,19 @@ def _finish_sums(statistic: Statistic, parts: list[Any]) -> dict[str, float]:
 
 
 def _quantiles(
-    histograms: Mapping[str, tuple[Statistic, radix.Histogram]],
-    ask: Callable[[dict[QueryKey, radix.Query]], Sequence[Mapping[QueryKey, radix.Answer]]],
-    max_candidates: int,
+    summarised: Mapping[str, tuple[Statistic, Sequence[Summary]]], ask: Callable[[Queries], Sequence[Replies]]
 ) -> Fitted:
-    searches, positions = {}, {}
-    for name, (statistic, histogram) in histograms.items():
-        _require(statistic, histogram.total)
-        positions[name] = below, above, _ = quantile_position(histogram.total, statistic.q)
-        for rank in (below, above):
-            search = radix.order_statistic(rank, max_candidates=max_candidates)
-            searches[name, rank] = radix.begin(search, histogram)
-    solved = {key: radix.found_score(search) for key, search in radix.solve(searches, ask).items()}
+    counts = {name: sum(one.count for one in parts) for name, (_, parts) in summarised.items()}
+    for name, (statistic, _) in summarised.items():
+        _require(statistic, counts[name])
+    wanted = {name: (name, statistic.q) for name, (statistic, _) in summarised.items()}
+    solved = quantiles(wanted, {name: parts for name, (_, parts) in summarised.items()}, ask)
     found: Fitted = {}
-    for name, (below, above, fraction) in positions.items():
-        statistic, histogram = histograms[name]
-        value = interpolate(solved[name, below], solved[name, above], fraction)
+    for name, (statistic, _) in summarised.items():
+        value = solved[name].value
         is_valid = statistic.may_be_zero or value != 0
-        _require(statistic, histogram.total, is_valid, f"has quantile 0 at {statistic.q:g}, and would divide by it")
-        found[name] = {"count": histogram.total, "quantile": value}
+        _require(statistic, counts[name], is_valid, f"has quantile 0 at {statistic.q:g}, and would divide by it")
+        found[name] = {"count": counts[name], "quantile": value}
     return found
 
 

@@ -18,11 +18,11 @@ from pydantic import ValidationError
 
 from prefsel.config import Options
 from prefsel.errors import NonFiniteError, UserError
-from prefsel.metrics import METRICS
+from prefsel.metrics.registry import METRICS
 from prefsel.metrics.statistics import Columns, Fitted, Metric, fit, reply
+from prefsel.numbers.columns import float_column, table_ids
 from prefsel.pairs.arrow import as_table, plain_table
 from prefsel.rules import readable
-from prefsel.select.table import float_column, table_ids
 
 # Which scorer makes a column, for errors: the first pattern that is found in its name.
 MADE_BY = {

@@ -21,11 +21,11 @@ import pyarrow.compute as pc
 import yaml
 
 from prefsel.errors import IntegrityError, UserError
+from prefsel.numbers.histogram import Histogram
 from prefsel.pairs.export import export_rows, hex_ids
 from prefsel.pairs.join import completion_positions, rows_of
 from prefsel.pairs.reader import PairReader
 from prefsel.rules import rule_scores
-from prefsel.select.radix import Histogram
 from prefsel.workspace.catalog import Catalog, FileRecord, ShardRef, read_catalog
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport

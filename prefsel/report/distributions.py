@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prefsel.select.radix import NUM_BINS, Histogram, key_score
+from prefsel.numbers.histogram import NUM_BINS, Histogram, key_score
 
 BINS = 48
 

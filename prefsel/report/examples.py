@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefsel.pairs.export import export_rows
+from prefsel.plan.derived import derived_scores, score_reader
 from prefsel.plan.lineage import Lineage
 from prefsel.rules import parse_rule
 from prefsel.select.compose import compile_rule
-from prefsel.select.derived import derived_scores, score_reader
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
 

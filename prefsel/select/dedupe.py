@@ -1,6 +1,6 @@
 """One pair per prompt, or per two completions, across shards: an exact, hash-partitioned pass.
 
-    partition (each shard)  ->  rows of partition p of every shard  ->  losers (each p)  ->  drops by shard and row
+    partition (each shard) -> rows of partition p of every shard -> duplicates_to_drop (each p) -> drops by shard, row
 
 Rows with equal keys share a partition whatever shards they came from, so the memory of one machine holds a partition.
 
@@ -14,8 +14,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from prefsel.numbers.histogram import order_keys
+from prefsel.pairs.rows import Rows
+from prefsel.select.compose import Derived
 from prefsel.select.duplicates import Drops
-from prefsel.select.radix import order_keys
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def partition(
         row_N: their numbers in the shard.
         descending: whether the larger score is better.
         shard_no: position of the shard in corpus order.
-        num_partitions: how many `losers` calls share the work.
+        num_partitions: how many `duplicates_to_drop` calls share the work.
     """
     place_N = order_keys(np.ascontiguousarray(score_N, np.float64))
     rows = KeyedRows(
@@ -80,7 +82,7 @@ def partition(
     ]
 
 
-def losers(rows: KeyedRows) -> Drops:
+def duplicates_to_drop(rows: KeyedRows) -> Drops:
     """The rows of a partition that are not the first of their key under (score, pair_id ascending), in the order given.
 
     Rows that also share score and pair_id: the first in corpus order stays. Reason codes are 0.
@@ -105,3 +107,29 @@ def losers(rows: KeyedRows) -> Drops:
     is_lost_M[first_G] = False
     lost_M = np.flatnonzero(is_lost_M)
     return Drops(rows.shard_M[lost_M], rows.row_M[lost_M], np.zeros(len(lost_M), np.uint8))
+
+
+def keyed(step: Derived, rows: Rows, shard_no: int, num_partitions: int) -> list[KeyedRows]:
+    """The population of a dedupe in one shard, by partition."""
+    assert rows.ids_NW is not None, "whoever dedupes has read the pair_ids"
+    row_M = rows.rows_with(step.population)
+    row_M = np.arange(rows.num_rows) if row_M is None else row_M
+    return partition(
+        rows.keys[step.by][row_M],
+        rows.scores[step.scores[0]][row_M],
+        rows.ids_NW[row_M],
+        row_M,
+        descending=step.descending,
+        shard_no=shard_no,
+        num_partitions=num_partitions,
+    )
+
+
+def best_scores(step: Derived, rows: Rows, lost_M: np.ndarray) -> np.ndarray:
+    """The score of a dedupe, float64 [N]: that of the population without the rows it lost; NaN elsewhere."""
+    score_N = np.full(rows.num_rows, np.nan)
+    row_M = rows.rows_with(step.population)
+    taken = slice(None) if row_M is None else row_M
+    score_N[taken] = rows.scores[step.scores[0]][taken]
+    score_N[lost_M] = np.nan
+    return score_N

@@ -61,7 +61,7 @@ def partition(
     """The rows of one shard, by partition.
 
     Args:
-        pair_NW: pair_ids as two big-endian words (`radix.id_words`).
+        pair_NW: pair_ids as two big-endian words (`numbers.columns.id_words`).
         mirror_NW: mirror_ids.
         shard_no: position of the shard in corpus order: the first wins.
         num_partitions: how many `resolve` calls share the work.

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from prefsel.config import Split
 from prefsel.errors import UserError
 from prefsel.ingest.identity import split_of
+from prefsel.numbers.columns import id_words
 from prefsel.select import duplicates
-from prefsel.select.radix import id_words
 from prefsel.workspace.catalog import Catalog, ShardRef
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage

@@ -15,10 +15,10 @@ import numpy as np
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.metrics.random_control import RandomControl
 from prefsel.metrics.random_control import score as random_score
+from prefsel.numbers.histogram import Histogram, histogram
 from prefsel.numbers.moments import Moments, merge_moments, standardise
+from prefsel.pairs.rows import Rows
 from prefsel.select.compose import Derived
-from prefsel.select.radix import Histogram, histogram
-from prefsel.select.rows import Rows
 
 MIDDLE = 50.0
 """Percentile that an intersection with a budget keeps the nearest pairs of (METHODS §2)."""
@@ -32,7 +32,7 @@ def statistics(step: Derived, rows: Rows) -> Partial:
     """What one shard says about the population."""
     if step.how in ("random", "best"):
         return {}
-    row_M = rows.having(step.population)
+    row_M = rows.rows_with(step.population)
     taken = slice(None) if row_M is None else row_M
     measure = Moments.of if step.how == "zscore" else histogram
     with np.errstate(over="ignore", invalid="ignore"):  # an error in `derive`, with names
@@ -72,7 +72,7 @@ def derive(step: Derived, fitted: Fitted, rows: Rows) -> np.ndarray:
     Raises:
         NonFiniteError: a sum overflows.
     """
-    row_M = rows.having(step.population)
+    row_M = rows.rows_with(step.population)
     row_M = np.arange(rows.num_rows) if row_M is None else row_M
     score_N = np.full(rows.num_rows, np.nan)
     if len(row_M):

@@ -19,9 +19,10 @@ from prefsel.errors import IntegrityError, NonFiniteError
 from prefsel.metrics.statistics import Fitted, Request, fit, reply
 from prefsel.metrics.table import complete, find_metric, read_columns, score_pairs
 from prefsel.pairs.reader import PairReader
+from prefsel.pairs.score_report import score_report
+from prefsel.pairs.score_shards import committed, score_table, shard_info
 from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
-from prefsel.select.scored import committed, score_report, score_table, shard_info
 from prefsel.stages.tasks import over_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
@@ -136,6 +137,6 @@ def _commit_shard(item: tuple[ShardRef, str], shared: Any) -> None:
     dropped = np.array(flat["dropped"].to_pylist(), object)
     is_missing_M = found.missing_N >= 0
     dropped[row_M[is_missing_M]] = [f"missing_{found.names[place]}" for place in found.missing_N[is_missing_M]]
-    table = score_table(flat, score_N, pa.array(dropped, pa.string()))
     lengths = scoring.reader.lengths(shard, flat)
+    table = score_table(flat, score_N, pa.array(dropped, pa.string()), lengths)
     artifact.commit(shard.shard, table, made_from=made_from, attempt=attempt, info=shard_info(table, lengths))

@@ -1,9 +1,8 @@
 """Scores → selections and datasets, exactly, in passes over shards.
 
-    scores ──▶ derived scores ──▶ cuts (rounds of counting on shards) ──▶ parts: keep rows, commit selection, dataset
+    scores ──▶ derived scores ──▶ thresholds (rounds of counting on shards) ──▶ kept rows: selection, dataset
 
-The driver holds histograms and cuts; rows stay in the tasks. A *part* is a run of consecutive shards that one task
-reads: one dataset file, where a dataset is wanted, so that files follow the kept rows and not the corpus's shards.
+The driver holds what shards say of themselves, and thresholds; rows stay in the tasks.
 """
 
 from __future__ import annotations
@@ -14,18 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 from prefsel.errors import IntegrityError, UserError, invalid
-from prefsel.pairs.score_shards import ScoreReader
-from prefsel.plan.lineage import Lineage
-from prefsel.progress import Progress
-from prefsel.rules import parse_rule
-from prefsel.select.compose import Keep, Plan, compile_rule
-from prefsel.select.counted import Heard
-from prefsel.select.cuts import Cut
-from prefsel.select.derived import (
-    BestPass,
+from prefsel.numbers.histogram import Histogram
+from prefsel.pairs.score_report import score_report
+from prefsel.pairs.score_shards import ScoreReader, committed, committed_summaries
+from prefsel.plan.derived import (
     DerivedScore,
-    commit_derived,
-    count_statistics,
     derived_scores,
     facts,
     marks,
@@ -34,24 +26,28 @@ from prefsel.select.derived import (
     score_reader,
     thresholds,
 )
+from prefsel.plan.lineage import Lineage
+from prefsel.progress import Progress
+from prefsel.rules import parse_rule
+from prefsel.select.compose import Keep, compile_rule
 from prefsel.select.eligible import EligiblePass, Rules, prompt_ids, require_disjoint, shared_prompts
-from prefsel.select.evaluate import Asked, answer, cut_leaf
+from prefsel.select.evaluate import ShardQuery, answer, decide_leaf
 from prefsel.select.fuse import Fitted, fit, fitted_numbers
-from prefsel.select.parts import (
-    Chosen,
-    Counted,
-    Keeper,
-    Part,
+from prefsel.select.thresholds import Decided
+from prefsel.select.writer import (
+    Decision,
+    OutputFile,
+    SelectionWriter,
+    ShardCounts,
     count_kept,
+    file_names,
     kept_lengths,
-    part_names,
-    plan_parts,
+    plan_files,
     reached,
     seal_dataset,
-    write_part,
+    write_file,
 )
-from prefsel.select.radix import Histogram
-from prefsel.select.scored import CorpusHistograms, committed, corpus_bounds, score_report, stratum_sizes
+from prefsel.stages.derived import BestPass, commit_derived, count_statistics
 from prefsel.stages.shuffle import exchange
 from prefsel.stages.tasks import over_shards
 from prefsel.workspace.catalog import ShardRef
@@ -59,6 +55,9 @@ from prefsel.workspace.folders import read_seal
 from prefsel.workspace.ledger import Artifact, Entry, merge_counts
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
 from prefsel.workspace.recipes import hash_hex
+
+SHARDS_PER_TASK = 8
+"""Of a pass that takes milliseconds a shard: starting a task takes about one."""
 
 # ---------------------------------------------------------------------------------------------------- eligibility
 
@@ -149,23 +148,24 @@ def select_rule(lineage: Lineage, name: str, rule: Mapping[str, Any], progress: 
     if not summary.rows_out:
         raise UserError(f"selections.{name}: no pair is eligible; dropped: {summary.dropped}")
     shards = lineage.catalog.shards
-    decided = [find_cut(lineage, leaf, reader) for leaf in plan.leaves]
-    chosen = Chosen(reader, plan, tuple(cut for cut, _ in decided))
-    counts = count_rows(plan, chosen, decided[0][1], shards)
+    decided = [find_thresholds(lineage, leaf, reader) for leaf in plan.leaves]
+    decision = Decision(reader, plan, tuple(one.thresholds for one in decided))
+    counts = count_rows(decision, decided[0], shards)
     kept = sum(count.kept for count in counts)
     if not kept:
         raise UserError(f"selections.{name}: keeps none of {summary.rows_out:,} eligible pairs; widen its rule")
     total = Histogram.from_json(summary.details["histogram"])
     # Without a dataset no number is carried along, only the lengths are looked at.
-    keeper = Keeper(lineage.reader_of(lineage.exported(name) if dataset else []), dataset, chosen, total, folder)
-    written = write_parts(lineage, keeper, [count.kept for count in counts], progress, f"select {name}")
+    exported = lineage.reader_of(lineage.exported(name) if dataset else [])
+    writer = SelectionWriter(exported, dataset, decision, total, folder)
+    written = write_files(lineage, writer, [count.kept for count in counts], progress, f"select {name}")
     about: dict[str, Any] = {
         "rule": dict(rule),
         "metric": score_name(plan.score, made),
-        "thresholds": thresholds(plan, chosen.cuts, made),
+        "thresholds": thresholds(plan, decision.thresholds, made),
         "selection": folder,
     }
-    if bins := [list(cut.length_edges) for cut in chosen.cuts if cut.length_edges is not None]:
+    if bins := [list(one.length_edges) for one in decision.thresholds if one.length_edges is not None]:
         about["length_edges"] = bins
     middle = [one for one in made if one.step.how == "middle"]
     if middle:
@@ -176,10 +176,10 @@ def select_rule(lineage: Lineage, name: str, rule: Mapping[str, Any], progress: 
     by_shard = shard_entries(lineage, folder).values()
     details = about | {
         "dataset": dataset,
-        "marks": marks(plan, chosen.cuts),
+        "marks": marks(plan, decision.thresholds),
         "all_histogram": total.to_json(),
         "kept_histogram": Histogram.merge(Histogram.from_text(one.info["histogram"]) for one in by_shard).to_json(),
-        "length": {"unit": keeper.reader.length_unit, **summary.details["length"], "kept": kept_lengths(by_shard)},
+        "length": {"unit": writer.reader.length_unit, **summary.details["length"], "kept": kept_lengths(by_shard)},
         "strata": {
             "eligible": summary.details["strata"],
             "kept": merge_counts(one.info["strata"] for one in by_shard),
@@ -251,37 +251,29 @@ def fit_score(lineage: Lineage, one: DerivedScore, reader: ScoreReader) -> Fitte
     return fit(one.step, over_shards(count_statistics, lineage.catalog.shards, shared=(reader, one)))
 
 
-def find_cut(lineage: Lineage, leaf: Keep, reader: ScoreReader) -> tuple[Cut, list[int] | None]:
-    """The cut of one leaf: from what its scores were committed with, where that is of its very pairs.
+def find_thresholds(lineage: Lineage, leaf: Keep, reader: ScoreReader) -> Decided:
+    """The thresholds of one leaf, begun from what its scores were committed with where that is of its very pairs."""
 
-    Returns:
-        The cut, and the rows it keeps of every shard where the rounds have told; None: they must be counted.
-    """
-    shards, heard = lineage.catalog.shards, Heard()
-
-    def ask(asked: Asked) -> Sequence[Mapping[Any, Any]]:
-        replies = over_shards(_answer, shards, shared=(reader, asked))
-        heard.note(asked.queries, replies)
-        return replies
+    def ask(asked: ShardQuery) -> Sequence[Mapping[Any, Any]]:
+        return over_shards(_answer, lineage.catalog.shards, shared=(reader, asked), per_task=SHARDS_PER_TASK)
 
     if not leaf.has_own_scores or "length_bin" in leaf.by:
-        return cut_leaf(leaf, ask), None
+        return decide_leaf(leaf, ask)
     entries = shard_entries(lineage, reader.folders[leaf.column])
-    known = list(entries.values())
-    cut = cut_leaf(leaf, ask, committed=CorpusHistograms(known, leaf.by), bounds=corpus_bounds(known, leaf.by))
-    sizes = [stratum_sizes(entries[shard.key], leaf.by) for shard in shards]
-    return cut, heard.num_kept(cut, sizes)
+    summaries = committed_summaries((entries[shard.key] for shard in lineage.catalog.shards), leaf.by)
+    return decide_leaf(leaf, ask, committed=summaries)
 
 
-def count_rows(plan: Plan, chosen: Chosen, told: list[int] | None, shards: Sequence[ShardRef]) -> list[Counted]:
-    """What is kept of every shard: as its rounds have told (`find_cut`) for a rule of one leaf, else counted."""
+def count_rows(decision: Decision, first: Decided, shards: Sequence[ShardRef]) -> list[ShardCounts]:
+    """What is kept of every shard: as the search has told for a rule of one leaf, else counted."""
+    plan = decision.plan
     is_plain = isinstance(plan.keep, Keep) and plan.keep.population == (plan.score,) and not plan.keep.is_complement
-    if told is not None and is_plain and not any(step.how == "middle" for step in plan.derived):
-        return [Counted(kept, {}, {}) for kept in told]
-    return over_shards(count_kept, shards, shared=chosen)
+    if is_plain and first.kept_S is not None and not any(step.how == "middle" for step in plan.derived):
+        return [ShardCounts(kept, {}, {}) for kept in first.kept_S.tolist()]
+    return over_shards(count_kept, shards, shared=decision, per_task=SHARDS_PER_TASK)
 
 
-def _answer(shard: ShardRef, shared: tuple[ScoreReader, Asked]) -> Mapping[Any, Any]:
+def _answer(shard: ShardRef, shared: tuple[ScoreReader, ShardQuery]) -> Mapping[Any, Any]:
     reader, asked = shared
     leaf = asked.leaf
     columns = list(dict.fromkeys((leaf.column, *leaf.population)))
@@ -299,24 +291,24 @@ def write_holdout(lineage: Lineage, progress: Progress) -> list[StageReport]:
     done = load_summary(lineage.storage, dataset)
     if not held_out or done is not None:
         return [done] if done else []
-    keeper = Keeper(lineage.reader_of(lineage.exported("holdout")), dataset, held_out="holdout")
+    writer = SelectionWriter(lineage.reader_of(lineage.exported("holdout")), dataset, held_out="holdout")
     entries = shard_entries(lineage, lineage.eligible_folder)
     counts = [entries[shard.key].info["counts"].get("holdout", 0) for shard in lineage.catalog.shards]
-    parts = write_parts(lineage, keeper, counts, progress, "holdout")
-    seal_dataset(lineage.storage, dataset, "holdout", "test", parts, {"kept": "pairs of held-out prompts"})
+    files = write_files(lineage, writer, counts, progress, "holdout")
+    seal_dataset(lineage.storage, dataset, "holdout", "test", files, {"kept": "pairs of held-out prompts"})
     report = StageReport(
         stage="holdout",
         name="holdout",
         unit="pairs",
         rows_in=held_out,
-        rows_out=sum(part.rows for part in parts),
+        rows_out=sum(file.rows for file in files),
         dropped={},
-        shards=len(parts),
-        computed_shards=len(parts),
+        shards=len(files),
+        computed_shards=len(files),
         seconds=time.monotonic() - started,
         artifact=dataset,
         fingerprint=dataset.rsplit("@", 1)[1],
-        details={"length": {"unit": keeper.reader.length_unit, "kept": kept_lengths(parts)}},
+        details={"length": {"unit": writer.reader.length_unit, "kept": kept_lengths(files)}},
     )
     save_summary(lineage.storage, report)
     return [report]
@@ -338,27 +330,30 @@ def shard_entries(lineage: Lineage, folder: str) -> dict[str, Entry]:
     return entries
 
 
-def write_parts(lineage: Lineage, keeper: Keeper, counts: Sequence[int], progress: Progress, label: str) -> list[Entry]:
-    """Write the parts that are not there yet; `counts` are the rows each shard gives.
+def write_files(
+    lineage: Lineage, writer: SelectionWriter, counts: Sequence[int], progress: Progress, label: str
+) -> list[Entry]:
+    """Write the files that are not there yet; `counts` are the rows each shard gives.
 
     Returns:
         The ledger entries of all dataset files, in order; none without a dataset.
     """
     storage, shards = lineage.storage, lineage.catalog.shards
     pairs = lineage.catalog.entries(storage, "pairs")
-    planned = plan_parts(shards, counts)
-    names = part_names(planned, dict(zip(shards, counts)), "test" if keeper.held_out else "train")
+    planned = plan_files(shards, counts)
+    names = file_names(planned, dict(zip(shards, counts)), "test" if writer.held_out else "train")
     contents = {shard: pairs[shard.key].content for shard in shards}
-    parts = [Part(name, tuple(part), tuple(contents[s] for s in part)) for name, part in zip(names, planned)]
-    artifact = Artifact(storage, f"{keeper.dataset}/data") if keeper.dataset else None
-    inputs, lacking = {part.name: part.made_from for part in parts}, set[str]()
+    files = [OutputFile(name, tuple(part), tuple(contents[s] for s in part)) for name, part in zip(names, planned)]
+    artifact = Artifact(storage, f"{writer.dataset}/data") if writer.dataset else None
+    inputs, lacking = {file.name: file.made_from for file in files}, set[str]()
     if artifact:
         lacking |= inputs.keys() - artifact.done(inputs).keys()
-    if keeper.folder:
-        kept = committed(storage, lineage.catalog, keeper.folder, {s.key: content for s, content in contents.items()})
-        lacking |= {part.name for part in parts if any(shard.key not in kept for shard in part.shards)}
-    pending = [part for part in parts if part.name in lacking]
+    if writer.folder:
+        kept = committed(storage, lineage.catalog, writer.folder, {s.key: content for s, content in contents.items()})
+        lacking |= {file.name for file in files if any(shard.key not in kept for shard in file.shards)}
+    pending = [file for file in files if file.name in lacking]
+    per_task = 1 if artifact else SHARDS_PER_TASK
     with progress.track(label, len(pending), "files" if artifact else "parts") as counter:
-        over_shards(write_part, pending, shared=keeper, counter=counter)
+        over_shards(write_file, pending, shared=writer, counter=counter, per_task=per_task)
     entries = artifact.done(inputs) if artifact else {}
     return [entries[name] for name in names if artifact]

@@ -1,7 +1,8 @@
 """Ray tasks over many small items, a bounded number at a time: the arithmetic stages' only way to use the cluster.
 
-Scoring goes through Ray Data with actor pools. The passes over numbers (eligibility, statistics, radix rounds) are tens
-of milliseconds a shard, many rounds in a row; starting a Ray Data execution costs half a second, a task under 1 ms.
+Scoring goes through Ray Data with actor pools. The passes over numbers (eligibility, statistics, rounds of counting)
+are tens of milliseconds a shard, many rounds in a row; starting a Ray Data execution costs half a second, a task under
+1 ms.
 """
 
 from __future__ import annotations
@@ -28,35 +29,40 @@ def over_shards(
     shared: Any = None,
     counter: Counter | None = None,
     num_cpus: float = 1.0,
+    per_task: int = 1,
 ) -> list[Result]:
     """`[function(item, shared) for item in items]` on the cluster, results in the order of `items`.
 
     Args:
         function: importable by workers; returns little (ids and numbers), commits the rest itself.
-        items: one task each.
+        items: what the function is called with.
         shared: what all tasks need; travels once per node.
         counter: advanced by one per finished item.
         num_cpus: CPUs a task reserves.
+        per_task: items that one task handles, one after the other, where there are so many that all CPUs have work.
 
     Raises:
         PrefselError: as raised by a task, unwrapped.
     """
     if not items:
         return []
-    remote = ray.remote(num_cpus=num_cpus)(prepared(function))
-    reference = ray.put(shared)
-    limit = max(4, int(4 * ray.cluster_resources().get("CPU", 1)))
-    results: dict[int, Result] = {}
+    num_cpus_there = int(ray.cluster_resources().get("CPU", 1))
+    size = max(1, min(per_task, len(items) // (4 * num_cpus_there)))
+    batches = [items[start : start + size] for start in range(0, len(items), size)]
+    remote = ray.remote(num_cpus=num_cpus)(prepared(_each))
+    reference = ray.put((function, shared))
+    limit = max(4, 4 * num_cpus_there)
+    results: dict[int, list[Result]] = {}
     running: dict[Any, int] = {}
-    waiting = iter(enumerate(items))
+    waiting = iter(enumerate(batches))
     exhausted = False
     while running or not exhausted:
         while not exhausted and len(running) < limit:
-            number, item = next(waiting, (-1, None))
+            number, batch = next(waiting, (-1, None))
             if number < 0:
                 exhausted = True
             else:
-                running[remote.remote(item, reference)] = number
+                running[remote.remote(batch, reference)] = number
         if not running:
             break
         ready, _ = ray.wait(list(running), num_returns=1)
@@ -68,8 +74,13 @@ def over_shards(
                 _drain(list(running))
                 raise
             if counter is not None:
-                counter.advance()
-    return [results[number] for number in range(len(items))]
+                counter.advance(len(batches[number]))
+    return [result for number in range(len(batches)) for result in results[number]]
+
+
+def _each(items: Sequence[Any], work: tuple[Callable[..., Result], Any]) -> list[Result]:
+    function, shared = work
+    return [function(item, shared) for item in items]
 
 
 def _drain(references: list[Any]) -> None:

@@ -14,13 +14,13 @@ from golden import digest, table_digest
 
 from prefsel.config.file import parse_config
 from prefsel.pipeline import run
+from prefsel.plan.derived import derived_scores
 from prefsel.plan.lineage import Lineage
 from prefsel.plan.nodes import all_nodes, make_plan, selection_rule, writes_dataset
 from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
 from prefsel.rules import parse_rule
 from prefsel.select.compose import compile_rule
-from prefsel.select.derived import derived_scores
 from prefsel.stages.ingest import ingest
 from prefsel.stages.select import write_holdout
 from prefsel.workspace.storage import Storage

@@ -115,10 +115,13 @@ class Workspace:
         return found
 
     def rows(self, kind: str, name: str) -> pa.Table:
-        """All rows of an artifact of one folder per source, in the order of the catalog."""
-        return pa.concat_tables(
-            pq.read_table(self.folder(kind, name) / f"{source}/{shard}.parquet") for source, shard in self.shards()
-        )
+        """All rows of an artifact of one folder per source, in the order of the catalog.
+
+        Of scores the columns that were there when they were recorded: lengths came to stand beside them.
+        """
+        files = [self.folder(kind, name) / f"{source}/{shard}.parquet" for source, shard in self.shards()]
+        columns = ["pair_id", "score", "dropped", "source", "aspect"] if kind == "scores" else None
+        return pa.concat_tables(pq.read_table(file, columns=columns) for file in files)
 
     def shards(self) -> Iterator[tuple[str, str]]:
         for source in json.loads((self.root / "catalog.json").read_text()):

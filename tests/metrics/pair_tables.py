@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 
 from prefsel.metrics.statistics import Fitted, fit, reply
 from prefsel.metrics.table import complete, find_metric, read_columns, score_pairs
+from prefsel.numbers import ranges
 
 
 def golden(shared: Path, name: str) -> dict:
@@ -52,21 +54,15 @@ def rows_of(columns: Mapping[str, list]) -> list[dict[str, Any]]:
     return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
 
-def score_shards(
-    table: pa.Table, metric: str, num_shards: int, *, max_candidates: int = 3, **params: Any
-) -> tuple[np.ndarray, Fitted]:
+def score_shards(table: pa.Table, metric: str, num_shards: int, **params: Any) -> tuple[np.ndarray, Fitted]:
     """Scores in the table's order, and what was fitted, with the rows dealt to shards at random."""
     found, parsed = find_metric(metric, params)
     place_N = np.random.default_rng(0).integers(0, num_shards, table.num_rows)
     rows_S = [np.flatnonzero(place_N == shard) for shard in range(num_shards)]
     shards = [read_columns(table.take(pa.array(rows, pa.int64())), found, parsed) for rows in rows_S]
     present = [complete(found, parsed, shard) for shard in shards]
-    fitted = fit(
-        found,
-        parsed,
-        lambda request: [reply(found, parsed, p, request) for p in present],
-        max_candidates=max_candidates,
-    )
+    with mock.patch.multiple(ranges, FEW=3, MAX_VALUES=3):  # shards that tell few values: more rounds
+        fitted = fit(found, parsed, lambda request: [reply(found, parsed, p, request) for p in present])
     score_N = np.full(table.num_rows, np.nan)
     for rows, shard in zip(rows_S, shards):
         score_N[rows] = score_pairs(found, parsed, shard, fitted).score_N

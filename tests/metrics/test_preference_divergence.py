@@ -81,7 +81,7 @@ def test_equals_the_definition_for_any_sharding(
     place_N = np.random.default_rng(0).integers(0, num_shards, num_rows)
     rows_of = [np.flatnonzero(place_N == shard) for shard in range(num_shards)]
     shards = [read_columns(table.take(pa.array(rows, pa.int64())), metric, params) for rows in rows_of]
-    fitted = fit(metric, params, lambda request: [reply(metric, params, s, request) for s in shards], max_candidates=3)
+    fitted = fit(metric, params, lambda request: [reply(metric, params, s, request) for s in shards])
     found = np.empty(num_rows)
     for rows, shard in zip(rows_of, shards):
         found[rows] = score_pairs(metric, params, shard, fitted).score_N

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from prefsel.config import Options
 from prefsel.errors import UserError
 from prefsel.metrics.statistics import Columns, Fitted, Metric, Need, Request, Statistic, fit, reply
+from prefsel.numbers import ranges
 
 
 class NoParams(Options):
@@ -34,7 +36,7 @@ def second(columns: Columns, params: NoParams, fitted: Fitted) -> dict[str, Need
 TOY = Metric("toy", NoParams, lambda p: ("x", "y"), lambda c, p, f: c["x"], "none", rounds=lambda p: (first, second))
 
 
-def fit_over(columns: Columns, num_shards: int, max_candidates: int = 1000) -> tuple[Fitted, list[Request]]:
+def fit_over(columns: Columns, num_shards: int, num_values: int = 1000) -> tuple[Fitted, list[Request]]:
     place_N = np.random.default_rng(0).integers(0, num_shards, len(columns["x"]))
     shards = [{k: v[place_N == shard] for k, v in columns.items()} for shard in range(num_shards)]
     requests = []
@@ -43,18 +45,17 @@ def fit_over(columns: Columns, num_shards: int, max_candidates: int = 1000) -> t
         requests.append(request)
         return [reply(TOY, NoParams(), shard, request) for shard in shards]
 
-    return fit(TOY, NoParams(), ask, max_candidates=max_candidates), requests
+    with mock.patch.multiple(ranges, FEW=num_values, MAX_VALUES=num_values):
+        return fit(TOY, NoParams(), ask), requests
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(2, 200), st.sampled_from([1, 5, 50]), st.sampled_from([0, 3, 1000]), st.sampled_from([0.0, 1e9]))
-def test_sharded_statistics_are_those_of_numpy(
-    num_rows: int, num_shards: int, max_candidates: int, shift: float
-) -> None:
+@given(st.integers(2, 200), st.sampled_from([1, 5, 50]), st.sampled_from([2, 3, 1000]), st.sampled_from([0.0, 1e9]))
+def test_sharded_statistics_are_those_of_numpy(num_rows: int, num_shards: int, num_values: int, shift: float) -> None:
     rng = np.random.default_rng(num_rows)
     x_N = np.round(rng.standard_normal(num_rows), 1) * 10 + np.arange(num_rows) + shift
     y_N = 0.3 * (x_N - shift) + rng.standard_normal(num_rows)
-    fitted, _ = fit_over({"x": x_N, "y": y_N}, num_shards, max_candidates)
+    fitted, _ = fit_over({"x": x_N, "y": y_N}, num_shards, num_values)
     assert fitted["moments"]["mean"] == pytest.approx(x_N.mean(), rel=1e-12)
     assert fitted["moments"]["std"] == pytest.approx((x_N - shift).std(), rel=1e-12)
     slope = np.cov(x_N - shift, y_N)[0, 1] / (x_N - shift).var(ddof=1)
@@ -69,7 +70,7 @@ def test_fitted_numbers_are_plain_json_and_rounds_are_few() -> None:
     x_N = np.arange(100.0)
     fitted, requests = fit_over({"x": x_N, "y": np.sin(x_N)}, 3)
     assert json.loads(json.dumps(fitted)) == fitted
-    # One request for the sums, one for the histograms, one for the candidates of all quantiles together.
+    # One request for the sums, one for the Summaries, one for the ranks around all quantiles together.
     assert [(request.round, len(request.queries)) for request in requests] == [(0, 0), (1, 0), (1, 5)]
     assert requests[0].fitted == {}
     assert set(requests[1].fitted) == {"moments", "slope"}

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +16,11 @@ from hypothesis import strategies as st
 from naive_rules import Impossible, NearTie, Row, made_scores, naive_select
 
 from prefsel.errors import NonFiniteError, UserError
+from prefsel.numbers import ranges
 from prefsel.rules import parse_rule
 from prefsel.select import select_table
 from prefsel.select.compose import Keep, KeepAll, compile_rule
-from prefsel.select.evaluate import keep_rows
-from prefsel.select.table import table_rows
+from prefsel.select.table import keep_rows, table_rows
 
 SCORES = ("a", "b", "c")
 VALUES = (0.5, 0.5, 0.5, -0.0, 0.0, 1.0, 1.0625, 3.0, -2.0, 100.25, 7.5)
@@ -130,7 +131,7 @@ def dedupes(inside: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict
 nested = st.recursive(simple, lambda inside: intersections(inside) | dedupes(inside), max_leaves=5)
 
 
-def kept_over_shards(rule: dict[str, Any], table: pa.Table, num_shards: int, seed: int, candidates: int) -> list[int]:
+def kept_over_shards(rule: dict[str, Any], table: pa.Table, num_shards: int, seed: int) -> list[int]:
     """The same kernel over a random deal of the rows, each shard in its own order."""
     plan = compile_rule(parse_rule(rule))
     place_N = np.random.default_rng(seed).integers(0, num_shards, table.num_rows)
@@ -139,7 +140,7 @@ def kept_over_shards(rule: dict[str, Any], table: pa.Table, num_shards: int, see
     if plan.keys:  # keys are numbers within a table: take those of the whole one
         whole = table_rows(table, plan, "rule").keys
         shards = [replace(one, keys={k: v[rows] for k, v in whole.items()}) for one, rows in zip(shards, deal)]
-    masks, _ = keep_rows(plan, shards, max_candidates=candidates)
+    masks, _ = keep_rows(plan, shards)
     return sorted(int(row) for mask, rows in zip(masks, deal) for row in rows[mask])
 
 
@@ -157,9 +158,9 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data(), num_rows=st.integers(8, 30), candidates=st.sampled_from([0, 2, 1000]))
+@given(data=st.data(), num_rows=st.integers(8, 30), num_values=st.sampled_from([2, 3, 1000]))
 def test_every_rule_and_nesting_equals_the_naive_one(
-    kind: str, data: st.DataObject, num_rows: int, candidates: int
+    kind: str, data: st.DataObject, num_rows: int, num_values: int
 ) -> None:
     rule = data.draw(KINDS[kind])
     rows = rows_of(data, num_rows)
@@ -170,10 +171,11 @@ def test_every_rule_and_nesting_equals_the_naive_one(
         reject()
     except Impossible:
         with pytest.raises(UserError, match=r"eligible pairs|no z-score"):
-            select_table(table, rule, max_candidates=candidates)
+            select_table(table, rule)
         return
-    assert select_table(table, rule, max_candidates=candidates).tolist() == expected
-    assert kept_over_shards(rule, table, 4, num_rows, candidates) == expected
+    with mock.patch.multiple(ranges, FEW=num_values, MAX_VALUES=num_values):
+        assert select_table(table, rule).tolist() == expected
+        assert kept_over_shards(rule, table, 4, num_rows) == expected
 
 
 TRICKY: dict[str, dict[str, Any]] = {
@@ -235,7 +237,7 @@ def test_nestings_that_read_one_score_twice(name: str) -> None:
         rows = random_rows(rng, rng.permutation(40).tolist(), seed % 2 == 0)
         expected = naive_select(TRICKY[name], rows)
         assert select_table(table_of(rows), TRICKY[name]).tolist() == expected
-        assert kept_over_shards(TRICKY[name], table_of(rows), 3, seed, 2) == expected
+        assert kept_over_shards(TRICKY[name], table_of(rows), 3, seed) == expected
         kept += len(expected)
     assert 0 < kept < 12 * 40
 

@@ -326,7 +326,7 @@ def test_validation_prompts_that_are_excluded_or_held_out_are_shared_by_nobody(t
 
 @pytest.mark.parametrize(
     ("name", "passes"),
-    [("rank", ["_answer", "write_part"]), ("both", [*["_answer"] * 4, "count_kept", "write_part"])],
+    [("rank", ["_answer", "write_file"]), ("both", [*["_answer"] * 4, "count_kept", "write_file"])],
 )
 def test_a_rule_of_one_leaf_takes_one_light_pass(
     done: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, passes: list[str]

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefsel.select.dedupe import KeyedRows, losers, partition
+from prefsel.select.dedupe import KeyedRows, duplicates_to_drop, partition
 
 Row = tuple[int, float, int]
 """Key, score, pair_id."""
@@ -35,7 +35,7 @@ def lost(shards: list[list[Row]], num_partitions: int, descending: bool, num_wor
         )
     found: set[tuple[int, int]] = set()
     for place in range(num_partitions):
-        drops = losers(KeyedRows.merge(part[place] for part in parts))
+        drops = duplicates_to_drop(KeyedRows.merge(part[place] for part in parts))
         dropped = list(zip(drops.shard_M.tolist(), (drops.row_M - 10).tolist()))
         assert len(dropped) == len(set(dropped) - found)
         found |= set(dropped)

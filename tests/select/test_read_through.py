@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +131,11 @@ def test_a_killed_selection_without_a_dataset_goes_on(tmp_path: Path, monkeypatc
     # As if the run had died when the first source was through.
     lineage.storage.delete_tree(f"{folder}/b")
     lineage.storage.delete(f"{folder}/summary.json")
-    monkeypatch.setattr("prefsel.select.parts.SHARDS_PER_FILE", 2)
+    monkeypatch.setattr("prefsel.select.writer.SHARDS_PER_FILE", 2)
     written: list[str] = []
 
     def noted(function: Any, items: Any, **kwargs: Any) -> Any:
-        if function.__name__ == "write_part":
+        if function.__name__ == "write_file":
             written.extend(shard.key for part in items for shard in part.shards)
         return over_shards(function, items, **kwargs)
 
@@ -199,3 +200,84 @@ def test_a_dataset_asked_for_later_is_written(tmp_path: Path) -> None:
     report = next(r for r in without if r.name == "top")
     assert (report.details["dataset"], report.computed_shards) == (None, 0)
     assert verify(lineage.storage).is_clean
+
+
+# -------------------------------------------------------------------------------------------------------- what is read
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each column of a shard is read, `<kind>.<column>`, by tasks that run here, one after another."""
+    reads: Counter[str] = Counter()
+    real = Artifact.read
+
+    def read(artifact: Artifact, shard: str, columns: list[str] | None = None) -> pa.Table:
+        table = real(artifact, shard, columns)
+        reads.update(f"{artifact.path.split('/')[0]}.{name}" for name in table.column_names)
+        return table
+
+    def serial(function: Any, items: Any, *, shared: Any = None, **_: Any) -> list[Any]:
+        return [function(item, shared) for item in items]
+
+    monkeypatch.setattr(Artifact, "read", read)
+    monkeypatch.setattr(stage, "over_shards", serial)
+    return reads
+
+
+WRITTEN = {"score": 1, "pair_id": 1, "aspect": 1, "chosen_length": 1, "rejected_length": 1}
+"""Of scores, for the rows that are written."""
+READ_FOR = {
+    "top": (TOP, {"score": 2, "pair_id": 1}),  # its cut ties: a second round asks about ids
+    "all": ({**TOP, "ratio": 1}, {"score": 1}),
+    "band": ({"kind": "band", "score": "score_margin", "low": 10, "high": 60}, {"score": 1}),
+    "quota": ({**TOP, "kind": "quota", "by": ["aspect"]}, {"score": 2, "pair_id": 1, "aspect": 2}),
+    "length": ({**TOP, "kind": "quota", "by": ["length_bin"]}, None),
+}
+"""Rules, and what is read of every score shard to find their thresholds."""
+
+
+def shards_of(lineage: Lineage, folder: str) -> list[pa.Table]:
+    storage = lineage.storage
+    return [Artifact(storage, f"{folder}/{shard.source}").read(shard.shard) for shard in lineage.catalog.shards]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_selection_without_a_dataset_reads_scores_and_ids_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    selections = [{"name": name, "rule": rule, "dataset": "never"} for name, (rule, _) in READ_FOR.items()]
+    lineage, _ = run(config(corpus(tmp_path), "never", selections=selections), tmp_path / "w")
+    reads = counted(monkeypatch)
+    for name, (rule, searched) in READ_FOR.items():
+        folder = lineage.selected_path(name)
+        kept = shards_of(lineage, folder)
+        lineage.storage.delete_tree(folder)
+        reads.clear()
+        stage.select_rule(lineage, name, rule, QUIET)
+        per_shard = {column: count / len(lineage.catalog.shards) for column, count in reads.items()}
+        pairs = {column: count for column, count in per_shard.items() if not column.startswith("scores.")}
+        assert pairs == {"pairs.pair_id": 1, "pairs.prompt_id": 1}
+        if searched is not None:
+            expected = Counter(WRITTEN) + Counter(searched)
+            assert per_shard == {**pairs, **{f"scores.{column}": count for column, count in expected.items()}}
+        assert shards_of(lineage, folder) == kept
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_scores_of_an_earlier_version_are_selected_from(tmp_path: Path) -> None:
+    """Their shards have no lengths: these are counted again from the groups."""
+    by_length = {"kind": "quota", "score": "score_margin", "by": ["length_bin"], "ratio": 0.3}
+    selections = [{"name": "top", "rule": TOP}, {"name": "length", "rule": by_length}]
+    made = config(corpus(tmp_path), "never", selections=[{**one, "dataset": "never"} for one in selections])
+    lineage, reports = run(made, tmp_path / "w")
+    folder = lineage.scores_folder("margin")
+    for shard in lineage.catalog.shards:
+        artifact = Artifact(lineage.storage, f"{folder}/{shard.source}")
+        entry = artifact.entries()[shard.shard]
+        table = artifact.read(shard.shard).drop_columns(["chosen_length", "rejected_length"])
+        artifact.commit(shard.shard, table, made_from=entry.input, attempt=entry.attempt, info=entry.info)
+    lineage.storage.delete_tree("selections")
+    _, again = run(made, tmp_path / "w")
+    for name in ("top", "length"):
+        first, second = (next(one for one in found if one.name == name) for found in (reports, again))
+        assert first.details == second.details
+        assert (first.rows_out, first.dropped) == (second.rows_out, second.dropped)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from prefsel.config import LOSS_NAMES, DpoOptions
+from prefsel.config import DpoOptions
+from prefsel.config.training import LOSS_NAMES
 from prefsel.train.batch import PairInputs, pair_losses, pair_stats
 from prefsel.train.losses import (
     LOSSES,

@@ -1,4 +1,4 @@
-"""Bitmaps of committed shards against a full sort, and how often each column is read to make them."""
+"""Rules over committed score shards against a full sort, and how often the stage reads each column of a shard."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefsel.numbers import ranges
 from prefsel.pairs.reader import PairReader
-from prefsel.pairs.score_shards import ScoreReader
+from prefsel.pairs.score_shards import LENGTHS, ScoreReader, committed_summaries, score_table, shard_info
 from prefsel.rules import parse_rule
 from prefsel.schema import ID
-from prefsel.select import sweep as sweeping
-from prefsel.select.compose import compile_rule
-from prefsel.select.scored import score_table, shard_info
-from prefsel.select.sweep import Swept, sweep
+from prefsel.select.compose import Keep, compile_rule
+from prefsel.select.evaluate import ShardQuery, answer, decide_leaf, kept
+from prefsel.select.thresholds import Decided
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
@@ -41,36 +41,50 @@ values = st.one_of(
 )
 
 
-def swept(folder: str, shards: Sequence[Sequence[Row]], rule: dict[str, Any]) -> tuple[Swept, Counter[str]]:
-    """A sweep of committed shards, and the columns of files it really opened, per shard."""
-    artifact = Artifact(Storage(folder), "scores/uf")
-    names = [f"{number:03d}" for number in range(len(shards))]
-    for name, rows in zip(names, shards):
-        like = {
-            "pair_id": pa.array([row[1] for row in rows], ID),
-            "source": pa.array(["uf"] * len(rows)),
-            "aspect": pa.array([row[2] for row in rows], pa.string()),
-        }
-        score_N = np.array([np.nan if row[0] is None else row[0] for row in rows]) + 0.0
-        dropped = pa.array(["missing_x" if row[0] is None else None for row in rows], pa.string())
-        table, unknown = score_table(like, score_N, dropped), np.full(len(rows), np.nan)
-        info = shard_info(table, (unknown, unknown))
-        artifact.commit(name, table, made_from=name, attempt=artifact.log_attempt(name), info=info)
-    opened: Counter[str] = Counter()
+class Found:
+    """What a rule of one leaf keeps of committed shards, and the columns that were read of each shard to know it."""
 
-    class Counting(ScoreReader):
-        def table(self, shard: ShardRef, column: str, columns: list[str]) -> pa.Table:
-            opened.update(columns)
-            return super().table(shard, column, columns)
+    def __init__(self, folder: str, shards: Sequence[Sequence[Row]], rule: dict[str, Any]) -> None:
+        artifact = Artifact(Storage(folder), "scores/uf")
+        refs = [commit(artifact, number, rows) for number, rows in enumerate(shards)]
+        plan = compile_rule(parse_rule(rule))
+        leaf, reader = plan.keep, ScoreReader(PairReader(artifact.storage, eligible=""), {"score_x": "scores"})
+        assert isinstance(leaf, Keep)
+        self.reads: Counter[str] = Counter()
 
-    reader = Counting(PairReader(artifact.storage, eligible=""), {"score_x": "scores"})
-    refs = [ShardRef("uf", name, "train", number) for number, name in enumerate(names)]
-    return sweep(compile_rule(parse_rule(rule)), reader, refs, list(artifact.entries().values())), opened
+        def ask(asked: ShardQuery) -> list[Any]:
+            return [answer(asked, reader.rows(ref, ["score_x"], ids=asked.needs_ids, by=leaf.by)) for ref in refs]
+
+        real = ScoreReader.table
+
+        def counting(reader: ScoreReader, shard: ShardRef, column: str, names: list[str]) -> pa.Table:
+            self.reads.update(names)
+            return real(reader, shard, column, names)
+
+        summaries = committed_summaries(artifact.entries().values(), leaf.by)
+        with mock.patch.object(ScoreReader, "table", counting):
+            self.decided: Decided = decide_leaf(leaf, ask, committed=summaries)
+        decided = [self.decided.thresholds]
+        masks = [kept(leaf, decided, reader.rows(ref, ["score_x"], ids=True, by=leaf.by)) for ref in refs]
+        if self.decided.kept_S is not None:
+            assert self.decided.kept_S.tolist() == [int(mask.sum()) for mask in masks]
+        self.kept = {row[1] for mask, rows in zip(masks, shards) for row, is_kept in zip(rows, mask) if is_kept}
 
 
-def kept_ids(found: Swept, shards: Sequence[Sequence[Row]]) -> set[bytes]:
-    masks = [np.unpackbits(bits, count=len(rows)).astype(bool) for bits, rows in zip(found.bitmaps, shards)]
-    return {row[1] for mask, rows in zip(masks, shards) for row, is_kept in zip(rows, mask) if is_kept}
+def commit(artifact: Artifact, number: int, rows: Sequence[Row]) -> ShardRef:
+    name = f"{number:03d}"
+    like = {
+        "pair_id": pa.array([row[1] for row in rows], ID),
+        "source": pa.array(["uf"] * len(rows)),
+        "aspect": pa.array([row[2] for row in rows], pa.string()),
+    }
+    score_N = np.array([np.nan if row[0] is None else row[0] for row in rows]) + 0.0
+    dropped = pa.array(["missing_x" if row[0] is None else None for row in rows], pa.string())
+    unknown = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+    table = score_table(like, score_N, dropped, unknown)
+    info = shard_info(table, unknown)
+    artifact.commit(name, table, made_from=name, attempt=artifact.log_attempt(name), info=info)
+    return ShardRef("uf", name, "train", number)
 
 
 def best(rows: Sequence[Row], k: int, reverse: bool) -> set[bytes]:
@@ -92,7 +106,7 @@ def by_quota(rows: Sequence[Row], share: Fraction, reverse: bool) -> set[bytes]:
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(values, min_size=1, max_size=60), st.integers(1, 5), st.integers(0, 9), st.booleans(), st.data())
-def test_a_sweep_keeps_what_a_full_sort_keeps(scores, num_shards, seed, reverse, data) -> None:
+def test_a_rule_keeps_what_a_full_sort_keeps(scores, num_shards, seed, reverse, data) -> None:
     rng = np.random.default_rng(seed)
     # Counted ids on odd seeds: no hashes, so that a guess of where their threshold lies is wrong.
     ids = [n.to_bytes(16, "big") if seed % 2 else rng.bytes(16) for n in rng.permutation(len(scores)).tolist()]
@@ -104,19 +118,19 @@ def test_a_sweep_keeps_what_a_full_sort_keeps(scores, num_shards, seed, reverse,
     percent = data.draw(st.integers(1, 100))
     rule: dict[str, Any] = {"kind": "top", "score": "score_x", "ratio": percent / 100, "reverse": reverse}
     k = int(Fraction(percent, 100) * len(scored))
-    few = mock.patch.object(sweeping, "FEW", data.draw(st.sampled_from([0, 2, 64])))  # 0: rows by number, always
+    num_values = data.draw(st.sampled_from([2, 3, 256]))
+    few = mock.patch.multiple(ranges, FEW=num_values, MAX_VALUES=num_values)
     with few, tempfile.TemporaryDirectory() as folder:
-        found, _ = swept(folder, shards, rule)
-    assert kept_ids(found, shards) == best(scored, k, reverse)
+        assert Found(folder, shards, rule).kept == best(scored, k, reverse)
     if scored:
         with few, tempfile.TemporaryDirectory() as folder:
-            found, _ = swept(folder, shards, {**rule, "kind": "quota", "by": ["aspect"]})
-        assert kept_ids(found, shards) == by_quota(scored, Fraction(percent, 100), reverse)
+            found = Found(folder, shards, {**rule, "kind": "quota", "by": ["aspect"]})
+        assert found.kept == by_quota(scored, Fraction(percent, 100), reverse)
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(values, min_size=1, max_size=40), st.integers(1, 4), st.booleans(), st.booleans())
-def test_bands_and_complements_take_more_reads_and_keep_the_same(scores, num_shards, reverse, is_band) -> None:
+def test_bands_and_complements(scores, num_shards, reverse, is_band) -> None:
     rows = [(score, bytes([n]) * 16, None) for n, score in enumerate(scores)]
     shards = [rows[number::num_shards] for number in range(num_shards)]
     known = np.array([score for score in scores if score is not None])
@@ -126,12 +140,11 @@ def test_bands_and_complements_take_more_reads_and_keep_the_same(scores, num_sha
     named = {"low": 20, "high": 70} if is_band else {"threshold": 0.25}
     rule = {"kind": "band" if is_band else "above", "score": "score_x", **named, "reverse": reverse}
     with np.errstate(over="ignore"), tempfile.TemporaryDirectory() as folder:
-        found, _ = swept(folder, shards, rule)
-    edges = found.cut.edges
+        found = Found(folder, shards, rule)
+    edges = found.decided.thresholds.edges
     assert edges is not None
     np.testing.assert_allclose(edges[0], low, rtol=1e-12)
-    wanted = {row[1] for row in rows if row[0] is not None and (edges[0] < row[0] < edges[1]) != reverse}
-    assert kept_ids(found, shards) == wanted
+    assert found.kept == {row[1] for row in rows if row[0] is not None and (edges[0] < row[0] < edges[1]) != reverse}
 
 
 SHAPES: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], int]] = {
@@ -148,21 +161,18 @@ def test_scores_are_read_once_and_ids_only_where_the_cut_ties(tmp_path, shape: s
     rows = [(score, rng.bytes(16), ("a", "b")[n % 2]) for n, score in enumerate(make(rng, 24_000).tolist())]
     shards = [rows[start : start + 4000] for start in range(0, 24_000, 4000)]
     rule = {"kind": kind, "score": "score_x", "ratio": 0.3, **({"by": ["aspect"]} if kind == "quota" else {})}
-    found, opened = swept(str(tmp_path), shards, rule)
-    assert kept_ids(found, shards) == (
-        best(rows, 7200, False) if kind == "top" else by_quota(rows, Fraction(3, 10), False)
-    )
-    assert opened["score"] == len(shards) * found.reads["score_x"] == len(shards)
-    assert opened["pair_id"] == len(shards) * found.reads["pair_id"] == len(shards) * ids_read
-    assert opened["aspect"] == (len(shards) if kind == "quota" else 0)
+    found = Found(str(tmp_path), shards, rule)
+    assert found.kept == (best(rows, 7200, False) if kind == "top" else by_quota(rows, Fraction(3, 10), False))
+    assert found.reads["score"] == len(shards)
+    assert found.reads["pair_id"] == len(shards) * ids_read
+    assert found.reads["aspect"] == (len(shards) if kind == "quota" else 0)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_stratum_without_seats_keeps_nothing(tmp_path, reverse: bool) -> None:
     rows = [(0.5, b"a" * 16, None), (0.5, b"b" * 16, "truth")]  # one seat, which goes to the first stratum
     rule = {"kind": "quota", "by": ["aspect"], "score": "score_x", "count": 1, "reverse": reverse}
-    found, _ = swept(str(tmp_path), [rows], rule)
-    assert kept_ids(found, [rows]) == {b"a" * 16}
+    assert Found(str(tmp_path), [rows], rule).kept == {b"a" * 16}
 
 
 def test_a_shard_may_lack_every_stratum_that_ties(tmp_path) -> None:
@@ -171,9 +181,17 @@ def test_a_shard_may_lack_every_stratum_that_ties(tmp_path) -> None:
         [(0.5, bytes([n]) * 16, "truth") for n in range(4, 6)],
     ]
     rule = {"kind": "quota", "by": ["aspect"], "score": "score_x", "count": 2}
-    found, _ = swept(str(tmp_path), shards, rule)
-    assert kept_ids(found, shards) == {bytes([0]) * 16, bytes([4]) * 16}
-    none_left = {**rule, "count": 1}
-    with tempfile.TemporaryDirectory() as folder:
-        found, _ = swept(folder, shards, none_left)
-    assert kept_ids(found, shards) == {bytes([0]) * 16}
+    assert Found(str(tmp_path / "two"), shards, rule).kept == {bytes([0]) * 16, bytes([4]) * 16}
+    assert Found(str(tmp_path / "one"), shards, {**rule, "count": 1}).kept == {bytes([0]) * 16}
+
+
+def test_summaries_of_a_ledger_written_before_are_read(tmp_path) -> None:
+    """The ledger of a shard of 600 rows, as the version before this mechanism wrote it."""
+    values_N = np.arange(600.0)
+    artifact = Artifact(Storage(str(tmp_path)), "scores/uf")
+    commit(artifact, 0, [(value, bytes([n % 256, n // 256] * 8), None) for n, value in enumerate(values_N.tolist())])
+    (row,) = next(iter(artifact.entries().values())).info["histograms"]
+    # Four places of 600: 0, 199, 399, 599; little-endian float64 in base64.
+    assert row["fences"] == "AAAAAAAAAAAAAAAAAOBoQAAAAAAA8HhAAAAAAAC4gkA="
+    assert set(row) == {"source", "aspect", "bins", "counts", "fences", "rows"}
+    assert LENGTHS == ("chosen_length", "rejected_length")

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from prefsel.numbers.columns import strata
+from prefsel.numbers.shard_values import ShardValues
 from prefsel.rules import Label
-from prefsel.select.cuts import ShardScores
-from prefsel.select.table import strata
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Rows:
     """pair_ids as two big-endian words."""
     texts: Mapping[str, pa.ChunkedArray] = field(default_factory=dict)
     """`source` and `aspect`, as far as strata need them."""
-    gap_N: np.ndarray | None = None
-    """| |y_w| − |y_l| | in the length unit, float64, NaN where unknown; as far as strata need it."""
+    lengths: tuple[np.ndarray, np.ndarray] | None = None
+    """|y_w| and |y_l| in the length unit, float64 [N] each, NaN where unknown; as far as strata need them."""
     keys: Mapping[str, np.ndarray] = field(default_factory=dict)
     """`prompt`, `pair` → uint64 [N, K], equal for what a dedupe keeps one of."""
-    full: frozenset[str] = frozenset()
+    complete_columns: frozenset[str] = frozenset()
     """Columns known to have a score in every row."""
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     """What `select` found before: a search asks for the same rows several times."""
@@ -45,9 +45,9 @@ class Rows:
         """The same rows with one more score."""
         return replace(self, scores={**self.scores, column: score_N})
 
-    def having(self, columns: Sequence[str]) -> np.ndarray | None:
+    def rows_with(self, columns: Sequence[str]) -> np.ndarray | None:
         """The rows, int64 [M], that have all of these scores; None: all rows have."""
-        partly = [column for column in columns if column not in self.full]
+        partly = [column for column in columns if column not in self.complete_columns]
         if not partly:
             return None
         is_there_N = ~np.isnan(self.scores[partly[0]])
@@ -63,7 +63,7 @@ class Rows:
         by: Sequence[str] = (),
         length_edges: tuple[float, ...] | None = None,
         ids: bool = False,
-    ) -> tuple[ShardScores, np.ndarray | None]:
+    ) -> tuple[ShardValues, np.ndarray | None]:
         """One score of the rows that have all scores of `population` and this one, and which rows these are.
 
         Args:
@@ -80,17 +80,22 @@ class Rows:
 
     def _select(
         self, column: str, population: Sequence[str], by: Sequence[str], edges: tuple[float, ...] | None, ids: bool
-    ) -> tuple[ShardScores, np.ndarray | None]:
-        row_M = self.having([column, *population])
+    ) -> tuple[ShardValues, np.ndarray | None]:
+        row_M = self.rows_with([column, *population])
         taken = slice(None) if row_M is None else row_M
         codes, labels = self._strata(by, edges, row_M) if by else (None, [()])
         words = self.ids_NW[taken] if ids and self.ids_NW is not None else None
-        return ShardScores(self.scores[column][taken], words, codes, labels), row_M
+        return ShardValues(self.scores[column][taken], words, codes, labels), row_M
 
-    def known_gaps(self, columns: Sequence[str]) -> np.ndarray:
+    @property
+    def gap_N(self) -> np.ndarray:
+        """| |y_w| − |y_l| |, float64, NaN where unknown."""
+        assert self.lengths is not None, "whoever asks for lengths has read them"
+        return np.abs(self.lengths[0] - self.lengths[1])
+
+    def length_gaps(self, columns: Sequence[str]) -> np.ndarray:
         """The known differences in length of the rows that have all of these scores."""
-        assert self.gap_N is not None, "whoever asks for lengths has read them"
-        row_M = self.having(columns)
+        row_M = self.rows_with(columns)
         gap_M = self.gap_N if row_M is None else self.gap_N[row_M]
         return gap_M[~np.isnan(gap_M)]
 
@@ -100,7 +105,6 @@ class Rows:
         columns = []
         for name in by:
             if name == "length_bin":
-                assert self.gap_N is not None, "whoever asks for length bins has read lengths"
                 assert length_edges is not None, "edges come before strata"
                 columns.append(length_bins(self.gap_N if row_M is None else self.gap_N[row_M], length_edges))
             else:

@@ -1,0 +1,89 @@
+"""The report of a score, from what its shards put into their ledgers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from prefsel.numbers.histogram import Histogram
+from prefsel.numbers.moments import Covariation, Moments, merge_covariations, merge_moments
+from prefsel.workspace.ledger import Entry, merge_counts
+from prefsel.workspace.manifest import StageReport
+
+
+def score_report(
+    entries: Sequence[Entry],
+    *,
+    stage: str,
+    name: str,
+    folder: str,
+    computed: int,
+    started: float,
+    facts: Mapping[str, Any],
+) -> StageReport:
+    """The report of a score, from what its shards put into the ledger.
+
+    Args:
+        entries: of all shards, in corpus order.
+        stage: `metric` or `fuse`.
+        name: of the score.
+        folder: where it lies.
+        computed: shards this run computed.
+        started: `time.monotonic()` when the work began.
+        facts: `kind`, `params`, `fitted` and `length_unit`.
+    """
+    infos = [entry.info for entry in entries]
+    rows_in = sum(entry.rows for entry in entries)
+    dropped = merge_counts(info["dropped"] for info in infos)
+    moments = merge_moments(Moments(**info["moments"]) for info in infos if info["moments"])
+    details = {
+        **facts,
+        "moments": {"mean": moments.mean, "std": moments.std, "min": moments.low, "max": moments.high}
+        if moments.count
+        else None,
+        "histogram": Histogram.merge(
+            Histogram.from_text(row) for info in infos for row in info["histograms"]
+        ).to_json(),
+        "length_correlation": correlation(info["length"] for info in infos if info["length"]),
+        "length": {"all": mean_lengths([info["length_sums"] for info in infos])},
+        "strata": merge_counts(
+            {
+                f"{row['source']} / {row['aspect']}" if row["aspect"] else row["source"]: row["rows"]
+                for row in info["histograms"]
+            }
+            for info in infos
+        ),
+    }
+    return StageReport(
+        stage=stage,
+        name=name,
+        unit="pairs",
+        rows_in=rows_in,
+        rows_out=rows_in - sum(dropped.values()),
+        dropped=dropped,
+        shards=len(entries),
+        computed_shards=computed,
+        seconds=time.monotonic() - started,
+        artifact=folder,
+        fingerprint=folder.rsplit("@", 1)[1],
+        details=details,
+    )
+
+
+def correlation(parts: Iterable[Mapping[str, Any]]) -> float | None:
+    """Pearson correlation of the score with the length difference chosen − rejected; None when one is constant."""
+    both = merge_covariations(
+        Covariation(Moments(**part["x"]), Moments(**part["y"]), part["product"]) for part in parts
+    )
+    scale = both.x.m2 * both.y.m2
+    return both.product / math.sqrt(scale) if scale > 0 else None
+
+
+def mean_lengths(sums: list[list[float]]) -> dict[str, float | None]:
+    """Mean lengths from (count, chosen, rejected) sums."""
+    count, chosen, rejected = (sum(row[i] for row in sums) for i in range(3))
+    if not count:
+        return {"chosen": None, "rejected": None, "difference": None}
+    return {"chosen": chosen / count, "rejected": rejected / count, "difference": (chosen - rejected) / count}

@@ -1,0 +1,116 @@
+"""Derived scores: what the scores that a compound rule makes are called, where they lie, and how they are reported.
+
+They lie beside the metrics' scores and look like them, named after the selection they were made for; a control that
+needs the same score shares its selection's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefsel.pairs.score_shards import ScoreReader
+from prefsel.plan.lineage import Lineage
+from prefsel.rules import parse_rule
+from prefsel.select.compose import Derived, Keep, Plan, compile_rule
+from prefsel.select.thresholds import Thresholds
+from prefsel.workspace.recipes import fingerprint, recipe
+
+
+@dataclass(frozen=True)
+class DerivedScore:
+    """A score made for a selection, and where it lies."""
+
+    step: Derived
+    name: str
+    fingerprint: str
+
+    @property
+    def folder(self) -> str:
+        """Without the source."""
+        return f"scores/{self.name}@{self.fingerprint}"
+
+    @property
+    def columns(self) -> list[str]:
+        """What it is made from."""
+        return list(dict.fromkeys((*self.step.population, *self.step.scores)))
+
+
+def derived_scores(lineage: Lineage, name: str, plan: Plan) -> list[DerivedScore]:
+    """The scores that selection, or control, `name` is made by, each after those it needs."""
+    known = {}
+    for selection in lineage.config.selections:
+        if name != selection.name and name in selection.names:
+            base = compile_rule(parse_rule(selection.rule))
+            known = {one.fingerprint: one.name for one in derived_scores(lineage, selection.name, base)}
+    return [
+        DerivedScore(step, known.get(fp, f"{name}.{step.label}"), fp)
+        for step, fp in zip(plan.derived, _fingerprints(lineage, plan))
+    ]
+
+
+def _fingerprints(lineage: Lineage, plan: Plan) -> Iterator[str]:
+    """A step is what it does with which scores: those of metrics stand upstream, derived ones by their fingerprint."""
+    metrics = [metric_of(column) for column in plan.inputs]
+    upstream = {metric: fingerprint(lineage.metric_recipe(metric)) for metric in metrics}
+    found: dict[str, str] = {}
+    for step in plan.derived:
+        params = {
+            key: [found.get(one, one) for one in value] if isinstance(value, list) else value
+            for key, value in step.params().items()
+        }
+        settings = {"how": step.how, "params": params}
+        found[step.column] = fingerprint(recipe("selection", settings, upstream=upstream, corpus=lineage.corpus))
+        yield found[step.column]
+
+
+def metric_of(column: str) -> str:
+    """The metric whose score a rule's column is."""
+    return column.removeprefix("score_")
+
+
+def score_reader(lineage: Lineage, plan: Plan, made: Sequence[DerivedScore]) -> ScoreReader:
+    """A reader of every score of a plan."""
+    folders = {column: lineage.scores_folder(metric_of(column)) for column in plan.inputs}
+    return ScoreReader(lineage.reader([]), folders | {one.step.column: one.folder for one in made})
+
+
+def score_name(column: str, made: Sequence[DerivedScore]) -> str:
+    """What a column of a plan is called in reports: its metric, or the derived score."""
+    return next((one.name for one in made if one.step.column == column), metric_of(column))
+
+
+def facts(one: DerivedScore, reader: ScoreReader, made: Sequence[DerivedScore], fitted: Any) -> dict[str, Any]:
+    """What a report says about how a score was made."""
+    step = one.step
+    kinds = {"best": f"dedupe by {step.by}", "middle": "nearest to the medians", "random": "random"}
+    params = {
+        key: [score_name(column, made) for column in value] if key in ("scores", "population") else value
+        for key, value in step.params().items()
+    }
+    kind = kinds.get(step.how, f"fuse by {step.how}")
+    return {"kind": kind, "params": params, "fitted": fitted, "warnings": [], "length_unit": reader.reader.length_unit}
+
+
+def thresholds(plan: Plan, decided: Sequence[Thresholds], made: Sequence[DerivedScore]) -> dict[str, Any]:
+    """The thresholds for a manifest: of one leaf as they are, of an intersection with the name of each leaf's score."""
+    if isinstance(plan.keep, Keep):
+        return decided[0].to_json()
+    names = [score_name(leaf.column, made) for leaf in plan.leaves]
+    shown = [name if names.count(name) == 1 else f"{place + 1}: {name}" for place, name in enumerate(names)]
+    return {f"{name} {key}": value for name, one in zip(shown, decided) for key, value in one.to_json().items()}
+
+
+def marks(plan: Plan, decided: Sequence[Thresholds]) -> list[float]:
+    """Values of the plan's own score where it is cut: one of a top, two of a band; none for the many of a quota."""
+    found: list[float] = []
+    for leaf, one in zip(plan.leaves, decided):
+        if leaf.column != plan.score:
+            continue
+        if one.edges is not None:
+            found += [edge for edge in one.edges if math.isfinite(edge)]
+        elif not leaf.by:
+            found += [last.score for last in one.last.values() if last is not None]
+    return found

@@ -1,0 +1,188 @@
+"""Thresholds: which rows of a score a leaf keeps, decided by order statistics over shards.
+
+    decide (driver)  -- queries -->  ShardValues.answer (each shard)  ->  Thresholds  ->  keep (each shard)
+
+A *label* names a stratum: the values of the quota's columns; `()` is the whole corpus. N: rows of a shard.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prefsel.numbers.order import Located, Target, locate, target
+from prefsel.numbers.quantiles import Quantile, quantiles
+from prefsel.numbers.ranges import BLOCK, WORD_BITS, Ask, Summary
+from prefsel.numbers.shard_values import ShardValues
+from prefsel.rules import Above, Band, Label, Leaf, largest_remainder, rule_budget
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The last row of a cut: rows at or before it in the total order are kept."""
+
+    score: float
+    pair_id: int | None
+    """The last pair_id kept among those with exactly `score` (128 bits), or None: all of them."""
+    descending: bool
+
+    @property
+    def needs_ids(self) -> bool:
+        """Whether a shard must read its pair_ids to apply the cut."""
+        return self.pair_id is not None
+
+    def to_json(self) -> dict[str, float | str | None]:
+        """For a manifest, the pair_id as hex."""
+        return {"score": self.score, "pair_id": None if self.pair_id is None else f"{self.pair_id:032x}"}
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a leaf decided about the corpus; enough for a shard to keep its own rows."""
+
+    last: Mapping[Label, Threshold | None]
+    """Of `top` and `quota`: the last row kept per stratum; None keeps nothing of it."""
+    edges: tuple[float, float] | None = None
+    """Of `band` and `above`: kept are the rows strictly between them."""
+    reverse: bool = False
+    """Of `band` and `above`: keep the complement. (A reversed top has ascending thresholds.)"""
+    length_edges: tuple[float, ...] | None = None
+    """Of strata by `length_bin`: the inner edges."""
+
+    @property
+    def needs_ids(self) -> bool:
+        """Whether a shard must read its pair_ids to apply the cut: only where a threshold score ties."""
+        return any(cut is not None and cut.needs_ids for cut in self.last.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """For a manifest: edges, or per stratum the threshold score and pair_id (null: all ties kept)."""
+        if self.edges is not None:
+            low, high = self.edges
+            named = {"above": low} if math.isinf(high) else {"low": low, "high": high}
+            return named | {"reverse": self.reverse}
+        return {label_text(label): cut and cut.to_json() for label, cut in self.last.items()}
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The thresholds of a leaf, and how many rows they keep of each shard."""
+
+    thresholds: Thresholds
+    kept_S: np.ndarray | None
+    """int64; None where it was not told on the way."""
+
+
+def label_text(label: Label) -> str:
+    """A stratum's name as written in selections and manifests: its values joined by `/`, null as `null`."""
+    return "/".join("null" if value is None else value for value in label) or "all"
+
+
+def decide(rule: Leaf, summaries: Mapping[Label, Sequence[Summary]], ask: Ask) -> Decided:
+    """The thresholds of `rule` over a corpus.
+
+    Args:
+        rule: what to keep.
+        summaries: of the scores of all shards, by stratum: by the quota's columns, else one, of label `()`.
+        ask: sends queries to every shard.
+
+    Raises:
+        UserError: a count above the eligible corpus; pair_ids that are not unique where a score ties.
+    """
+    if isinstance(rule, Above):
+        return Decided(Thresholds({}, edges=(rule.threshold, math.inf), reverse=rule.reverse), None)
+    sizes = {label: sum(one.count for one in many) for label, many in summaries.items()}
+    if isinstance(rule, Band):
+        return _band(rule, summaries, sizes[()], ask)
+    labels = sorted(sizes, key=lambda label: [(value is not None, value or "") for value in label])
+    seats = largest_remainder([sizes[label] for label in labels], rule_budget(rule, sum(sizes.values())))
+    targets = {
+        (label, 0): target(summaries[label], count, descending=not rule.reverse, by_id=True)
+        for label, count in zip(labels, seats)
+        if count
+    }
+    found = locate(targets, ask)
+    last = {label: _threshold(targets[label, 0], found[label, 0]) if (label, 0) in found else None for label in labels}
+    kept_KS = np.array([targets[key].kept_S(words) for key, words in found.items()], np.int64)
+    return Decided(Thresholds(last), kept_KS.sum(axis=0) if len(found) else None)
+
+
+def _threshold(one: Target, found: Sequence[Located]) -> Threshold:
+    score, *words = (word.value for word in found)
+    pair_id = (int(words[0]) << WORD_BITS) | int(words[1]) if words else None
+    return Threshold(float(score), pair_id, one.descending)
+
+
+def _band(rule: Band, summaries: Mapping[Label, Sequence[Summary]], size: int, ask: Ask) -> Decided:
+    if not size:
+        return Decided(Thresholds({}, edges=(0.0, 0.0), reverse=rule.reverse), None)
+    found = quantiles({"low": ((), rule.low / 100), "high": ((), rule.high / 100)}, summaries, ask)
+    low, high = found["low"], found["high"]
+    kept_S = None
+    if all(one.below.value <= one.value <= one.above.value for one in (low, high)):  # not where differences overflow
+        inside_S = np.maximum(_rows_below(high) - _rows_upto(low), 0)
+        kept_S = low.below.below_S + low.below.at_S + low.below.above_S - inside_S if rule.reverse else inside_S
+    return Decided(Thresholds({}, edges=(low.value, high.value), reverse=rule.reverse), kept_S)
+
+
+def _rows_below(edge: Quantile) -> np.ndarray:
+    """Rows of each shard below a quantile: none lies between its two neighbours."""
+    return edge.below.below_S + (edge.below.at_S if edge.value > edge.below.value else 0)
+
+
+def _rows_upto(edge: Quantile) -> np.ndarray:
+    neighbour = edge.above if edge.value == edge.above.value else edge.below
+    return neighbour.below_S + neighbour.at_S
+
+
+def keep(cut: Thresholds, rows: ShardValues) -> np.ndarray:
+    """Which rows of a shard the cut keeps, bool."""
+    if cut.edges is not None:
+        is_inside_N = (rows.value_N > cut.edges[0]) & (rows.value_N < cut.edges[1])
+        return ~is_inside_N if cut.reverse else is_inside_N
+    cuts = [cut.last.get(label) for label in rows.labels]
+    return keep_mask(rows.value_N, rows.ids_NW, cuts, rows.code_N)
+
+
+def keep_mask(
+    score_N: np.ndarray, ids_NW: np.ndarray | None, cuts: Sequence[Threshold | None], code_N: np.ndarray | None = None
+) -> np.ndarray:
+    """Which rows are at or before the cut of their stratum.
+
+    Args:
+        score_N: float64, finite.
+        ids_NW: may be None when no cut `needs_ids`.
+        cuts: one per stratum, all of one direction; None keeps nothing of it.
+        code_N: position in `cuts` of each row, -1 for rows that are never kept; None: all rows are in the first.
+    """
+    is_kept_N = np.zeros(len(score_N), bool)
+    given = [cut for cut in cuts if cut is not None]
+    if not given:
+        return is_kept_N
+    never = math.inf if given[0].descending else -math.inf
+    limit_S = np.array([never if cut is None else cut.score for cut in [*cuts, None]])
+    for start in range(0, len(score_N), BLOCK):
+        block = slice(start, start + BLOCK)
+        score_B, limit_B = score_N[block], limit_S[0 if code_N is None else code_N[block]]
+        is_kept_N[block] = score_B >= limit_B if given[0].descending else score_B <= limit_B
+        if any(cut.needs_ids for cut in given):
+            tie_M = np.flatnonzero(score_B == limit_B) + start
+            is_kept_N[tie_M] = ids_up_to(ids_NW, tie_M, cuts, 0 if code_N is None else code_N[tie_M])
+    return is_kept_N
+
+
+def ids_up_to(
+    ids_NW: np.ndarray | None, row_M: np.ndarray, cuts: Sequence[Threshold | None], code_M: np.ndarray | int
+) -> np.ndarray:
+    """Whether the pair_id of each row is at or before that of its stratum's cut."""
+    if ids_NW is None:
+        raise ValueError("this cut needs the pair_ids")
+    last = [(1 << 128) - 1 if cut is None or cut.pair_id is None else cut.pair_id for cut in cuts]
+    words = [divmod(pair_id, 1 << WORD_BITS) for pair_id in last]
+    last_SW = np.array(words, np.uint64).reshape(-1, 2)  # also of no cut: a shard may lack every stratum that ties
+    ids_MW, last_MW = ids_NW[row_M], last_SW[code_M]
+    first_M, last_M = ids_MW[:, 0], last_MW[..., 0]
+    return (first_M < last_M) | ((first_M == last_M) & (ids_MW[:, 1] <= last_MW[..., 1]))
