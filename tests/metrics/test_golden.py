@@ -351,8 +351,8 @@ CLAIMS: dict[str, Callable | str] = {
     "less-feature": test_less,
     "top-ties-k2": "tests/select/test_select_table.py",
     "top-ties-k3": "tests/select/test_select_table.py",
-    "ratio-floor": "tests/select/test_rules.py",
-    "quota-largest-remainder": "tests/select/test_rules.py",
+    "ratio-floor": "tests/test_rules.py",
+    "quota-largest-remainder": "tests/test_rules.py",
 }
 
 
