@@ -22,10 +22,11 @@ from prefsel.stages.ingest import ingest
 from prefsel.stages.metric import score_metric
 from prefsel.stages.report import last_report, write_report
 from prefsel.stages.score import score_together
+from prefsel.stages.scratch import make_scratch_models
 from prefsel.stages.select import resolve_eligible, select_node, write_holdout
 from prefsel.stages.session import connect
 from prefsel.stages.tangent import make_tangent
-from prefsel.stages.train import make_scratch_models, train_node
+from prefsel.stages.train import train_node
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
 

@@ -6,9 +6,21 @@ check them, see `pipeline.check`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
+
+from prefsel.config.losses import LOSSES, losses_with
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -424,23 +436,24 @@ class Optimization(Record):
         return self
 
 
+def _known_loss(name: str) -> str:
+    if name not in LOSSES:
+        raise ValueError(f"valid: {', '.join(LOSSES)}")
+    return name
+
+
+def _loss_names(schema: dict[str, Any]) -> None:
+    """The names there are when the schema is asked for."""
+    schema["enum"] = list(LOSSES)
+
+
 class DpoOptions(Optimization):
     """What decides a training on preference pairs with stored reference log-probs (`simpo` needs none)."""
 
-    USED_BY: ClassVar[dict[str, tuple[str, ...]]] = {
-        "label_smoothing": ("dpo", "robust_dpo"),
-        "ipo_reduction": ("ipo",),
-        "simpo_gamma": ("simpo",),
-        "num_aspects": ("dfpo",),
-        "aspect_weights": ("weighted_dfpo",),
-        "divergence": ("dfpo", "weighted_dfpo"),
-    }
-    """Options that only some losses have; any other loss refuses them."""
-
-    loss: Literal["dpo", "robust_dpo", "ipo", "hinge", "simpo", "length_normalised_dpo", "dfpo", "weighted_dfpo"] = (
-        "dpo"
-    )
-    """A name of `prefsel.train.losses.LOSSES`; the equations stand there."""
+    loss: Annotated[str, AfterValidator(_known_loss), Field(json_schema_extra=_loss_names)] = "dpo"
+    """A name of `prefsel.config.losses.LOSSES`; the equations stand in `prefsel.train.losses`."""
+    loss_params: dict[str, float | str] = {}
+    """Parameters of a loss that have no option of their own here: the `params` of its line in `LOSSES`."""
     beta: float = Field(0.1, gt=0)
     """Inverse temperature of the implicit reward; of IPO it is the paper's τ. The length-normalised losses compare
     log-probs per token and need a larger one."""
@@ -470,15 +483,28 @@ class DpoOptions(Optimization):
 
     @model_validator(mode="after")
     def _options_of_the_loss(self) -> DpoOptions:
-        for name, losses in self.USED_BY.items():
+        loss = LOSSES[self.loss]
+        for name in sorted({option for one in LOSSES.values() for option in one.used_options}):
             value = getattr(self, name)
-            if self.loss in losses and value is None:
+            if name in loss.used_options and value is None:
                 raise ValueError(f"{name}: got None; loss {self.loss!r} needs it")
-            if self.loss not in losses and value != type(self).model_fields[name].default:
-                raise ValueError(f"{name}: got {value!r} with loss {self.loss!r}; only used by {', '.join(losses)}")
+            if name not in loss.used_options and value != type(self).model_fields[name].default:
+                valid = ", ".join(losses_with(name))
+                raise ValueError(f"{name}: got {value!r} with loss {self.loss!r}; only used by {valid}")
+        if unknown := sorted(set(self.loss_params) - set(loss.params)):
+            valid = ", ".join(loss.params) or "none"
+            raise ValueError(f"loss_params: got {', '.join(unknown)} with loss {self.loss!r}; valid: {valid}")
         if self.loss == "robust_dpo" and self.label_smoothing == 0:
             raise ValueError("label_smoothing: got 0.0 with loss 'robust_dpo'; valid: above 0, below 0.5 (0 is dpo)")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_params(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A loss without parameters of its own is written, and so named, as if there were no such option."""
+        written: dict[str, Any] = dump(self)
+        if not self.loss_params:
+            written.pop("loss_params", None)
+        return written
 
     @model_validator(mode="after")
     def _state_of_all_weights(self) -> DpoOptions:
@@ -525,7 +551,7 @@ class Train(DpoOptions, Placement):
 
     @model_validator(mode="after")
     def _has_reference(self) -> Train:
-        if (self.reference is None) != (self.loss == "simpo"):
+        if (self.reference is None) == LOSSES[self.loss].uses_reference:
             needed = "required" if self.reference is None else "not used"
             raise ValueError(f"reference: {needed} with loss {self.loss!r}")
         return self

@@ -16,7 +16,7 @@ from prefsel.progress import Progress
 from prefsel.stages.pool import gpus_per_actor
 from prefsel.stages.scoring_job import loading, local
 from prefsel.stages.tasks import unwrap
-from prefsel.train.pair_source import PairSource, Part
+from prefsel.train.pair_source import PairSource, SplitPairs
 from prefsel.workspace.folders import commit_folder
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
 from prefsel.workspace.storage import Storage
@@ -38,7 +38,7 @@ def make_tangent(lineage: Lineage, name: str, progress: Progress) -> StageReport
         hint = "set split.validation, or give a source the role validation"
         raise UserError(f"tangents.{name}: no pair is in the part 'validation'; {hint}")
     reader = lineage.reader_of([lineage.logps_scorer(spec.reference)], lengths=False)
-    part = Part(reader, tuple(lineage.catalog.shards), "validation")
+    part = SplitPairs(reader, tuple(lineage.catalog.shards), "validation")
     settings = loading(lineage, spec.model, lineage.model(spec.model))
     pairs = PairSource(part, reference=spec.reference)
     gpus = gpus_per_actor(Pool(), settings)

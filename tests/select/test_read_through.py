@@ -19,7 +19,7 @@ from prefsel.stages import select as stage
 from prefsel.stages.ingest import ingest
 from prefsel.stages.select import resolve_eligible, select_node
 from prefsel.stages.tasks import over_shards
-from prefsel.train.pair_source import TEXT, Dataset, Selected
+from prefsel.train.pair_source import TEXT, Dataset, SelectionPairs
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
@@ -74,8 +74,8 @@ def run(made: Any, workspace: Path) -> tuple[Lineage, list[StageReport]]:
     return lineage, reports
 
 
-def read_through(lineage: Lineage, name: str) -> Selected:
-    return Selected(lineage.reader_of([]), tuple(lineage.catalog.shards), lineage.selected_path(name))
+def read_through(lineage: Lineage, name: str) -> SelectionPairs:
+    return SelectionPairs(lineage.reader_of([]), tuple(lineage.catalog.shards), lineage.selected_path(name))
 
 
 @pytest.mark.parametrize(
