@@ -1,0 +1,197 @@
+"""Where the baselines touch the package. When code moves, this file follows; no recorded number does."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from golden import digest, table_digest
+
+from prefsel.configfile import parse_config
+from prefsel.graph import Node, all_nodes, ordered
+from prefsel.ingest.stage import ingest
+from prefsel.lineage import Lineage
+from prefsel.naming import members
+from prefsel.pipeline import run
+from prefsel.progress import Progress
+from prefsel.select.compose import compile_rule
+from prefsel.select.derived import derived_scores
+from prefsel.select.rules import parse_rule
+from prefsel.select.stage import write_holdout
+from prefsel.workspace.storage import Storage
+
+QUIET = Progress(quiet=True)
+
+# ------------------------------------------------------------------------------------------------- fingerprints
+
+KEPT = 17
+"""How many pairs every selection is said to have kept: its random control has as many."""
+
+
+def ingested(table: Mapping[str, Any], workspace: Path) -> None:
+    """Ingest a configuration's sources, and let the content of every pairs shard be that of its values.
+
+    The real content is a hash of the Parquet file, which another version of pyarrow writes differently.
+    """
+    ingest(parse_config(dict(table)), Storage(str(workspace)), QUIET)
+    for file in workspace.glob("pairs/*/_ledger/*.json"):
+        entry = json.loads(file.read_text())
+        values = table_digest(pq.read_table(file.parents[1] / f"{entry['shard']}.parquet"))
+        file.write_text(json.dumps(entry | {"content": values}))
+
+
+def artifact_names(table: Mapping[str, Any], workspace: Path) -> dict[str, str]:
+    """Every artifact of a configuration, `kind/name` → fingerprint; nothing but `ingested` has run.
+
+    What comes later is named after what was made before: the content of a model's folder, the size of a selection. So
+    the record that a stage would leave is left here in its place, as the stage does, with numbers of ours.
+    """
+    lineage = Lineage(parse_config(dict(table)), Storage(str(workspace)))
+    found = {"corpus": lineage.corpus}
+    for path in (lineage.eligible_folder, *_made(lineage, workspace)):
+        name, _, fingerprint = path.partition("@")
+        assert found.setdefault(name, fingerprint) == fingerprint, f"{name} has two fingerprints"
+    return dict(sorted(found.items()))
+
+
+def _made(lineage: Lineage, workspace: Path) -> Iterator[str]:
+    for node in ordered(lineage, all_nodes(lineage)):
+        for path in _paths(lineage, node, workspace):
+            if path.startswith(("models/", "tangents/")):
+                _leave(workspace / path / "_ledger/files.json", {"content": digest(path), "files": {}, "info": {}})
+            yield path
+
+
+def _paths(lineage: Lineage, node: Node, workspace: Path) -> Iterator[str]:
+    config = lineage.config
+    if node.kind == "scratch":
+        yield from (lineage.scratch_path(spec.name) for spec in config.models if spec.kind != "pretrained")
+    elif node.kind == "columns":
+        yield lineage.columns_folder(lineage.scorer(node.name))
+    elif node.kind == "tangent":
+        yield lineage.tangent_path(node.name)
+    elif node.kind == "metric":
+        yield lineage.scores_folder(node.name)
+    elif node.kind == "select":
+        selection = next(spec for spec in config.selections if spec.name == node.name)
+        yield from _selected(lineage, node.name, selection.rule)
+        _leave(workspace / lineage.selected_folder(node.name, selection.rule) / "summary.json", _summary())
+        for control, rule in lineage.control_rules(selection).items():
+            yield from _selected(lineage, control, rule)
+    elif node.kind == "train":
+        yield from (lineage.member_path(member) for member in members(lineage.training(node.name)))
+    elif node.kind == "holdout":
+        yield lineage.holdout_dataset
+
+
+def _selected(lineage: Lineage, name: str, rule: Mapping[str, Any]) -> Iterator[str]:
+    yield from (one.folder for one in derived_scores(lineage, name, compile_rule(parse_rule(rule))))
+    yield lineage.selected_folder(name, rule)
+    if dataset := lineage.selected_dataset(name):
+        yield dataset
+
+
+def _leave(file: Path, content: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+
+
+def _summary() -> dict[str, Any]:
+    counts = {"rows_in": KEPT, "rows_out": KEPT, "dropped": {}, "shards": 1, "computed_shards": 1, "seconds": 0.0}
+    return {"stage": "select", "name": "", "unit": "pairs", "artifact": "", **counts}
+
+
+# --------------------------------------------------------------------------------------------------- selections
+
+
+def select_all(table: Mapping[str, Any], workspace: Path) -> None:
+    """Ingest, score and select on the real pipeline, and write the held-out pairs."""
+    config = parse_config(dict(table))
+    run(config, str(workspace), QUIET, until="select")
+    write_holdout(Lineage(config, Storage(str(workspace))), QUIET)
+
+
+# ------------------------------------------------------------------------------------------------- trajectories
+
+
+def train_policy(
+    options: Mapping[str, Any], train: pa.Table, held_out: pa.Table, *, model: Path, output: Path
+) -> tuple[list[dict[str, Any]], Path]:
+    """Train on one worker, in this process.
+
+    Args:
+        options: As in a configuration's `train`, with what the rest of it says about the models.
+        train: Pairs with reference log-probs.
+        held_out: Pairs to evaluate on.
+        model: The initial policy.
+        output: A new folder.
+
+    Returns:
+        Every record of the run's history, and the folder of the trained model.
+    """
+    from prefsel.train.data import TrainingPairs
+    from prefsel.train.deepspeed_config import DpoConfig
+    from prefsel.train.loop import train_dpo
+
+    config = DpoConfig.model_validate({"policy_is_reference": False, "max_length": 128, **options})
+    tables = (TrainingPairs.from_table(table) for table in (train, held_out))
+    result = train_dpo(config, *tables, model_dir=model, output_dir=output, report=_ignore, resume_dir=None)
+    return result["history"], Path(result["model_dir"])
+
+
+def train_reward_model(
+    options: Mapping[str, Any], train: pa.Table, *, model: Path, output: Path
+) -> tuple[list[dict[str, Any]], Path]:
+    """As `train_policy`; the training splits off what it evaluates on."""
+    from prefsel.train import reward_loop
+    from prefsel.train.reward_config import RewardConfig
+
+    config = RewardConfig.model_validate({"max_length": 128, **options})
+    result = reward_loop.train_reward_model(
+        config, train, model_dir=model, output_dir=output, report=_ignore, resume_dir=None
+    )
+    return result["history"], Path(result["model_dir"])
+
+
+def _ignore(record: object, checkpoint: Path | None) -> None:
+    """Nobody listens: the whole history is returned."""
+
+
+def train_scratch_policy(texts: list[str], conversations: list[Any], **options: Any) -> list[float]:
+    """The loss of every step of a policy made from its corpus."""
+    from prefsel.train import scratch
+
+    losses: list[float] = []
+    tokenizer = scratch.train_tokenizer(texts, kind="bpe", vocab_size=300)
+    scratch.train_policy(tokenizer, conversations, on_step=lambda step, total, loss: losses.append(loss), **options)
+    return losses
+
+
+def train_scratch_reward(
+    texts: list[str], pairs: list[tuple[Any, Any, str]], heads: list[str], **options: Any
+) -> tuple[list[float], dict[str, float]]:
+    """The loss of every step of a reward model made from its corpus, and its accuracy by head on what it held out."""
+    from prefsel.train import scratch
+
+    losses: list[float] = []
+    tokenizer = scratch.train_tokenizer(texts, kind="word", vocab_size=64)
+    labelled = [scratch.RewardPair(*pair) for pair in pairs]
+    _, accuracy = scratch.train_reward(
+        tokenizer, labelled, heads=heads, on_step=lambda step, total, loss: losses.append(loss), **options
+    )
+    return losses, accuracy
+
+
+# ------------------------------------------------------------------------------------------------------ metrics
+
+
+def score_pairs(table: pa.Table, metric: str, params: Mapping[str, Any]) -> list[float | None]:
+    """A metric's scores of a flat table, as a notebook gets them; None where a column it needs is null."""
+    from prefsel.metrics import score_table
+
+    return [None if math.isnan(score) else score for score in score_table(table, metric, **params).tolist()]
