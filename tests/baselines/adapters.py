@@ -12,17 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from golden import digest, table_digest
 
-from prefsel.configfile import parse_config
+from prefsel.config.file import parse_config
 from prefsel.graph import Node, all_nodes, ordered
-from prefsel.ingest.stage import ingest
-from prefsel.lineage import Lineage
 from prefsel.naming import members
 from prefsel.pipeline import run
+from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
+from prefsel.rules import parse_rule
 from prefsel.select.compose import compile_rule
 from prefsel.select.derived import derived_scores
-from prefsel.select.rules import parse_rule
-from prefsel.select.stage import write_holdout
+from prefsel.stages.ingest import ingest
+from prefsel.stages.select import write_holdout
 from prefsel.workspace.storage import Storage
 
 QUIET = Progress(quiet=True)
@@ -164,7 +164,7 @@ def _ignore(record: object, checkpoint: Path | None) -> None:
 
 def train_scratch_policy(texts: list[str], conversations: list[Any], **options: Any) -> list[float]:
     """The loss of every step of a policy made from its corpus."""
-    from prefsel.train import scratch
+    from prefsel.scratch import models as scratch
 
     losses: list[float] = []
     tokenizer = scratch.train_tokenizer(texts, kind="bpe", vocab_size=300)
@@ -176,7 +176,7 @@ def train_scratch_reward(
     texts: list[str], pairs: list[tuple[Any, Any, str]], heads: list[str], **options: Any
 ) -> tuple[list[float], dict[str, float]]:
     """The loss of every step of a reward model made from its corpus, and its accuracy by head on what it held out."""
-    from prefsel.train import scratch
+    from prefsel.scratch import models as scratch
 
     losses: list[float] = []
     tokenizer = scratch.train_tokenizer(texts, kind="word", vocab_size=64)

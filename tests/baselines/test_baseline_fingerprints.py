@@ -11,9 +11,9 @@ import pytest
 from adapters import artifact_names, ingested
 from golden import Golden, digest
 
-from prefsel.configfile import read_table
+from prefsel.config.file import read_table
 from prefsel.demo import demo_config
-from prefsel.world.demo import DemoInputs
+from prefsel.world.inputs import DemoInputs
 
 CONFIGS = Path(__file__).parents[2] / "jobs/configs"
 SHIPPED = {file.relative_to(CONFIGS).with_suffix("").as_posix(): file for file in sorted(CONFIGS.rglob("*.yaml"))}
