@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from prefsel.config.losses import LOSSES, losses_with
+from prefsel.config.losses import LOSSES, loss_named, losses_with
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -483,7 +483,7 @@ class DpoOptions(Optimization):
 
     @model_validator(mode="after")
     def _options_of_the_loss(self) -> DpoOptions:
-        loss = LOSSES[self.loss]
+        loss = loss_named(self.loss)
         for name in sorted({option for one in LOSSES.values() for option in one.used_options}):
             value = getattr(self, name)
             if name in loss.used_options and value is None:
@@ -551,7 +551,7 @@ class Train(DpoOptions, Placement):
 
     @model_validator(mode="after")
     def _has_reference(self) -> Train:
-        if (self.reference is None) == LOSSES[self.loss].uses_reference:
+        if (self.reference is None) == loss_named(self.loss).uses_reference:
             needed = "required" if self.reference is None else "not used"
             raise ValueError(f"reference: {needed} with loss {self.loss!r}")
         return self

@@ -6,9 +6,9 @@ options by the line; only the workers that train import the function.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from prefsel.errors import invalid
 
@@ -25,8 +25,8 @@ class Loss:
     loss per pair, [N].
     """
 
-    function: str
-    """Where it lies, as `package.module:function`."""
+    function: str | Callable[..., Any]
+    """The function, or where it lies, as `package.module:function`: then torch is imported only to train."""
     uses_reference: bool = True
     """Whether the reference's log-probs follow the policy's; without, a training names no `reference`."""
     uses_lengths: bool = False
@@ -42,6 +42,15 @@ class Loss:
     def used_options(self) -> set[str]:
         """The fields of `DpoOptions` that belong to this loss, besides `beta`."""
         return {*self.options.values(), *(COLUMNS[name] for name in self.columns)}
+
+    def parameters(self, options: Any) -> dict[str, float | str]:
+        """What the options of a training, a `DpoOptions`, say about the parameters of the function."""
+        named = {name: getattr(options, given) for name, given in self.options.items()}
+        return {"beta": options.beta, **named, **self.params, **options.loss_params}
+
+    def compares_means(self, options: Any) -> bool:
+        """Whether it compares log-probs per token."""
+        return self.uses_lengths and self.parameters(options).get("reduction", "mean") == "mean"
 
 
 def _ours(name: str) -> str:

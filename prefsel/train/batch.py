@@ -87,10 +87,10 @@ def pair_outputs(run: Run, pairs: EncodedPairs, indices_P: Indices) -> tuple[Ten
     """
     groups = [pairs.group(int(index)) for index in indices_P]
     batch = pair_batch(groups, is_packed=run.padding_reason is None, pad_token_id=run.pad_token_id).to(run.device)
-    return by_pair(run.engine(batch), batch), forward_flops(run.shape, batch)
+    return by_pair(run.engine(batch), batch), _forward_flops(run.shape, batch)
 
 
-def forward_flops(shape: ModelShape, batch: Batch) -> float:
+def _forward_flops(shape: ModelShape, batch: Batch) -> float:
     """Floating-point operations of one forward pass, by the formula of scoring."""
     area = attention_area(batch.runs) if isinstance(batch, PackedBatch) else batch.attention_area
     return shape.flops(trunk_tokens=batch.trunk_tokens, head_rows=batch.head_rows, attention_area=area)

@@ -80,7 +80,7 @@ def build_deepspeed_config(config: Optimization, *, world_size: int) -> dict[str
         # Stage 0 has no fp32 accumulation buffer: there many micro-batches add up in bf16.
         ours["data_types"] = {"grad_accum_dtype": "fp32"}
     refuse_owned(config.deepspeed)
-    return merge(ours, config.deepspeed)
+    return _merge(ours, config.deepspeed)
 
 
 def refuse_owned(options: Mapping[str, Any], prefix: str = "") -> None:
@@ -93,7 +93,7 @@ def refuse_owned(options: Mapping[str, Any], prefix: str = "") -> None:
             refuse_owned(value, f"{path}.")
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "deepspeed") -> dict[str, Any]:
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "deepspeed") -> dict[str, Any]:
     """Nested dictionaries joined key by key, `over` winning.
 
     Raises:
@@ -103,7 +103,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "deeps
     for key, value in over.items():
         if key in base and isinstance(base[key], Mapping) != isinstance(value, Mapping):
             raise UserError(f"{prefix}.{key}: got {value!r}; valid: {type(base[key]).__name__}")
-        merged[key] = merge(base[key], value, f"{prefix}.{key}") if isinstance(base.get(key), Mapping) else value
+        merged[key] = _merge(base[key], value, f"{prefix}.{key}") if isinstance(base.get(key), Mapping) else value
     return merged
 
 

@@ -74,7 +74,7 @@ def start_run(objective: Objective, model: nn.Module, device: torch.device, *, n
         num_warmup_steps=math.ceil(config.warmup_ratio * num_steps),
         min_ratio=config.min_lr_ratio,
     )
-    shape, module = shape_of(model), EngineModule(model, objective)
+    shape, module = _shape_of(model), EngineModule(model, objective)
     engine, *_ = deepspeed.initialize(
         model=module,
         model_parameters=[parameter for parameter in module.parameters() if parameter.requires_grad],
@@ -95,7 +95,7 @@ def start_run(objective: Objective, model: nn.Module, device: torch.device, *, n
     )
 
 
-def shape_of(model: nn.Module) -> ModelShape:
+def _shape_of(model: nn.Module) -> ModelShape:
     """What a model's FLOPs follow from, adapters left out, even where weights are sharded: read off an empty copy."""
     inner = unwrapped(model)
     with torch.device("meta"):

@@ -31,7 +31,8 @@ def load_policy(config: DpoConfig, model_dir: str, device: torch.device) -> nn.M
     """The initial policy in training mode, without the model's own dropout, with adapters and checkpointing if asked.
 
     Raises:
-        UserError: As `load_causal` and `attach_lora`; or ZeRO-3 without the package accelerate.
+        UserError: As `load_causal`; adapters without peft, or for layers that the model lacks; or ZeRO-3 without the
+            package accelerate.
     """
     with _loading_into_shards(config):
         model = load_causal(
@@ -42,7 +43,7 @@ def load_policy(config: DpoConfig, model_dir: str, device: torch.device) -> nn.M
             trust_remote_code=config.trust_remote_code,
         )
     _prepare(model, config)
-    return attach_lora(model, config.lora) if config.lora else model
+    return _attach_lora(model, config.lora) if config.lora else model
 
 
 def load_reward_start(config: RewardConfig, model_dir: str, tokenizer: Any, device: torch.device) -> nn.Module:
@@ -77,7 +78,7 @@ def load_reward_start(config: RewardConfig, model_dir: str, tokenizer: Any, devi
             )
         else:
             model = _with_fresh_head(config, model_dir, model_config, options).to(device)
-    choose_pad_token(model.config, tokenizer)
+    _choose_pad_token(model.config, tokenizer)
     _prepare(model, config)
     return model
 
@@ -115,7 +116,7 @@ def _prepare(model: Any, config: RunConfig) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def attach_lora(model: nn.Module, options: Lora) -> nn.Module:
+def _attach_lora(model: nn.Module, options: Lora) -> nn.Module:
     """Freeze the model and add low-rank adapters that start as the identity.
 
     Raises:
@@ -141,7 +142,7 @@ def attach_lora(model: nn.Module, options: Lora) -> nn.Module:
         raise UserError(f"lora.target_modules: got {targets}; valid: all-linear, {', '.join(linear)}") from error
 
 
-def choose_pad_token(model_config: Any, tokenizer: Any) -> int:
+def _choose_pad_token(model_config: Any, tokenizer: Any) -> int:
     """Agree on one pad token and write it into both the model's configuration and the tokenizer.
 
     A classifier reads the last token that is not its pad token, so the two must name the same: the model's own if it

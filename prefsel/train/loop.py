@@ -78,13 +78,13 @@ def train(
     if resume_dir is None:
         state: Record = {"step": 0, "consumed_pairs": 0, "identity": identity}
         history = [objective.start_record(run, corpus)]
-        history += eval_records(run, corpus, {"step": 0, "epoch": 0.0, "consumed_pairs": 0})
+        history += _eval_records(run, corpus, {"step": 0, "epoch": 0.0, "consumed_pairs": 0})
         for record in history:
             report(record, None)
     else:
         state = checkpoint.load_checkpoint(run.engine, resume_dir, identity=identity)
         history = checkpoint.read_history(resume_dir)
-    optimize(run, corpus, state=state, history=history, output_dir=output_dir, report=report)
+    _optimize(run, corpus, state=state, history=history, output_dir=output_dir, report=report)
     probe = objective.probe(run, corpus)
     export = export_model(run, tokenizer, str(model_dir), output_dir, probe=probe, prompt_ids=corpus.prompt_ids)
     flops_forward = sum(record["flops_forward"] for record in history if record["event"] == "step")
@@ -103,7 +103,7 @@ def train(
     }
 
 
-def optimize(
+def _optimize(
     run: Run, corpus: Corpus, *, state: Record, history: list[Record], output_dir: Path, report: Report
 ) -> None:
     """Take the optimizer steps that `state` says are left, recording, evaluating and saving on the way."""
@@ -114,13 +114,13 @@ def optimize(
         consumed = state["consumed_pairs"] + len(draws_B)
         progress = {"step": step, "epoch": consumed / corpus.draws.num_pairs, "consumed_pairs": consumed}
         records = [{"event": "step", **progress, **train_step(run, corpus.pairs, draws_B)}]
-        if is_due(step, config.eval_every_steps, run.num_steps):
-            records += eval_records(run, corpus, progress)
+        if _is_due(step, config.eval_every_steps, run.num_steps):
+            records += _eval_records(run, corpus, progress)
         state |= {"step": step, "consumed_pairs": consumed}
         history += records
         checkpoint.write_history(output_dir, records, append=True)
         saved = None
-        if config.checkpoint_every_steps and is_due(step, config.checkpoint_every_steps, run.num_steps):
+        if config.checkpoint_every_steps and _is_due(step, config.checkpoint_every_steps, run.num_steps):
             saved = output_dir / "checkpoints" / f"step-{step:08d}"
             checkpoint.save_checkpoint(run.engine, saved, state=state, history=history)
         for record in records:
@@ -129,12 +129,12 @@ def optimize(
             checkpoint.prune_checkpoints(saved.parent, keep=config.keep_checkpoints)
 
 
-def is_due(step: int, every_steps: int | None, num_steps: int) -> bool:
+def _is_due(step: int, every_steps: int | None, num_steps: int) -> bool:
     """Whether something done every so many steps, and after the last one, is done after this one."""
     return step == num_steps or (every_steps is not None and step % every_steps == 0)
 
 
-def eval_records(run: Run, corpus: Corpus, progress: Record) -> list[Record]:
+def _eval_records(run: Run, corpus: Corpus, progress: Record) -> list[Record]:
     """The evaluation as a record; none where nothing is held out."""
     if not len(corpus.eval_indices):
         return []

@@ -320,9 +320,11 @@ def loss_function(name: str) -> Callable[..., Tensor]:
     Raises:
         UserError: There is no such loss, or no such function.
     """
-    path = loss_named(name).function
-    module, _, function = path.partition(":")
+    found = loss_named(name).function
+    if not isinstance(found, str):
+        return found
+    module, _, function = found.partition(":")
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"loss {name!r}: its function {path} cannot be imported: {error}") from error
+        raise UserError(f"loss {name!r}: its function {found} cannot be imported: {error}") from error

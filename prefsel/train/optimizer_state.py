@@ -47,7 +47,7 @@ def export_optimizer_state(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     for moment in MOMENTS:  # one at a time: each is as large as the model in fp32
-        values = gather_moment(engine, moment)
+        values = _gather_moment(engine, moment)
         if is_writer:
             save_file(values, partial / f"{moment}.safetensors")
     if is_writer:
@@ -59,7 +59,7 @@ def export_optimizer_state(
     return folder
 
 
-def gather_moment(engine: Any, moment: str) -> dict[str, Tensor]:
+def _gather_moment(engine: Any, moment: str) -> dict[str, Tensor]:
     """One of `MOMENTS` of every parameter, whole and fp32, on the CPU of worker 0 (elsewhere empty).
 
     Raises:

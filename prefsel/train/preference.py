@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from prefsel.config import DpoOptions
-from prefsel.config.losses import Loss, loss_named
+from prefsel.config.losses import loss_named
 from prefsel.errors import UserError
 from prefsel.models.chat import Encoder
 from prefsel.models.loading import supports_packing, unwrapped
@@ -56,10 +56,10 @@ class Preference:
             UserError: A column of the loss or the order is missing or has nulls; no pair is left.
             NonFiniteError: A number is NaN or infinite.
         """
-        train = encode_pairs(pairs, encoder, columns_for(self.config, pairs))
+        train = encode_pairs(pairs, encoder, _columns_for(self.config, pairs))
         held_out, eval_indices = train, np.arange(0)
         if eval_pairs is not None and len(eval_pairs):
-            held_out = encode_pairs(eval_pairs, encoder, columns_for(self.config, eval_pairs, is_training=False))
+            held_out = encode_pairs(eval_pairs, encoder, _columns_for(self.config, eval_pairs, is_training=False))
             eval_indices = np.arange(len(held_out))
         members = np.arange(len(train))
         if self.config.order == "score":  # descending, ties by pair_id
@@ -190,13 +190,7 @@ def pair_losses(options: DpoOptions, policy_N2: Tensor, inputs: PairInputs) -> T
     columns = {name: inputs.columns[name] for name in loss.columns}
     if loss.uses_lengths:
         columns |= dict(zip(("num_tokens_chosen", "num_tokens_rejected"), inputs.num_tokens_N2.unbind(1)))
-    return loss_function(options.loss)(*logps, **columns, **parameters(loss, options))
-
-
-def parameters(loss: Loss, options: DpoOptions) -> dict[str, float | str]:
-    """What the options say about the parameters of a loss."""
-    named = {name: getattr(options, given) for name, given in loss.options.items()}
-    return {"beta": options.beta, **named, **loss.params, **options.loss_params}
+    return loss_function(options.loss)(*logps, **columns, **loss.parameters(options))
 
 
 def pair_stats(options: DpoOptions, policy_N2: Tensor, inputs: PairInputs) -> dict[str, Tensor]:
@@ -204,12 +198,12 @@ def pair_stats(options: DpoOptions, policy_N2: Tensor, inputs: PairInputs) -> di
     loss = loss_named(options.loss)
     reference_N2 = inputs.reference_N2 if loss.uses_reference else torch.zeros_like(policy_N2)
     assert reference_N2 is not None, "checked before the first step"
-    if loss.uses_lengths and parameters(loss, options).get("reduction", "mean") == "mean":
+    if loss.compares_means(options):
         policy_N2, reference_N2 = policy_N2 / inputs.num_tokens_N2, reference_N2 / inputs.num_tokens_N2
     return preference_stats(*policy_N2.unbind(1), *reference_N2.unbind(1), beta=options.beta)
 
 
-def columns_for(options: DpoOptions, pairs: TrainingPairs, *, is_training: bool = True) -> dict[str, Numbers]:
+def _columns_for(options: DpoOptions, pairs: TrainingPairs, *, is_training: bool = True) -> dict[str, Numbers]:
     """The numbers beside tokens and log-probs that the loss (and, to train, the order) takes of every pair.
 
     Held-out pairs may lack those of the loss: they have then rewards and an accuracy but no loss.

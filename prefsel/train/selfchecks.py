@@ -29,7 +29,7 @@ LIKELY_CAUSES = (
 )
 
 
-def tolerance(limits: Mapping[str, float], config: DpoConfig) -> float:
+def _tolerance(limits: Mapping[str, float], config: DpoConfig) -> float:
     """The limit of the coarser of the two dtypes that the compared numbers were computed in."""
     return limits["fp32" if config.dtype == config.reference_dtype == "fp32" else "bf16"]
 
@@ -43,15 +43,15 @@ def self_check(config: DpoConfig, run: Run, corpus: Corpus) -> Record:
     return {
         "event": "self_check",
         "step": 0,
-        **check_step0_loss(config, run, corpus),
+        **_check_step0_loss(config, run, corpus),
         "uses_reference": loss_named(config.loss).uses_reference,
-        "reference_relative_error": check_reference(config, run, corpus.pairs),
-        "reference_tolerance": tolerance(REFERENCE_TOLERANCE, config),
+        "reference_relative_error": _check_reference(config, run, corpus.pairs),
+        "reference_tolerance": _tolerance(REFERENCE_TOLERANCE, config),
         "padding_reason": run.padding_reason,
     }
 
 
-def check_step0_loss(config: DpoConfig, run: Run, corpus: Corpus) -> dict[str, float | None]:
+def _check_step0_loss(config: DpoConfig, run: Run, corpus: Corpus) -> dict[str, float | None]:
     """The loss of the first global batch before any update: that of zero margins when the policy is the reference.
 
     Returns:
@@ -61,13 +61,13 @@ def check_step0_loss(config: DpoConfig, run: Run, corpus: Corpus) -> dict[str, f
     Raises:
         IntegrityError: It differs from the expected one by more than the tolerance.
     """
-    limit = tolerance(STEP0_TOLERANCE, config)
+    limit = _tolerance(STEP0_TOLERANCE, config)
     if not (config.policy_is_reference and loss_named(config.loss).uses_reference):
         return {"step0_loss": None, "step0_expected": None, "step0_tolerance": limit}
     batch_B = next_batch(corpus.draws, 0, config.global_batch_pairs)
     reference_N2 = corpus.pairs.reference_logps_N2
     assert reference_N2 is not None, "checked when the pairs were read"
-    expected, slope = loss_at_reference(
+    expected, slope = _loss_at_reference(
         lambda policy_B2: run.objective.losses(policy_B2, corpus.pairs, batch_B),
         torch.from_numpy(reference_N2[batch_B]),
     )
@@ -81,7 +81,7 @@ def check_step0_loss(config: DpoConfig, run: Run, corpus: Corpus) -> dict[str, f
     return {"step0_loss": loss, "step0_expected": expected, "step0_tolerance": limit}
 
 
-def loss_at_reference(losses: Callable[[Tensor], Tensor], reference_B2: Tensor) -> tuple[float, float]:
+def _loss_at_reference(losses: Callable[[Tensor], Tensor], reference_B2: Tensor) -> tuple[float, float]:
     """The mean loss of a batch whose policy is its reference, and how steep it is: mean |change| per nat of chosen."""
     with torch.enable_grad():
         policy_B2 = reference_B2.clone().requires_grad_()
@@ -91,7 +91,7 @@ def loss_at_reference(losses: Callable[[Tensor], Tensor], reference_B2: Tensor) 
 
 
 @torch.no_grad()
-def check_reference(config: DpoConfig, run: Run, train: EncodedPairs) -> float | None:
+def _check_reference(config: DpoConfig, run: Run, train: EncodedPairs) -> float | None:
     """Recompute the reference log-probs of a few pairs, from the shortest to the longest, and compare.
 
     Returns:
@@ -124,7 +124,7 @@ def check_reference(config: DpoConfig, run: Run, train: EncodedPairs) -> float |
     recomputed_N2 = torch.cat(found).cpu().numpy()
     stored_N2 = train.reference_logps_N2[checked]
     error_N = (np.abs(recomputed_N2 - stored_N2) / np.maximum(1.0, np.abs(stored_N2))).max(axis=1)
-    bad = np.flatnonzero(~(error_N <= tolerance(REFERENCE_TOLERANCE, config)))
+    bad = np.flatnonzero(~(error_N <= _tolerance(REFERENCE_TOLERANCE, config)))
     if len(bad):
         shown = "; ".join(
             f"pair_id {train.pair_ids[checked[i]]} stored {stored_N2[i].tolist()}, got {recomputed_N2[i].tolist()}"
@@ -132,6 +132,6 @@ def check_reference(config: DpoConfig, run: Run, train: EncodedPairs) -> float |
         )
         raise IntegrityError(
             f"reference log-probs: {len(bad)} of {num_checked} recomputed pairs differ by more than "
-            f"{tolerance(REFERENCE_TOLERANCE, config):g} relative: {shown}. {LIKELY_CAUSES}"
+            f"{_tolerance(REFERENCE_TOLERANCE, config):g} relative: {shown}. {LIKELY_CAUSES}"
         )
     return float(error_N.max())

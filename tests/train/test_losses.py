@@ -308,8 +308,9 @@ def shifted_loss(policy_chosen: torch.Tensor, policy_rejected: torch.Tensor, *, 
 
 
 def test_a_loss_of_another_package_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = Loss(f"{__name__}:shifted_loss", uses_reference=False, params={"shift": 0.5})
-    monkeypatch.setitem(LOSSES, "shifted", line)
+    for function in (shifted_loss, f"{__name__}:shifted_loss"):  # itself, or where it lies
+        monkeypatch.setitem(LOSSES, "shifted", Loss(function, uses_reference=False, params={"shift": 0.5}))
+        assert loss_function("shifted") is shifted_loss
     policy = torch.tensor([LOGPS[:2]], dtype=torch.float64)  # -10 and -15
     inputs = PairInputs(None, torch.ones(1, 2), {})
     for given, shift in (({}, 0.5), ({"shift": 2.0}, 2.0)):
