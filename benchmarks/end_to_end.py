@@ -36,9 +36,9 @@ from prefsel.models.loading import model_shape
 from prefsel.models.packing import flops_min
 from prefsel.models.reward import reward_route
 from prefsel.select import select_table
-from prefsel.train.batch import Run
 from prefsel.train.data import EncodedPairs
 from prefsel.train.loop import train_step
+from prefsel.train.objective import Run
 
 RATIO = 0.3
 NUM_GROUPS = {"uf_groups": 32, "hh_groups": 80, "qa_groups": 20, "layers": 4}

@@ -23,7 +23,7 @@ from prefsel.pipeline import run
 from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
 from prefsel.stages.select import select_node
-from prefsel.train.pair_source import TEXT, Dataset, Selected
+from prefsel.train.pair_source import TEXT, Dataset, SelectionPairs
 from prefsel.workspace.storage import Storage
 
 QUIET = Progress(quiet=True)
@@ -77,7 +77,7 @@ def main() -> None:
         selection, dataset = lineage.selected_path("top"), lineage.selected_dataset("top")
         assert dataset is not None
         reader = lineage.reader_of([], lengths=False)
-        through = Selected(reader, tuple(lineage.catalog.shards), selection)
+        through = SelectionPairs(reader, tuple(lineage.catalog.shards), selection)
 
         def select(config: Any) -> None:
             storage.delete_tree(selection)
@@ -85,7 +85,7 @@ def main() -> None:
                 storage.delete_tree(dataset)
             select_node(Lineage(config, storage), "top", QUIET)
 
-        def read(source: Dataset | Selected) -> pa.Table:
+        def read(source: Dataset | SelectionPairs) -> pa.Table:
             return pa.concat_tables(table.select(COLUMNS) for table in source.tables(COLUMNS))
 
         select(never)

@@ -32,10 +32,13 @@ from prefsel.models.chat import EncodedGroup
 from prefsel.models.loading import model_shape
 from prefsel.models.logps import logps_route
 from prefsel.models.packing import flops_min
-from prefsel.train.batch import Run, run_batch
+from prefsel.train.batch import run_batch
 from prefsel.train.data import EncodedPairs
-from prefsel.train.deepspeed_config import DpoConfig
-from prefsel.train.loop import start_run, start_worker, train_step
+from prefsel.train.engine import start_run, start_worker
+from prefsel.train.loop import train_step
+from prefsel.train.objective import Run
+from prefsel.train.preference import Preference
+from prefsel.train.run_config import DpoConfig
 
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 5e-5
 """Of every loss of the epoch, absolute, beyond what TRL's fp32 sums resolve (`resolution`); and of all gradients of the
@@ -79,6 +82,7 @@ def encoded(groups: list[EncodedGroup], reference_N2: np.ndarray) -> EncodedPair
         reference_logps_N2=reference_N2,
         dropped={},
         num_truncated=0,
+        rows_N=np.arange(len(groups)),
     )
 
 
@@ -114,7 +118,7 @@ def our_run(policy: Any, num_pairs: int, batch: int) -> Run:
         min_lr_ratio=1.0,
         order="given",
     )
-    return start_run(config, policy, start_worker(), num_pairs=num_pairs)
+    return start_run(Preference(config), policy, start_worker(), num_pairs=num_pairs)
 
 
 def trl_trainer(case: Case, policy: Any) -> tuple[Any, list[dict[str, Any]]]:

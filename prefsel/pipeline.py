@@ -29,10 +29,11 @@ from prefsel.stages.ingest import ingest
 from prefsel.stages.metric import score_metric
 from prefsel.stages.report import last_report, write_report
 from prefsel.stages.score import require_imported, score
+from prefsel.stages.scratch import make_scratch_models
 from prefsel.stages.select import resolve_eligible, select_rule, write_holdout
 from prefsel.stages.session import cluster_address, connect, is_own
 from prefsel.stages.tangent import make_tangent
-from prefsel.stages.train import make_scratch_models, train_member
+from prefsel.stages.train import train
 from prefsel.workspace.manifest import StageReport, config_text
 from prefsel.workspace.storage import Storage, redact
 
@@ -59,8 +60,10 @@ def make(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageRep
     if kind == "selection":
         return select_rule(lineage, node.name, selection_rule(plan, node), progress)
     if kind == "model":
-        return [train_member(lineage, node.member, progress)]
-    return make_scratch_models(lineage, progress) if kind == "scratch" else write_holdout(lineage, progress)
+        return [train(plan, node, progress)]
+    if kind == "scratch":
+        return make_scratch_models(plan, nodes, progress)
+    return write_holdout(lineage, progress)
 
 
 @dataclass(frozen=True)

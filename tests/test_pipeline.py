@@ -124,7 +124,7 @@ def test_the_training_checked_itself_and_the_model_opens(done: tuple[Path, Any, 
     assert check["step0_loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert check["reference_relative_error"] < 1e-4
     assert [record["step"] for record in history if record["event"] == "step"] == [1, 2, 3]
-    assert trained.details["max_logit_difference"] < 1e-4
+    assert trained.details["max_output_difference"] < 1e-4
     model = AutoModelForCausalLM.from_pretrained(workspace / trained.artifact)
     assert model.config.hidden_size == 16
     assert not (workspace / trained.artifact / "training").exists()

@@ -7,7 +7,15 @@ import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 from prefsel.config.lookup import (
     Lookup,
@@ -17,11 +25,9 @@ from prefsel.config.lookup import (
     require_untrained,
     require_validation,
 )
+from prefsel.config.losses import LOSSES, loss_named, losses_with
 from prefsel.config.options import Fraction, Name, Options
 from prefsel.errors import UserError, invalid
-from prefsel.plugins.contracts import LOSS_COLUMNS
-from prefsel.plugins.registry import find as find_plugin
-from prefsel.plugins.registry import names as plugin_names
 from prefsel.plugins.registry import require_one
 
 PARTS = ("all", "validation")
@@ -100,46 +106,28 @@ class Optimization(Options):
         return self
 
 
-LOSS_NAMES = ("dpo", "robust_dpo", "ipo", "hinge", "simpo", "length_normalised_dpo", "dfpo", "weighted_dfpo")
-"""The losses of this package; known without importing torch."""
-
-
 def _known_loss(name: str) -> str:
-    require_one("losses", name, is_builtin=name in LOSS_NAMES)
-    if name not in (valid := [*LOSS_NAMES, *plugin_names("losses")]):
-        near = difflib.get_close_matches(name, valid, n=1)
-        raise ValueError((f"did you mean {near[0]!r}? " if near else "") + f"valid: {', '.join(valid)}")
+    require_one("losses", name, is_builtin=name in LOSSES.builtin)
+    if name not in LOSSES:
+        near = difflib.get_close_matches(name, LOSSES, n=1)
+        raise ValueError((f"did you mean {near[0]!r}? " if near else "") + f"valid: {', '.join(LOSSES)}")
     return name
 
 
-LossName = Annotated[
-    str, AfterValidator(_known_loss), WithJsonSchema({"anyOf": [{"enum": [*LOSS_NAMES]}, {"type": "string"}]})
-]
-
-
-def _options_of_plugin(loss: str) -> set[str]:
-    """The options that a loss from elsewhere takes, by what it says of itself; none of one of this package."""
-    plugin = find_plugin("losses", loss)
-    if plugin is None:
-        return set()
-    return {*plugin.found.options.values(), *(LOSS_COLUMNS[column] for column in plugin.found.columns)}
+def _loss_names(schema: dict[str, Any]) -> None:
+    """The names of this package; a plugin may add others."""
+    schema.pop("type", None)
+    schema["anyOf"] = [{"enum": [*LOSSES.builtin]}, {"type": "string"}]
 
 
 class DpoOptions(Optimization):
     """What decides a training on preference pairs with stored reference log-probs (`simpo` needs none)."""
 
-    USED_BY: ClassVar[dict[str, tuple[str, ...]]] = {
-        "label_smoothing": ("dpo", "robust_dpo"),
-        "ipo_reduction": ("ipo",),
-        "simpo_gamma": ("simpo",),
-        "num_aspects": ("dfpo",),
-        "aspect_weights": ("weighted_dfpo",),
-        "divergence": ("dfpo", "weighted_dfpo"),
-    }
-    """Options that only some losses have; any other loss refuses them."""
-
-    loss: LossName = "dpo"
-    """A name of `prefsel.train.losses.LOSSES`, where the equations stand, or of a loss from a plugin."""
+    loss: Annotated[str, AfterValidator(_known_loss), Field(json_schema_extra=_loss_names)] = "dpo"
+    """A name of `prefsel.config.losses.LOSSES`, that of a plugin included; the equations stand in
+    `prefsel/train/losses.py`."""
+    loss_params: dict[str, float | str] = {}
+    """Parameters of a loss that have no option of their own here: the `params` of its line in `LOSSES`."""
     beta: float = Field(0.1, gt=0)
     """Inverse temperature of the implicit reward; of IPO it is the paper's τ. The length-normalised losses compare
     log-probs per token and need a larger one."""
@@ -169,16 +157,29 @@ class DpoOptions(Optimization):
 
     @model_validator(mode="after")
     def _options_of_the_loss(self) -> DpoOptions:
-        theirs = _options_of_plugin(self.loss)
-        for name, losses in self.USED_BY.items():
-            value, is_used = getattr(self, name), self.loss in losses or name in theirs
-            if is_used and value is None:
+        loss = loss_named(self.loss)
+        known = {option for one in (*LOSSES.builtin.values(), loss) for option in one.used_options}
+        for name in sorted(known):
+            value = getattr(self, name)
+            if name in loss.used_options and value is None:
                 raise ValueError(f"{name}: got None; loss {self.loss!r} needs it")
-            if not is_used and value != type(self).model_fields[name].default:
-                raise ValueError(f"{name}: got {value!r} with loss {self.loss!r}; only used by {', '.join(losses)}")
+            if name not in loss.used_options and value != type(self).model_fields[name].default:
+                valid = ", ".join(losses_with(name))
+                raise ValueError(f"{name}: got {value!r} with loss {self.loss!r}; only used by {valid}")
+        if unknown := sorted(set(self.loss_params) - set(loss.params)):
+            valid = ", ".join(loss.params) or "none"
+            raise ValueError(f"loss_params: got {', '.join(unknown)} with loss {self.loss!r}; valid: {valid}")
         if self.loss == "robust_dpo" and self.label_smoothing == 0:
             raise ValueError("label_smoothing: got 0.0 with loss 'robust_dpo'; valid: above 0, below 0.5 (0 is dpo)")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_params(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A loss without parameters of its own is written, and so named, as if there were no such option."""
+        written: dict[str, Any] = dump(self)
+        if not self.loss_params:
+            written.pop("loss_params", None)
+        return written
 
     @model_validator(mode="after")
     def _state_of_all_weights(self) -> DpoOptions:
@@ -319,7 +320,7 @@ class TrainDpo(DpoOptions, TrainingRecord):
 
     @model_validator(mode="after")
     def _has_reference(self) -> TrainDpo:
-        if (self.reference is None) != (self.loss == "simpo"):
+        if (self.reference is None) == loss_named(self.loss).uses_reference:
             needed = "required" if self.reference is None else "not used"
             raise ValueError(f"reference: {needed} with loss {self.loss!r}")
         return self

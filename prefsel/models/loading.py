@@ -120,7 +120,7 @@ def _load(
             options["attn_implementation"] = IMPLEMENTATION
         if gpus_per_replica > 1:
             options |= _spread_over(gpus_per_replica)
-        with _no_progress_bar():
+        with no_bars():
             model, info = auto.from_pretrained(
                 path,
                 config=config,
@@ -142,8 +142,8 @@ def _load(
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Every actor loads a model, and a job's log is no terminal."""
+def no_bars() -> Iterator[None]:
+    """Keep transformers' own progress bars, one per file, out of the block's output: a job's log is no terminal."""
     was_enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

@@ -29,10 +29,7 @@ from torch import Tensor, nn
 
 from prefsel.errors import NonFiniteError, UserError, invalid
 from prefsel.models.chat import EncodedGroup
-from prefsel.models.loading import supports_packing
-from prefsel.models.logps import model_device, packed_logps
-from prefsel.models.packing import pack
-from prefsel.models.padded import pad, padded_logps
+from prefsel.models.pair_batch import pair_logps
 
 Direction = Mapping[str, Tensor]
 """Parameter name → tensor of its shape, fp32 or fp64; a parameter that is not named does not move. Tied weights are
@@ -236,23 +233,6 @@ def fisher_diagonal(
         for name, tensor in gradient.items():
             total[name] = total[name].addcmul_(tensor, tensor) if name in total else tensor.square_()
     return {name: tensor.div_(len(groups)) for name, tensor in total.items()}
-
-
-def pair_logps(model: nn.Module, groups: Sequence[EncodedGroup]) -> Tensor:
-    """Log-probs of chosen and rejected, [N, 2] float64 with gradient, from one row (or padded batch) of all pairs."""
-    tokens = [2 * len(group.prompt_tokens) + sum(map(len, group.completion_tokens)) for group in groups]
-    is_packed, _ = supports_packing(model)
-    if is_packed:
-        (row,) = pack(groups, sum(tokens))
-        logps_C = packed_logps(model, row.to(model_device(model)))
-        index = row.completion_index
-    else:
-        # The padding is masked and follows the last token: any id will do.
-        (batch,) = pad(groups, 2 * len(groups) * max(tokens), pad_token_id=0)
-        logps_C = padded_logps(model, batch.to(model_device(model)))
-        index = batch.completion_index
-    order = [index.index((number, side)) for number in range(len(groups)) for side in (0, 1)]
-    return logps_C[torch.tensor(order, device=logps_C.device)].view(len(groups), 2)
 
 
 def pair_gradient(

@@ -132,6 +132,11 @@ def length_column(plan: Plan) -> str | None:
     return f"num_tokens_{counter.model}" if counter else None
 
 
+def pair_texts(plan: Plan) -> PairReader:
+    """A reader of pairs without any column: texts and drop reasons."""
+    return PairReader(plan.storage, plan.node("eligible", "all").path)
+
+
 def pair_reader(plan: Plan, scorers: Sequence[Any], *, lengths: bool = True) -> PairReader:
     """A reader of flat pair tables with the columns of some scorers, and the lengths unless they are not needed.
 

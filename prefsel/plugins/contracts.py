@@ -1,6 +1,6 @@
 """What a metric, a loss and a format from another package must be able to do, and the check that refuses others.
 
-The records of this package (`prefsel.metrics.Metric`, `prefsel.train.losses.Loss`) satisfy these contracts, with
+The records of this package (`prefsel.metrics.Metric`, `prefsel.config.losses.Loss`) satisfy these contracts, with
 defaults for the parts that are rarely needed; so does any object with the same parts.
 """
 
@@ -56,11 +56,12 @@ class MetricContract(Protocol):
 
 
 class LossContract(Protocol):
-    """What a preference loss is: `prefsel.train.losses.Loss` has every part."""
+    """What a preference loss is: `prefsel.config.losses.Loss` has every part."""
 
     @property
-    def function(self) -> Callable[..., Any]:
-        """One loss per pair, [N], from log-probs of chosen and rejected, [N] each, and the parameters below."""
+    def function(self) -> str | Callable[..., Any]:
+        """One loss per pair, [N], from log-probs of chosen and rejected, [N] each, and the parameters below; or where
+        it lies, as `package.module:function`."""
 
     @property
     def uses_reference(self) -> bool:
@@ -77,6 +78,14 @@ class LossContract(Protocol):
     @property
     def options(self) -> Mapping[str, str]:
         """Its other parameters, and the option of a training that each of them is."""
+
+    @property
+    def params(self) -> Mapping[str, float | str]:
+        """Further parameters with their defaults, which a training sets in `loss_params`."""
+
+    @property
+    def used_options(self) -> set[str]:
+        """The options of a training that belong to it, besides `beta`."""
 
     def parameters(self, options: Any) -> Mapping[str, Any]:
         """What the options of a training say about its parameters."""

@@ -49,7 +49,7 @@ def register_loss(name: str, loss: Any) -> None:
 
     Args:
         name: What configurations call it.
-        loss: A `prefsel.train.losses.Loss`, or what satisfies `LossContract`.
+        loss: A `prefsel.config.losses.Loss`, or what satisfies `LossContract`.
 
     Returns:
         Nothing.

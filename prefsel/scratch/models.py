@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
 
 from prefsel.errors import NonFiniteError, UserError, invalid
+from prefsel.models.loading import no_bars
 from prefsel.scratch.tokenizer import Indices, Messages, batches, encode, padded, train_tokenizer
 
-__all__ = ["OnStep", "RewardPair", "no_bars", "one_thread", "save", "train_policy", "train_reward", "train_tokenizer"]
+__all__ = ["OnStep", "RewardPair", "one_thread", "save", "train_policy", "train_reward", "train_tokenizer"]
 
 OnStep = Callable[[int, int, float], None]
 """Called after every step with (step, total steps, loss)."""
@@ -179,18 +179,6 @@ def save(model: nn.Module, tokenizer: PreTrainedTokenizerFast, directory: str | 
     with no_bars():
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
-
-
-@contextmanager
-def no_bars() -> Iterator[None]:
-    """Keep transformers' own progress bars, one per file, out of the block's output."""
-    had_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if had_bars:
-            transformers_logging.enable_progress_bar()
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import ray
 
 from prefsel.config import Pool, Tangent
 from prefsel.errors import UserError
-from prefsel.plan.columns import pair_reader, reference_scorer
 from prefsel.plan.models import find_model
 from prefsel.plan.node import Node
 from prefsel.plan.plan import Plan
@@ -21,7 +20,8 @@ from prefsel.score.job import local
 from prefsel.stages.pool import gpus_per_actor
 from prefsel.stages.score import loading
 from prefsel.stages.tasks import unwrap
-from prefsel.train.pair_source import PairSource, Part
+from prefsel.stages.training_pairs import corpus_part
+from prefsel.train.pair_source import PairSource
 from prefsel.workspace.folders import commit_folder
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
 from prefsel.workspace.storage import Storage
@@ -37,13 +37,7 @@ def make_tangent(plan: Plan, node: Node, progress: Progress) -> StageReport:
     spec, path = node.spec, node.path
     if (done := load_summary(plan.storage, path)) is not None:
         return done
-    eligible = load_summary(plan.storage, plan.node("eligible", "all").path)
-    assert eligible is not None, "eligibility is complete before tangents are made"
-    if not eligible.dropped.get("validation"):
-        hint = "set split.validation, or give a source the role validation"
-        raise UserError(f"tangents.{node.name}: no pair is in the part 'validation'; {hint}")
-    reader = pair_reader(plan, [reference_scorer(plan, spec.reference)], lengths=False)
-    part = Part(reader, tuple(plan.catalog.shards), "validation")
+    part = corpus_part(plan, spec.reference, "validation", field=f"tangents.{node.name}")
     settings = loading(find_model(plan, spec.model))
     pairs = PairSource(part, reference=spec.reference)
     gpus = gpus_per_actor(Pool(), settings)

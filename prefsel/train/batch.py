@@ -1,210 +1,102 @@
-"""One global batch through the engine, spread over the workers: forward, backward, and the means of what was seen.
+"""One global batch through the engine, spread over the workers: forward, backward, and what was seen of every pair.
 
 Every worker makes the same number of passes per batch (ZeRO-3 gathers weights inside them); a worker with fewer
 micro-batches repeats the batch's shortest pair with weight zero.
 
-Shapes: B pairs of a global batch, P pairs of a micro-batch, N of either, S = len(STATS), C completions of packed rows.
+Shapes: B draws of a global batch, P pairs of a micro-batch, K numbers of each.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from prefsel.config import DpoOptions
 from prefsel.errors import NonFiniteError
 from prefsel.models.layout import attention_area
-from prefsel.models.packing import ModelShape, PackedBatch, pack
-from prefsel.models.padded import PaddedBatch, pad
-from prefsel.train import data
-from prefsel.train.data import EncodedPairs, Indices
-from prefsel.train.deepspeed_config import DpoConfig
-from prefsel.train.losses import LOSSES, preference_stats
-
-Record = dict[str, Any]
-
-STATS = ("loss", "accuracy", "margin", "reward_chosen", "reward_rejected", "num_tokens")
-
-
-@dataclass(frozen=True)
-class Run:
-    """What stays fixed while training: options, engine, and this worker's place among the others."""
-
-    config: DpoConfig
-    engine: Any
-    device: torch.device
-    rank: int
-    world_size: int
-    num_steps: int
-    padding_reason: str | None
-    """Why batches are padded, one completion per row; None: they are packed."""
-    shape: ModelShape
-    """What the FLOPs of a pass follow from; adapters are not counted."""
-
-
-@dataclass(frozen=True)
-class PairInputs:
-    """What is known of N pairs before the policy sees them; float64."""
-
-    reference_N2: Tensor | None
-    """Log-probs of chosen and rejected under the reference; None: not known."""
-    num_tokens_N2: Tensor
-    """Response tokens of chosen and rejected."""
-    columns: Mapping[str, Tensor]
-    """Further numbers, [N] each, by name."""
-
-    @classmethod
-    def of(cls, pairs: EncodedPairs, indices_N: Indices, device: torch.device | str = "cpu") -> PairInputs:
-        """Those of some pairs."""
-
-        def put(values: Any) -> Tensor:
-            return torch.from_numpy(values[indices_N].astype(np.float64)).to(device)
-
-        return cls(
-            reference_N2=None if pairs.reference_logps_N2 is None else put(pairs.reference_logps_N2),
-            num_tokens_N2=put(pairs.response_tokens_N2),
-            columns={name: put(values) for name, values in pairs.columns.items()},
-        )
-
-
-def next_batch(config: DpoConfig, train: EncodedPairs, consumed_pairs: int) -> Indices:
-    """The pairs of the global batch that follows `consumed_pairs`, [B]."""
-    options = config.model_dump(include={"global_batch_pairs", "seed", "order"})
-    batch_B = data.global_batch(consumed_pairs, len(train), **options)
-    return train.by_score_N[batch_B] if config.order == "score" else batch_B
+from prefsel.models.packing import ModelShape, PackedBatch
+from prefsel.models.pair_batch import Batch, by_pair, pair_batch
+from prefsel.train import draws
+from prefsel.train.data import EncodedPairs, Indices, Numbers
+from prefsel.train.objective import Measured, Record, Run
 
 
 @torch.no_grad()
-def evaluate(run: Run, pairs: EncodedPairs, batch_B: Indices | None = None) -> Record:
-    """Mean loss, accuracy, margin and rewards over the pairs (all of them unless told); every worker takes part."""
-    run.engine.eval()
-    return run_batch(run, pairs, np.arange(len(pairs)) if batch_B is None else batch_B, is_training=False)
-
-
-def run_batch(run: Run, pairs: EncodedPairs, batch_B: Indices, *, is_training: bool) -> Record:
-    """Forward (and backward) every pair of a global batch once, spread over the workers.
-
-    Returns:
-        Means over the batch of `STATS` (`num_tokens` is a sum), `num_pairs`, and `flops_forward`, the sum over the
-        forward passes (weightless ones of idle workers left out); the same on every worker. `loss` is None for pairs
-        that lack a column of the loss, as held-out pairs may.
+def evaluate(run: Run, pairs: EncodedPairs, indices_B: Indices) -> Record:
+    """What the objective says about these pairs under the weights of now; every worker takes part.
 
     Raises:
-        NonFiniteError: A pair's loss is NaN or infinite; no weight was changed.
+        NonFiniteError: An output or a loss is NaN or infinite.
     """
-    config, lengths = run.config, pairs.num_tokens_N
-    has_loss = set(LOSSES[config.loss].columns) <= set(pairs.columns)
-    share = data.rank_share(batch_B, lengths[batch_B], rank=run.rank, world_size=run.world_size)
-    micro = data.micro_batches(
-        share, lengths[share], micro_batch_pairs=config.micro_batch_pairs, token_budget=config.token_budget
-    )
-    num_passes = int(all_reduce(run, [len(micro)], dist.ReduceOp.MAX)[0])
-    shortest = batch_B[[np.argmin(lengths[batch_B])]]
-    sums_S, flops = torch.zeros(len(STATS), dtype=torch.float64, device=run.device), 0.0
-    losses: list[Tensor] = []
-    for number in range(num_passes):
+    run.engine.eval()
+    return run.objective.evaluation(pairs, indices_B, run_batch(run, pairs, indices_B, is_training=False))
+
+
+def run_batch(run: Run, pairs: EncodedPairs, draws_B: Indices, *, is_training: bool) -> Measured:
+    """Forward (and backward) every draw of a global batch once, spread over the workers.
+
+    Args:
+        run: Engine and objective.
+        pairs: What `draws_B` counts.
+        draws_B: The pairs of the batch; one may be in it twice.
+        is_training: Whether to add the gradient of the batch's mean loss.
+
+    Returns:
+        What the objective measures of every draw; the same on every worker.
+
+    Raises:
+        NonFiniteError: An output or a loss is NaN or infinite; no weight was changed.
+    """
+    config, length_B = run.objective.config, pairs.num_tokens_N[draws_B]
+    # Positions in the batch, not pairs: a pair may have been drawn twice.
+    share = draws.rank_share(np.arange(len(draws_B)), length_B, rank=run.rank, world_size=run.world_size)
+    limits = {"micro_batch_pairs": config.micro_batch_pairs, "token_budget": config.token_budget}
+    micro = draws.micro_batches(share, length_B[share], **limits)
+    num_passes = torch.tensor(len(micro), device=run.device)
+    dist.all_reduce(num_passes, op=dist.ReduceOp.MAX)
+    shortest = np.array([np.argmin(length_B)])
+    # What other workers fill in stays 0; the last number counts FLOPs.
+    found = torch.zeros(2 * len(draws_B) + 1, dtype=torch.float64, device=run.device)
+    for number in range(int(num_passes)):
         is_idle = number >= len(micro)
+        at_P = shortest if is_idle else micro[number]
+        outputs_P2, flops = pair_outputs(run, pairs, draws_B[at_P])
         if is_training:
-            run.engine.set_gradient_accumulation_boundary(number == num_passes - 1)
-        indices_P = shortest if is_idle else micro[number]
-        batch = batch_of(run, pairs, indices_P)
-        policy_P2, inputs = ordered(run.engine(batch), batch), PairInputs.of(pairs, indices_P, run.device)
-        # What is not finite stays visible where there is no loss.
-        losses_P = pair_losses(config, policy_P2, inputs) if has_loss else 0.0 * policy_P2.sum(dim=1)
-        if is_training:
+            run.engine.set_gradient_accumulation_boundary(number == int(num_passes) - 1)
+            losses_P = run.objective.losses(outputs_P2, pairs, draws_B[at_P])
             # DeepSpeed averages gradients over the workers, hence the factor.
-            weight = 0.0 if is_idle else run.world_size / len(batch_B)
+            weight = 0.0 if is_idle else run.world_size / len(draws_B)
             run.engine.backward(losses_P.sum() * weight, scale_wrt_gas=False)
         if not is_idle:
-            num_tokens_P = torch.from_numpy(lengths[indices_P]).to(policy_P2)
-            stats = {**pair_stats(config, policy_P2, inputs), "loss": losses_P.detach(), "num_tokens": num_tokens_P}
-            sums_S += torch.stack([stats[name].sum() for name in STATS])
-            flops += forward_flops(run.shape, batch)
-            losses.append(losses_P.detach())
-    *sums, flops = all_reduce(run, torch.cat([sums_S, sums_S.new_tensor([flops])]), dist.ReduceOp.SUM)
-    if not math.isfinite(sums[STATS.index("loss")]):
-        raise_non_finite([pairs.pair_ids[i] for i in share], losses)
-    means: Record = {name: value / len(batch_B) for name, value in zip(STATS, sums)}
-    if not has_loss:
-        means["loss"] = None
-    num_tokens = int(sums[STATS.index("num_tokens")])
-    return {**means, "num_tokens": num_tokens, "num_pairs": len(batch_B), "flops_forward": flops}
+            found[:-1].view(-1, 2)[torch.from_numpy(at_P).to(run.device)] = outputs_P2.detach()
+            found[-1] += flops
+    dist.all_reduce(found, op=dist.ReduceOp.SUM)
+    outputs_B2 = found[:-1].view(-1, 2).cpu().numpy()
+    _refuse_non_finite(outputs_B2, "output", pairs, draws_B)
+    numbers = run.objective.measures(outputs_B2, pairs, draws_B)
+    if "loss" in numbers:
+        _refuse_non_finite(numbers["loss"][:, None], "loss", pairs, draws_B)
+    return Measured(numbers, float(found[-1]))
 
 
-def pair_losses(options: DpoOptions, policy_N2: Tensor, inputs: PairInputs) -> Tensor:
-    """The configured loss of every pair, [N], from the policy's log-probs of chosen and rejected, [N, 2]."""
-    loss = LOSSES[options.loss]
-    logps = list(policy_N2.unbind(1))
-    if loss.uses_reference:
-        assert inputs.reference_N2 is not None, "checked before the first step"
-        logps += inputs.reference_N2.unbind(1)
-    columns = {name: inputs.columns[name] for name in loss.columns}
-    if loss.uses_lengths:
-        columns |= dict(zip(("num_tokens_chosen", "num_tokens_rejected"), inputs.num_tokens_N2.unbind(1)))
-    return loss.function(*logps, **columns, **loss.parameters(options))
+def pair_outputs(run: Run, pairs: EncodedPairs, indices_P: Indices) -> tuple[Tensor, float]:
+    """The engine's outputs for chosen and rejected, [P, 2] float64, and the FLOPs of the forward pass.
 
-
-def pair_stats(options: DpoOptions, policy_N2: Tensor, inputs: PairInputs) -> dict[str, Tensor]:
-    """`preference_stats` of the rewards that the loss compares: with a reference or without, summed or per token."""
-    loss = LOSSES[options.loss]
-    reference_N2 = inputs.reference_N2 if loss.uses_reference else torch.zeros_like(policy_N2)
-    assert reference_N2 is not None, "checked before the first step"
-    if loss.compares_means(options):
-        policy_N2, reference_N2 = policy_N2 / inputs.num_tokens_N2, reference_N2 / inputs.num_tokens_N2
-    return preference_stats(*policy_N2.unbind(1), *reference_N2.unbind(1), beta=options.beta)
-
-
-def batch_of(run: Run, pairs: EncodedPairs, indices_P: Indices) -> PackedBatch | PaddedBatch:
-    """The pairs as one batch, whatever its size: under ZeRO-3 all workers must call the trunk equally often."""
+    One batch, whatever its size: under ZeRO-3 all workers must call the trunk equally often.
+    """
     groups = [pairs.group(int(index)) for index in indices_P]
-    lengths = [(len(group.prompt_tokens), *map(len, group.completion_tokens)) for group in groups]
-    batches: list[PackedBatch] | list[PaddedBatch]
-    if run.padding_reason is None:
-        batches = pack(groups, sum(2 * prompt + chosen + rejected for prompt, chosen, rejected in lengths))
-    else:
-        # The padding is masked and follows the last token: any id will do.
-        batches = pad(groups, 2 * len(groups) * max(map(sum, lengths)), pad_token_id=0)
-    (batch,) = batches
-    return batch.to(run.device)
+    batch = pair_batch(groups, is_packed=run.padding_reason is None, pad_token_id=run.pad_token_id).to(run.device)
+    return by_pair(run.engine(batch), batch), _forward_flops(run.shape, batch)
 
 
-def ordered(values_C: Tensor, batch: PackedBatch | PaddedBatch) -> Tensor:
-    """A batch's outputs as one row per pair, chosen first, [P, 2]."""
-    places = {key: place for place, key in enumerate(batch.completion_index)}
-    order = [places[pair, side] for pair in range(len(values_C) // 2) for side in (0, 1)]
-    return values_C[torch.tensor(order, device=values_C.device)].view(-1, 2)
-
-
-def pair_logps(policy: nn.Module, run: Run, pairs: EncodedPairs, indices_P: Indices) -> Tensor:
-    """Log-probs of chosen and rejected under a policy (or the engine around it), [P, 2] float64."""
-    batch = batch_of(run, pairs, indices_P)
-    return ordered(policy(batch), batch)
-
-
-def forward_flops(shape: ModelShape, batch: PackedBatch | PaddedBatch) -> float:
+def _forward_flops(shape: ModelShape, batch: Batch) -> float:
     """Floating-point operations of one forward pass, by the formula of scoring."""
     area = attention_area(batch.runs) if isinstance(batch, PackedBatch) else batch.attention_area
     return shape.flops(trunk_tokens=batch.trunk_tokens, head_rows=batch.head_rows, attention_area=area)
 
 
-def all_reduce(run: Run, values: Tensor | list[int], op: dist.ReduceOp) -> list[float]:
-    """Reduce a few numbers over the workers, as float64."""
-    tensor = torch.as_tensor(values, dtype=torch.float64, device=run.device)
-    dist.all_reduce(tensor, op=op)
-    return tensor.tolist()
-
-
-def raise_non_finite(pair_ids: list[str], losses: list[Tensor]) -> None:
-    """Raise the `NonFiniteError` that names the pairs, of all workers, whose loss is not finite."""
-    is_bad = ~torch.isfinite(torch.cat(losses)) if losses else torch.zeros(0)
-    named: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(named, [pair_ids[i] for i in torch.nonzero(is_bad).flatten().tolist()])
-    offenders = [pair_id for part in named for pair_id in part]
-    raise NonFiniteError(f"loss: NaN or infinite for pair_ids {', '.join(offenders[:5])}; no weight was changed")
+def _refuse_non_finite(values_BK: Numbers, what: str, pairs: EncodedPairs, draws_B: Indices) -> None:
+    if len(bad := np.flatnonzero(~np.isfinite(values_BK).all(axis=1))):
+        named = ", ".join(pairs.pair_ids[index] for index in draws_B[bad[:5]])
+        raise NonFiniteError(f"{what}: NaN or infinite for pair_ids {named}; no weight was changed")

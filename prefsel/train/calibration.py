@@ -42,7 +42,7 @@ def holdout_report(margin_N: Floats, length_difference_N: Floats) -> dict[str, A
         "num_shorter_chosen": int((~is_longer_N).sum()),
         "accuracy_shorter_chosen": _mean(is_right_N[~is_longer_N]),
         "margin": _mean(margin_N),
-        "length_correlation": correlation(margin_N, length_difference_N),
+        "length_correlation": _correlation(margin_N, length_difference_N),
         "calibration": calibration(margin_N),
     }
 
@@ -84,7 +84,7 @@ def calibration(margin_N: Floats, num_bins: int = NUM_BINS) -> dict[str, Any]:
     return {"expected_error": float(gaps.sum()) / len(margin_N), "bins": bins}
 
 
-def correlation(x_N: Floats, y_N: Floats) -> float | None:
+def _correlation(x_N: Floats, y_N: Floats) -> float | None:
     """Pearson correlation; None when either is constant, or varies too little for its variance to be a number."""
     x_N, y_N = (value_N - value_N.mean() if np.ptp(value_N) else np.zeros(len(value_N)) for value_N in (x_N, y_N))
     scale = float(np.sqrt((x_N**2).sum()) * np.sqrt((y_N**2).sum()))

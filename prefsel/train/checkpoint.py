@@ -26,8 +26,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from prefsel.errors import IntegrityError, UserError
-from prefsel.train.data import EncodedPairs
-from prefsel.train.deepspeed_config import DpoConfig
+from prefsel.train.run_config import RunConfig
 
 TAG = "engine"
 COMPLETE = "complete.json"
@@ -55,40 +54,37 @@ def save_checkpoint(
     *,
     state: Mapping[str, Any],
     history: Iterable[Mapping[str, Any]],
-    exclude_frozen: bool = False,
 ) -> None:
-    """Write a checkpoint; every worker calls this at the same step.
+    """Write a checkpoint, without weights that do not train (under adapters); every worker calls this at the same step.
 
     Args:
         engine: The DeepSpeed engine.
         directory: Where to write; an interrupted checkpoint already there is replaced.
         state: JSON values that say where the run stands (step, consumed_pairs, …).
         history: The records reported so far.
-        exclude_frozen: Leave out weights that do not train (adapters).
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     shutil.rmtree(directory, ignore_errors=True)
     dist.barrier()
     (directory / TAG).mkdir(parents=True, exist_ok=True)
-    engine.save_checkpoint(
-        str(directory), tag=TAG, client_state=dict(state), save_latest=False, exclude_frozen_parameters=exclude_frozen
-    )
+    options = {"save_latest": False, "exclude_frozen_parameters": _has_frozen_weights(engine)}
+    engine.save_checkpoint(str(directory), tag=TAG, client_state=dict(state), **options)
     save_file(_rng_state(), directory / f"rng-rank-{rank}.safetensors")
     write_history(directory, history)
     # A worker digests what it wrote itself: with a folder per worker the other files are on other machines.
     dist.barrier()
     own = [file for file in _files(directory) if (_rank_in(file.name) or 0) == rank]
-    digests = {file.relative_to(directory).as_posix(): file_digest(file) for file in own}
+    digests = {file.relative_to(directory).as_posix(): _file_digest(file) for file in own}
     digest_file = directory / f"digest-rank-{rank}.json"
     _write_json(digest_file, digests)
     gathered: list[Any] = [None] * world_size
-    dist.all_gather_object(gathered, (digest_file.name, file_digest(digest_file)))
+    dist.all_gather_object(gathered, (digest_file.name, _file_digest(digest_file)))
     if rank == 0:
         _write_json(directory / COMPLETE, {"world_size": world_size, "digests": dict(gathered), "state": dict(state)})
     dist.barrier()
 
 
-def read_state(directory: Path) -> dict[str, Any]:
+def _read_state(directory: Path) -> dict[str, Any]:
     """What a complete checkpoint says about itself (JSON only, nothing is unpickled): `state` and `world_size`.
 
     Raises:
@@ -112,26 +108,18 @@ def write_history(output_dir: Path, records: Iterable[Mapping[str, Any]], *, app
             file.writelines(json.dumps(dict(record)) + "\n" for record in records)
 
 
-def run_identity(config: DpoConfig, train: EncodedPairs) -> dict[str, Any]:
+def run_identity(config: RunConfig, digest: str) -> dict[str, Any]:
     """What must be the same for a checkpoint to be continued: the data, and every option that shapes the trajectory."""
-    digest = hashlib.blake2b("".join(train.pair_ids).encode(), digest_size=16)
-    if train.reference_logps_N2 is not None:
-        digest.update(train.reference_logps_N2.tobytes())
-    for name in sorted(train.columns):
-        digest.update(name.encode() + train.columns[name].tobytes())
-    return {"pairs": digest.hexdigest(), **config.model_dump(mode="json", exclude=FREE_OPTIONS)}
+    return {"pairs": digest, **config.model_dump(mode="json", exclude=FREE_OPTIONS)}
 
 
-def load_checkpoint(
-    engine: Any, directory: Path, *, identity: Mapping[str, Any], exclude_frozen: bool = False
-) -> dict[str, Any]:
+def load_checkpoint(engine: Any, directory: Path, *, identity: Mapping[str, Any]) -> dict[str, Any]:
     """Verify every file, then restore the engine and the random state; every worker calls this.
 
     Args:
         engine: A freshly initialised DeepSpeed engine of the same model and options.
         directory: A complete checkpoint.
         identity: `run_identity` of this run; the checkpoint's `state["identity"]` must be equal.
-        exclude_frozen: As it was saved.
 
     Returns:
         The `state` given to `save_checkpoint`.
@@ -140,7 +128,7 @@ def load_checkpoint(
         UserError: Not a complete checkpoint, or written by another number of workers, for other data or options.
         IntegrityError: A file is missing or altered; nothing was unpickled.
     """
-    complete = read_state(directory)
+    complete = _read_state(directory)
     saved = complete["state"]["identity"]
     if changed := [key for key in identity if identity[key] != saved.get(key)]:
         shown = "; ".join(f"{key}: got {identity[key]!r}, saved with {saved.get(key)!r}" for key in changed)
@@ -153,11 +141,16 @@ def load_checkpoint(
     dist.all_gather_object(altered, altered_files(directory, rank=rank))
     if offenders := sorted({name for names in altered for name in names}):
         raise IntegrityError(f"resume: {directory} does not match its digests, nothing was loaded: {offenders[:5]}")
-    path, _ = engine.load_checkpoint(str(directory), tag=TAG, load_module_strict=not exclude_frozen)
+    path, _ = engine.load_checkpoint(str(directory), tag=TAG, load_module_strict=not _has_frozen_weights(engine))
     if path is None:
         raise IntegrityError(f"resume: DeepSpeed found no checkpoint in {directory / TAG}")
     _restore_rng(load_file(directory / f"rng-rank-{dist.get_rank()}.safetensors"))
     return complete["state"]
+
+
+def _has_frozen_weights(engine: Any) -> bool:
+    """Whether some of the engine's weights do not train."""
+    return not all(parameter.requires_grad for parameter in engine.module.parameters())
 
 
 def altered_files(directory: Path, *, rank: int | None = None) -> list[str]:
@@ -191,7 +184,7 @@ def prune_checkpoints(root: Path, *, keep: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def file_digest(path: Path) -> str:
+def _file_digest(path: Path) -> str:
     """blake2b-128 of a file's bytes, hex, read in one-MiB pieces."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
@@ -201,7 +194,7 @@ def file_digest(path: Path) -> str:
 
 
 def _digest_or_none(path: Path) -> str | None:
-    return file_digest(path) if path.is_file() else None
+    return _file_digest(path) if path.is_file() else None
 
 
 def _files(directory: Path) -> list[Path]:

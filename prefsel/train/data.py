@@ -1,9 +1,6 @@
-"""The training table, its tokens, and which pairs make up optimizer step t on every worker.
+"""The training table and its tokens.
 
-The order of the pairs depends on (seed, epoch) alone and a global batch is a slice of it, so the number of pairs
-consumed says everything about where a run stands: no worker count, micro-batch size or token budget enters.
-
-Shapes: N pairs; B pairs of a global batch.
+Shapes: N pairs.
 """
 
 from __future__ import annotations
@@ -11,30 +8,30 @@ from __future__ import annotations
 import functools
 import itertools
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefsel.config import DpoOptions
 from prefsel.errors import NonFiniteError, UserError, invalid
 from prefsel.models.chat import EncodedGroup, Encoder
-from prefsel.train.losses import LOSSES
+from prefsel.train.pair_source import REFERENCE_COLUMNS
 
 TEXT = ("pair_id", "prompt", "chosen", "rejected")
-REFERENCE = ("reference_logps_chosen", "reference_logps_rejected")
-OPTIONAL = ("preference_divergence", "aspect", "score")
-"""Read where the loss or the order needs them: PD of a pair, the aspect it is labelled with, the selection's score."""
+SIDES = ("chosen", "rejected")
+OPTIONAL = ("prompt_id", "preference_divergence", "aspect", "score")
+"""Read where the objective, the loss or the order needs them: the prompt's id, PD of a pair, the aspect it is labelled
+with, the selection's score."""
 NUM_OFFENDERS_SHOWN = 5
 
 Indices = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
-Order = Literal["shuffled", "given", "score"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,8 @@ class TrainingPairs:
     """Pairs with the log-probs their reference model gave them; the reference itself is never loaded to train."""
 
     table: pa.Table
-    """Columns `TEXT`: pair_id as hex strings, messages as lists of {role, content}; and of `REFERENCE` and `OPTIONAL`
-    those that were given."""
+    """Columns `TEXT`: pair_id as hex strings, messages as lists of {role, content}; and of `REFERENCE_COLUMNS` and
+    `OPTIONAL` those that were given."""
     reference_logps_N2: Numbers | None
     """Stored reference log-probs, chosen then rejected, nats, summed over the response; None: the table has none."""
 
@@ -51,14 +48,14 @@ class TrainingPairs:
     def from_table(cls, table: pa.Table) -> TrainingPairs:
         """Check and adopt a table that has at least `TEXT`; pair ids may be hex strings or 16 raw bytes.
 
-        The columns `REFERENCE` may be absent together, for a loss without reference.
+        The columns `REFERENCE_COLUMNS` may be absent together, for a loss without reference.
 
         Raises:
             UserError: A column is missing, a value is null, or a pair_id occurs twice.
             NonFiniteError: A reference log-prob is NaN or infinite.
         """
-        has_reference = any(name in table.column_names for name in REFERENCE)
-        needed = (*TEXT, *(REFERENCE if has_reference else ()))
+        has_reference = any(name in table.column_names for name in REFERENCE_COLUMNS)
+        needed = (*TEXT, *(REFERENCE_COLUMNS if has_reference else ()))
         if missing := [name for name in needed if name not in table.column_names]:
             raise UserError(f"training table: missing columns {missing}; got {table.column_names}")
         given = [name for name in OPTIONAL if name in table.column_names]
@@ -74,9 +71,9 @@ class TrainingPairs:
             raise UserError(f"training table: pair_id occurs twice, first: {ids[counts > 1][:NUM_OFFENDERS_SHOWN]}")
         if not has_reference:
             return cls(table=table, reference_logps_N2=None)
-        logps_N2 = np.stack([table[name].to_numpy().astype(np.float64) for name in REFERENCE], axis=1)
+        logps_N2 = np.stack([table[name].to_numpy().astype(np.float64) for name in REFERENCE_COLUMNS], axis=1)
         if len(bad := np.flatnonzero(~np.isfinite(logps_N2).all(axis=1))):
-            raise NonFiniteError(f"{' or '.join(REFERENCE)}: not finite for pair_ids {_named(pair_ids, bad)}")
+            raise NonFiniteError(f"{' or '.join(REFERENCE_COLUMNS)}: not finite for pair_ids {_named(pair_ids, bad)}")
         return cls(table=table, reference_logps_N2=logps_N2)
 
     @classmethod
@@ -123,6 +120,28 @@ class TrainingPairs:
         total = sum(weights.values())
         return np.array([weights[aspect] / total for aspect in aspects])
 
+    def prompt_ids(self, wanted_by: str) -> list[bytes]:
+        """The 16 raw bytes of every pair's prompt_id, whether the table has bytes or hex strings.
+
+        Raises:
+            UserError: The column is missing, has nulls, or holds something else.
+        """
+        values = self._column("prompt_id", wanted_by).to_pylist()
+        try:
+            raw = [bytes.fromhex(value) if isinstance(value, str) else value for value in values]
+            return pa.array(raw, pa.binary(16)).to_pylist()
+        except (ValueError, TypeError) as error:  # Arrow's own errors are among these
+            valid = "32 hex digits, or 16 bytes, in every row"
+            raise invalid("training table: prompt_id", values[0], valid) from error
+
+    def text_lengths(self) -> Numbers:
+        """Characters of every chosen and rejected completion, [N, 2]."""
+        lengths = []
+        for batch in self.table.select(list(SIDES)).to_batches(max_chunksize=512):
+            for row in batch.to_pylist():
+                lengths.append([sum(len(m["content"]) for m in _messages(row[side], "assistant")) for side in SIDES])
+        return np.array(lengths, dtype=np.float64)
+
     def _column(self, name: str, wanted_by: str) -> pa.ChunkedArray:
         if name not in self.table.column_names:
             raise UserError(f"training table: {wanted_by} needs the column {name!r}; got {self.table.column_names}")
@@ -131,30 +150,6 @@ class TrainingPairs:
 
     def __len__(self) -> int:
         return self.table.num_rows
-
-
-def columns_for(options: DpoOptions, pairs: TrainingPairs, *, is_training: bool = True) -> dict[str, Numbers]:
-    """The numbers beside tokens and log-probs that the loss (and, to train, the order) takes of every pair.
-
-    Held-out pairs may lack those of the loss: they have then rewards and an accuracy but no loss.
-
-    Raises:
-        UserError: A column is missing or has nulls; or the loss has a reference and the table no log-probs of it.
-        NonFiniteError: A value is NaN or infinite.
-    """
-    loss, wanted_by = LOSSES[options.loss], f"loss {options.loss!r}"
-    if loss.uses_reference and pairs.reference_logps_N2 is None:
-        raise UserError(f"training table: {wanted_by} needs the columns {list(REFERENCE)}")
-    columns: dict[str, Numbers] = {}
-    if is_training and options.order == "score":
-        columns["score"] = pairs.numbers("score", "order 'score'")
-    if not is_training and "preference_divergence" not in pairs.table.column_names:
-        return columns
-    if "preference_divergence" in loss.columns:
-        columns["preference_divergence"] = pairs.numbers("preference_divergence", wanted_by)
-    if "aspect_weight" in loss.columns:
-        columns["aspect_weight"] = pairs.aspect_weights(options.aspect_weights or {})
-    return columns
 
 
 @dataclass(frozen=True)
@@ -174,8 +169,10 @@ class EncodedPairs:
     """Pairs left out, by reason."""
     num_truncated: int
     """Completions that were cut."""
+    rows_N: Indices
+    """Their rows in the table they were read from."""
     columns: dict[str, Numbers] = field(default_factory=dict)
-    """Further numbers of every pair, [N] each: see `columns_for`."""
+    """Further numbers of every pair, [N] each."""
 
     def __len__(self) -> int:
         return len(self.pair_ids)
@@ -190,11 +187,6 @@ class EncodedPairs:
         """Tokens of each pair's chosen and rejected response."""
         return np.diff(self.offsets).reshape(-1, 3)[:, 1:]
 
-    @functools.cached_property
-    def by_score_N(self) -> Indices:
-        """The pairs by descending score, ties by pair_id."""
-        return np.lexsort((np.array(self.pair_ids), -self.columns["score"]))
-
     def pieces(self, index: int) -> list[list[int]]:
         """Prompt, chosen and rejected tokens of one pair."""
         bounds = self.offsets[3 * index : 3 * index + 4]
@@ -207,19 +199,33 @@ class EncodedPairs:
         return EncodedGroup(prompt, [chosen, rejected], ["ok", "ok"], 0, starts if any(starts) else ())
 
 
-def encode_pairs(pairs: TrainingPairs, encoder: Encoder, columns: Mapping[str, Numbers] | None = None) -> EncodedPairs:
+def encode_pairs(
+    pairs: TrainingPairs, encoder: Encoder, columns: Mapping[str, Numbers] | None = None, *, strict: bool = True
+) -> EncodedPairs:
     """Tokenise every pair once, before the first step, so that N and the number of steps are known.
 
-    A pair with a completion over the encoder's `max_length` is dropped as `too_long` and counted; `columns` are further
-    numbers of every pair, kept for those that stay.
+    Args:
+        pairs: The table.
+        encoder: The tokenizer with its template and length limit.
+        columns: Further numbers of every pair, [N] each, kept for those that stay.
+        strict: False: a pair whose response the template cannot tell from its prompt is dropped, as far as these are at
+            most half.
+
+    Returns:
+        The pairs that fit. Of the others `dropped` counts those with a completion over `max_length` as `too_long`, and
+        without `strict` those that the template fails for as `template_error`.
 
     Raises:
-        UserError: No pair is left.
-        TemplateError: As the encoder raises it.
+        UserError: No pair is left, or the template fails for more than half of them.
+        TemplateError: As the encoder raises it, with `strict`.
     """
+    if not len(pairs):
+        raise UserError("training table: it has no row")
     tokens, offsets, starts, kept, num_truncated = array("i"), [0], [], [], 0
-    for number, group in enumerate(_encoded(pairs, encoder)):
-        if any(status != "ok" for status in group.status):
+    dropped = Counter(dict.fromkeys(("too_long",) if strict else ("too_long", "template_error"), 0))
+    for number, group in enumerate(_encoded(pairs, encoder, strict=strict)):
+        if bad := [status for status in group.status if status != "ok"]:
+            dropped[bad[0]] += 1
             continue
         for piece in (group.prompt_tokens, *group.completion_tokens):
             tokens.extend(piece)
@@ -227,74 +233,31 @@ def encode_pairs(pairs: TrainingPairs, encoder: Encoder, columns: Mapping[str, N
         starts.append(group.prompt_starts or (0, 0))
         kept.append(number)
         num_truncated += group.num_truncated
+    if 2 * dropped["template_error"] > len(pairs):
+        raise UserError(f"{dropped['template_error']} of {len(pairs)} pairs: {encoder.tolerated}")
     if not kept:
         raise UserError(f"training table: none of {len(pairs)} pairs fits max_length; raise it or set truncation")
+    rows_N = np.array(kept, dtype=np.int64)
     return EncodedPairs(
-        pair_ids=pairs.table["pair_id"].take(pa.array(kept)).to_pylist(),
+        pair_ids=pairs.table["pair_id"].take(pa.array(rows_N)).to_pylist(),
         tokens_T=np.frombuffer(tokens, dtype=np.int32),
         offsets=np.array(offsets, dtype=np.int64),
         prompt_starts_N2=np.array(starts, dtype=np.int32),
-        reference_logps_N2=None if pairs.reference_logps_N2 is None else pairs.reference_logps_N2[kept],
-        dropped={"too_long": len(pairs) - len(kept)},
+        reference_logps_N2=None if pairs.reference_logps_N2 is None else pairs.reference_logps_N2[rows_N],
+        dropped=dict(dropped),
         num_truncated=num_truncated,
-        columns={name: values[kept] for name, values in (columns or {}).items()},
+        rows_N=rows_N,
+        columns={name: values[rows_N] for name, values in (columns or {}).items()},
     )
 
 
-def _encoded(pairs: TrainingPairs, encoder: Encoder, batch_size: int = 512) -> Iterator[EncodedGroup]:
+def _encoded(pairs: TrainingPairs, encoder: Encoder, *, strict: bool, batch_size: int = 512) -> Iterator[EncodedGroup]:
     for batch in pairs.table.to_batches(max_chunksize=batch_size):
         conversations = []
         for row in batch.to_pylist():
-            completions = [_messages(row[side], "assistant") for side in ("chosen", "rejected")]
+            completions = [_messages(row[side], "assistant") for side in SIDES]
             conversations.append((_messages(row["prompt"], "user"), completions))
-        yield from encoder.encode_groups(conversations)
-
-
-@functools.lru_cache(maxsize=2)
-def epoch_order(num_pairs: int, *, seed: int, epoch: int, order: Order = "shuffled") -> Indices:
-    """The order in which an epoch visits the pairs: a permutation keyed by (seed, epoch), or the table's own.
-
-    With "score" these are places in the pairs sorted by it.
-    """
-    if order != "shuffled":
-        return np.arange(num_pairs, dtype=np.int64)
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_pairs).astype(np.int64)
-
-
-def num_steps(num_pairs: int, *, global_batch_pairs: int, num_epochs: int, max_steps: int | None) -> int:
-    """Optimizer steps of the whole run: `max_steps`, or all epochs, an epoch's incomplete last batch being a step."""
-    return num_epochs * -(-num_pairs // global_batch_pairs) if max_steps is None else max_steps
-
-
-def global_batch(consumed_pairs: int, num_pairs: int, *, global_batch_pairs: int, seed: int, order: Order) -> Indices:
-    """The pairs of the next optimizer step, [B], when `consumed_pairs` have been trained on; never spans two epochs."""
-    epoch, start = divmod(consumed_pairs, num_pairs)
-    return epoch_order(num_pairs, seed=seed, epoch=epoch, order=order)[start : start + global_batch_pairs]
-
-
-def rank_share(batch_B: Indices, num_tokens_B: Indices, *, rank: int, world_size: int) -> Indices:
-    """The pairs of a global batch that one worker takes, longest first; the shares partition the batch.
-
-    Dealing the length-sorted pairs back and forth (0 1 2 2 1 0 …) evens out the tokens per worker: every step waits
-    for the slowest, and the loss is weighted per pair, so which worker computes a pair cannot change the sum.
-    """
-    by_length = batch_B[np.argsort(-num_tokens_B, kind="stable")]
-    position = np.arange(len(by_length)) % (2 * world_size)
-    owner = np.where(position < world_size, position, 2 * world_size - 1 - position)
-    return by_length[owner == rank]
-
-
-def micro_batches(share: Indices, num_tokens: Indices, *, micro_batch_pairs: int, token_budget: int) -> list[Indices]:
-    """Consecutive runs of a worker's share with at most so many pairs and, beyond the first pair, so many tokens."""
-    runs: list[list[int]] = []
-    tokens = 0
-    for index, length in zip(share.tolist(), num_tokens.tolist()):
-        if not runs or len(runs[-1]) == micro_batch_pairs or tokens + length > token_budget:
-            runs.append([])
-            tokens = 0
-        runs[-1].append(index)
-        tokens += length
-    return [np.array(run, dtype=np.int64) for run in runs]
+        yield from encoder.encode_groups(conversations, strict=strict)
 
 
 def _refuse_nulls(column: pa.ChunkedArray, name: str, pair_ids: list[str]) -> None:

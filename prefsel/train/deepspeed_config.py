@@ -1,4 +1,4 @@
-"""What a DPO run is configured with, and the DeepSpeed dictionary that follows from it. No torch here.
+"""The DeepSpeed dictionary and the learning rates that follow from a training's options. No torch here.
 
 The user's own `deepspeed:` dictionary is merged over ours, except for keys whose value another option decides:
 two sources for one number would let the trajectory differ from what the configuration says.
@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from pydantic import Field
-
-from prefsel.config import DpoOptions, Optimization
+from prefsel.config import Optimization
 from prefsel.errors import UserError, invalid
 
 OWNED: Final[dict[str, str]] = {
@@ -34,33 +32,6 @@ OWNED: Final[dict[str, str]] = {
     "scheduler": "warmup_ratio and min_lr_ratio",
 }
 """DeepSpeed key -> the option of ours that decides it."""
-
-
-class DpoConfig(DpoOptions):
-    """One DPO run: the options a user writes, and what the rest of the configuration says about the models."""
-
-    policy_is_reference: bool
-    """Whether the stored reference log-probs come from the very model that training starts from; switches on the
-    step-0 check (the loss is that of zero margins, ln 2 for DPO) and recomputes reference log-probs with the initial
-    policy. Without effect for a loss that has no reference."""
-    max_length: int | None = Field(ge=2)
-    """Longest prompt + completion, tokens, as the reference log-probs were computed with; None: no limit."""
-    template: str = "auto"
-    """Chat template, as in scoring."""
-    truncation: Literal["drop", "right", "left"] = "drop"
-    """What happens to a pair over max_length, as in scoring; `drop` leaves it out and counts it."""
-    revision: str | None = None
-    """Exact revision of the model, needed for `trust_remote_code`."""
-    trust_remote_code: bool = False
-    """Run the model repository's own code."""
-    reference_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """What the stored log-probs were computed in; the self-checks allow for the coarser of it and `dtype`."""
-    reference_revision: str | None = None
-    """Exact revision of the reference, where it is loaded for the check."""
-    reference_trust_remote_code: bool = False
-    """Run the reference repository's own code."""
-    reference_dir: str | None = None
-    """Where the reference model lies when it is not the initial policy; read for the check and then dropped."""
 
 
 def build_deepspeed_config(config: Optimization, *, world_size: int) -> dict[str, Any]:
@@ -109,7 +80,7 @@ def build_deepspeed_config(config: Optimization, *, world_size: int) -> dict[str
         # Stage 0 has no fp32 accumulation buffer: there many micro-batches add up in bf16.
         ours["data_types"] = {"grad_accum_dtype": "fp32"}
     refuse_owned(config.deepspeed)
-    return merge(ours, config.deepspeed)
+    return _merge(ours, config.deepspeed)
 
 
 def refuse_owned(options: Mapping[str, Any], prefix: str = "") -> None:
@@ -122,7 +93,7 @@ def refuse_owned(options: Mapping[str, Any], prefix: str = "") -> None:
             refuse_owned(value, f"{path}.")
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "deepspeed") -> dict[str, Any]:
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "deepspeed") -> dict[str, Any]:
     """Nested dictionaries joined key by key, `over` winning.
 
     Raises:
@@ -132,7 +103,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "deeps
     for key, value in over.items():
         if key in base and isinstance(base[key], Mapping) != isinstance(value, Mapping):
             raise UserError(f"{prefix}.{key}: got {value!r}; valid: {type(base[key]).__name__}")
-        merged[key] = merge(base[key], value, f"{prefix}.{key}") if isinstance(base.get(key), Mapping) else value
+        merged[key] = _merge(base[key], value, f"{prefix}.{key}") if isinstance(base.get(key), Mapping) else value
     return merged
 
 

@@ -5,19 +5,21 @@ so that the caller decides the weighting of an incomplete batch. In the equation
 
     h = (log π_θ − log π_ref)(y_w) − (log π_θ − log π_ref)(y_l)        m = β h, the implicit reward margin
     h̄ = the same with both terms divided by the number of their response tokens, |y_w| and |y_l|
+
+`prefsel.config.losses.LOSSES` names them; a new one is a function here, or anywhere, and a line there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Final, Literal
+import importlib
+from collections.abc import Callable
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefsel.config import DpoOptions
-from prefsel.plugins.registry import Registry
+from prefsel.config.losses import loss_named
+from prefsel.errors import UserError
 
 
 def reward_margins(
@@ -312,43 +314,17 @@ def preference_stats(
     }
 
 
-# ------------------------------------------------------------------------------------------------- losses by name
+def loss_function(name: str) -> Callable[..., Tensor]:
+    """The function of a loss, by the loss's configuration name, imported from where its line in `LOSSES` says it lies.
 
-
-@dataclass(frozen=True)
-class Loss:
-    """A loss and what it is called with, besides the policy's log-probs and `beta`."""
-
-    function: Callable[..., Tensor]
-    uses_reference: bool = True
-    """Whether the reference's log-probs follow the policy's."""
-    uses_lengths: bool = False
-    """Whether it takes `num_tokens_chosen` and `num_tokens_rejected`."""
-    columns: tuple[str, ...] = ()
-    """Numbers of every pair that it takes by these names."""
-    options: Mapping[str, str] = field(default_factory=dict)
-    """Its other parameters, and the option of `DpoOptions` that each of them is."""
-
-    def parameters(self, options: DpoOptions) -> dict[str, float | str]:
-        """What the options say about its parameters."""
-        return {"beta": options.beta} | {name: getattr(options, given) for name, given in self.options.items()}
-
-    def compares_means(self, options: DpoOptions) -> bool:
-        """Whether it compares log-probs per token."""
-        return self.uses_lengths and self.parameters(options).get("reduction", "mean") == "mean"
-
-
-LOSSES: Final[Registry[Loss]] = Registry(
-    "losses",
-    {
-        "dpo": Loss(dpo_loss, options={"label_smoothing": "label_smoothing"}),
-        "robust_dpo": Loss(robust_dpo_loss, options={"label_smoothing": "label_smoothing"}),
-        "ipo": Loss(ipo_loss, uses_lengths=True, options={"reduction": "ipo_reduction"}),
-        "hinge": Loss(hinge_loss),
-        "simpo": Loss(simpo_loss, uses_reference=False, uses_lengths=True, options={"gamma": "simpo_gamma"}),
-        "length_normalised_dpo": Loss(length_normalised_dpo_loss, uses_lengths=True),
-        "dfpo": Loss(dfpo_loss, columns=("preference_divergence",), options={"num_aspects": "num_aspects"}),
-        "weighted_dfpo": Loss(weighted_dfpo_loss, columns=("preference_divergence", "aspect_weight")),
-    },
-)
-"""Every loss the training loop offers, by its configuration name, those of plugins included."""
+    Raises:
+        UserError: There is no such loss, or no such function.
+    """
+    found = loss_named(name).function
+    if not isinstance(found, str):
+        return found
+    module, _, function = found.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"loss {name!r}: its function {found} cannot be imported: {error}") from error

@@ -46,7 +46,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Selected:
+class SelectionPairs:
     """The kept rows of a selection, read from the corpus: the rows its dataset would have, in the same order."""
 
     reader: PairReader
@@ -78,7 +78,7 @@ class Selected:
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitPairs:
     """The pairs of the corpus that eligibility gave one code: eligible ones, or those dropped for one reason."""
 
     reader: PairReader
@@ -108,7 +108,7 @@ class Part:
                 yield table.select([name for name in columns if name in table.column_names])
 
 
-def smallest_ids(part: Part, shard: ShardRef, limit: int) -> list[bytes]:
+def smallest_ids(part: SplitPairs, shard: ShardRef, limit: int) -> list[bytes]:
     """The first `limit` pair_ids of a shard's part, ascending: pieces of a sample that no file order changes."""
     pairs = part.reader.pairs(shard)
     return heapq.nsmallest(limit, pairs["pair_id"].take(pa.array(part.rows(shard, pairs))).to_pylist())
@@ -118,7 +118,7 @@ def smallest_ids(part: Part, shard: ShardRef, limit: int) -> list[bytes]:
 class PairSource:
     """Everything that decides which rows a training reads."""
 
-    rows: Dataset | Selected | Part
+    rows: Dataset | SelectionPairs | SplitPairs
     reference: str | None = None
     """Model whose `logps_<model>_*` are the reference; rows without them are left out and counted."""
     divergence: str | None = None

@@ -19,7 +19,8 @@ import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefsel.generate.sample import sample
-from prefsel.scratch.models import RewardPair, no_bars, one_thread, save, train_policy, train_reward, train_tokenizer
+from prefsel.models.loading import no_bars
+from prefsel.scratch.models import RewardPair, one_thread, save, train_policy, train_reward, train_tokenizer
 from prefsel.world.gold import ASPECTS, gold, raw_aspects
 from prefsel.world.grammar import sample_response, sample_style, vocabulary
 from prefsel.world.labels import corpus_row, proxy_pairs, sample_prompts, write_jsonl

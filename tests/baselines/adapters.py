@@ -114,12 +114,13 @@ def train_policy(
         Every record of the run's history, and the folder of the trained model.
     """
     from prefsel.train.data import TrainingPairs
-    from prefsel.train.deepspeed_config import DpoConfig
-    from prefsel.train.loop import train_dpo
+    from prefsel.train.loop import train as train_on
+    from prefsel.train.preference import Preference
+    from prefsel.train.run_config import DpoConfig
 
     config = DpoConfig.model_validate({"policy_is_reference": False, "max_length": 128, **options})
     tables = (TrainingPairs.from_table(table) for table in (train, held_out))
-    result = train_dpo(config, *tables, model_dir=model, output_dir=output, report=_ignore, resume_dir=None)
+    result = train_on(Preference(config), *tables, model_dir=model, output_dir=output)
     return result["history"], Path(result["model_dir"])
 
 
@@ -127,18 +128,14 @@ def train_reward_model(
     options: Mapping[str, Any], train: pa.Table, *, model: Path, output: Path
 ) -> tuple[list[dict[str, Any]], Path]:
     """As `train_policy`; the training splits off what it evaluates on."""
-    from prefsel.train import reward_loop
-    from prefsel.train.reward_config import RewardConfig
+    from prefsel.train.data import TrainingPairs
+    from prefsel.train.loop import train as train_on
+    from prefsel.train.reward import BradleyTerry
+    from prefsel.train.run_config import RewardConfig
 
     config = RewardConfig.model_validate({"max_length": 128, **options})
-    result = reward_loop.train_reward_model(
-        config, train, model_dir=model, output_dir=output, report=_ignore, resume_dir=None
-    )
+    result = train_on(BradleyTerry(config), TrainingPairs.from_table(train), model_dir=model, output_dir=output)
     return result["history"], Path(result["model_dir"])
-
-
-def _ignore(record: object, checkpoint: Path | None) -> None:
-    """Nobody listens: the whole history is returned."""
 
 
 def train_scratch_policy(texts: list[str], conversations: list[Any], **options: Any) -> list[float]:

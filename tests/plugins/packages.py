@@ -42,7 +42,8 @@ FORMAT_AND_LOSS = """
     from prefsel.ingest.example import completion_of, field, number, prompt_of
     from prefsel.ingest.formats import Completion, Example, Preference
     from prefsel.plugins import register_format, register_loss
-    from prefsel.train.losses import Loss, reward_margins
+    from prefsel.config.losses import Loss
+    from prefsel.train.losses import reward_margins
 
 
     def adapt(row, options):

@@ -14,6 +14,7 @@ from packages import METRIC, install, write
 
 from prefsel.config import DpoOptions, FormatOptions, Options
 from prefsel.config.file import parse_config
+from prefsel.config.losses import LOSSES, Loss
 from prefsel.errors import UserError
 from prefsel.ingest.formats import FORMATS, Example
 from prefsel.ingest.rows import RawRow
@@ -21,7 +22,7 @@ from prefsel.ingest.windows import ingest_windows
 from prefsel.metrics import METRICS, Metric, score_table
 from prefsel.metrics.table import find_metric
 from prefsel.plugins import register_format, register_loss, register_metric, registry
-from prefsel.train.losses import LOSSES, Loss, dpo_loss
+from prefsel.train.losses import dpo_loss
 
 TABLE = pa.table({"rm_gold_chosen": [1.0, 5.0, None], "rm_gold_rejected": [0.0, 2.0, 1.0]})
 

@@ -18,7 +18,7 @@ from prefsel.progress import Progress
 from prefsel.stages import select as stage
 from prefsel.stages.select import select_rule
 from prefsel.stages.tasks import over_shards
-from prefsel.train.pair_source import TEXT, Dataset, Selected
+from prefsel.train.pair_source import TEXT, Dataset, SelectionPairs
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import verify
@@ -62,8 +62,8 @@ def config(sources: list[dict[str, Any]], dataset: str, **more: Any) -> Any:
     )
 
 
-def read_through(lineage: Lineage, name: str) -> Selected:
-    return Selected(lineage.reader_of([]), tuple(lineage.catalog.shards), lineage.selected_path(name))
+def read_through(lineage: Lineage, name: str) -> SelectionPairs:
+    return SelectionPairs(lineage.reader_of([]), tuple(lineage.catalog.shards), lineage.selected_path(name))
 
 
 @pytest.mark.parametrize(

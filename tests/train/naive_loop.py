@@ -1,20 +1,14 @@
-"""Textbook preference training: no packing, no DeepSpeed, one sequence at a time, the whole batch in one graph."""
+"""Textbook training: no packing, no DeepSpeed, one sequence at a time, the whole batch in one graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import torch
-from tiny_policy import TinyRun, naive_logps
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefsel.train.deepspeed_config import lr_factor
-
-LossOfPair = Callable[[dict[str, Any], torch.Tensor, torch.Tensor], torch.Tensor]
-"""(row of the table, log-prob of chosen, log-prob of rejected) → loss."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +23,22 @@ class NaiveRun:
 
 
 def naive_training(
-    tiny_run: TinyRun,
-    table: pa.Table,
-    loss_of: LossOfPair,
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[dict[str, Any]],
     batches: Iterable[Iterable[int]],
     *,
+    output: Callable[..., torch.Tensor],
+    loss: Callable[[dict[str, Any], torch.Tensor, torch.Tensor], torch.Tensor],
     learning_rate: float,
     num_warmup_steps: int,
 ) -> NaiveRun:
-    """AdamW on the mean loss of each batch of rows, clipped at 1, with the linear and cosine schedule."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_run.model_dir, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_run.model_dir)
+    """AdamW on the mean loss of each batch of rows, clipped at 1, with the linear and cosine schedule.
+
+    `output` is (model, tokenizer, prompt, completion) → number; `loss` is (row, number of chosen, of rejected) → loss.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
-    rows, steps, losses, norms = table.to_pylist(), [list(batch) for batch in batches], [], []
+    steps, losses, norms = [list(batch) for batch in batches], [], []
     for step, batch in enumerate(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * lr_factor(
@@ -49,12 +46,12 @@ def naive_training(
             )
         found = []
         for row in (rows[i] for i in batch):
-            sides = (naive_logps(model, tokenizer, row["prompt"], row[side]) for side in ("chosen", "rejected"))
-            found.append(loss_of(row, *sides))
-        loss = torch.stack(found).mean()
+            sides = (output(model, tokenizer, row["prompt"], row[side]) for side in ("chosen", "rejected"))
+            found.append(loss(row, *sides))
+        mean = torch.stack(found).mean()
         optimizer.zero_grad()
-        loss.backward()
+        mean.backward()
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(mean.item())
     return NaiveRun(losses, norms, model, optimizer)

@@ -18,7 +18,7 @@ from prefsel.train.checkpoint import (
     read_history,
     save_checkpoint,
 )
-from prefsel.train.loop import start_worker
+from prefsel.train.engine import start_worker
 
 IDENTITY = {"pairs": "5eed", "beta": 0.1}
 STATE = {"step": 4, "consumed_pairs": 32, "identity": IDENTITY}
@@ -27,6 +27,8 @@ HISTORY = [{"event": "step", "step": 4, "loss": 0.5}]
 
 class RecordingEngine:
     """Writes two files where DeepSpeed would, and remembers whether it was asked to load."""
+
+    module = torch.nn.Linear(1, 1)
 
     def __init__(self) -> None:
         self.loaded: list[str] = []

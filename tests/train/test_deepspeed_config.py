@@ -4,7 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from prefsel.errors import UserError
-from prefsel.train.deepspeed_config import OWNED, DpoConfig, build_deepspeed_config, lr_factor
+from prefsel.train.deepspeed_config import OWNED, build_deepspeed_config, lr_factor
+from prefsel.train.run_config import DpoConfig
 
 
 def config(**options: object) -> DpoConfig:

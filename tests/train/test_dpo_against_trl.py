@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 from tiny_policy import TinyRun
+from tiny_runs import preference
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefsel.config import DpoOptions
 from prefsel.models.chat import Encoder
 from prefsel.models.loading import load_causal
 from prefsel.models.packing import pack
-from prefsel.train.batch import PairInputs, ordered, pair_losses, pair_stats
+from prefsel.models.pair_batch import by_pair
 from prefsel.train.data import EncodedPairs, TrainingPairs, encode_pairs
-from prefsel.train.export import Policy
+from prefsel.train.preference import PairInputs, pair_losses, pair_stats
 
 trl = pytest.importorskip("trl")
 
@@ -129,7 +130,7 @@ def our_step(
     if without_reference:
         inputs = replace(inputs, reference_N2=torch.zeros(len(encoded), 2, dtype=torch.float64))
     (row,) = pack([encoded.group(i) for i in range(len(encoded))], 10_000)
-    policy_N2 = ordered(Policy(model)(row), row)
+    policy_N2 = by_pair(preference().outputs(model, row), row)
     loss = pair_losses(config, policy_N2, inputs).mean()
     stats = {name: values.mean().item() for name, values in pair_stats(config, policy_N2, inputs).items()}
     return loss.item(), gradients(model, loss), stats

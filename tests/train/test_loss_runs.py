@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,50 +13,38 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
-from naive_loop import LossOfPair, naive_training
-from tiny_policy import TinyRun
+from naive_loop import NaiveRun, naive_training
+from tiny_policy import naive_logps
+from tiny_runs import Case, first_epoch, losses, policy_case, replaced, steps
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefsel.errors import IntegrityError, NonFiniteError, UserError
 from prefsel.train import loop
 from prefsel.train.checkpoint import latest_checkpoint
-from prefsel.train.data import TrainingPairs, epoch_order
-from prefsel.train.deepspeed_config import DpoConfig
 
 BETA = 0.5
+THREE_STEPS = {"num_epochs": 1, "warmup_ratio": 0.3}
+"""Of 8, 8 and 6 pairs."""
 NUM_ASPECTS = 4
 WEIGHTS = {"honesty": 1.0, "helpfulness": 3.0}
+LossOfPair = Callable[[dict[str, Any], torch.Tensor, torch.Tensor], torch.Tensor]
 REFERENCE = ["reference_logps_chosen", "reference_logps_rejected"]
 DFPO = {"loss": "dfpo", "num_aspects": NUM_ASPECTS, "divergence": "pd"}
 WEIGHTED = {"loss": "weighted_dfpo", "aspect_weights": WEIGHTS, "divergence": "pd"}
 
 
 def run(
-    tiny_run: TinyRun, output_dir: Path, train: pa.Table, held_out: pa.Table | None = None, **options: Any
+    policy: Case, output_dir: Path, train: pa.Table, held_out: pa.Table | None = None, **options: Any
 ) -> dict[str, Any]:
-    """Three steps of 8, 8 and 6 pairs."""
-    resume_dir = options.pop("resume_dir", None)
-    defaults = {
-        "policy_is_reference": True,
-        "learning_rate": 3e-3,
-        "max_length": 128,
-        "dtype": "fp32",
-        "beta": BETA,
-        "global_batch_pairs": 8,
-        "micro_batch_pairs": 3,
-        "token_budget": 128,
-        "zero_stage": 0,
-        "warmup_ratio": 0.3,
-    }
-    return loop.train_dpo(
-        DpoConfig.model_validate({**defaults, **options}),
-        TrainingPairs.from_table(train),
-        None if held_out is None else TrainingPairs.from_table(held_out),
-        model_dir=tiny_run.model_dir,
-        output_dir=output_dir,
-        report=lambda record, checkpoint_dir: None,
-        resume_dir=resume_dir,
-    )
+    return replace(policy, held_out=held_out).run(output_dir, table=train, **{**THREE_STEPS, **options})
+
+
+def textbook(policy: Case, table: pa.Table, loss: LossOfPair, batches: list[Any], *, num_warmup_steps: int) -> NaiveRun:
+    model = AutoModelForCausalLM.from_pretrained(policy.model_dir, dtype=torch.float32)
+    tokenizer, options = AutoTokenizer.from_pretrained(policy.model_dir), {"learning_rate": 3e-3, "output": naive_logps}
+    rows = table.to_pylist()
+    return naive_training(model, tokenizer, rows, batches, loss=loss, num_warmup_steps=num_warmup_steps, **options)
 
 
 def with_columns(table: pa.Table) -> pa.Table:
@@ -70,16 +60,8 @@ def with_columns(table: pa.Table) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def train(tiny_run: TinyRun) -> pa.Table:
-    return with_columns(tiny_run.train)
-
-
-def steps_of(result: dict[str, Any]) -> list[dict[str, Any]]:
-    return [record for record in result["history"] if record["event"] == "step"]
-
-
-def losses(result: dict[str, Any]) -> list[float]:
-    return [record["loss"] for record in steps_of(result)]
+def train(policy: Case) -> pa.Table:
+    return with_columns(policy.table)
 
 
 # -------------------------------------------------------------------------------------------------- trajectories
@@ -133,22 +115,22 @@ RUNS: list[tuple[dict[str, Any], LossOfPair, float | None]] = [
 
 @pytest.mark.parametrize(("options", "loss_of", "at_start"), RUNS, ids=[str(run[0])[:50] for run in RUNS])
 def test_a_training_follows_the_textbook(
-    tiny_run: TinyRun,
+    policy: Case,
     train: pa.Table,
     tmp_path: Path,
     options: dict[str, Any],
     loss_of: LossOfPair,
     at_start: float | None,
 ) -> None:
-    batches = [epoch_order(22, seed=0, epoch=0)[start : start + 8] for start in (0, 8, 16)]
+    batches = first_epoch()
     if at_start is not None and math.isnan(at_start):
         first = train["preference_divergence"].to_numpy()[batches[0]]
         at_start = np.logaddexp(0.0, -first).mean()
     table = train.drop_columns(REFERENCE) if at_start is None else train
-    naive = naive_training(tiny_run, train, loss_of, batches, learning_rate=3e-3, num_warmup_steps=1)
-    result = run(tiny_run, tmp_path, table, **options)
+    naive = textbook(policy, train, loss_of, batches, num_warmup_steps=1)
+    result = run(policy, tmp_path, table, **options)
     assert losses(result) == pytest.approx(naive.losses, rel=2e-5, abs=1e-5)
-    norms = [record["grad_norm"] for record in steps_of(result)]
+    norms = [record["grad_norm"] for record in steps(result)]
     assert norms == pytest.approx(naive.norms, rel=1e-3)
     check = result["history"][0]
     assert check["uses_reference"] is (at_start is not None)
@@ -160,36 +142,34 @@ def test_a_training_follows_the_textbook(
         assert check["reference_relative_error"] < 1e-5
 
 
-def test_dfpo_learns_more_from_consensus_than_from_conflict(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_dfpo_learns_more_from_consensus_than_from_conflict(policy: Case, tmp_path: Path) -> None:
     # PD 4 on the first half (the other aspects contradict the label), -4 on the second.
     divergence = pa.array([4.0] * 11 + [-4.0] * 11)
-    train = tiny_run.train.append_column("preference_divergence", divergence)
-    result = run(tiny_run, tmp_path / "a", train, **DFPO, num_epochs=6)
-    trained = TinyRun(Path(result["model_dir"]), tiny_run.train, tiny_run.held_out)
+    train = policy.table.append_column("preference_divergence", divergence)
+    result = run(policy, tmp_path / "a", train, **DFPO, num_epochs=6)
+    trained = policy_case(Path(result["model_dir"]), policy.table, policy.held_out)
     assert losses(result)[-1] < losses(result)[0] - 0.3
 
     def margin_of(rows: pa.Table) -> float:
         options = {"policy_is_reference": False, "max_steps": 1, "learning_rate": 1e-12}
         return run(trained, tmp_path / "b", rows, rows, **options)["history"][1]["margin"]
 
-    assert margin_of(tiny_run.train.slice(11)) > margin_of(tiny_run.train.slice(0, 11)) + 0.1
+    assert margin_of(policy.table.slice(11)) > margin_of(policy.table.slice(0, 11)) + 0.1
 
 
 # -------------------------------------------------------------------------------------------------------- order
 
 
-def test_easy_to_hard_follows_the_score_in_every_epoch(tiny_run: TinyRun, train: pa.Table, tmp_path: Path) -> None:
+def test_easy_to_hard_follows_the_score_in_every_epoch(policy: Case, train: pa.Table, tmp_path: Path) -> None:
     order = sorted(range(22), key=lambda i: (-train["score"][i].as_py(), train["pair_id"][i].as_py()))
     assert order != list(range(22))
     assert len(set(train["score"].to_pylist())) < 22  # there are ties
     batches = [order[start : start + 8] for start in (0, 8, 16)] * 2
-    naive = naive_training(
-        tiny_run, train, lambda row, *y: -F.logsigmoid(margin(row, *y)), batches, learning_rate=3e-3, num_warmup_steps=2
-    )
-    result = run(tiny_run, tmp_path / "score", train, order="score", num_epochs=2)
+    naive = textbook(policy, train, lambda row, *y: -F.logsigmoid(margin(row, *y)), batches, num_warmup_steps=2)
+    result = run(policy, tmp_path / "score", train, order="score", num_epochs=2)
     assert losses(result) == pytest.approx(naive.losses, abs=2e-5)
     backwards = train.take(list(reversed(range(22))))
-    again = run(tiny_run, tmp_path / "reversed", backwards, order="score", num_epochs=2)
+    again = run(policy, tmp_path / "reversed", backwards, order="score", num_epochs=2)
     assert losses(again) == pytest.approx(losses(result), abs=1e-6)
 
 
@@ -197,11 +177,11 @@ def test_easy_to_hard_follows_the_score_in_every_epoch(tiny_run: TinyRun, train:
 
 
 def test_held_out_pairs_without_divergence_have_an_accuracy_but_no_loss(
-    tiny_run: TinyRun, train: pa.Table, tmp_path: Path
+    policy: Case, train: pa.Table, tmp_path: Path
 ) -> None:
-    without = run(tiny_run, tmp_path / "without", train, tiny_run.held_out, **DFPO, max_steps=1)
-    scored = with_columns(tiny_run.held_out)
-    with_loss = run(tiny_run, tmp_path / "with", train, scored, **DFPO, max_steps=1)
+    without = run(policy, tmp_path / "without", train, policy.held_out, **DFPO, max_steps=1)
+    scored = with_columns(policy.held_out)
+    with_loss = run(policy, tmp_path / "with", train, scored, **DFPO, max_steps=1)
     for index in (1, 3):
         bare, full = without["history"][index], with_loss["history"][index]
         assert bare["event"] == full["event"] == "eval"
@@ -210,10 +190,6 @@ def test_held_out_pairs_without_divergence_have_an_accuracy_but_no_loss(
     assert with_loss["history"][1]["loss"] == pytest.approx(
         np.logaddexp(0.0, -scored["preference_divergence"].to_numpy()).mean(), abs=1e-4
     )
-
-
-def replaced(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
-    return table.set_column(table.column_names.index(name), name, pa.array(values))
 
 
 @pytest.mark.parametrize(
@@ -250,35 +226,35 @@ def replaced(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
     ids=str,
 )
 def test_a_table_without_what_the_loss_needs_is_refused(
-    tiny_run: TinyRun, train: pa.Table, tmp_path: Path, options: Any, change: Any, error: Any, message: str
+    policy: Case, train: pa.Table, tmp_path: Path, options: Any, change: Any, error: Any, message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        run(tiny_run, tmp_path, change(train), **options)
+        run(policy, tmp_path, change(train), **options)
 
 
-def test_what_a_loss_does_not_need_may_be_anything(tiny_run: TinyRun, train: pa.Table, tmp_path: Path) -> None:
+def test_what_a_loss_does_not_need_may_be_anything(policy: Case, train: pa.Table, tmp_path: Path) -> None:
     odd = replaced(replaced(train, "score", [None] * 22), "preference_divergence", [math.nan] * 22)
-    assert losses(run(tiny_run, tmp_path / "odd", odd, max_steps=1)) == losses(
-        run(tiny_run, tmp_path / "plain", tiny_run.train, max_steps=1)
+    assert losses(run(policy, tmp_path / "odd", odd, max_steps=1)) == losses(
+        run(policy, tmp_path / "plain", policy.table, max_steps=1)
     )
 
 
-def test_a_checkpoint_belongs_to_its_divergences(tiny_run: TinyRun, train: pa.Table, tmp_path: Path) -> None:
-    first = run(tiny_run, tmp_path, train, **DFPO, checkpoint_every_steps=1)
+def test_a_checkpoint_belongs_to_its_divergences(policy: Case, train: pa.Table, tmp_path: Path) -> None:
+    first = run(policy, tmp_path, train, **DFPO, checkpoint_every_steps=1)
     checkpoint = latest_checkpoint(tmp_path / "checkpoints")
-    again = run(tiny_run, tmp_path / "again", train, **DFPO, checkpoint_every_steps=1, resume_dir=checkpoint)
+    again = run(policy, tmp_path / "again", train, **DFPO, checkpoint_every_steps=1, resume_dir=checkpoint)
     assert again["history"] == first["history"]
     assert again["flops_forward"] == first["flops_forward"]
     other = replaced(train, "preference_divergence", [0.0] * 22)
     with pytest.raises(UserError, match="pairs: got"):
-        run(tiny_run, tmp_path, other, **DFPO, resume_dir=checkpoint)
+        run(policy, tmp_path, other, **DFPO, resume_dir=checkpoint)
 
 
-def test_step_0_finds_a_wrong_reference_whatever_the_loss(tiny_run: TinyRun, train: pa.Table, tmp_path: Path) -> None:
+def test_step_0_finds_a_wrong_reference_whatever_the_loss(policy: Case, train: pa.Table, tmp_path: Path) -> None:
     wrong = replaced(train, "reference_logps_chosen", [x - 0.05 for x in train["reference_logps_chosen"].to_pylist()])
     for options in (DFPO, WEIGHTED, {"loss": "ipo"}, {"loss": "hinge"}):
         with pytest.raises(IntegrityError, match=f"step-0 loss: got .*the loss '{options['loss']}' of zero margins"):
-            run(tiny_run, tmp_path, wrong, **options)
+            run(policy, tmp_path, wrong, **options)
 
 
 # -------------------------------------------------------------------------------------------------------- FLOPs
@@ -286,7 +262,7 @@ def test_step_0_finds_a_wrong_reference_whatever_the_loss(tiny_run: TinyRun, tra
 
 @pytest.mark.parametrize("options", [{"zero_stage": 0}, {"zero_stage": 3}, {"gradient_checkpointing": True}], ids=str)
 def test_flops_are_those_that_torch_counts(
-    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+    policy: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     counted: dict[str, int] = {"train": 0, "forward": 0}
     step = loop.train_step
@@ -301,9 +277,9 @@ def test_flops_are_those_that_torch_counts(
         return record
 
     monkeypatch.setattr(loop, "train_step", counting_step)
-    result = run(tiny_run, tmp_path, tiny_run.train, **options)
+    result = run(policy, tmp_path, policy.table, **options)
     assert result["flops_forward"] == counted["forward"]
-    assert result["flops_forward"] == sum(record["flops_forward"] for record in steps_of(result))
+    assert result["flops_forward"] == sum(record["flops_forward"] for record in steps(result))
     if options.get("gradient_checkpointing"):  # the head, a fifth of this policy, is not computed again
         assert 3.5 * counted["forward"] < counted["train"] < result["flops_train"] == 4 * counted["forward"]
     else:

@@ -11,20 +11,22 @@ import torch
 from pydantic import ValidationError
 
 from prefsel.config import DpoOptions
-from prefsel.config.training import LOSS_NAMES
-from prefsel.train.batch import PairInputs, pair_losses, pair_stats
+from prefsel.config.losses import LOSSES, Loss, losses_with
+from prefsel.errors import UserError
+from prefsel.plugins.contracts import LOSS_COLUMNS
 from prefsel.train.losses import (
-    LOSSES,
     dfpo_loss,
     dpo_loss,
     hinge_loss,
     ipo_loss,
     length_normalised_dpo_loss,
+    loss_function,
     preference_stats,
     robust_dpo_loss,
     simpo_loss,
     weighted_dfpo_loss,
 )
+from prefsel.train.preference import PairInputs, pair_losses, pair_stats
 
 LN2 = math.log(2.0)
 
@@ -277,17 +279,52 @@ def test_rewards_are_those_that_the_loss_compares(options: DpoOptions, expected:
 # --------------------------------------------------------------------------------------------- configuration
 
 
-def test_the_configuration_knows_every_loss_and_its_options() -> None:
-    assert tuple(LOSSES) == LOSS_NAMES
+def test_a_line_says_what_its_function_takes() -> None:
     for name, loss in LOSSES.items():
-        used = {option for option, losses in DpoOptions.USED_BY.items() if name in losses}
-        wanted = set(loss.options.values())
-        wanted |= {"divergence"} if "preference_divergence" in loss.columns else set()
-        wanted |= {"aspect_weights"} if "aspect_weight" in loss.columns else set()
-        assert used == wanted, name
-        keywords = {p.name for p in inspect.signature(loss.function).parameters.values() if p.kind == p.KEYWORD_ONLY}
+        parameters = inspect.signature(loss_function(name)).parameters.values()
+        logps = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
+        assert len(logps) == (4 if loss.uses_reference else 2), name
+        keywords = {p.name for p in parameters if p.kind == p.KEYWORD_ONLY}
         lengths = {"num_tokens_chosen", "num_tokens_rejected"} if loss.uses_lengths else set()
-        assert keywords == {"beta", *loss.options, *loss.columns, *lengths}, name
+        assert keywords == {"beta", *loss.options, *loss.params, *loss.columns, *lengths}, name
+        assert loss.used_options <= set(DpoOptions.model_fields)
+        assert set(loss.columns) <= set(LOSS_COLUMNS)
+
+
+def test_every_option_belongs_to_the_losses_that_need_it() -> None:
+    assert {option: losses_with(option) for option in sorted({o for x in LOSSES.values() for o in x.used_options})} == {
+        "aspect_weights": ["weighted_dfpo"],
+        "divergence": ["dfpo", "weighted_dfpo"],
+        "ipo_reduction": ["ipo"],
+        "label_smoothing": ["dpo", "robust_dpo"],
+        "num_aspects": ["dfpo"],
+        "simpo_gamma": ["simpo"],
+    }
+    assert DpoOptions.model_json_schema()["properties"]["loss"]["enum"] == list(LOSSES)
+
+
+def shifted_loss(policy_chosen: torch.Tensor, policy_rejected: torch.Tensor, *, beta: float, shift: float):
+    """A loss of another package: one function."""
+    return torch.nn.functional.softplus(shift - beta * (policy_chosen - policy_rejected))
+
+
+def test_a_loss_of_another_package_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for function in (shifted_loss, f"{__name__}:shifted_loss"):  # itself, or where it lies
+        monkeypatch.setitem(LOSSES, "shifted", Loss(function, uses_reference=False, params={"shift": 0.5}))
+        assert loss_function("shifted") is shifted_loss
+    policy = torch.tensor([LOGPS[:2]], dtype=torch.float64)  # -10 and -15
+    inputs = PairInputs(None, torch.ones(1, 2), {})
+    for given, shift in (({}, 0.5), ({"shift": 2.0}, 2.0)):
+        options = options_of("shifted", loss_params=given)
+        expected = math.log1p(math.exp(shift - 0.3 * 5))
+        assert pair_losses(options, policy, inputs).item() == pytest.approx(expected, abs=1e-12)
+        assert ("loss_params" in options.model_dump()) is bool(given)  # no recipe of another loss is another one
+    with pytest.raises(ValidationError, match="loss_params: got gamma with loss 'shifted'; valid: shift"):
+        options_of("shifted", loss_params={"gamma": 1.0})
+    assert "shifted" in DpoOptions.model_json_schema()["properties"]["loss"]["enum"]
+    monkeypatch.setitem(LOSSES, "lost", Loss("no_such_package:loss"))
+    with pytest.raises(UserError, match="loss 'lost': its function no_such_package:loss cannot be imported"):
+        loss_function("lost")
 
 
 @pytest.mark.parametrize(
@@ -307,7 +344,8 @@ def test_the_configuration_knows_every_loss_and_its_options() -> None:
         ({"loss": "weighted_dfpo", "divergence": "pd", "aspect_weights": {"a": 0.0}}, "greater than 0"),
         ({"loss": "robust_dpo"}, "label_smoothing: got 0.0 with loss 'robust_dpo'; valid: above 0, below 0.5"),
         ({"loss": "robust_dpo", "label_smoothing": 0.5}, "less than 0.5"),
-        ({"loss": "orpo"}, "valid: .*, weighted_dfpo"),
+        ({"loss": "orpo"}, "valid: dpo, robust_dpo, ipo, .*weighted_dfpo"),
+        ({"loss_params": {"shift": 1.0}}, "loss_params: got shift with loss 'dpo'; valid: none"),
         ({"keep_optimizer_state": True, "lora": {}}, "keep_optimizer_state: got True with lora"),
     ],
     ids=lambda value: str(value)[:40],

@@ -16,52 +16,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_policy import TinyRun
+from tiny_rewards import reward_table
+from tiny_runs import Case, assert_same_history, assert_same_weights, policy_case, reward_case
 
 from prefsel.train.checkpoint import latest_checkpoint
-from prefsel.train.data import TrainingPairs
-from prefsel.train.deepspeed_config import DpoConfig
-from prefsel.train.loop import train_dpo
 
-# 17 pairs in batches of 8: 8 + 8 + 1, so that in steps 3 and 6 the second worker has no pair at all.
-CONFIG: dict[str, Any] = {
-    "policy_is_reference": True,
-    "learning_rate": 3e-3,
-    "max_length": 128,
-    "dtype": "fp32",
-    "beta": 0.5,
-    "num_epochs": 2,
-    "global_batch_pairs": 8,
-    "micro_batch_pairs": 3,
-    "token_budget": 128,
-    "eval_every_steps": 3,
-    "keep_optimizer_state": True,
+# 17 pairs are trained on in batches of 8: 8 + 8 + 1, so that in steps 3 and 6 the second worker has no pair at all.
+COMMON = {"eval_every_steps": 3, "warmup_ratio": 0.1}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "policy": {**COMMON, "keep_optimizer_state": True},
+    "rewards": {**COMMON, "holdout": 0.15},
 }
 
 
-@pytest.fixture(scope="module")
-def job(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("tables")
-    pq.write_table(tiny_run.train.slice(0, 17), folder / "train.parquet")
-    pq.write_table(tiny_run.held_out.slice(0, 5), folder / "held_out.parquet")
-    return {
-        "train": str(folder / "train.parquet"),
-        "held_out": str(folder / "held_out.parquet"),
-        "model_dir": str(tiny_run.model_dir),
-        "own_folders": False,
-    }
-
-
-@pytest.fixture(scope="module")
-def one_worker(job: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return train_dpo(
-        DpoConfig.model_validate({**CONFIG, "zero_stage": 0}),
-        TrainingPairs.from_parquet(job["train"]),
-        TrainingPairs.from_parquet(job["held_out"]),
-        model_dir=job["model_dir"],
-        output_dir=tmp_path_factory.mktemp("one"),
-        report=lambda record, checkpoint_dir: None,
-        resume_dir=None,
-    )
+def case_of(objective: str, tiny_run: TinyRun) -> Case:
+    if objective == "policy":
+        return policy_case(tiny_run.model_dir, tiny_run.train.slice(0, 17), tiny_run.held_out.slice(0, 5))
+    return reward_case(tiny_run.model_dir, reward_table(20))  # a causal model: the head is fresh
 
 
 def launch(jobs: list[dict[str, Any]], folder: Path) -> int:
@@ -69,7 +40,7 @@ def launch(jobs: list[dict[str, Any]], folder: Path) -> int:
         Path(job["output_dir"]).mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    worker = [str(Path(__file__).with_name("dpo_worker.py")), str(folder / "jobs.json")]
+    worker = [str(Path(__file__).with_name("train_worker.py")), str(folder / "jobs.json")]
     environment = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "RANK")}
     with (folder / "stderr.txt").open("w") as stderr:
         process = subprocess.Popen(
@@ -90,17 +61,14 @@ def results(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def assert_same_run(got: dict[str, Any], want: dict[str, Any], *, is_checkpointed: bool = False) -> None:
-    for got_record, want_record in zip(got["history"], want["history"], strict=True):
-        assert got_record["event"] == want_record["event"]
-        numbers = [
-            {k: v for k, v in record.items() if isinstance(v, int | float)} for record in (got_record, want_record)
-        ]
-        assert numbers[0] == pytest.approx(numbers[1], rel=1e-4, abs=2e-5)
-    weights = [load_file(Path(result["model_dir"]) / "model.safetensors") for result in (got, want)]
-    for name in weights[0]:
-        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=0, atol=2e-4, msg=name)
+    assert_same_history(got["history"], want["history"])
+    assert_same_weights(got, want, atol=2e-4)
+    assert got["flops_forward"] == want["flops_forward"]
     assert got["flops_train"] == want["flops_train"] * (4 / 3 if is_checkpointed else 1)
-    for moment in ("exp_avg", "exp_avg_sq"):
+    trained_on = [Path(result["model_dir"]) / "trained_on.parquet" for result in (got, want)]
+    if trained_on[1].exists():
+        assert pq.read_table(trained_on[0]).equals(pq.read_table(trained_on[1]))
+    for moment in ("exp_avg", "exp_avg_sq") if want.get("optimizer_dir") else ():
         states = [load_file(Path(result["optimizer_dir"]) / f"{moment}.safetensors") for result in (got, want)]
         assert states[0].keys() == states[1].keys()
         for name, state in states[1].items():
@@ -109,16 +77,23 @@ def assert_same_run(got: dict[str, Any], want: dict[str, Any], *, is_checkpointe
 
 
 @pytest.mark.slow
-def test_two_workers_follow_one_and_survive_a_kill(
-    job: dict[str, Any], one_worker: dict[str, Any], tmp_path: Path
-) -> None:
-    stage_2 = {**job, "config": {**CONFIG, "zero_stage": 2}, "output_dir": str(tmp_path / "stage-2")}
-    saving = {**CONFIG, "zero_stage": 3, "checkpoint_every_steps": 2, "gradient_checkpointing": True}
+@pytest.mark.parametrize("objective", ["policy", "rewards"])
+def test_two_workers_follow_one_and_survive_a_kill(tiny_run: TinyRun, tmp_path: Path, objective: str) -> None:
+    case, options = case_of(objective, tiny_run), OPTIONS[objective]
+    one_worker = case.run(tmp_path / "one", **options)
+    assert one_worker["num_pairs"] == 17
+    job = {"objective": objective, "model_dir": str(case.model_dir), "table": str(tmp_path / "table.parquet")}
+    job |= {"held_out": "" if case.held_out is None else str(tmp_path / "held_out.parquet"), "own_folders": False}
+    pq.write_table(case.table, job["table"])
+    if case.held_out is not None:
+        pq.write_table(case.held_out, job["held_out"])
+
+    stage_2 = {**job, "config": {**options, "zero_stage": 2}, "output_dir": str(tmp_path / "stage-2")}
     # As under Ray Train: every worker has a folder of its own, and what is resumed from is their union.
     # Small chunks of the head: the workers have different numbers of them, and each gathers weights from both.
     stage_3 = {
         **job,
-        "config": saving,
+        "config": {**options, "zero_stage": 3, "checkpoint_every_steps": 2, "gradient_checkpointing": True},
         "output_dir": str(tmp_path / "stage-3"),
         "own_folders": True,
         "logits_bytes": 3600,
@@ -138,5 +113,4 @@ def test_two_workers_follow_one_and_survive_a_kill(
     resumed = {**stage_3, "output_dir": str(tmp_path / "resumed"), "resume_dir": str(checkpoint)}
     assert launch([resumed], tmp_path) == 0
     assert results(resumed)[0]["history"] == results(stage_3)[0]["history"]
-    weights = [load_file(Path(results(job)[0]["model_dir"]) / "model.safetensors") for job in (resumed, stage_3)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert_same_weights(results(resumed)[0], results(stage_3)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -46,3 +47,9 @@ def naive_reward(model: Any, tokenizer: Any, prompt: list[Any], completion: list
     """A classifier's output for one whole conversation, unpadded and unpacked."""
     ids = tokenizer.apply_chat_template(prompt + completion, tokenize=True, return_dict=False)
     return model(input_ids=torch.tensor([ids])).logits[0, 0].double()
+
+
+def is_held_out(prompt: str, fraction: float) -> bool:
+    """Whether a reward model's training holds the prompt of this id (hex) out."""
+    digest = hashlib.blake2b(b"reward-holdout" + bytes.fromhex(prompt), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64 < fraction

@@ -2,23 +2,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny_rewards import reward_table, row
+from tiny_runs import bradley_terry, preference
 
-from prefsel.errors import NonFiniteError, UserError
+from prefsel.errors import NonFiniteError, TemplateError, UserError
 from prefsel.models.chat import Encoder
-from prefsel.train.data import (
-    TrainingPairs,
-    encode_pairs,
-    epoch_order,
-    global_batch,
-    micro_batches,
-    num_steps,
-    rank_share,
-)
+from prefsel.train.data import TrainingPairs, encode_pairs
+from prefsel.train.reward import encode_reward_pairs
 
 
 def table(**replaced: list) -> pa.Table:
@@ -78,15 +74,20 @@ def test_columns_that_only_some_losses_need_may_be_absent() -> None:
         more.numbers("score", "a test")
 
 
-def test_scores_sort_pairs_and_follow_those_that_fit(tokenizer: object) -> None:
+def test_numbers_follow_the_pairs_that_fit(tokenizer: object) -> None:
     pairs = TrainingPairs.from_table(table(pair_id=["cc", "bb", "aa"]))
     scores = {"score": np.array([1.0, 2.0, 1.0])}
     everything = encode_pairs(pairs, Encoder(tokenizer, "auto", 8, "drop"), scores)  # type: ignore[arg-type]
-    assert everything.by_score_N.tolist() == [1, 2, 0]  # bb; then aa before cc
     assert everything.response_tokens_N2.tolist() == [[2, 2], [2, 2], [3, 2]]
     shorter = encode_pairs(pairs, Encoder(tokenizer, "auto", 7, "drop"), scores)  # type: ignore[arg-type]
     assert shorter.columns["score"].tolist() == [1.0, 2.0]
-    assert shorter.by_score_N.tolist() == [1, 0]
+    assert shorter.rows_N.tolist() == [0, 1]
+
+
+def test_easy_to_hard_is_by_score_then_pair_id(tokenizer: object) -> None:
+    pairs = TrainingPairs.from_table(table(pair_id=["cc", "bb", "aa"], score=[1.0, 2.0, 1.0]))
+    corpus = preference(order="score").prepare(pairs, None, Encoder(tokenizer))  # type: ignore[arg-type]
+    assert [corpus.draws.of_epoch(epoch).tolist() for epoch in (0, 1)] == [[1, 2, 0]] * 2  # bb; then aa before cc
 
 
 def test_encoding_keeps_every_token_and_counts_what_is_too_long(tokenizer: object) -> None:
@@ -107,6 +108,8 @@ def test_encoding_keeps_every_token_and_counts_what_is_too_long(tokenizer: objec
     assert shorter.reference_logps_N2.tolist() == [[-1.0, -4.0], [-2.0, -5.0]]
     with pytest.raises(UserError, match="none of 3 pairs fits max_length"):
         encode_pairs(pairs, Encoder(tokenizer, "auto", 6, "drop"))
+    with pytest.raises(UserError, match="it has no row"):
+        encode_pairs(TrainingPairs.from_table(table().slice(0, 0)), Encoder(tokenizer))
 
 
 @pytest.mark.parametrize("truncation", ["left", "right"])
@@ -128,53 +131,79 @@ def test_a_truncated_pair_comes_back_as_it_was_encoded(tokenizer: object, trunca
     assert encoded.dropped == {"too_long": 0}
 
 
-# ------------------------------------------------------------------------------------------------------- order
+# ----------------------------------------------------------------------------------------- of a reward model
 
 
-def test_every_epoch_visits_every_pair_once_and_batches_never_span_two() -> None:
-    # 10 pairs in batches of 4: 4 + 4 + 2 per epoch
-    consumed, sizes, seen = 0, [], []
-    for _ in range(6):
-        batch = global_batch(consumed, 10, global_batch_pairs=4, seed=3, order="shuffled")
-        consumed += len(batch)
-        sizes.append(len(batch))
-        seen.append(batch)
-    assert sizes == [4, 4, 2, 4, 4, 2]
-    first, second = np.concatenate(seen[:3]), np.concatenate(seen[3:])
-    assert sorted(first) == sorted(second) == list(range(10))
-    assert first.tolist() != second.tolist()
-    assert global_batch(4, 10, global_batch_pairs=4, seed=3, order="given").tolist() == [4, 5, 6, 7]
+def user(content: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": content}]
 
 
-def test_the_order_depends_on_seed_and_epoch_only() -> None:
-    orders = {(seed, epoch): tuple(epoch_order(50, seed=seed, epoch=epoch)) for seed in (0, 1) for epoch in (0, 1)}
-    assert len(set(orders.values())) == 4
-    epoch_order.cache_clear()
-    assert tuple(epoch_order(50, seed=1, epoch=1)) == orders[1, 1]
+def test_tokens_lengths_and_what_is_dropped(tokenizer: Any) -> None:
+    rows = [
+        row(0, user("w1"), "w2 w3", "w4"),
+        row(1, user("w5"), "w6", "w7 w8 w9"),
+        row(2, user("w1"), "w2 w3 w4 w5 w6 w7 w8 w9", "w4"),
+    ]
+    # <bos> user w1 <eos> assistant | w2 w3 <eos>: 5 + 8 + 1 tokens of the third pair's chosen one do not fit 13
+    table, encoder = TrainingPairs.from_table(pa.Table.from_pylist(rows)), Encoder(tokenizer, "auto", 13, "drop")
+    pairs = encode_reward_pairs(table, encoder, bradley_terry().config)
+    words = tokenizer.convert_ids_to_tokens
+    assert [words(piece) for piece in pairs.pieces(1)] == [
+        ["<bos>", "user", "w5", "<eos>", "assistant"],
+        ["w6", "<eos>"],
+        ["w7", "w8", "w9", "<eos>"],
+    ]
+    assert pairs.pair_ids == [f"{number:032x}" for number in (0, 1)]
+    assert pairs.num_tokens_N.tolist() == [10, 11]
+    assert pairs.columns["length_difference"].tolist() == [1.0, -2.0]
+    assert pairs.dropped == {"too_long": 1, "template_error": 0}
+    assert pairs.group(1).completion_tokens == pairs.pieces(1)[1:]
+    by_letters = encode_reward_pairs(
+        TrainingPairs.from_table(pa.Table.from_pylist(rows[:2])),
+        Encoder(tokenizer, "auto", 12, "drop"),
+        bradley_terry(length_unit="characters").config,
+    )
+    assert by_letters.columns["length_difference"].tolist() == [
+        3.0,
+        -6.0,
+    ]  # "w2 w3" against "w4", "w6" against "w7 w8 w9"
 
 
-def test_number_of_steps() -> None:
-    assert num_steps(10, global_batch_pairs=4, num_epochs=2, max_steps=None) == 6
-    assert num_steps(10, global_batch_pairs=4, num_epochs=2, max_steps=11) == 11
+def test_a_response_that_cannot_be_cut_off_is_counted_and_too_many_are_an_error(tokenizer: Any) -> None:
+    # A template that hides the generation prompt from answers that begin with w9.
+    template = tokenizer.chat_template.replace(
+        "{% for m in messages %}", "{% for m in messages %}{% if m['content'][:2] == 'w9' %}w8 {% endif %}"
+    )
+    table = pa.Table.from_pylist([row(n, user(f"w{n}"), "w1", "w9" if n == 1 else "w2") for n in range(4)])
+    encoder = Encoder(tokenizer, template, 64, "drop")
+    pairs = encode_pairs(TrainingPairs.from_table(table), encoder, strict=False)
+    assert pairs.dropped == {"too_long": 0, "template_error": 1}
+    assert pairs.pair_ids == [f"{number:032x}" for number in (0, 2, 3)]
+    bad = pa.Table.from_pylist([row(n, user(f"w{n}"), "w1", "w9" if n else "w2") for n in range(4)])
+    with pytest.raises(UserError, match=r"3 of 4 pairs: template .* not a token prefix"):
+        encode_pairs(TrainingPairs.from_table(bad), Encoder(tokenizer, template, 64, "drop"), strict=False)
+    with pytest.raises(TemplateError, match="not a token prefix"):
+        encode_pairs(TrainingPairs.from_table(table), encoder)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-@pytest.mark.parametrize("num_pairs", [1, 2, 7, 16])
-def test_shares_partition_the_batch_and_level_the_tokens(world_size: int, num_pairs: int) -> None:
-    rng = np.random.default_rng(num_pairs)
-    batch = rng.permutation(100)[:num_pairs]
-    lengths = rng.integers(5, 50, size=num_pairs)
-    length_of = dict(zip(batch.tolist(), lengths.tolist()))
-    shares = [rank_share(batch, lengths, rank=rank, world_size=world_size) for rank in range(world_size)]
-    assert sorted(np.concatenate(shares).tolist()) == sorted(batch.tolist())
-    tokens = [sum(length_of[pair] for pair in share.tolist()) for share in shares]
-    assert max(tokens) - min(tokens) <= max(lengths)
+def test_raw_and_hex_prompt_ids_are_the_same() -> None:
+    table = reward_table(3)
+    raw = [bytes.fromhex(value) for value in table["prompt_id"].to_pylist()]
+    as_bytes = table.set_column(1, "prompt_id", pa.array(raw, pa.binary(16)))
+    for given in (table, as_bytes):
+        assert TrainingPairs.from_table(given).prompt_ids("a test") == raw
 
 
-def test_micro_batches_keep_both_limits_and_every_pair() -> None:
-    share, lengths = np.arange(7), np.array([90, 40, 40, 30, 10, 10, 10])
-    by_tokens = micro_batches(share, lengths, micro_batch_pairs=10, token_budget=80)
-    assert [run.tolist() for run in by_tokens] == [[0], [1, 2], [3, 4, 5, 6]]  # pair 0 is over the budget and alone
-    by_pairs = micro_batches(share, lengths, micro_batch_pairs=3, token_budget=10_000)
-    assert [run.tolist() for run in by_pairs] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert micro_batches(share[:0], lengths[:0], micro_batch_pairs=3, token_budget=10) == []
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([None, "aa" * 16, None], f"prompt_id is null in 2 rows, first: {0:032x}, {2:032x}"),
+        (["xyz"] * 3, "prompt_id: got 'xyz'; valid: 32 hex digits"),
+        (["aa"] * 3, "prompt_id: got 'aa'; valid: 32 hex digits, or 16 bytes"),
+        ([7] * 3, "prompt_id: got 7; valid"),
+    ],
+)
+def test_prompt_ids_that_are_none_are_refused_by_name(values: list[Any], message: str) -> None:
+    table = reward_table(3).set_column(1, "prompt_id", pa.array(values))
+    with pytest.raises(UserError, match=message):
+        TrainingPairs.from_table(table).prompt_ids("a test")

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
+from tiny_runs import bradley_terry, preference
 
-from prefsel.train.reward_config import RewardConfig
-from prefsel.train.reward_loop import train_reward_model
+from prefsel.models import head
+from prefsel.train.data import TrainingPairs
+from prefsel.train.loop import train
 
 
 def main(jobs: list[dict[str, Any]]) -> None:
@@ -24,17 +25,21 @@ def main(jobs: list[dict[str, Any]]) -> None:
             if record["event"] == "step" and record["step"] == job.get("dies_in_step"):
                 os._exit(9)
 
+        if "logits_bytes" in job:
+            head.LOGITS_BYTES = job["logits_bytes"]
         rank = os.environ["RANK"]
-        result = train_reward_model(
-            RewardConfig.model_validate(job["config"]),
-            pq.read_table(job["table"]),
+        objective = {"policy": preference, "rewards": bradley_terry}[job["objective"]](**job["config"])
+        result = train(
+            objective,
+            TrainingPairs.from_parquet(job["table"]),
+            TrainingPairs.from_parquet(job["held_out"]) if job["held_out"] else None,
             model_dir=job["model_dir"],
-            output_dir=Path(job["output_dir"]) / f"worker-{rank}",
+            output_dir=Path(job["output_dir"]) / (f"worker-{rank}" if job["own_folders"] else ""),
             report=report,
             resume_dir=Path(job["resume_dir"]) if job.get("resume_dir") else None,
         )
         Path(job["output_dir"], f"result-{rank}.json").write_text(json.dumps(result))
-    # Leave together: a worker that is still in gloo when another has gone may be aborted.
+    # Leave together: a worker that is still in gloo when another has gone may be aborted (seen once: exit code -6).
     dist.barrier()
     dist.destroy_process_group()
 
