@@ -40,7 +40,7 @@ class Loss:
     @property
     def used_options(self) -> set[str]:
         """The fields of `DpoOptions` that belong to this loss, besides `beta`."""
-        return {*self.options.values(), *(LOSS_COLUMNS[name] for name in self.columns)}
+        return {*self.options.values(), *(LOSS_COLUMNS[name] for name in self.columns if name in LOSS_COLUMNS)}
 
     def parameters(self, options: Any) -> dict[str, float | str]:
         """What the options of a training, a `DpoOptions`, say about the parameters of the function."""

@@ -159,13 +159,13 @@ class DpoOptions(Optimization):
     def _options_of_the_loss(self) -> DpoOptions:
         loss = loss_named(self.loss)
         known = {option for one in (*LOSSES.builtin.values(), loss) for option in one.used_options}
-        for name in sorted(known):
-            value = getattr(self, name)
-            if name in loss.used_options and value is None:
-                raise ValueError(f"{name}: got None; loss {self.loss!r} needs it")
-            if name not in loss.used_options and value != type(self).model_fields[name].default:
+        for name in sorted(known - loss.used_options):
+            if (value := getattr(self, name)) != type(self).model_fields[name].default:
                 valid = ", ".join(losses_with(name))
                 raise ValueError(f"{name}: got {value!r} with loss {self.loss!r}; only used by {valid}")
+        for name in sorted(loss.used_options):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}: got None; loss {self.loss!r} needs it")
         if unknown := sorted(set(self.loss_params) - set(loss.params)):
             valid = ", ".join(loss.params) or "none"
             raise ValueError(f"loss_params: got {', '.join(unknown)} with loss {self.loss!r}; valid: {valid}")

@@ -300,7 +300,7 @@ def test_every_option_belongs_to_the_losses_that_need_it() -> None:
         "num_aspects": ["dfpo"],
         "simpo_gamma": ["simpo"],
     }
-    assert DpoOptions.model_json_schema()["properties"]["loss"]["enum"] == list(LOSSES)
+    assert DpoOptions.model_json_schema()["properties"]["loss"]["anyOf"][0]["enum"] == list(LOSSES)
 
 
 def shifted_loss(policy_chosen: torch.Tensor, policy_rejected: torch.Tensor, *, beta: float, shift: float):
@@ -310,7 +310,7 @@ def shifted_loss(policy_chosen: torch.Tensor, policy_rejected: torch.Tensor, *, 
 
 def test_a_loss_of_another_package_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for function in (shifted_loss, f"{__name__}:shifted_loss"):  # itself, or where it lies
-        monkeypatch.setitem(LOSSES, "shifted", Loss(function, uses_reference=False, params={"shift": 0.5}))
+        monkeypatch.setitem(LOSSES.builtin, "shifted", Loss(function, uses_reference=False, params={"shift": 0.5}))
         assert loss_function("shifted") is shifted_loss
     policy = torch.tensor([LOGPS[:2]], dtype=torch.float64)  # -10 and -15
     inputs = PairInputs(None, torch.ones(1, 2), {})
@@ -321,8 +321,8 @@ def test_a_loss_of_another_package_is_one_function_and_one_line(monkeypatch: pyt
         assert ("loss_params" in options.model_dump()) is bool(given)  # no recipe of another loss is another one
     with pytest.raises(ValidationError, match="loss_params: got gamma with loss 'shifted'; valid: shift"):
         options_of("shifted", loss_params={"gamma": 1.0})
-    assert "shifted" in DpoOptions.model_json_schema()["properties"]["loss"]["enum"]
-    monkeypatch.setitem(LOSSES, "lost", Loss("no_such_package:loss"))
+    assert "shifted" in DpoOptions.model_json_schema()["properties"]["loss"]["anyOf"][0]["enum"]
+    monkeypatch.setitem(LOSSES.builtin, "lost", Loss("no_such_package:loss"))
     with pytest.raises(UserError, match="loss 'lost': its function no_such_package:loss cannot be imported"):
         loss_function("lost")
 
