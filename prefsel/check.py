@@ -33,7 +33,7 @@ from prefsel.metrics import METRICS
 from prefsel.metrics.influence import tangent_names
 from prefsel.metrics.table import find_metric
 from prefsel.naming import members, scorer_label, selection_names
-from prefsel.select.rules import RULES, parse_rule, require_budgets, rule_columns
+from prefsel.select.rules import parse_rule, require_budgets, rule_columns
 from prefsel.train.deepspeed_config import refuse_owned
 from prefsel.workspace.storage import Storage
 
@@ -80,15 +80,6 @@ def check_budgets(config: Config, eligible: int) -> None:
             require_budgets(parse_rule(selection.rule), eligible)
         except UserError as error:
             raise UserError(f"selections.{selection.name}: {error}") from None
-
-
-def full_schema() -> dict[str, Any]:
-    """The JSON schema of the configuration, with the parameters of every rule and metric."""
-    return {
-        **Config.model_json_schema(),
-        "rules": {name: rule.model_json_schema() for name, rule in RULES.items()},
-        "metrics": {name: metric.params.model_json_schema() for name, metric in METRICS.items()},
-    }
 
 
 def _require_unique(field: str, names: Iterable[str]) -> None:

@@ -148,8 +148,8 @@ def selftest(config: ConfigFile, overrides: Set = []) -> None:  # noqa: B006
 
 @app.command("config-schema")
 def config_schema() -> None:
-    """Print the JSON schema of the configuration, rules and metric parameters included."""
-    from prefsel.check import full_schema
+    """Print the JSON schema of a configuration file, rules and metric parameters included."""
+    from prefsel.config_schema import full_schema
 
     typer.echo(json.dumps(full_schema(), indent=1))
 

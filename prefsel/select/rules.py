@@ -30,11 +30,19 @@ def _decimal(value: object) -> object:
     return value if isinstance(value, bool) else Decimal(str(value)) if isinstance(value, int | float) else value
 
 
-Ratio = Annotated[Decimal, BeforeValidator(_decimal), Field(gt=0, le=1)]
+Ratio = Annotated[
+    Decimal,
+    BeforeValidator(_decimal, json_schema_input_type=Annotated[float, Field(gt=0, le=1)]),
+    Field(gt=0, le=1),
+]
 """Read as it is written: 0.29 is 29/100, not the nearest binary fraction."""
+Stratum = Literal["source", "aspect", "length_bin"]
 Strata = Annotated[
-    tuple[Literal["source", "aspect", "length_bin"], ...],
-    BeforeValidator(lambda by: (by,) if isinstance(by, str) else by),
+    tuple[Stratum, ...],
+    BeforeValidator(
+        lambda by: (by,) if isinstance(by, str) else by,
+        json_schema_input_type=Stratum | Annotated[tuple[Stratum, ...], Field(min_length=1)],
+    ),
     Field(min_length=1),
 ]
 """Columns that make strata; a null is a stratum of its own. `length_bin` is the bin of | |y_w| − |y_l| |."""
