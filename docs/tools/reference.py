@@ -42,6 +42,7 @@ of the [methods](methods.md).
 """
 WORDS = {"string": "text", "integer": "integer", "number": "number", "boolean": "true or false", "null": "null"}
 SHARED = "what several kinds share"
+LINK = re.compile(r"\[([^]]*)\]\([^)]*\)")
 
 
 def reference() -> str:
@@ -151,7 +152,8 @@ class Page:
         needed = set(required)
         for name in sorted(fields, key=lambda name: {"kind": 0, "name": 1}.get(name, 2)):
             field = fields[name]
-            facts = [self.type(field), "" if "const" in field else default(field, is_required=name in needed)]
+            kind = LINK.sub(r"\1", self.type(field)) if name in sections else self.type(field)
+            facts = [kind, "" if "const" in field else default(field, is_required=name in needed)]
             shown = f"[`{name}`](#{slug(name)})" if name in sections else f"`{name}`"
             self.lines.append(f"- **{shown}** ({', '.join(filter(None, facts))}). {text(field['description'])}")
         self.lines.append("")

@@ -1,7 +1,7 @@
 """MkDocs hooks: files of the repository that the documentation links to become pages of the site.
 
-A link such as `../prefsel/metrics/less.py` works where the repository is browsed; here the file it names is added to the
-site as a page of its own, so that the built site is complete without a network. A link to nothing fails the build.
+A link such as `../prefsel/metrics/less.py` works where the repository is browsed; here the file it names is added to
+the site as a page of its own, so that the site is complete without a network. A link to nothing fails the build.
 """
 
 from __future__ import annotations

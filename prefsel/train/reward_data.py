@@ -33,7 +33,7 @@ IDS = ("pair_id", "prompt_id")
 SALT = "reward-holdout"
 """Of the split: another one than the corpus's, so that the two splits are independent."""
 HELPFUL_TAU = 0.5
-"""Below about this, balanced sampling is further from one half than the data (METHODS, length bias)."""
+"""Below about this, balanced sampling is further from one half than the data."""
 LONGER, SHORTER, MIXING = range(3)
 """Streams of random numbers."""
 
