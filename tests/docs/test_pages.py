@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from prefsel.cli import app, guarded
 from prefsel.config import FormatOptions
@@ -212,7 +213,8 @@ def test_the_format_of_the_page_reads(extending: Callable[[str], ModuleType]) ->
 
 def test_the_imported_score_of_the_page_is_valid() -> None:
     (text,) = blocks(DOCS / "extending.md", "yaml")
-    parse_config({"name": "x", "sources": [{"name": "a", "paths": ["a"]}], **yaml.safe_load(text)})
+    table = {"name": "x", "sources": [{"name": "a", "paths": ["a"]}], **yaml.safe_load(text)}
+    assert [error.message for error in Draft202012Validator(full_schema()).iter_errors(table)] == []
 
 
 # ----------------------------------------------------------------------------------------------------- the workshop
