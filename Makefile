@@ -1,4 +1,4 @@
-# make demo | test | check | bench. The environment is made once, in .venv.
+# make demo | test | check | docs | bench. The environment is made once, in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ WORKSPACE ?= demo-workspace
 BENCHMARKS := score_throughput score_flops influence_cost select_scale select_quota train_step end_to_end \
 	read_through ray_overhead resume_cost ingest_scale
 
-.PHONY: demo test check format bench bench-quick
+.PHONY: demo test check docs format bench bench-quick
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,11 +27,16 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Every claim of the README beside its peer: about an hour on two quiet cores, 8 GB of disk. Writes results and table.
+# Writes the configuration reference and builds the site into site/; a broken link fails it. Seconds, no network.
+docs: $(STAMP)
+	$(BIN)/python docs/tools/reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Every claim of docs/performance.md beside its peer: about an hour on two quiet cores, 8 GB of disk. Writes results and table.
 bench: $(STAMP)
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --write; done
 	$(BIN)/python benchmarks/table.py
-	$(BIN)/python benchmarks/table.py --readme
+	$(BIN)/python benchmarks/table.py --write
 
 # The same scripts, tiny: equality with the peers and exact counters, no times.
 bench-quick: $(STAMP)

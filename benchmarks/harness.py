@@ -3,7 +3,7 @@
     python benchmarks/<name>.py [--device cuda] [--repeats 5] [--write] [--quick]
 
 `--write` keeps the result as `benchmarks/results/<name>_<hardware>_<date>.json`, from which `table.py` makes the table
-of the README. `--quick` is for CI: a tiny size, equality and exact counters, no clock.
+of docs/performance.md. `--quick` is for CI: a tiny size, equality and exact counters, no clock.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def row(name: str, ours: Timing, peer: Timing, goal: str) -> dict[str, Any]:
 
 
 def claim(what: str, measured: float, unit: str, goal: str) -> dict[str, Any]:
-    """One line of the README's table: what was measured, and whether it reaches the goal, `≥ x` or `≤ x`."""
+    """One line of the page's table: what was measured, and whether it reaches the goal, `≥ x` or `≤ x`."""
     sign, number = goal.split()
     is_met = measured >= float(number) if sign == "≥" else measured <= float(number)
     return {"what": what, "measured": measured, "unit": unit, "goal": goal, "is_met": is_met}

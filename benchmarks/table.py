@@ -1,7 +1,7 @@
-"""The README's table of benchmarks, from the newest result file of each.
+"""The table of docs/performance.md, from the newest result file of each benchmark.
 
-python benchmarks/table.py             # prints it
-python benchmarks/table.py --readme    # puts it into README.md, between its two marks
+python benchmarks/table.py            # prints it
+python benchmarks/table.py --write    # puts it into the page, between its two marks
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SCRIPTS = (
     "resume_cost",
     "ingest_scale",
 )
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- benchmarks: written by benchmarks/table.py -->", "<!-- end of benchmarks -->"
 
 
@@ -46,9 +46,9 @@ def files_of(script: str) -> list[Path]:
 
 def table() -> str:
     """The table in Markdown; a goal that was missed says so."""
-    lines = ["| script | what | measured | goal | |", "|---|---|---|---|---|"]
+    lines = ["| script | what | measured | goal | verdict |", "|---|---|---|---|---|"]
     for script, hardware, result in newest():
-        on = f"[`{script}`](benchmarks/{script}.py), {hardware}"
+        on = f"[`{script}`](../benchmarks/{script}.py), {hardware}"
         for claim in result["claims"]:
             verdict = "" if claim["is_met"] else "**missed**"
             measured = f"{claim['measured']:.3g} {claim['unit']}"
@@ -57,13 +57,18 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    if "--readme" not in sys.argv[1:]:
-        print(table())
-        return
-    text = README.read_text(encoding="utf-8")
+def page() -> str:
+    """The page with the table of today between its marks."""
+    text = PAGE.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    README.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}", encoding="utf-8")
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+
+
+def main() -> None:
+    if "--write" in sys.argv[1:]:
+        PAGE.write_text(page(), encoding="utf-8")
+    else:
+        print(table())
 
 
 if __name__ == "__main__":

@@ -243,8 +243,8 @@ def graph(
 
 @app.command("config-schema")
 def config_schema() -> None:
-    """Print the JSON schema of the configuration, rules and metric parameters included."""
-    from prefsel.plan.check import full_schema
+    """Print the JSON schema of a configuration file, rules and metric parameters included."""
+    from prefsel.plan.config_schema import full_schema
 
     typer.echo(json.dumps(full_schema(), indent=1))
 

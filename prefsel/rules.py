@@ -30,11 +30,19 @@ def _decimal(value: object) -> object:
     return value if isinstance(value, bool) else Decimal(str(value)) if isinstance(value, int | float) else value
 
 
-Ratio = Annotated[Decimal, BeforeValidator(_decimal), Field(gt=0, le=1)]
+Ratio = Annotated[
+    Decimal,
+    BeforeValidator(_decimal, json_schema_input_type=Annotated[float, Field(gt=0, le=1)]),
+    Field(gt=0, le=1),
+]
 """Read as it is written: 0.29 is 29/100, not the nearest binary fraction."""
+Stratum = Literal["source", "aspect", "length_bin"]
 Strata = Annotated[
-    tuple[Literal["source", "aspect", "length_bin"], ...],
-    BeforeValidator(lambda by: (by,) if isinstance(by, str) else by),
+    tuple[Stratum, ...],
+    BeforeValidator(
+        lambda by: (by,) if isinstance(by, str) else by,
+        json_schema_input_type=Stratum | Annotated[tuple[Stratum, ...], Field(min_length=1)],
+    ),
     Field(min_length=1),
 ]
 """Columns that make strata; a null is a stratum of its own. `length_bin` is the bin of | |y_w| − |y_l| |."""
@@ -45,9 +53,9 @@ class Budget(Options):
     """How many pairs are kept: exactly one of `ratio` and `count`."""
 
     ratio: Ratio | None = None
-    """Share of the eligible pairs."""
+    """Share of the eligible pairs; k = ⌊ratio·N⌋ in the decimal digits as written."""
     count: int | None = Field(default=None, ge=1)
-    """Number of pairs."""
+    """Number of pairs, at most the eligible ones."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> Budget:
@@ -60,6 +68,7 @@ class Top(Budget):
     """The first rows under (score descending, pair_id ascending)."""
 
     kind: Literal["top"]
+    """The best pairs by one score."""
     score: str
     """Column of the score; larger is selected first."""
     reverse: bool = False
@@ -70,13 +79,18 @@ class Quota(Budget):
     """The first rows of every stratum; the budget is shared by size, with largest remainders."""
 
     kind: Literal["quota"]
+    """The best pairs of every stratum."""
     score: str
+    """Column of the score; larger is selected first."""
     by: Strata
+    """Columns that make strata: `source`, `aspect`, `length_bin`, or several of them. A null is a stratum of its
+    own."""
     length_bins: int = Field(default=4, ge=2, le=1000)
-    """Of `length_bin`: this many bins between quantiles (numpy's `linear`) of the difference in length over the
-    eligible pairs, in the length unit of the report. A pair's bin is the number of inner edges at or below its value;
-    bins between equal edges stay empty. Pairs of unknown length are a stratum of their own."""
+    """Number of bins of `length_bin`, between quantiles (numpy's `linear`) of the difference in length of the two
+    completions over the eligible pairs, in the length unit of the report. A pair's bin is the number of inner edges at
+    or below its value; bins between equal edges stay empty. Pairs of unknown length are a stratum of their own."""
     reverse: bool = False
+    """Keep the last rows of every stratum instead."""
 
     @model_validator(mode="after")
     def _bins_are_used(self) -> Quota:
@@ -87,9 +101,13 @@ class Band(Options):
     """The rows strictly between two percentiles of the score (numpy's `linear` definition)."""
 
     kind: Literal["band"]
+    """A middle part of one score."""
     score: str
+    """Column of the score."""
     low: float = Field(ge=0, le=100)
+    """Lower edge, a percentile from 0 to 100; the rows on it are not kept."""
     high: float = Field(ge=0, le=100)
+    """Upper edge, a percentile from 0 to 100 above `low`; the rows on it are not kept."""
     reverse: bool = False
     """Keep the complement instead: the rows on and outside the edges."""
 
@@ -104,8 +122,11 @@ class Above(Options):
     """The rows whose score lies strictly above a number (filtered DPO, arXiv 2404.13846: r(y_w) − r(y_gen) > 0)."""
 
     kind: Literal["above"]
+    """The pairs above a fixed number."""
     score: str
+    """Column of the score."""
     threshold: Finite
+    """Rows are kept when their score is strictly above this number, which is in the unit of the score."""
     reverse: bool = False
     """Keep the rows at and below the number instead."""
 
@@ -114,15 +135,18 @@ class Fuse(Budget):
     """The first rows under a weighted sum of several scores, over the pairs that have all of them."""
 
     kind: Literal["fuse"]
+    """The best pairs by several scores together."""
     scores: tuple[str, ...] = Field(min_length=2)
+    """Columns of the scores, at least two; a pair must have all of them."""
     weights: tuple[Finite, ...] | None = None
-    """One per score; default: equal ones that add up to 1."""
+    """One weight per score; null means equal ones that add up to 1. A negative weight turns a score around."""
     how: Literal["zscore", "rank"]
     """What is summed: `zscore`, (score − mean) / std with the population's moments; `rank`, the share of the population
     below the score, from the histogram's distribution function (binned: a bin is a sixteenth of a power of two)."""
     by: Strata | None = None
-    """Share the budget out by strata, as a quota does; default: one ranking."""
+    """Share the budget out by strata, as a quota does; null means one ranking."""
     length_bins: int = Field(default=4, ge=2, le=1000)
+    """Number of bins of `length_bin`, as of a quota."""
     reverse: bool = False
     """Keep the last rows instead."""
 
@@ -141,21 +165,29 @@ class Random(Budget):
     """Pairs at random (a hash of the pair_id) among those that have all of `scores`: the control of compound rules."""
 
     kind: Literal["random"]
+    """Pairs drawn at random."""
     scores: tuple[str, ...] = Field(min_length=1)
+    """Pairs are drawn from those that have all of these scores, so that a control has the population of what it is the
+    control of."""
     seed: int = Field(default=0, ge=0, lt=1 << 64)
+    """Another seed draws other pairs; the same seed draws the same ones from any sharding."""
 
 
 class Intersect(Options):
     """The rows that every rule keeps, each over the same population: the pairs that have all scores any of them reads.
 
-    With a budget, the k pairs nearest to the median of every score instead (METHODS §2): the smallest
-    `max_i |pct_i − 50|`, ties by pair_id, percentiles from the histogram's distribution function. The rules are then
-    bands, and the budget replaces their edges.
+    With a budget, the k pairs nearest to the median of every score instead: the smallest `max_i |pct_i − 50|`, ties by
+    pair_id, percentiles from the histogram's distribution function. The rules are then bands, and the budget replaces
+    their edges.
     """
 
     kind: Literal["intersect"]
+    """What several rules keep in common."""
     rules: tuple[Rule, ...] = Field(min_length=1)
+    """The rules; with a `budget` they must be bands."""
     budget: Budget | None = None
+    """Keep exactly this many pairs, those nearest to the median of every score; null keeps what all rules keep, however
+    many that is."""
     reverse: bool = False
     """Keep the complement of the kept set instead."""
 
@@ -169,9 +201,13 @@ class Dedupe(Options):
     """
 
     kind: Literal["dedupe"]
+    """One pair per prompt, or per two completions, and then another rule."""
     by: Literal["prompt", "pair"]
-    """`pair`: the same two completions of a prompt, whichever was chosen and whatever aspect labels them."""
+    """What one pair is kept of: `prompt`, or `pair`, the same two completions of a prompt, whichever was chosen and
+    whatever aspect labels them."""
     rule: Rule
+    """The rule for the pairs that are left; its score decides which pair is the one kept. It may not be a dedupe
+    itself."""
 
 
 Leaf: TypeAlias = Top | Band | Above | Quota

@@ -13,14 +13,18 @@ class FormatOptions(Options):
     """How rows with several completions become pairs."""
 
     aspects: Literal["assign", "all"] = "assign"
-    """`assign`: one aspect per prompt, by hash, so that proxies trained on one aspect never saw the others' texts."""
+    """Which aspects label pairs where completions are rated by several. `assign` takes one aspect per prompt, chosen by
+    a hash of the prompt, so that a reward model trained on one aspect never saw the texts of another's. `all` mines
+    every aspect from every prompt; reward models then need `cross_fit`."""
     label: Literal["aspect", "overall", "mean"] = "aspect"
-    """Which rating labels a pair: the aspect's own, the overall score, or the mean over aspects."""
+    """Which rating decides a pair: `aspect` is the rating of the pair's own aspect, `overall` the overall score of the
+    row, `mean` the mean over the aspects that both completions are rated on."""
     relabel: bool = False
-    """With `label: overall` or `mean`: keep the pairs that an aspect labels and only turn them by the other rating (the
-    baselines OVA and AVG), instead of mining every two completions by it."""
+    """With `label: overall` or `label: mean`: keep the pairs that an aspect labels and let the other rating only decide
+    which side is chosen (the baselines OVA and AVG). Without it every two completions are mined by the other rating."""
     pairs: Literal["best_worst", "all"] = "best_worst"
-    """For K completions with scalar rewards: one pair (best against worst) or every pair with unequal rewards."""
+    """Which pairs are made of K completions with scalar rewards (format `scored`): `best_worst` gives one, the best
+    against the worst; `all` gives every two completions with different rewards."""
 
     @model_validator(mode="after")
     def _turned_by_another(self) -> FormatOptions:
@@ -33,37 +37,47 @@ class Source(Options):
     """One named part of the corpus."""
 
     name: Name
+    """Name of the source. It names folders of the workspace, and rules may use it as a stratum."""
     paths: list[str] = Field(min_length=1)
-    """Files, folders, globs or URIs (`s3://`, `gs://`, `hf://datasets/…`), or `datasets:NAME[:CONFIG]/SPLIT`."""
+    """Where the rows are: files, folders, globs or URIs (`s3://`, `gs://`, `hf://datasets/…`), or
+    `datasets:NAME[:CONFIG]/SPLIT`, which reads a data set of the Hugging Face hub. Relative paths start at the working
+    directory."""
     format: str = "auto"
-    """A format of `ingest/formats.py`, or `auto`: detected from the first rows."""
+    """How a row is read: `auto` takes the format of the first row that looks like one; otherwise the name of a
+    format."""
     options: FormatOptions = FormatOptions()
+    """How a row with several completions becomes pairs."""
     role: Literal["train", "validation", "holdout", "exclude"] = "train"
-    """`holdout`: evaluated on, never selected or trained on. `validation`: what influence is measured against (see
-    `Split.validation`), refused when it shares a prompt with what is selected
-    from. `exclude`: used nowhere."""
+    """What the source is for. `train`: selected from. `holdout`: trainings are evaluated on it; it is never selected or
+    trained on. `validation`: what influence is measured against, see `split.validation`; it is refused when it shares a
+    prompt with what is selected from. `exclude`: its prompts are used nowhere."""
 
 
 class Ingest(Options):
     """Limits of ingest."""
 
     rows_per_shard: int = Field(4096, ge=1)
-    """Input rows in one shard, the unit of work, retry and resume."""
+    """Input rows in one shard. A shard is the unit of work, of retry and of resume: smaller ones spread over more
+    actors and lose less when a node dies, larger ones cost fewer files."""
     max_row_mib: float = Field(16.0, gt=0)
+    """Largest row in MiB; a larger one is quarantined as `row_too_large`."""
     max_quarantine_fraction: float = Field(0.05, ge=0, le=1)
-    """The run fails when more of the rows are quarantined."""
+    """The run fails when more than this share of all rows is quarantined, because a corpus that is mostly unreadable is
+    usually read in the wrong format."""
 
 
 class Split(Options):
     """Fractions of the prompts, by hash of prompt_id, that are kept out of selection."""
 
     holdout: Fraction = 0.0
-    """Evaluated on, never selected, never in a moment, never trained on."""
+    """Share of the prompts that trainings are evaluated on. They are never selected, never part of a statistic and
+    never trained on."""
     proxy: Fraction = 0.0
-    """Trains the models made here (`scratch_*`), and is therefore never scored for selection."""
+    """Share of the prompts that train the models made on the spot (`scratch_policy`, `scratch_reward`). They are
+    dropped from selection, so that no model scores what it was trained on."""
     validation: Fraction = 0.0
-    """What selectors aim at: gives tangents their gradient and θ_val its training. Never selected, and never what a
-    training is evaluated on, so that the evaluation stays untouched by the selection."""
+    """Share of the prompts that selectors aim at: they give tangents their gradient and θ_val its training. They are
+    never selected, and no training is evaluated on them, so the evaluation is independent of the selection."""
 
     @model_validator(mode="after")
     def _something_left(self) -> Split:
@@ -76,3 +90,5 @@ class Duplicates(Options):
     """The same pair, or its opposite, in several places of the corpus."""
 
     contradictions: Literal["drop", "keep"] = "drop"
+    """What happens to a pair that stands in the corpus with both labels: `drop` leaves both out, as one of them is
+    wrong; `keep` keeps both."""

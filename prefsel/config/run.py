@@ -19,7 +19,7 @@ class ReportOptions(Options):
     """The page a run leaves."""
 
     examples: int = Field(6, ge=0)
-    """Pairs shown of each kind (kept, dropped); 0 for corpora whose text must not be copied."""
+    """Pairs shown per selection, half kept and half dropped; 0 for corpora whose text must not be copied."""
 
 
 class RayOptions(Options):
@@ -29,29 +29,48 @@ class RayOptions(Options):
     """
 
     address: str | None = None
+    """Address of a running cluster; null means the cluster of the Ray job this runs in, and outside of one a Ray of
+    this process."""
     num_cpus: int | None = Field(None, ge=1)
+    """CPUs of a Ray started here; null means all that the machine has."""
     num_gpus: int | None = Field(None, ge=0)
+    """GPUs of a Ray started here; null means all that are visible."""
     object_store_gib: float = Field(1.0, gt=0)
+    """Size of the object store of a Ray started here, in GiB. Only names and counts cross it, so the default is
+    small."""
 
 
 class Config(Options):
     """A whole run."""
 
     name: Name
+    """Name of the run; it names the report's folder and the file of the run."""
     plugins: list[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]] = []
     """Python modules that register metrics, losses and formats when they are imported (`prefsel.plugins`); they must be
     importable on every machine of the run. What an installed package names in its entry points needs no entry here."""
     sources: list[Source] = Field(min_length=1)
+    """The corpus: one entry per named source."""
     exclude_prompts: list[str] = []
-    """Files of prompts (evaluation sets) that must not be selected or trained on, in any format of ingest."""
+    """Files of prompts, such as evaluation sets, that must not be selected or trained on, in any format of ingest."""
     ingest: Ingest = Ingest()
+    """How files are cut into shards, and how many unreadable rows are borne."""
     split: Split = Split()
+    """Which prompts are kept out of selection, and what for."""
     models: list[Model] = []
+    """The models by name: of a directory, of a hub, or made on the spot."""
     scorers: list[Scorer] = []
+    """What is computed for every completion; each scorer makes columns that metrics read."""
     tangents: list[Tangent] = []
+    """Directions in weight space that influence is measured along."""
     metrics: list[MetricSpec] = []
+    """Pair scores: arithmetic on columns."""
     duplicates: Duplicates = Duplicates()
+    """What happens to pairs that stand in the corpus more than once."""
     selections: list[Selection] = []
+    """The subsets to keep, each by one rule."""
     train: list[Training] = []
+    """The trainings; each makes a model whose name may stand wherever a model's may."""
     report: ReportOptions = ReportOptions()
+    """What the page shows that a run leaves."""
     ray: RayOptions = RayOptions()
+    """Where the work runs."""

@@ -16,16 +16,20 @@ class Pool(Options):
     """How many copies of a model score at once."""
 
     size: int | None = Field(None, ge=1)
-    """A fixed number of actors; default: what the cluster holds, at most one per shard."""
+    """A fixed number of actors; null means as many as the cluster holds, at most one per shard."""
     min_size: int | None = Field(None, ge=1)
+    """Fewest actors of a pool that grows and shrinks with the work; goes together with `max_size`."""
     max_size: int | None = Field(None, ge=1)
-    """Autoscaled between `min_size` and `max_size`."""
+    """Most actors of a pool that grows and shrinks with the work; goes together with `min_size`."""
     num_gpus: float | None = Field(None, ge=0)
-    """GPUs per actor; default: `gpus_per_replica` when the cluster has GPUs, else 0."""
+    """GPUs that each actor reserves; null means the model's `gpus_per_replica` where the cluster has GPUs, and 0
+    elsewhere."""
     num_cpus: float = Field(1.0, gt=0)
+    """CPUs that each actor reserves."""
     share: Literal["auto", "never"] = "auto"
-    """`auto`: log-probs of several models that need the same tokens are computed in one pass over the shards, where all
-    of them fit into an actor's memory. `never`: one model after another. The numbers are the same."""
+    """`auto` computes the log-probs of several models that need the same tokens in one pass over the shards, where all
+    of their weights fit into 0.6 of an actor's memory. `never` runs one model after another. The numbers are the
+    same."""
 
     @model_validator(mode="after")
     def _fixed_or_scaled(self) -> Pool:
@@ -118,20 +122,23 @@ class PooledScorer(ScorerOptions):
     """What the scorers that run on actors share."""
 
     pool: Pool = Pool()
+    """The actors this scorer runs on."""
     token_budget: int | None = Field(None, ge=64)
-    """Tokens of one packed row; default: 8 192 on a CPU, probed by each actor on a GPU."""
+    """Tokens of one packed row, which decides the memory of a forward pass; null means 8 192 on a CPU, and on a GPU
+    what each actor finds its free memory to hold, at most 65 536."""
     max_poison_fraction: float = Field(0.0, ge=0, le=1)
-    """The run fails when more of the completions got NaN or infinity from the model."""
+    """The run fails when more than this share of the completions got NaN or infinity from the model. 0 by default: such
+    numbers are a fault, and leaving rows out must be a decision."""
 
 
 class ModelScorer(PooledScorer):
     """What the scorers named after a model share."""
 
     model: str
-    """Name of an entry of `models` or of `train`; also names the columns."""
+    """Name of an entry of `models` or of `train`; it also names the columns."""
     compile: bool = False
-    """Compile the decoder layers with torch: some percent faster after seconds to minutes at the start, and numbers
-    that differ by rounding, as they do between token budgets."""
+    """Compile the decoder layers with torch: some percent faster after seconds to minutes at the start. The numbers
+    differ by rounding, as they do between token budgets, so no fingerprint depends on it."""
     role: ClassVar[Literal["policy", "reward"]] = "reward"
     """What its model must be able to serve as."""
 
@@ -166,8 +173,10 @@ class CausalLogps(ModelScorer):
     """`logps_<model>` (nats, summed over the response) and `num_tokens_<model>`."""
 
     kind: Literal["causal_logps"]
+    """Log-probabilities of the responses under a causal language model."""
     unconditional: bool = False
-    """Score the responses without their prompts: `logps_<model>_uncond` and `num_tokens_<model>_uncond`."""
+    """Score the responses without their prompts, as `ifd_margin` needs: `logps_<model>_uncond` and
+    `num_tokens_<model>_uncond`."""
     role: ClassVar[Literal["policy", "reward"]] = "policy"
     has_selftest: ClassVar[bool] = True
 
@@ -196,10 +205,12 @@ class RewardModel(ModelScorer):
     """`rm_<model>`; `rm_<head>` for each of several heads; `rm_<aspect>` for each model of a training with aspects."""
 
     kind: Literal["reward_model"]
+    """Rewards of a sequence classifier."""
     heads: list[Name] | None = None
-    """Names of the heads, in the order of the model's labels; default: those of the model's own `id2label`."""
+    """Names of the outputs, in the order of the model's labels; null means those of the model's own `id2label`."""
     aspect: Name | None = None
-    """Of a training with aspects: score with this one's model only; default: with each, one column set per aspect."""
+    """Of a training with `aspects`: score with the model of this aspect only; null means with each, one column set per
+    aspect."""
     has_selftest: ClassVar[bool] = True
 
     @property
@@ -246,14 +257,21 @@ class GeneratedReward(ModelScorer):
     """
 
     kind: Literal["generated_reward"]
+    """The reward of a response that a policy samples, as `filtered_dpo` needs."""
     head: Name | None = None
-    """Of a model with several heads, the one that judges."""
+    """Which output of the reward model judges, where it has several."""
     policy: str
-    """Name of the model that responds."""
+    """Name of the model that responds: an entry of `models` or of `train`."""
     temperature: float = Field(1.0, ge=0)
+    """Temperature of the sampling; 0 takes the likeliest token."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus of the sampling: tokens are drawn from the most likely ones that make up this probability; 1 keeps
+    all."""
     max_new_tokens: int = Field(256, ge=1)
+    """Longest response in tokens; a longer one is cut."""
     seed: int = 0
+    """Seed of the sampling. The random numbers of a response follow from it and the prompt_id, so sharding changes
+    nothing."""
 
     @property
     def label(self) -> str:
@@ -321,11 +339,14 @@ class DirectionalLogps(TangentScorer):
     """
 
     kind: Literal["directional_logps"]
+    """Directional derivatives of the log-probabilities, as `influence` needs."""
     method: Literal["exact", "finite_difference"] = "exact"
-    """`exact`: forward mode, about three forwards per stratum. `finite_difference`: one forward per stratum and one
-    more, in fp32; its error against the exact derivative is measured on the first groups of every shard."""
+    """`exact` uses forward mode and costs about three forwards per stratum. `finite_difference` costs one forward per
+    stratum and one more, in fp32; its error against the exact derivative is measured on the first groups of every
+    shard."""
     step: float = Field(3e-5, gt=0)
-    """Of the finite difference: length of the step, relative to the norm of the weights."""
+    """Length of the step of the finite difference, relative to the norm of the weights. Measured: 3e-5 errs by 0.001 to
+    0.006 of the largest derivative, 1e-3 by up to 0.23, 1e-6 by up to 0.2."""
 
     @property
     def label(self) -> str:
@@ -348,6 +369,7 @@ class PairGradients(TangentScorer):
     the plain gradient, and its model a training with `keep_optimizer_state`."""
 
     kind: Literal["pair_gradients"]
+    """Per-pair gradient features, as `less` needs."""
     unit: ClassVar[str] = "pairs"
 
     @property
@@ -374,12 +396,15 @@ class Imported(ScorerOptions):
     max_poison_fraction: ClassVar[float] = 0.0
 
     kind: Literal["imported"]
+    """Numbers of the data itself; no model runs."""
     name: Name
-    """`rm_<name>` for `as: rm`; a label only for `as: ratings`."""
+    """Name of the column, `rm_<name>`, with `as: rm`; with `as: ratings` only a label of the column set."""
     field: str | Annotated[list[str], Field(min_length=1)] = "score"
-    """What the number is called in the data: `score` for score_chosen/score_rejected, an aspect, `<x>` for
-    `<x>_chosen`/`<x>_rejected`; a list of aspects gives one `ratings_<aspect>` column each."""
+    """What the number is called in the data: `score` for `score_chosen` and `score_rejected`, in general `<x>` for
+    `<x>_chosen` and `<x>_rejected`, or the name of a rated aspect. A list of aspects gives one `ratings_<aspect>`
+    column each."""
     as_: Literal["rm", "ratings"] = Field("rm", alias="as")
+    """Whether the number stands for a reward model (`rm_<name>`) or for ratings (`ratings_<field>`)."""
 
     @property
     def label(self) -> str:

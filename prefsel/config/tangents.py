@@ -16,24 +16,30 @@ class Tangent(Options):
     makes of it. Along it `directional_logps` gives the influence of every pair."""
 
     name: Name
+    """Name of the tangent, by which scorers and metrics mean it."""
     model: str
-    """The warm-up θ: an entry of `models` or of `train`."""
+    """The warm-up model θ at which the gradient is taken: an entry of `models` or of `train`."""
     reference: str
-    """The model whose stored log-probs are the reference."""
+    """The model whose stored log-probs are the reference of the validation loss; a `causal_logps` scorer must make
+    them."""
     beta: float = Field(0.1, gt=0)
-    """Of the validation loss. The influence of a pair is exact for this beta; a metric that has another is refused."""
+    """β of the validation loss. The influence of a pair is exact for this β, and a metric with another one is
+    refused."""
     preconditioner: Literal["none", "adam", "fisher"] = "none"
-    """Divide by `sqrt(second moment) + damping`: that of the warm-up's Adam (which must be a training with
-    `keep_optimizer_state`), or the mean squared validation gradient over pairs (empirical Fisher)."""
+    """`none` keeps the plain gradient. `adam` divides it by √(second moment) + damping, with the moments of the
+    warm-up's Adam, which must be a training with `keep_optimizer_state`; `fisher` does so with the mean squared
+    validation gradient over pairs (empirical Fisher)."""
     damping: float = Field(1e-8, gt=0)
-    """OPEN: no source gives one; relative to the largest root of the second moment it should stay small."""
+    """Added to the root of the second moment before dividing; it should be small beside the largest root. OPEN: no
+    source gives a value."""
     by: Literal["aspect", "source"] | None = None
-    """One direction per stratum of the validation pairs."""
+    """Column whose values part the validation pairs into strata, with one direction each; null means one direction."""
     values: list[str] = []
-    """The strata: values of `by`."""
+    """The strata: values of `by`. They must be named, because columns are named after them before any data is read."""
     max_pairs: int | None = Field(None, ge=1)
-    """Use at most this many validation pairs, the first by hash of their pair_id."""
+    """Use at most this many validation pairs, the first by hash of their pair_id; null means all."""
     dtype: Dtype = "fp32"
+    """Number format of the weights while the gradient is taken; finite differences need `fp32`."""
 
     @model_validator(mode="after")
     def _strata_named(self) -> Tangent:

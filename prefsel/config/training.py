@@ -40,9 +40,9 @@ class Lora(Options):
     r: int = Field(16, ge=1)
     """Rank of the update."""
     alpha: float = Field(32.0, gt=0)
-    """The update is scaled by alpha / r."""
+    """Scale of the update, which is multiplied by alpha / r."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    """Names of the linear layers that get an adapter."""
+    """Names of the linear layers that get an adapter; `all-linear` means all of them but the head."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
 
@@ -51,49 +51,57 @@ class Optimization(Options):
     """What decides a trajectory of AdamW. Batches count pairs, memory counts tokens; no number of workers enters."""
 
     learning_rate: float = Field(gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW. It has no default, because none suits every model."""
     dtype: Literal["fp32", "bf16"] = "bf16"
-    """Weights, activations and communication; bf16 keeps fp32 master weights."""
+    """Number format of weights, activations and communication; with `bf16` the optimizer keeps fp32 master weights."""
     num_epochs: int = Field(1, ge=1)
-    """Passes over the pairs."""
+    """Passes over the pairs; not used when `max_steps` is given."""
     max_steps: int | None = Field(None, ge=1)
-    """Take exactly this many optimizer steps, whatever `num_epochs` says; the schedule ends there too."""
+    """Take exactly this many optimizer steps, whatever `num_epochs` says; the schedule ends there too. Null means as
+    many as the epochs have."""
     global_batch_pairs: int = Field(32, ge=1)
-    """Pairs per optimizer step, over all workers; the last batch of an epoch may hold fewer and is averaged exactly."""
+    """Pairs per optimizer step, over all workers. The last batch of an epoch may hold fewer and is averaged exactly."""
     micro_batch_pairs: int = Field(8, ge=1)
-    """At most this many pairs per forward and backward pass of one worker."""
+    """At most this many pairs per forward and backward pass of one worker. It changes memory and speed, and the weights
+    by no more than rounding."""
     token_budget: int = Field(8192, ge=64)
-    """At most this many packed tokens per forward and backward pass (a longer pair goes alone)."""
+    """At most this many packed tokens per forward and backward pass; a longer pair goes alone. It changes memory and
+    speed, and the weights by no more than rounding."""
     order: Literal["shuffled", "given"] = "shuffled"
-    """A new seeded permutation every epoch, or the order of the table (easy to hard)."""
+    """`shuffled` draws a new seeded permutation every epoch; `given` keeps the order of the table, for example easy to
+    hard."""
     seed: int = Field(0, ge=0)
     """Decides the order of the pairs and, with LoRA, the initial adapter."""
     warmup_ratio: float = Field(0.1, ge=0, le=1)
-    """Share of the steps with a linearly rising learning rate."""
+    """Share of the steps over which the learning rate rises linearly."""
     min_lr_ratio: float = Field(0.0, ge=0, le=1)
-    """Where the cosine ends, as a share of the peak."""
+    """Where the cosine that follows the warm-up ends, as a share of the peak."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay."""
+    """Decoupled weight decay of AdamW."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's moment decays."""
+    """Decay rates of AdamW's two moments."""
     adam_eps: float = Field(1e-8, gt=0)
-    """AdamW's denominator offset."""
+    """Offset of AdamW's denominator."""
     max_grad_norm: float = Field(1.0, ge=0)
-    """Clip the global gradient norm here; 0 switches clipping off."""
+    """Clip the global gradient norm to this; 0 switches clipping off."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """What DeepSpeed shards: nothing, optimizer states, gradients too, weights too."""
+    """What DeepSpeed shards over the workers: 0 nothing, 1 the optimizer states, 2 the gradients too, 3 the weights
+    too."""
     offload: Literal["none", "optimizer", "optimizer_and_weights"] = "none"
-    """What lives in CPU memory between steps; weights need stage 3."""
+    """What lives in CPU memory between steps: nothing, the `optimizer` states (stage 1 to 3), or
+    `optimizer_and_weights` (stage 3 only)."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: one more forward, far less memory."""
+    """Recompute activations in the backward pass: one more forward per step, for far less memory."""
     deepspeed: dict[str, Any] = {}
-    """DeepSpeed's own options, merged over ours; keys that another option decides are refused."""
+    """DeepSpeed's own options, merged over ours. Keys that another option decides are refused, because two sources for
+    one number would make the trajectory differ from what stands here."""
     eval_every_steps: int | None = Field(None, ge=1)
-    """Evaluate on the held-out pairs this often, besides the start and the end."""
+    """Evaluate on the held-out pairs after every so many steps; null means at the start and the end only."""
     checkpoint_every_steps: int | None = Field(None, ge=1)
-    """Save a resumable checkpoint this often; None saves none."""
+    """Save a checkpoint to resume from after every so many steps; null saves none, and a killed training starts
+    over."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Local checkpoints kept, the newest ones."""
+    """How many checkpoints are kept, the newest ones."""
 
     @model_validator(mode="after")
     def _offload_fits(self) -> Optimization:
@@ -124,36 +132,38 @@ class DpoOptions(Optimization):
     """What decides a training on preference pairs with stored reference log-probs (`simpo` needs none)."""
 
     loss: Annotated[str, AfterValidator(_known_loss), Field(json_schema_extra=_loss_names)] = "dpo"
-    """A name of `prefsel.config.losses.LOSSES`, that of a plugin included; the equations stand in
-    `prefsel/train/losses.py`."""
+    """Which preference loss is minimised; the equations stand in `prefsel/train/losses.py`."""
     loss_params: dict[str, float | str] = {}
     """Parameters of a loss that have no option of their own here: the `params` of its line in `LOSSES`."""
     beta: float = Field(0.1, gt=0)
-    """Inverse temperature of the implicit reward; of IPO it is the paper's τ. The length-normalised losses compare
+    """Inverse temperature β of the implicit reward; of IPO it is the paper's τ. The length-normalised losses compare
     log-probs per token and need a larger one."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Assumed share of flipped labels: with `dpo` conservative DPO, with `robust_dpo` (which needs it above 0) the loss
-    that is unbiased under such flips."""
+    """Assumed share of flipped labels: with `dpo` it makes conservative DPO, with `robust_dpo`, which needs it above 0,
+    the loss that is unbiased under such flips."""
     ipo_reduction: Literal["sum", "mean"] = "sum"
-    """Log-probs that IPO compares: summed, as in the paper's equation, or per token, as in TRL; another scale of β."""
+    """Which log-probs IPO compares: summed, as in the paper's equation, or the mean per token, as in TRL, which is
+    another scale of β."""
     simpo_gamma: float | None = Field(None, ge=0)
-    """Target reward margin γ of SimPO. The authors' scripts give γ / β as `gamma_beta_ratio`."""
+    """Target reward margin γ of SimPO, which needs it. The authors' scripts give γ / β as `gamma_beta_ratio`."""
     num_aspects: int | None = Field(None, ge=1)
-    """κ of DFPO: the aspects of the corpus, a pair's own one included."""
+    """κ of DFPO, which needs it: the number of aspects of the corpus, a pair's own one included."""
     aspect_weights: dict[Name, Annotated[float, Field(gt=0)]] | None = None
-    """Weight of every aspect in the weighted extension of DFPO, the same as in the `divergence` metric; only their
+    """Weight of every aspect in `weighted_dfpo`, which needs them: the same as in the `divergence` metric. Only their
     ratios matter."""
     divergence: str | None = None
-    """Name of a metric of this configuration whose score is −PD; it becomes `preference_divergence` of every pair."""
+    """Name of the metric of this configuration whose score is −PD, for `dfpo` and `weighted_dfpo`, which add PD to the
+    margin of every pair."""
     order: Literal["shuffled", "given", "score"] = "shuffled"  # type: ignore[assignment]  # one more than other trainings
-    """A new seeded permutation every epoch; the order of the table; or the descending `score` of the selection that is
-    trained on (easy to hard), ties by pair_id."""
+    """`shuffled` draws a new seeded permutation every epoch; `given` keeps the order of the table; `score` goes by the
+    descending score of the selection that is trained on (easy to hard), ties by pair_id."""
     lora: Lora | None = None
-    """Train adapters instead of all weights."""
+    """Train adapters instead of all weights; null trains all weights."""
     reference_check_pairs: int = Field(16, ge=0)
-    """Pairs whose reference log-probs are recomputed before training and must agree with the stored ones."""
+    """So many pairs have their reference log-probs recomputed before training, which must agree with the stored ones; 0
+    skips the check."""
     keep_optimizer_state: bool = False
-    """Also keep Adam's moments (fp32, as large as two models): what preconditioned tangents and LESS need."""
+    """Also keep Adam's moments (fp32, as large as two models), which preconditioned tangents and LESS need."""
 
     @model_validator(mode="after")
     def _options_of_the_loss(self) -> DpoOptions:
@@ -208,11 +218,14 @@ class Placement(Options):
     """Where a training runs."""
 
     workers: int = Field(1, ge=1)
+    """Workers of Ray Train, each a process of its own. Their number moves no weight by more than rounding."""
     gpus_per_worker: float | None = Field(None, ge=0)
-    """Default: one when the cluster has GPUs."""
+    """GPUs that each worker reserves; null means one where the cluster has GPUs, and none elsewhere."""
     cpus_per_worker: float = Field(1.0, gt=0)
+    """CPUs that each worker reserves."""
     max_failures: int = Field(0, ge=0)
-    """Worker failures that Ray Train repairs by restarting from the last checkpoint."""
+    """How many failures of workers Ray Train repairs by starting again from the last checkpoint, before the run
+    fails."""
 
 
 class CrossFit(Options):
@@ -220,6 +233,7 @@ class CrossFit(Options):
     it. Scorers name the training, the fold of a prompt follows from its prompt_id."""
 
     folds: int = Field(2, ge=2, le=64)
+    """Number of folds, and of models."""
     seed: int = 0
     """Another seed deals the prompts to the folds anew."""
 
@@ -240,9 +254,13 @@ class TrainingRecord(Placement):
     """The part of it that the training loop reads."""
 
     name: Name
+    """Name of the training. It is a model's name too: scorers, tangents and other trainings may use it."""
     selection: str
+    """The pairs it is trained on."""
     model: str
+    """The model that is trained further: an entry of `models` or of `train`."""
     cross_fit: CrossFit | None = None
+    """Train one model per fold instead of one on everything."""
 
     if TYPE_CHECKING:  # a field of one kind, the same for all trainings of the other
 
@@ -307,16 +325,19 @@ class TrainDpo(DpoOptions, TrainingRecord):
     max_pairs: ClassVar[None] = None
 
     kind: Literal["dpo"] = "dpo"
+    """A training of a policy on preference pairs; the default kind."""
     selection: str
-    """A selection or a control (`<name>-random`); or `all` eligible pairs, or the `validation` pairs."""
+    """What is trained on: a selection or one of its controls (`<name>-random`), or `all` eligible pairs, or the
+    `validation` pairs."""
     model: str
     """The model that is trained further: an entry of `models`, or of `train` to continue from."""
     reference: str | None = None
-    """Name of the model whose stored log-probs are the reference; it is not loaded. Only `simpo` goes without."""
+    """The model whose stored log-probs are the reference; a `causal_logps` scorer must make them, and the model itself
+    is not loaded. Every loss needs one but `simpo`, which takes none."""
     cross_fit: CrossFit | None = None
-    """Train one model per fold instead of one on everything."""
+    """Train one model per fold, each on the prompts of the other folds, instead of one model on everything."""
     max_eval_pairs: int = Field(512, ge=0)
-    """Held-out pairs evaluated on, the first by hash of their pair_id."""
+    """At most this many held-out pairs are evaluated on, the first by hash of their pair_id."""
 
     @model_validator(mode="after")
     def _has_reference(self) -> TrainDpo:
@@ -340,18 +361,20 @@ class TrainDpo(DpoOptions, TrainingRecord):
 
 
 class RewardOptions(Optimization):
-    """What decides a Bradley–Terry reward model (METHODS §1)."""
+    """What decides a Bradley–Terry reward model."""
 
     length_balance_tau: float | None = Field(1.0, gt=0)
-    """Sample pairs with the longer completion chosen with frequency e^(f⁺/τ) / (e^(f⁺/τ) + e^(f⁻/τ)), f⁺ their share:
-    a large τ is 50/50. None: sample as they come. OPEN: no source gives the paper's value."""
+    """τ of length-balanced sampling: pairs with the longer completion chosen are drawn with frequency e^(f⁺/τ) /
+    (e^(f⁺/τ) + e^(f⁻/τ)), f⁺ their share; a large τ means half and half, below about 0.5 the draw is further from one
+    half than the data. Null draws pairs as they come. OPEN: no source gives the paper's value."""
     length_penalty_rho: float = Field(0.0, allow_inf_nan=False)
-    """ρ in −log σ(Δr − ρ Δlen). OPEN. A reward model that can express length only shifts by it; the metric's
-    `rho: fit` is the way to take length out after the fact."""
+    """ρ in −log σ(Δr − ρ Δlen), the reward that one unit of length is worth; 0 is plain Bradley–Terry. OPEN. A reward
+    model that can express length only shifts by it, so `rho: fit` of the metric is the way to take length out after the
+    fact."""
     length_unit: Literal["tokens", "characters"] = "tokens"
-    """Of Δlen. OPEN."""
+    """What Δlen counts. OPEN: the paper does not say."""
     holdout: Fraction = 0.1
-    """Of the training prompts, by hash: accuracy and calibration are measured on them."""
+    """Share of the training prompts, by hash, that accuracy and calibration are measured on."""
 
     @model_validator(mode="after")
     def _one_order(self) -> RewardOptions:
@@ -372,17 +395,19 @@ class TrainReward(RewardOptions, TrainingRecord):
     keep_optimizer_state: ClassVar[bool] = False
 
     kind: Literal["reward"]
+    """A training of Bradley–Terry reward models."""
     selection: Literal["all", "validation"] = "all"
-    """Which pairs: all eligible ones, or the validation pairs."""
+    """What is trained on: `all` eligible pairs, or the `validation` pairs."""
     model: str
     """Where the weights start: an entry of `models`, causal or classifier."""
     aspects: list[Name] = []
-    """One model for each, trained on the pairs labelled with it; it scores the others' prompts as `rm_<aspect>`."""
+    """One model for each aspect named here, trained on the pairs labelled with it; it scores the others' prompts as
+    `rm_<aspect>`. Empty: one model, on all pairs."""
     cross_fit: CrossFit | None = None
-    """One model per aspect and fold, so that every prompt can be scored. Needed without `aspects`, and where one prompt
-    is labelled with several aspects."""
+    """One model per aspect and fold, so that every prompt can be scored by a model that never saw it. Needed without
+    `aspects`, and where one prompt is labelled with several aspects."""
     max_pairs: int | None = Field(None, ge=1)
-    """Train on at most this many pairs, the first by hash of their pair_id."""
+    """Train on at most this many pairs, the first by hash of their pair_id; null means all."""
 
     def check_kind(self, config: Lookup, field: str) -> None:
         """Weights to start from that have seen no label of what is scored."""

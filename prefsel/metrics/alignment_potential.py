@@ -17,21 +17,24 @@ class AlignmentPotential(Options):
     """Parameters of `alignment_potential`."""
 
     rm: str
-    """Reads `rm_<rm>_chosen|rejected`, or `rm_<rm>_max|min` with `spread="group"`."""
+    """Name of the reward model: reads `rm_<rm>_chosen|rejected`, or `rm_<rm>_max|min` with `spread: group`."""
     policy: str
-    """Reads `logps_<policy>_chosen|rejected`, and `num_tokens_<policy>_...` for the z-score form."""
+    """Name of the policy: reads `logps_<policy>_chosen|rejected`, and `num_tokens_<policy>_chosen|rejected` in the
+    z-score form."""
     form: Literal["zscore", "raw"] = "zscore"
-    """`zscore`: the authors' code. `raw`: the paper's definition; needs `reference`."""
+    """`zscore` is the form of the authors' code. `raw` is the paper's definition, which needs `reference`."""
     weight: float = 1.0
-    """Of the policy's margin: 1 for selection, 2.5 in the authors' generation scripts."""
+    """Weight of the policy's margin: 1 for selection, 2.5 in the authors' generation scripts."""
     sign: Literal["signed", "abs"] = "signed"
-    """Of the reward margin. `signed`: disagreement with the label counts against a pair. `abs`: as printed."""
+    """Of the reward margin: `signed` lets a disagreement with the label count against a pair, `abs` is as printed in
+    the paper."""
     spread: Literal["pair", "group"] = "pair"
-    """`group`: largest minus smallest reward over all completions of the prompt."""
+    """`pair` takes the reward margin of the pair, `group` the largest minus the smallest reward over all completions of
+    the prompt."""
     reference: str | None = None
-    """Of the raw form."""
+    """Name of the reference of the raw form: reads `logps_<reference>_chosen|rejected`."""
     beta: float = Field(default=0.1, gt=0)
-    """Of the raw form."""
+    """Inverse temperature β of the implicit reward in the raw form."""
 
     @model_validator(mode="after")
     def _form_fits(self) -> AlignmentPotential:

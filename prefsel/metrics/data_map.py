@@ -15,11 +15,14 @@ class DataMap(Options):
     """Parameters of `data_map`."""
 
     rm: str
-    """Reads `rm_<rm>_mean` or `rm_<rm>_var`, over all scored completions of the prompt."""
+    """Name of the reward model: reads `rm_<rm>_mean` or `rm_<rm>_var`, over all scored completions of the prompt."""
     axis: Literal["mean", "variance"] = "mean"
+    """`mean` scores the mean reward of the candidates, `variance` the negative of its variance; a data map needs a
+    metric of each."""
     candidates: Literal["group", "pair"] = "group"
-    """`pair`: only the two completions of the pair, from `rm_<rm>_chosen|rejected`; the same for plain pairs, and what
-    a table without the numbers of the groups can give."""
+    """`group` takes all scored completions of the prompt; `pair` only the two of the pair, from
+    `rm_<rm>_chosen|rejected`, which is the same for plain pairs and is all that a table without the numbers of the
+    groups can give."""
 
 
 def columns(params: DataMap) -> tuple[str, ...]:

@@ -14,12 +14,14 @@ class DifficultyGap(Options):
     """Parameters of `difficulty_gap`."""
 
     policy: str
-    """A DPO-tuned policy: reads `logps_<policy>_chosen|rejected`."""
+    """Name of a DPO-tuned policy: reads `logps_<policy>_chosen|rejected`."""
     reference: str
-    """What it was tuned from: reads `logps_<reference>_chosen|rejected`."""
+    """Name of what it was tuned from: reads `logps_<reference>_chosen|rejected`."""
     beta: float = Field(default=0.1, gt=0)
+    """Inverse temperature β of the implicit reward. It scales all margins alike and changes no order."""
     absolute: bool = False
-    """Smallest |IRM| instead of smallest IRM: undecided pairs before those that the policy has the other way round."""
+    """Smallest |IRM| first instead of smallest IRM: undecided pairs before those that the policy has the other way
+    round."""
 
 
 def columns(params: DifficultyGap) -> tuple[str, ...]:

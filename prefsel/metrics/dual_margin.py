@@ -27,30 +27,33 @@ class ImplicitSource(Options):
     """One implicit margin: a small policy and what it was tuned from."""
 
     policy: str
-    """Reads `logps_<policy>_chosen|rejected`."""
+    """Name of a small policy: reads `logps_<policy>_chosen|rejected`."""
     reference: str
-    """Reads `logps_<reference>_chosen|rejected`."""
+    """Name of what it was tuned from: reads `logps_<reference>_chosen|rejected`."""
 
 
 class DualMargin(Options):
     """Parameters of `dual_margin`."""
 
     explicit: tuple[str, ...] = ()
-    """Reward models: reads `rm_<rm>_chosen|rejected`."""
+    """Names of reward models: reads `rm_<rm>_chosen|rejected` of each."""
     implicit: tuple[ImplicitSource, ...] = ()
+    """Pairs of a policy and its reference, each of which gives one implicit margin."""
     mode: Literal["mul", "add"] = "mul"
-    """`mul`: the margins as probabilities, multiplied (BeeS). `add`: their plain sum, which has no bounds."""
+    """`mul` turns the margins into probabilities and multiplies them (BeeS). `add` takes their plain sum, which has no
+    bounds."""
     lower: FiniteFloat = -2.0
-    """L, of every source, where margins are in nats or rewards; a `quantile` has its own."""
+    """Lower bound L of every source, in nats or rewards; with `upper: quantile` each source has its own."""
     upper: Literal["search", "quantile"] | FiniteFloat | tuple[FiniteFloat, ...] = "search"
-    """U. `search`: the authors', for margins of several units. `quantile`: both bounds are quantiles of each source's
-    margins. Numbers: one for all sources, or one for each, the explicit ones first."""
+    """Upper bound U. `search` is the authors' search, for margins of several units; `quantile` takes both bounds as
+    quantiles of each source's margins; a number is U of all sources; a list has one for each, the explicit ones
+    first."""
     lower_quantile: float = Field(default=0.05, ge=0, lt=1)
-    """L of `upper: quantile`. Ours."""
+    """Quantile that is L with `upper: quantile`. The value is ours."""
     upper_quantile: float = Field(default=0.95, gt=0, le=1)
-    """U of `upper: quantile`. Ours."""
+    """Quantile that is U with `upper: quantile`. The value is ours."""
     epsilon: float = Field(default=1e-6, gt=0, lt=0.5)
-    """Probabilities are kept within [epsilon, 1 − epsilon], so that full agreement and full conflict have a value."""
+    """Probabilities are kept within [epsilon, 1 − epsilon], so that full agreement against full conflict is no 0/0."""
 
     @model_validator(mode="after")
     def _sources_fit(self) -> DualMargin:

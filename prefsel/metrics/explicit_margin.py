@@ -12,8 +12,9 @@ class ExplicitMargin(Options):
     """Parameters of `explicit_margin`."""
 
     rm: str
-    """Reward model: reads `rm_<rm>_chosen|rejected`."""
+    """Name of the reward model: reads `rm_<rm>_chosen|rejected`."""
     absolute: bool = False
+    """Score |r(y_w) − r(y_l)| instead, so that a margin against the label counts as much as one with it."""
 
 
 def columns(params: ExplicitMargin) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ class FilteredDpo(Options):
     """Parameters of `filtered_dpo`."""
 
     rm: str
-    """Reads `rm_<rm>_chosen` and `rm_<rm>_generated`, the reward of one response of the policy to the same prompt."""
+    """Name of the reward model: reads `rm_<rm>_chosen` and `rm_<rm>_generated`, the reward of one response of the
+    policy to the same prompt."""
 
 
 def columns(params: FilteredDpo) -> tuple[str, ...]:

@@ -13,8 +13,9 @@ class IfdMargin(Options):
     """Parameters of `ifd_margin`."""
 
     policy: str
-    """Reads `logps_<policy>_chosen|rejected` and `logps_<policy>_uncond_...` (without the prompt), with
-    `num_tokens_<policy>_...` and `num_tokens_<policy>_uncond_...` (falling back to the former)."""
+    """Name of the policy: reads `logps_<policy>_chosen|rejected` and `logps_<policy>_uncond_chosen|rejected` (without
+    the prompt), with `num_tokens_<policy>_…` and `num_tokens_<policy>_uncond_…`, where the former stand in for the
+    latter."""
 
 
 def columns(params: IfdMargin) -> tuple[str, ...]:

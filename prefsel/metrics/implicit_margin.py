@@ -19,14 +19,19 @@ class ImplicitMargin(Options):
     """Parameters of `implicit_margin`."""
 
     policy: str
-    """Reads `logps_<policy>_chosen|rejected`."""
+    """Name of the policy: reads `logps_<policy>_chosen|rejected`."""
     reference: str | None = None
-    """Reads `logps_<reference>_chosen|rejected`; None: reference-free."""
+    """Name of the reference: reads `logps_<reference>_chosen|rejected`. Null means none, which compares the policy's
+    own log-probs."""
     beta: float = Field(default=0.1, gt=0)
+    """Inverse temperature β of the implicit reward. It scales all margins alike and changes no order."""
     reduction: Reduction = "sum"
-    """`mean` divides by `num_tokens_<model>_chosen|rejected`; without a reference that is SimPO's reward."""
+    """Which log-probs are compared: summed over the response, or the `mean` per token, which also reads
+    `num_tokens_<model>_chosen|rejected`. The mean without a reference is SimPO's reward."""
     absolute: bool = False
+    """Score the absolute margin instead, which says how decided the policy is whichever way."""
     order: Literal["largest", "smallest"] = "largest"
+    """Which margins come first; `smallest` negates the score."""
 
 
 def logps_columns(model: str, reduction: Reduction) -> tuple[str, ...]:

@@ -24,13 +24,14 @@ class Influence(Options):
     """Parameters of `influence`."""
 
     policy: str
-    """The warm-up θ at which the derivatives are taken: reads `logps_<policy>_chosen|rejected`."""
+    """Name of the warm-up θ at which the derivatives are taken: reads `logps_<policy>_chosen|rejected`."""
     reference: str
-    """Reads `logps_<reference>_chosen|rejected`."""
+    """Name of the reference: reads `logps_<reference>_chosen|rejected`."""
     tangent: Tangents
-    """Reads `dlogps_<tangent>_chosen|rejected`, the derivative of the log-probs along the mean validation gradient."""
+    """Name of a tangent, or of several: reads `dlogps_<tangent>_chosen|rejected`, the derivative of the log-probs along
+    the mean validation gradient."""
     beta: float = Field(default=0.1, gt=0)
-    """Of the pair's loss. The tangent has a beta of its own."""
+    """β of the pair's loss. The tangent has a β of its own, and the two must agree."""
     combine: Literal["mean", "max"] = "mean"
     """What is made of the influences along several tangents."""
     any_beta: bool = False

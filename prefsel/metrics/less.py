@@ -17,19 +17,21 @@ class Checkpoint(Options):
     """A checkpoint of the warm-up."""
 
     tangents: Tangents
-    """Its validation gradients, one per validation subtask."""
+    """Names of the tangents at this checkpoint, one per validation subtask."""
     learning_rate: float = Field(gt=0)
-    """Its weight: the mean learning rate of the epoch that ended there."""
+    """Weight of the checkpoint: the mean learning rate of the epoch that ended there."""
 
 
 class Less(Options):
     """Parameters of `less`: either `tangent`, or `checkpoints`."""
 
     tangent: Tangents | None = None
-    """Reads `gamma_dot_<tangent>`, the inner product of the pair's Adam feature with the unit validation gradient, and
-    `gamma_norm_<tangent>`, the feature's norm. Several are validation subtasks: the largest cosine counts."""
+    """Name of a tangent, or of several: reads `gamma_dot_<tangent>`, the inner product of the pair's Adam feature with
+    the unit validation gradient, and `gamma_norm_<tangent>`, the feature's norm. Several are validation subtasks, of
+    which the largest cosine counts."""
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(min_length=1)] | None = None
-    """Several checkpoints: their cosines are averaged, weighted by learning rate."""
+    """Several checkpoints of the warm-up, whose cosines are averaged, weighted by learning rate; instead of
+    `tangent`."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Less:

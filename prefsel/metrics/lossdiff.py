@@ -14,12 +14,13 @@ class LossDiff(Options):
     """Parameters of `lossdiff`."""
 
     policy: str
-    """The warm-up θ: reads `logps_<policy>_chosen|rejected`."""
+    """Name of the warm-up θ: reads `logps_<policy>_chosen|rejected`."""
     validation_policy: str
-    """θ_val, the warm-up trained further on the validation set: reads `logps_<validation_policy>_...`."""
+    """Name of θ_val, which was trained on the validation pairs: reads `logps_<validation_policy>_chosen|rejected`."""
     reference: str
-    """Reads `logps_<reference>_...`, of both losses."""
+    """Name of the reference of both losses: reads `logps_<reference>_chosen|rejected`."""
     beta: float = Field(default=0.1, gt=0)
+    """Inverse temperature β of both losses."""
 
 
 def dpo_loss(columns: Columns, policy: str, reference: str, beta: float) -> np.ndarray:

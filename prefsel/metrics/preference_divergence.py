@@ -21,17 +21,21 @@ class PreferenceDivergence(Options):
     aspects: tuple[str, ...]
     """All aspects of the corpus, at least two."""
     source: Literal["rm", "ratings"] = "rm"
-    """Reads `rm_<aspect>_chosen|rejected` (proxy reward models) or `ratings_<aspect>_...` (ground truth)."""
+    """Where the margins come from: `rm` reads `rm_<aspect>_chosen|rejected` of proxy reward models, `ratings` reads
+    `ratings_<aspect>_chosen|rejected` of the data."""
     gamma: float = Field(default=0.9, gt=0, le=1)
-    """Margins are scaled by this quantile of their absolute value. OPEN in the paper; 1 is said to hurt."""
+    """Margins are scaled by this quantile of their absolute value. OPEN in the paper, which says that 1 (no scaling by
+    quantile) hurts."""
     rho: float | Literal["fit"] = 0.0
-    """Reward per token of extra length, taken off every margin; `fit`: the least-squares slope per aspect."""
+    """Reward per token of extra length, which is taken off every margin; `fit` takes the least-squares slope of each
+    aspect. OPEN in the paper."""
     own_aspect: str | None = "aspect"
-    """Column that says which aspect a pair was labelled for; None: no pair has one, and all aspects count."""
+    """Column that says which aspect a pair was labelled for, and is left out of its divergence; null means that no pair
+    has one, and all aspects count."""
     weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None
-    """One per aspect (our extension); None: equal."""
+    """One weight per aspect, our extension; null means equal ones."""
     length: str = "num_tokens"
-    """Prefix of the length columns `<length>_chosen|rejected`, read unless `rho` is 0. OPEN in the paper."""
+    """Prefix of the length columns `<length>_chosen|rejected`, which are read unless `rho` is 0. OPEN in the paper."""
 
     @model_validator(mode="after")
     def _aspects_fit(self) -> PreferenceDivergence:

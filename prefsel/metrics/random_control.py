@@ -17,6 +17,7 @@ class RandomControl(Options):
     """Parameters of `random`."""
 
     seed: int = Field(default=0, ge=0, lt=1 << 64)
+    """Another seed gives other scores; the score of a pair depends on the seed and its pair_id alone."""
 
 
 def mix(word_N: np.ndarray) -> np.ndarray:

@@ -20,16 +20,17 @@ class SelectiveDpo(Options):
     """Parameters of `selective_dpo`: either `losses`, or `policies` with their `reference`."""
 
     losses: str | None = None
-    """Reads `<losses>_0`, `<losses>_1`, …: the held-out DPO loss of the pair, one column per seed."""
+    """Prefix of the columns `<losses>_0`, `<losses>_1`, … with the held-out DPO loss of the pair, one per seed. Either
+    this or `policies`."""
     seeds: int | None = Field(default=None, ge=1)
-    """How many columns of losses there are; None: all that the table has."""
+    """How many columns of losses there are; null means all that the table has."""
     policies: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Cross-fitted policies, one per seed, which score every prompt by the fold that never saw it: reads
+    """Names of cross-fitted policies, one per seed, which score every prompt by the fold that never saw it: reads
     `logps_<policy>_chosen|rejected` and computes the losses."""
     reference: str | None = None
-    """Of `policies`: reads `logps_<reference>_chosen|rejected`."""
+    """Name of the reference of `policies`: reads `logps_<reference>_chosen|rejected`."""
     beta: float = Field(default=0.1, gt=0)
-    """Of `policies`."""
+    """Inverse temperature β of the losses of `policies`."""
 
     @model_validator(mode="after")
     def _one_form(self) -> SelectiveDpo:

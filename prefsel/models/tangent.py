@@ -189,7 +189,7 @@ def validation_gradient(
         NonFiniteError: A loss or a gradient is NaN or infinite.
         TemplateError, OutOfMemoryError: As the model raises them; a row is not retried in parts.
 
-    Source: METHODS §2: "Towards Understanding Valuable Preference Data for LLM Alignment", influence with the identity
+    Source: "Towards Understanding Valuable Preference Data for LLM Alignment", influence with the identity
     in place of the Hessian.
     """
     if not groups:

@@ -22,7 +22,7 @@ from prefsel.plan.models import find_model, scoring_settings
 from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.plan import Plan
 from prefsel.plan.scores import metric_columns, metric_specs
-from prefsel.rules import RULES, parse_rule, require_budgets, rule_columns
+from prefsel.rules import parse_rule, require_budgets, rule_columns
 from prefsel.train.deepspeed_config import refuse_owned
 from prefsel.workspace.storage import Storage
 
@@ -83,15 +83,6 @@ def check_budgets(config: Config, eligible: int) -> None:
             require_budgets(parse_rule(selection.rule), eligible)
         except UserError as error:
             raise UserError(f"selections.{selection.name}: {error}") from None
-
-
-def full_schema() -> dict[str, Any]:
-    """The JSON schema of the configuration, with the parameters of every rule and metric."""
-    return {
-        **Config.model_json_schema(),
-        "rules": {name: rule.model_json_schema() for name, rule in RULES.items()},
-        "metrics": {name: metric.params.model_json_schema() for name, metric in METRICS.items()},
-    }
 
 
 def _require_unique(field: str, names: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ from prefsel.pairs.rows import Rows
 from prefsel.select.compose import Derived
 
 MIDDLE = 50.0
-"""Percentile that an intersection with a budget keeps the nearest pairs of (METHODS §2)."""
+"""Percentile that an intersection with a budget keeps the nearest pairs of."""
 Partial: TypeAlias = Mapping[str, Moments | Histogram]
 """Of one shard, by column."""
 Fitted: TypeAlias = Mapping[str, Any]

@@ -19,7 +19,7 @@ from prefsel.train.data import Indices, Numbers
 from prefsel.train.reward_losses import length_balanced_frequency
 
 HELPFUL_TAU = 0.5
-"""Below about this, balanced sampling is further from one half than the data (METHODS, length bias)."""
+"""Below about this, balanced sampling is further from one half than the data."""
 LONGER, SHORTER, MIXING = range(3)
 """Streams of random numbers."""
 

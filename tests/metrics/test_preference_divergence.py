@@ -34,7 +34,7 @@ def margins_table(margins, own, lengths, source: str = "rm", hide_own: bool = Fa
 
 
 def naive(margins, own, lengths, gamma: float, rho: float | str, weights=None) -> list[float]:
-    """-PD of METHODS section 1, one pair at a time."""
+    """-PD of the paper, one pair at a time."""
     slope, scale = [], []
     for k in range(len(ASPECTS)):
         outside = [row for row in range(len(margins)) if own[row] is None or own[row] != k]
