@@ -1,9 +1,9 @@
 r"""The one attention function of packed rows: block-causal within each trie, nothing across tries.
 
-A run attends to its ancestors in full and causally to itself: a prompt to itself, each response to its prompt and
-itself. Transformers calls it under the name `IMPLEMENTATION`; the runs arrive as the keyword `layout` of the model's
-own call, which every decoder layer passes on, so they are there again when gradient checkpointing recomputes a layer
-and inside `torch.func.jvp`.
+A segment attends to its ancestors in full and causally to itself: a prompt to itself, each response to its prompt and
+itself. Transformers calls it under the name `IMPLEMENTATION`; the segments arrive as the keyword `layout` of the
+model's own call, which every decoder layer passes on, so they are there again when gradient checkpointing recomputes a
+layer and inside `torch.func.jvp`.
 Without `layout` the function is the ordinary scaled-dot-product attention, so a model that is set to it can also be
 called, padded, or sampled from as usual.
 
@@ -50,7 +50,7 @@ def prompt_tree_attention(
         attention_mask: Ignored for packed rows.
         scaling: Factor of the scores; default 1/√D.
         dropout: Probability with which attention weights are zeroed.
-        layout: The runs of a packed row; None: ordinary attention.
+        layout: The segments of a packed row; None: ordinary attention.
         **kwargs: Passed to ordinary attention.
 
     Returns:

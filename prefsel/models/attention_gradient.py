@@ -7,7 +7,7 @@ With P the weights of a block, O = P V its output and G the gradient of O,
 are added where the block's rows lie. Autograd makes zeros as long as the whole row for every slice that a block took of
 it, which grows with the square of the row: a step on 8 pairs took 1.14 (UltraFeedback) and 1.1 (HH) times the CPU time.
 
-Shapes: T tokens of the row, M queries of a key head in a block, N keys of a run, H query heads, K key heads,
+Shapes: T tokens of the row, M queries of a key head in a block, N keys of a segment, H query heads, K key heads,
 D head size.
 """
 

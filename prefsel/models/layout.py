@@ -1,6 +1,6 @@
-"""How the runs of a packed row attend: blocks of queries with the keys that they see, built once for all layers.
+"""How the segments of a packed row attend: blocks of queries with the keys that they see, built once for all layers.
 
-Shapes: T tokens of the row, N keys of a run, K key heads, D head size.
+Shapes: T tokens of the row, N keys of a segment, K key heads, D head size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefsel.models.trie import Range, Run
+from prefsel.models.trie import Range, Segment
 
 BLOCK_QUERIES = 64
 """Queries of one matmul–softmax–matmul. On one core 64 was as fast as 128, 256 and torch's fused kernel, or
@@ -33,9 +33,9 @@ class Block:
     start: int
     end: int
     context: tuple[Range, ...]
-    """The rows of the run's ancestors."""
+    """The rows of the segment's ancestors."""
     own: int
-    """The row where the block's own run begins."""
+    """The row where the block's own segment begins."""
     num_keys: int
     """Rows of the context and of the own part up to the last query."""
 
@@ -45,7 +45,7 @@ class Layout:
     """How one packed row attends; built once per row, used by every layer."""
 
     blocks: tuple[tuple[Block, ...], ...]
-    """Per run, in row order: its blocks."""
+    """Per segment, in row order: its blocks."""
     causal: Tensor
     """[B, B] of 0 and −inf: the diagonal corner of a block."""
     varlen: tuple[VarlenLayout, ...] | None
@@ -54,7 +54,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class VarlenLayout:
-    """Consecutive runs as sequences of the variable-length kernel: few queries, keys gathered with their ancestors'."""
+    """Consecutive segments as sequences of the variable-length kernel, their keys gathered with their ancestors'."""
 
     queries: Range
     key_rows: Tensor
@@ -64,34 +64,34 @@ class VarlenLayout:
     max_keys: int
 
 
-def blocks_of(runs: Sequence[Run]) -> Iterator[tuple[Block, ...]]:
-    """The blocks of every run."""
-    for run in runs:
-        before = sum(end - start for start, end in run.context) - run.start
-        starts = range(run.start, run.end, BLOCK_QUERIES)
-        ends = [min(start + BLOCK_QUERIES, run.end) for start in starts]
-        yield tuple(Block(start, end, run.context, run.start, before + end) for start, end in zip(starts, ends))
+def blocks_of(segments: Sequence[Segment]) -> Iterator[tuple[Block, ...]]:
+    """The blocks of every segment."""
+    for segment in segments:
+        before = sum(end - start for start, end in segment.context) - segment.start
+        starts = range(segment.start, segment.end, BLOCK_QUERIES)
+        ends = [min(start + BLOCK_QUERIES, segment.end) for start in starts]
+        yield tuple(Block(start, end, segment.context, segment.start, before + end) for start, end in zip(starts, ends))
 
 
-def attention_area(runs: Sequence[Run]) -> int:
+def attention_area(segments: Sequence[Segment]) -> int:
     """Query-key products per head that the matrix products compute for a row."""
-    return sum((block.end - block.start) * block.num_keys for blocks in blocks_of(runs) for block in blocks)
+    return sum((block.end - block.start) * block.num_keys for blocks in blocks_of(segments) for block in blocks)
 
 
 def build_layout(
-    runs: tuple[Run, ...], *, dtype: torch.dtype, device: torch.device, head_dim: int, kernel: Kernel = "auto"
+    segments: tuple[Segment, ...], *, dtype: torch.dtype, device: torch.device, head_dim: int, kernel: Kernel = "auto"
 ) -> Layout:
     """Prepare the attention of one row.
 
     Args:
-        runs: Where prompts and responses lie.
+        segments: Where prompts and responses lie.
         dtype: Of queries and keys.
         device: Where they are.
         head_dim: D; the variable-length kernel takes multiples of 8 up to 256.
         kernel: `auto` takes the variable-length kernel where it serves this dtype and device, else matrix products;
             `matmul` is what forward-mode derivatives need (fused kernels have none).
     """
-    blocks = tuple(blocks_of(runs))
+    blocks = tuple(blocks_of(segments))
     varlen = None
     if kernel == "varlen" or (kernel == "auto" and has_varlen(dtype, device, head_dim)):
         varlen = tuple(varlen_layouts(blocks, device))
@@ -116,9 +116,9 @@ def varlen_kernel() -> Callable[..., Tensor] | None:
 
 
 def varlen_layouts(blocks: tuple[tuple[Block, ...], ...], device: torch.device) -> Iterator[VarlenLayout]:
-    """Calls of whole runs, each of at most `KEYS_PER_TOKEN` gathered keys for a token of the row where it can be.
+    """Calls of whole segments, each of at most `KEYS_PER_TOKEN` gathered keys for a token of the row where it can be.
 
-    A beginning that many runs share is gathered for each of them: 256 groups under a prompt of 2 000 tokens have 35
+    A beginning that many segments share is gathered for each of them: 256 groups under a prompt of 2 000 tokens have 35
     keys a token of the row.
     """
     most = KEYS_PER_TOKEN * sum(piece[-1].end - piece[-1].own for piece in blocks)
@@ -147,7 +147,7 @@ def _varlen_layout(blocks: tuple[tuple[Block, ...], ...], device: torch.device) 
 
 
 def ranges_of(last: Block) -> list[Range]:
-    """Where the keys of a run lie up to the end of its last block: its ancestors, then the run itself."""
+    """Where the keys of a segment lie up to the end of its last block: its ancestors, then the segment itself."""
     ranges = [*last.context, (last.own, last.end)]
     if len(ranges) > 1 and ranges[-2][1] == last.own:  # the first child follows its parent
         ranges[-2:] = [(ranges[-2][0], last.end)]

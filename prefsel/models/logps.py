@@ -70,7 +70,7 @@ def packed_hidden(model: nn.Module, batch: PackedBatch, *, kernel: Kernel = "aut
         model.set_attn_implementation(IMPLEMENTATION)
     config = model.config
     layout = build_layout(
-        batch.runs,
+        batch.segments,
         dtype=model.dtype,
         device=batch.input_ids_T.device,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
@@ -108,7 +108,7 @@ class Route:
 
     def attention_area(self, batch: Any) -> int:
         """Query-key products per head that a batch takes."""
-        return attention_area(batch.runs) if isinstance(batch, PackedBatch) else batch.attention_area
+        return attention_area(batch.segments) if isinstance(batch, PackedBatch) else batch.attention_area
 
 
 def logps_route(model: nn.Module, pad_token_id: int | None = None) -> Route:

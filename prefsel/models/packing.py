@@ -21,7 +21,7 @@ from torch import Tensor
 
 from prefsel.errors import UserError
 from prefsel.models.chat import EncodedGroup
-from prefsel.models.trie import MIN_SHARED, Entry, Key, Path, Run, common_length, lay_out
+from prefsel.models.trie import MIN_SHARED, Key, Segment, SequencePath, TokenSequence, common_length, lay_out
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class PackedBatch:
     """Token ids, int64."""
     position_ids_T: Tensor
     """Position of each token in its own sequences (prompt + one response), int64."""
-    runs: tuple[Run, ...]
+    segments: tuple[Segment, ...]
     """What attends to what."""
     rows_R: Tensor
     """The hidden row that predicts each response token: the token before it, the prompt's last for the first."""
@@ -42,7 +42,7 @@ class PackedBatch:
     """Response after response its tokens, as places in R."""
     completion_E: Tensor
     """Which completion each of them belongs to, 0 … C−1."""
-    paths: tuple[Path, ...]
+    paths: tuple[SequencePath, ...]
     """For each of the C outputs: where its sequence lies."""
     repeated_prompt_tokens: int
     """Prompt tokens of groups that did not fit into one row, counted for all their rows but the first."""
@@ -134,7 +134,7 @@ class _Piece:
     """A group, or as many of its responses as fit with the prompt, before it has a place."""
 
     prompt: list[int]
-    entries: list[Entry]
+    entries: list[TokenSequence]
     repeated: int
     """Prompt tokens that another piece of the group already holds."""
 
@@ -190,14 +190,14 @@ def _pieces(number: int, group: EncodedGroup, token_budget: int) -> Iterator[_Pi
         prompt = group.prompt_tokens[start:]
         if not prompt:
             raise UserError(f"group {number}: its prompt has no token, so nothing predicts the first response token")
-        parts: list[list[Entry]] = []
+        parts: list[list[TokenSequence]] = []
         length = token_budget + 1
         for i in (i for i in ok if starts[i] == start):
             response = group.completion_tokens[i]
             if not parts or length + len(response) > token_budget:
                 parts.append([])
                 length = len(prompt)
-            parts[-1].append(Entry((number, i), prompt + response, len(prompt)))
+            parts[-1].append(TokenSequence((number, i), prompt + response, len(prompt)))
             length += len(response)
         for entries in parts:
             yield _Piece(prompt, entries, repeated=min(seen, len(prompt)))
@@ -230,7 +230,7 @@ def _row(pieces: Sequence[_Piece]) -> PackedBatch:
     return PackedBatch(
         input_ids_T=torch.from_numpy(tokens_T),
         position_ids_T=torch.tensor(trie.positions, dtype=torch.int64),
-        runs=tuple(trie.runs),
+        segments=tuple(trie.segments),
         rows_R=torch.from_numpy(before_E[first_R]),
         targets_R=torch.from_numpy(tokens_T[row_R]),
         token_E=torch.from_numpy(token_E),

@@ -2,9 +2,9 @@
 
     sequences   s s s a a a · x x        tokens     s s s a a a x x y b b
                 s s s a a a · y          positions  0 1 2 3 4 5 6 7 6 3 4
-                s s s b b                runs       └─s─┘ └─a─┘ └x┘ y └b┘
+                s s s b b                segments       └─s─┘ └─a─┘ └x┘ y └b┘
 
-A run attends to its ancestors in full and to itself causally, so its hidden states are those of every sequence that
+A segment attends to its ancestors in full and to itself causally, so its hidden states are those of every sequence that
 goes through it. A prompt with its responses is the smallest case; a system prompt, the earlier turns of a dialogue and
 responses that begin alike are the others.
 """
@@ -23,12 +23,12 @@ Range = tuple[int, int]
 """First and one past the last row."""
 
 MIN_SHARED = 16
-"""Fewer common tokens are not worth a run of their own, except a group's own prompt: every run costs some calls. On
+"""Fewer common tokens are not worth a segment of their own, except a group's own prompt: every segment costs calls. On
 four responses each to 60 prompts of QA-Feedback, an eighth of them shared, 4 to 32 took the same time, 0.91 of none."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class TokenSequence:
     """A prompt and one of its responses."""
 
     key: Key
@@ -37,7 +37,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Run:
+class Segment:
     """Consecutive rows of the same sequences."""
 
     start: int
@@ -47,7 +47,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Path:
+class SequencePath:
     """Where a sequence lies."""
 
     key: Key
@@ -68,25 +68,25 @@ class Path:
 
 @dataclass(frozen=True)
 class Trie:
-    """Tokens of sequences without repetition, one run after another; children follow their parents."""
+    """Tokens of sequences without repetition, one segment after another; children follow their parents."""
 
     tokens: list[int]
     positions: list[int]
     """Of each token in its own sequences."""
-    runs: list[Run]
-    paths: list[Path]
+    segments: list[Segment]
+    paths: list[SequencePath]
     """One per sequence."""
 
 
-def lay_out(entries: Sequence[Entry]) -> Trie:
+def lay_out(entries: Sequence[TokenSequence]) -> Trie:
     """Sequences as a trie: never more tokens than the prompts once with their responses, whatever they share."""
     trie = Trie([], [], [], [])
-    left: list[tuple[list[Entry], int, tuple[Range, ...]]] = []
+    left: list[tuple[list[TokenSequence], int, tuple[Range, ...]]] = []
     if entries:
         left.append((sorted(entries, key=lambda entry: (entry.tokens, entry.key)), 0, ()))
     while left:  # sequences alike up to `depth`, whose rows are `context`; the last come first: a child follows
         among, depth, context = left.pop()
-        first, members, others = among[0], among[:1], list[Entry]()
+        first, members, others = among[0], among[:1], list[TokenSequence]()
         rest = first.prompt_length - depth
         least = depth + (min(MIN_SHARED, rest) if rest > 0 else MIN_SHARED)
         for place, entry in enumerate(among[1:], start=1):
@@ -100,7 +100,7 @@ def lay_out(entries: Sequence[Entry]) -> Trie:
         end = common_length(first.tokens, members[-1].tokens)
         rows = _append(trie, first.tokens, depth, end, context)
         while members and len(members[0].tokens) == end:
-            trie.paths.append(Path(members[0].key, members[0].prompt_length, rows))
+            trie.paths.append(SequencePath(members[0].key, members[0].prompt_length, rows))
             members = members[1:]
         if members:
             left.append((members, end, rows))
@@ -108,20 +108,20 @@ def lay_out(entries: Sequence[Entry]) -> Trie:
 
 
 def _append(trie: Trie, tokens: list[int], depth: int, end: int, context: tuple[Range, ...]) -> tuple[Range, ...]:
-    """Append a run, if it has a token; returns the rows of a sequence up to its end."""
+    """Append a segment, if it has a token; returns the rows of a sequence up to its end."""
     if end == depth:
         return context
     start = len(trie.tokens)
     trie.tokens.extend(tokens[depth:end])
     trie.positions.extend(range(depth, end))
-    trie.runs.append(Run(start, len(trie.tokens), context))
+    trie.segments.append(Segment(start, len(trie.tokens), context))
     if context and context[-1][1] == start:
         return (*context[:-1], (context[-1][0], len(trie.tokens)))
     return (*context, (start, len(trie.tokens)))
 
 
-def _is_shared(first: Entry, other: Entry, depth: int) -> bool:
-    """Whether what two sequences have in common behind `depth` is a run: enough of it, or the rest of their prompt.
+def _is_shared(first: TokenSequence, other: TokenSequence, depth: int) -> bool:
+    """Whether what two sequences have in common behind `depth` is a segment: enough of it, or the rest of their prompt.
 
     Of another group all responses join or none does: those that did not would have to repeat their prompt.
     """

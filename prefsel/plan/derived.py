@@ -14,7 +14,7 @@ from typing import Any
 from prefsel.pairs.score_shards import ScoreReader
 from prefsel.plan.lineage import Lineage
 from prefsel.rules import parse_rule
-from prefsel.select.compose import Derived, Keep, Plan, compile_rule
+from prefsel.select.compose import CompiledRule, Derived, Keep, compile_rule
 from prefsel.select.thresholds import Thresholds
 from prefsel.workspace.recipes import fingerprint, recipe
 
@@ -38,7 +38,7 @@ class DerivedScore:
         return list(dict.fromkeys((*self.step.population, *self.step.scores)))
 
 
-def derived_scores(lineage: Lineage, name: str, plan: Plan) -> list[DerivedScore]:
+def derived_scores(lineage: Lineage, name: str, plan: CompiledRule) -> list[DerivedScore]:
     """The scores that selection, or control, `name` is made by, each after those it needs."""
     known = {}
     for selection in lineage.config.selections:
@@ -51,7 +51,7 @@ def derived_scores(lineage: Lineage, name: str, plan: Plan) -> list[DerivedScore
     ]
 
 
-def _fingerprints(lineage: Lineage, plan: Plan) -> Iterator[str]:
+def _fingerprints(lineage: Lineage, plan: CompiledRule) -> Iterator[str]:
     """A step is what it does with which scores: those of metrics stand upstream, derived ones by their fingerprint."""
     metrics = [metric_of(column) for column in plan.inputs]
     upstream = {metric: fingerprint(lineage.metric_recipe(metric)) for metric in metrics}
@@ -71,7 +71,7 @@ def metric_of(column: str) -> str:
     return column.removeprefix("score_")
 
 
-def score_reader(lineage: Lineage, plan: Plan, made: Sequence[DerivedScore]) -> ScoreReader:
+def score_reader(lineage: Lineage, plan: CompiledRule, made: Sequence[DerivedScore]) -> ScoreReader:
     """A reader of every score of a plan."""
     folders = {column: lineage.scores_folder(metric_of(column)) for column in plan.inputs}
     return ScoreReader(lineage.reader([]), folders | {one.step.column: one.folder for one in made})
@@ -94,7 +94,7 @@ def facts(one: DerivedScore, reader: ScoreReader, made: Sequence[DerivedScore], 
     return {"kind": kind, "params": params, "fitted": fitted, "warnings": [], "length_unit": reader.reader.length_unit}
 
 
-def thresholds(plan: Plan, decided: Sequence[Thresholds], made: Sequence[DerivedScore]) -> dict[str, Any]:
+def thresholds(plan: CompiledRule, decided: Sequence[Thresholds], made: Sequence[DerivedScore]) -> dict[str, Any]:
     """The thresholds for a manifest: of one leaf as they are, of an intersection with the name of each leaf's score."""
     if isinstance(plan.keep, Keep):
         return decided[0].to_json()
@@ -103,7 +103,7 @@ def thresholds(plan: Plan, decided: Sequence[Thresholds], made: Sequence[Derived
     return {f"{name} {key}": value for name, one in zip(shown, decided) for key, value in one.to_json().items()}
 
 
-def marks(plan: Plan, decided: Sequence[Thresholds]) -> list[float]:
+def marks(plan: CompiledRule, decided: Sequence[Thresholds]) -> list[float]:
     """Values of the plan's own score where it is cut: one of a top, two of a band; none for the many of a quota."""
     found: list[float] = []
     for leaf, one in zip(plan.leaves, decided):

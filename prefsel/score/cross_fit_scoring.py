@@ -26,7 +26,7 @@ from prefsel.score.summary import merge_facts
 
 
 @dataclass(frozen=True)
-class Candidate:
+class FoldModel:
     """A loaded scorer, and the prompts it must not score."""
 
     scorer: Any
@@ -45,10 +45,10 @@ def trained_on(folder: str | Path) -> pa.Array:
     return pq.read_table(file)["prompt_id"].combine_chunks().cast(pa.binary(16))
 
 
-class AssignedScorer:
+class CrossFitScorer:
     """Gives every group to the one model that may score it, and leaves out those that none may."""
 
-    def __init__(self, candidates: Sequence[Candidate], cross_fit: CrossFit | None, own_aspect: str | None) -> None:
+    def __init__(self, candidates: Sequence[FoldModel], cross_fit: CrossFit | None, own_aspect: str | None) -> None:
         """Take over loaded scorers.
 
         Args:

@@ -65,9 +65,9 @@ def windowed(scorer: Any) -> Begin:
 
 def load_together(jobs: Sequence[Job], storage: Storage) -> Ready:
     """Causal models that need the same tokens, in one pass."""
-    from prefsel.score.multi_model import TogetherScorer
+    from prefsel.score.multi_model import MultiModelScorer
 
-    together = TogetherScorer([causal_scorer(job, storage) for job in jobs])
+    together = MultiModelScorer([causal_scorer(job, storage) for job in jobs])
 
     def begin(shard: ShardRef, groups: pa.Table) -> Compute:
         return partial(together.score, together.begin(groups))
@@ -94,16 +94,16 @@ def reward_scorer(job: Job, storage: Storage, number: int = 0) -> Any:
 
 def cross_fitted(make: Callable[[Job, Storage, int], Any], job: Job, storage: Storage) -> Ready:
     """One model for all groups, or those of a training, each for the prompts that it may score."""
-    from prefsel.score.cross_fit_scoring import AssignedScorer, Candidate, trained_on
+    from prefsel.score.cross_fit_scoring import CrossFitScorer, FoldModel, trained_on
 
     candidates = []
     for number, (fold, _) in enumerate(job.models):
         seen = trained_on(job.loading(storage, number)["path"])
-        candidates.append(Candidate(make(job, storage, number), fold, seen))
+        candidates.append(FoldModel(make(job, storage, number), fold, seen))
     engines = [candidate.scorer.engine for candidate in candidates]
     if not job.is_trained:
         return Ready(windowed(candidates[0].scorer), engines)
-    assigned = AssignedScorer(candidates, job.cross_fit, job.own_aspect)
+    assigned = CrossFitScorer(candidates, job.cross_fit, job.own_aspect)
 
     def begin(shard: ShardRef, groups: pa.Table) -> Compute:
         pairs = Artifact(storage, f"pairs/{shard.source}").read(shard.shard, ["prompt_id", "aspect"])

@@ -23,7 +23,7 @@ from prefsel.score.scorers import CausalLogpsScorer
 from prefsel.score.windows import Windows
 
 
-class TogetherScorer:
+class MultiModelScorer:
     """Scorers whose encoders give the same tokens."""
 
     def __init__(self, scorers: Sequence[CausalLogpsScorer]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from prefsel.errors import PrefselError, TemplateError
-from prefsel.score.utilization import busy, span_of
+from prefsel.score.utilization import span_of, utilization
 from prefsel.workspace.ledger import Entry, merge_counts
 from prefsel.workspace.manifest import StageReport
 
@@ -73,7 +73,7 @@ def measured(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "counters": counters,
         "facts": merge_facts(info.get("facts", {}) for info in infos),
         "shares": shares(counters),
-        "pool": busy(spans),
+        "pool": utilization(spans),
         "padded_because": next((info["padded_because"] for info in infos if info["padded_because"]), ""),
     }
     return {name: value for name, value in found.items() if value or name == "counters"}

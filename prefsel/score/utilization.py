@@ -25,7 +25,7 @@ class Span:
     """Of that time inside a model's forward passes."""
 
 
-def busy(spans: Iterable[Span]) -> dict[str, float]:
+def utilization(spans: Iterable[Span]) -> dict[str, float]:
     """Shares of wall time that models worked.
 
     Args:

@@ -1,6 +1,6 @@
 """Compound rules: the scores they are made of, and what is kept by them.
 
-    compile_rule  ->  Plan: derived scores, in order, then a leaf or an intersection of leaves
+    compile_rule  ->  CompiledRule: derived scores, in order, then a leaf or an intersection of leaves
 
 A fusion, an intersection with a budget and a dedupe are each a score made from other scores, then a leaf on it. All
 derived scores of a rule are made over one population, the pairs that have every score the rule reads; a dedupe then
@@ -94,7 +94,7 @@ Node: TypeAlias = Keep | KeepAll
 
 
 @dataclass(frozen=True)
-class Plan:
+class CompiledRule:
     """A rule, ready to be applied."""
 
     inputs: tuple[str, ...]
@@ -137,7 +137,7 @@ def columns_of(node: Node) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- compilation
 
 
-def compile_rule(rule: Rule) -> Plan:
+def compile_rule(rule: Rule) -> CompiledRule:
     """The plan of a rule."""
     inside = list(_walk(rule))
     inputs = tuple(dict.fromkeys(name for one in inside for name in _inputs(one)))
@@ -173,7 +173,7 @@ def compile_rule(rule: Rule) -> Plan:
     score = _score(rule, scores)
     if isinstance(rule, Dedupe):  # the outermost is the first one made
         score = next(step.column for step in made if step.how == "best")
-    return Plan(inputs, tuple(made), keep, score, _descending(rule))
+    return CompiledRule(inputs, tuple(made), keep, score, _descending(rule))
 
 
 def _walk(rule: Rule) -> Iterator[Rule]:

@@ -20,7 +20,7 @@ from prefsel.numbers.ranges import Queries, Replies, Summary
 from prefsel.numbers.shard_values import ShardValues
 from prefsel.pairs.rows import Rows
 from prefsel.rules import Above, Label, Quota
-from prefsel.select.compose import Keep, Node, Plan
+from prefsel.select.compose import CompiledRule, Keep, Node
 from prefsel.select.thresholds import Decided, Thresholds, decide, keep, label_text
 
 
@@ -134,7 +134,7 @@ def _scattered(row_M: np.ndarray, num_rows: int) -> np.ndarray:
     return is_in_N
 
 
-def stratum_names(plan: Plan, thresholds: Sequence[Thresholds], rows: Rows, row_K: np.ndarray) -> pa.Array:
+def stratum_names(plan: CompiledRule, thresholds: Sequence[Thresholds], rows: Rows, row_K: np.ndarray) -> pa.Array:
     """The stratum of some kept rows, text [K]; that of an intersection is the corpus."""
     node = plan.keep
     if not isinstance(node, Keep) or not node.by:

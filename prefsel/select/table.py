@@ -17,7 +17,7 @@ from prefsel.pairs.arrow import as_table, plain_table
 from prefsel.pairs.rows import Rows
 from prefsel.rules import parse_rule
 from prefsel.select import fuse
-from prefsel.select.compose import Derived, Plan, compile_rule
+from prefsel.select.compose import CompiledRule, Derived, compile_rule
 from prefsel.select.dedupe import KeyedRows, best_scores, duplicates_to_drop, keyed
 from prefsel.select.evaluate import ShardQuery, answer, decide_leaf, kept
 
@@ -51,7 +51,7 @@ def select_table(table: Any, rule: Mapping[str, Any]) -> np.ndarray:
     return np.flatnonzero(is_kept_N)
 
 
-def keep_rows(plan: Plan, shards: Sequence[Rows]) -> tuple[list[np.ndarray], list[Rows]]:
+def keep_rows(plan: CompiledRule, shards: Sequence[Rows]) -> tuple[list[np.ndarray], list[Rows]]:
     """Which rows of each shard a rule keeps, bool [N] each, and the shards with their derived scores.
 
     Args:
@@ -82,7 +82,7 @@ def derived(step: Derived, shards: Sequence[Rows]) -> list[np.ndarray]:
     return [best_scores(step, rows, drops.row_M[drops.shard_M == number]) for number, rows in enumerate(shards)]
 
 
-def table_rows(table: pa.Table, plan: Plan, purpose: str) -> Rows:
+def table_rows(table: pa.Table, plan: CompiledRule, purpose: str) -> Rows:
     """The columns of a table that a plan reads.
 
     Raises:

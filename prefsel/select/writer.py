@@ -29,7 +29,7 @@ from prefsel.pairs.rows import Rows
 from prefsel.pairs.score_report import mean_lengths
 from prefsel.pairs.score_shards import ScoreReader
 from prefsel.schema import SELECTION
-from prefsel.select.compose import Plan, columns_of
+from prefsel.select.compose import CompiledRule, columns_of
 from prefsel.select.evaluate import kept, stratum_names
 from prefsel.select.thresholds import Thresholds
 from prefsel.workspace.catalog import ShardRef
@@ -48,7 +48,7 @@ class Decision:
     """What a rule decided about the corpus, as tasks need it."""
 
     reader: ScoreReader
-    plan: Plan
+    plan: CompiledRule
     thresholds: tuple[Thresholds, ...]
     """Of every leaf, by number."""
 

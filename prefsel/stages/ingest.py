@@ -22,7 +22,7 @@ from prefsel.ingest.readers import list_files, read_rows
 from prefsel.ingest.windows import Window, ingest_windows
 from prefsel.plugins.registry import code_of
 from prefsel.progress import Progress
-from prefsel.stages.tasks import over_shards
+from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import Catalog, FileRecord, SourceRecord, quarantine_name, write_catalog
 from prefsel.workspace.ledger import Artifact, merge_counts
 from prefsel.workspace.manifest import StageReport
@@ -54,13 +54,13 @@ def ingest(config: Config, storage: Storage, progress: Progress) -> list[StageRe
     sources = all_sources(config)
     uris = [(source, travelling(uri)) for source in sources for path in source.paths for uri in list_files(path)]
     with progress.track("hash inputs", len(uris), "files") as counter:
-        contents = over_shards(_hash_file, [uri for _, uri in uris], counter=counter)
+        contents = map_shards(_hash_file, [uri for _, uri in uris], counter=counter)
     tasks = [file_task(source, config, uri, content) for (source, uri), content in zip(uris, contents)]
     first_of = {(task.source, task.record): task for task in reversed(tasks)}
     pending = [task for task in first_of.values() if not storage.exists(task.record)]
     with progress.track("ingest", len(pending), "files", commits=True) as counter:
         shared = {"storage": storage, "config": config, "sources": {source.name: source for source in sources}}
-        over_shards(_ingest_file, pending, shared=shared, counter=counter)
+        map_shards(_ingest_file, pending, shared=shared, counter=counter)
     catalog, reports = compose(sources, tasks, storage, {task.record for task in pending})
     check_quality(config, catalog, storage)
     write_catalog(storage, catalog)

@@ -23,7 +23,7 @@ from prefsel.pairs.score_report import score_report
 from prefsel.pairs.score_shards import committed, score_table, shard_info
 from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
-from prefsel.stages.tasks import over_shards
+from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
@@ -73,7 +73,7 @@ def score_metric(lineage: Lineage, name: str, progress: Progress) -> StageReport
     shards = lineage.catalog.shards
 
     def ask(request: Request) -> list[Any]:
-        return over_shards(_reply_shard, shards, shared=(scoring, request))
+        return map_shards(_reply_shard, shards, shared=(scoring, request))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # told below, and kept for the report
@@ -86,7 +86,7 @@ def score_metric(lineage: Lineage, name: str, progress: Progress) -> StageReport
     pending = [shard for shard in shards if shard.key not in entries]
     with progress.track(f"metric {name}", len(pending)) as counter:
         items = [(shard, inputs[shard.key]) for shard in pending]
-        over_shards(_commit_shard, items, shared=(scoring, fitted), counter=counter)
+        map_shards(_commit_shard, items, shared=(scoring, fitted), counter=counter)
     entries = committed(lineage.storage, lineage.catalog, folder, inputs)
     facts = {"kind": spec.metric, "params": dict(spec.params), "fitted": fitted, "warnings": list(told)}
     report = score_report(

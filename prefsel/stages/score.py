@@ -25,7 +25,7 @@ from prefsel.score.shards import commit_scored
 from prefsel.score.summary import report
 from prefsel.stages.pool import run_pool
 from prefsel.stages.sharing import shared_passes
-from prefsel.stages.tasks import over_shards
+from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact, Entry
 from prefsel.workspace.manifest import StageReport
@@ -115,7 +115,7 @@ def require_imported(plan: Plan) -> None:
     for shards in ([some[0] for some in sources], [shard for some in sources for shard in some[1:]]):
         if wanted.keys() <= found:
             return
-        found |= {name for names in over_shards(_rating_names, shards, shared=plan.storage) for name in names}
+        found |= {name for names in map_shards(_rating_names, shards, shared=plan.storage) for name in names}
     if missing := [field for field in wanted if field not in found]:
         have = sorted(found) or "none: no completion came with a number"
         raise invalid(f"scorers.{wanted[missing[0]].label}.field", missing[0], have)
@@ -129,7 +129,7 @@ def import_all(plan: Plan, node: Node, items: Sequence[tuple[ShardRef, str]], pr
     """Numbers that came with the data, shard by shard."""
     shared = (node.spec.fields, plan.storage, node.path)
     with progress.track(f"score {node.name}", len(items), commits=True) as counter:
-        over_shards(_import_shard, items, shared=shared, counter=counter)
+        map_shards(_import_shard, items, shared=shared, counter=counter)
 
 
 def _import_shard(item: tuple[ShardRef, str], shared: Any) -> None:

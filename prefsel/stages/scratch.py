@@ -13,7 +13,7 @@ from prefsel.plan.columns import pair_texts
 from prefsel.plan.node import Node
 from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
-from prefsel.stages.tasks import over_shards
+from prefsel.stages.tasks import map_shards
 from prefsel.workspace.folders import commit_folder
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
 
@@ -33,7 +33,7 @@ def make_scratch_models(plan: Plan, nodes: Sequence[Node], progress: Progress) -
     pending = [node for node in nodes if reports[node.path] is None]
     with progress.track("make models", len(pending), "models") as counter:
         items = [(node.spec, node.path) for node in pending]
-        made = over_shards(_make_scratch, items, shared=(pair_texts(plan), plan.catalog.shards), counter=counter)
+        made = map_shards(_make_scratch, items, shared=(pair_texts(plan), plan.catalog.shards), counter=counter)
     for report in made:
         save_summary(plan.storage, report)
         reports[report.artifact] = report

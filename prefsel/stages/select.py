@@ -48,8 +48,8 @@ from prefsel.select.writer import (
     write_file,
 )
 from prefsel.stages.derived import BestPass, commit_derived, count_statistics
-from prefsel.stages.shuffle import exchange
-from prefsel.stages.tasks import over_shards
+from prefsel.stages.shuffle import hash_shuffle
+from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import read_seal
 from prefsel.workspace.ledger import Artifact, Entry, merge_counts
@@ -77,12 +77,12 @@ def resolve_eligible(lineage: Lineage, progress: Progress) -> list[StageReport]:
     validation = [source.name for source in catalog.sources if source.role == "validation"]
     if validation:
         aims = prompt_ids(storage, catalog, "validation")
-        found = over_shards(_shared_prompts, catalog.shards, shared=(storage, rules, aims))
+        found = map_shards(_shared_prompts, catalog.shards, shared=(storage, rules, aims))
         require_disjoint(catalog.shards, found, validation)
     pairs = catalog.entries(storage, "pairs")
     inputs = {key: entry.content for key, entry in pairs.items()}
     work = EligiblePass(storage, rules, lineage.config.duplicates.contradictions, folder, inputs)
-    dropped = merge_counts(exchange(work, catalog.shards, progress, "eligible"))
+    dropped = merge_counts(hash_shuffle(work, catalog.shards, progress, "eligible"))
     rows_out = dropped.pop("eligible", 0)
     report = StageReport(
         stage="eligible",
@@ -225,11 +225,11 @@ def make_score(
     if one.step.how == "best":
         # Which pairs stay is decided over all shards together, so all are made together.
         pending = catalog.shards
-        exchange(BestPass(reader, one, inputs), pending, progress, f"score {one.name}")
+        hash_shuffle(BestPass(reader, one, inputs), pending, progress, f"score {one.name}")
     else:
         with progress.track(f"score {one.name}", len(pending)) as counter:
             items = [(shard, inputs[shard.key]) for shard in pending]
-            over_shards(commit_derived, items, shared=(reader, one, fitted), counter=counter)
+            map_shards(commit_derived, items, shared=(reader, one, fitted), counter=counter)
     entries = committed(storage, catalog, one.folder, inputs)
     report = score_report(
         [entries[shard.key] for shard in catalog.shards],
@@ -248,14 +248,14 @@ def fit_score(lineage: Lineage, one: DerivedScore, reader: ScoreReader) -> Fitte
     """The statistics of a derived score's population, in one pass over shards."""
     if one.step.how in ("random", "best"):
         return {}
-    return fit(one.step, over_shards(count_statistics, lineage.catalog.shards, shared=(reader, one)))
+    return fit(one.step, map_shards(count_statistics, lineage.catalog.shards, shared=(reader, one)))
 
 
 def find_thresholds(lineage: Lineage, leaf: Keep, reader: ScoreReader) -> Decided:
     """The thresholds of one leaf, begun from what its scores were committed with where that is of its very pairs."""
 
     def ask(asked: ShardQuery) -> Sequence[Mapping[Any, Any]]:
-        return over_shards(_answer, lineage.catalog.shards, shared=(reader, asked), per_task=SHARDS_PER_TASK)
+        return map_shards(_answer, lineage.catalog.shards, shared=(reader, asked), per_task=SHARDS_PER_TASK)
 
     if not leaf.has_own_scores or "length_bin" in leaf.by:
         return decide_leaf(leaf, ask)
@@ -270,7 +270,7 @@ def count_rows(decision: Decision, first: Decided, shards: Sequence[ShardRef]) -
     is_plain = isinstance(plan.keep, Keep) and plan.keep.population == (plan.score,) and not plan.keep.is_complement
     if is_plain and first.kept_S is not None and not any(step.how == "middle" for step in plan.derived):
         return [ShardCounts(kept, {}, {}) for kept in first.kept_S.tolist()]
-    return over_shards(count_kept, shards, shared=decision, per_task=SHARDS_PER_TASK)
+    return map_shards(count_kept, shards, shared=decision, per_task=SHARDS_PER_TASK)
 
 
 def _answer(shard: ShardRef, shared: tuple[ScoreReader, ShardQuery]) -> Mapping[Any, Any]:
@@ -354,6 +354,6 @@ def write_files(
     pending = [file for file in files if file.name in lacking]
     per_task = 1 if artifact else SHARDS_PER_TASK
     with progress.track(label, len(pending), "files" if artifact else "parts") as counter:
-        over_shards(write_file, pending, shared=writer, counter=counter, per_task=per_task)
+        map_shards(write_file, pending, shared=writer, counter=counter, per_task=per_task)
     entries = artifact.done(inputs) if artifact else {}
     return [entries[name] for name in names if artifact]

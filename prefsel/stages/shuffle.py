@@ -38,7 +38,7 @@ class HashPass(Protocol):
         """Commit a shard with what all partitions decided; returns counts."""
 
 
-def exchange(work: HashPass, shards: Sequence[ShardRef], progress: Progress, label: str) -> list[dict[str, int]]:
+def hash_shuffle(work: HashPass, shards: Sequence[ShardRef], progress: Progress, label: str) -> list[dict[str, int]]:
     """Run a pass: chunks of shards send each partition its rows, partitions send each chunk their drops.
 
     The driver holds references only; returns the counts of the chunks.

@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def over_shards(
+def map_shards(
     function: Callable[..., Result],
     items: Sequence[Item],
     *,

@@ -14,7 +14,7 @@ from prefsel.plan.columns import pair_reader, reference_scorer
 from prefsel.plan.node import Node
 from prefsel.plan.nodes import writes_dataset
 from prefsel.plan.plan import Plan
-from prefsel.stages.tasks import over_shards
+from prefsel.stages.tasks import map_shards
 from prefsel.train.pair_source import Dataset, PairSource, SelectionPairs, SplitPairs, smallest_ids
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.manifest import load_summary
@@ -72,9 +72,9 @@ def holdout_source(plan: Plan, spec: Any) -> PairSource | None:
         return None
     part = corpus_part(plan, spec.reference, "holdout", field=f"train.{spec.name}")
     shards = plan.catalog.shards
-    found = over_shards(_smallest_ids, shards, shared=(part, spec.max_eval_pairs))
+    found = map_shards(_smallest_ids, shards, shared=(part, spec.max_eval_pairs))
     only = frozenset(heapq.nsmallest(spec.max_eval_pairs, itertools.chain.from_iterable(found)))
-    counted = over_shards(_has_any, shards, shared=(part, only))
+    counted = map_shards(_has_any, shards, shared=(part, only))
     with_some = tuple(shard for shard, has in zip(shards, counted) if has)
     return PairSource(replace(part, shards=with_some, only=only), reference=spec.reference)
 

@@ -92,7 +92,7 @@ def pair_outputs(run: Run, pairs: EncodedPairs, indices_P: Indices) -> tuple[Ten
 
 def _forward_flops(shape: ModelShape, batch: Batch) -> float:
     """Floating-point operations of one forward pass, by the formula of scoring."""
-    area = attention_area(batch.runs) if isinstance(batch, PackedBatch) else batch.attention_area
+    area = attention_area(batch.segments) if isinstance(batch, PackedBatch) else batch.attention_area
     return shape.flops(trunk_tokens=batch.trunk_tokens, head_rows=batch.head_rows, attention_area=area)
 
 

@@ -7,7 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from prefsel.models.attention import prompt_tree_attention
 from prefsel.models.layout import BLOCK_QUERIES, attention_area, blocks_of, build_layout, has_varlen, varlen_layouts
-from prefsel.models.trie import Run
+from prefsel.models.trie import Segment
 
 PARENTS = {(0, 70): None, (70, 71): 0, (71, 201): 0, (201, 202): None, (202, 266): 3, (266, 271): 3, (271, 280): 5}
 """Rows of each run → the run it continues: prompts of 70 and 1, and a third level under the last run but one."""
@@ -18,7 +18,7 @@ def runs():
     bounds, found = list(PARENTS), []
     for (start, end), parent in PARENTS.items():
         context = () if parent is None else (*found[parent].context, bounds[parent])
-        found.append(Run(start, end, context))
+        found.append(Segment(start, end, context))
     return tuple(found)
 
 

@@ -20,7 +20,7 @@ HEAD_DIM, SCALING = 8, 0.3
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-13), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
 def test_gradients_are_autograds(groups, num_heads, dtype, limit):
     (row,) = pack(groups, 10_000)
-    layout = build_layout(row.runs, dtype=dtype, device=torch.device("cpu"), head_dim=HEAD_DIM)
+    layout = build_layout(row.segments, dtype=dtype, device=torch.device("cpu"), head_dim=HEAD_DIM)
     generator = torch.Generator().manual_seed(0)
     shapes = [(num_heads, row.trunk_tokens, HEAD_DIM), *[(2, row.trunk_tokens, HEAD_DIM)] * 2]
     rows = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
@@ -50,7 +50,7 @@ class WholeRows(TorchDispatchMode):
 
 def test_the_backward_pass_makes_no_row_for_every_block():
     (row,) = pack(random_groups([2] * 12, longest=60), 10_000)
-    layout = build_layout(row.runs, dtype=torch.float32, device=torch.device("cpu"), head_dim=HEAD_DIM)
+    layout = build_layout(row.segments, dtype=torch.float32, device=torch.device("cpu"), head_dim=HEAD_DIM)
     rows = [torch.randn(2, row.trunk_tokens, HEAD_DIM, requires_grad=True) for _ in range(3)]
 
     def whole_rows(output_THD):

@@ -230,7 +230,7 @@ def test_flops_stay_within_a_twentieth_of_the_minimum():
     counted = counter.get_total_flops()
     assert counted <= 1.05 * flops_min(groups, shape)
     analytical = sum(
-        shape.flops(trunk_tokens=row.trunk_tokens, head_rows=row.head_rows, attention_area=attention_area(row.runs))
+        shape.flops(trunk_tokens=row.trunk_tokens, head_rows=row.head_rows, attention_area=attention_area(row.segments))
         for row in rows
     )
     assert counted == analytical
@@ -245,7 +245,7 @@ def test_shared_beginnings_take_fewer_flops_than_the_minimum_of_each_group():
         packed_logps(model, row)
     sequences = [group.prompt_tokens + ids for group in groups for ids in group.completion_tokens]
     distinct = {tuple(tokens[: n + 1]) for tokens in sequences for n in range(len(tokens))}
-    assert len(distinct) <= row.trunk_tokens <= len(distinct) + 16 * len(row.runs)
+    assert len(distinct) <= row.trunk_tokens <= len(distinct) + 16 * len(row.segments)
     assert counter.get_total_flops() < 0.6 * flops_min(groups, model_shape(model))
 
 

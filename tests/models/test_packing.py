@@ -11,7 +11,7 @@ from tiny_models import random_groups
 from prefsel.errors import UserError
 from prefsel.models.chat import EncodedGroup
 from prefsel.models.packing import ModelShape, flops_min, pack
-from prefsel.models.trie import MIN_SHARED, Run
+from prefsel.models.trie import MIN_SHARED, Segment
 
 
 def group(prompt, *responses, status=None, starts=()):
@@ -26,7 +26,7 @@ def test_a_segment_by_eye():
     assert row.targets_R.tolist() == [20, 21, 30]
     assert (row.token_E.tolist(), row.completion_E.tolist()) == ([0, 1, 2], [0, 0, 1])
     assert row.completion_index == [(0, 0), (0, 1)]
-    assert row.runs == (Run(0, 3, ()), Run(3, 5, ((0, 3),)), Run(5, 6, ((0, 3),)))
+    assert row.segments == (Segment(0, 3, ()), Segment(3, 5, ((0, 3),)), Segment(5, 6, ((0, 3),)))
     assert (row.trunk_tokens, row.head_rows, row.num_completions, row.repeated_prompt_tokens) == (6, 3, 2, 0)
 
 

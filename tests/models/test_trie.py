@@ -5,14 +5,14 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefsel.models.trie import MIN_SHARED, Entry, Run, common_length, lay_out
+from prefsel.models.trie import MIN_SHARED, Segment, TokenSequence, common_length, lay_out
 
 LONG = list(range(100, 100 + MIN_SHARED))
 
 
 def trie_of(*entries, same_group=False):
     keys = [(0, number) if same_group else (number, 0) for number in range(len(entries))]
-    return lay_out([Entry(key, tokens, prompt_length) for key, (tokens, prompt_length) in zip(keys, entries)])
+    return lay_out([TokenSequence(key, tokens, prompt_length) for key, (tokens, prompt_length) in zip(keys, entries)])
 
 
 def rows(path):
@@ -25,12 +25,12 @@ def test_a_trie_by_eye():
     n = MIN_SHARED
     assert trie.tokens == system + turn + [7, 8, 9, 5]
     assert trie.positions == [*range(2 * n), 2 * n, 2 * n, 2 * n + 1, n]
-    assert trie.runs == [
-        Run(0, n, ()),
-        Run(n, 2 * n, ((0, n),)),
-        Run(2 * n, 2 * n + 1, ((0, 2 * n),)),
-        Run(2 * n + 1, 2 * n + 3, ((0, 2 * n),)),
-        Run(2 * n + 3, 2 * n + 4, ((0, n),)),
+    assert trie.segments == [
+        Segment(0, n, ()),
+        Segment(n, 2 * n, ((0, n),)),
+        Segment(2 * n, 2 * n + 1, ((0, 2 * n),)),
+        Segment(2 * n + 1, 2 * n + 3, ((0, 2 * n),)),
+        Segment(2 * n + 3, 2 * n + 4, ((0, n),)),
     ]
     assert [path.rows for path in trie.paths] == [
         ((0, 2 * n + 1),),
@@ -71,8 +71,8 @@ def test_equal_sequences_and_sequences_that_end_inside_others():
 def test_responses_of_another_group_join_all_or_none():
     base = list(range(1, MIN_SHARED + 1))
     short = [([*base, 50], 5), ([*base[:5], 99], 5)]
-    entries = [Entry((0, i), *one) for i, one in enumerate(short)]
-    entries += [Entry((1, i), *one) for i, one in enumerate([([*base, 60], 10), ([*base[:10], 98], 10)])]
+    entries = [TokenSequence((0, i), *one) for i, one in enumerate(short)]
+    entries += [TokenSequence((1, i), *one) for i, one in enumerate([([*base, 60], 10), ([*base[:10], 98], 10)])]
     alone = 5 + 12 + 1 + 10 + 7 + 1
     assert len(lay_out(entries).tokens) <= alone
 
@@ -101,14 +101,14 @@ def test_every_sequence_is_there_and_no_group_costs_more_than_alone(groups):
         # Few distinct prompts, so that they begin alike; responses that go on as other prompts do.
         text = [(bits >> (i // 20)) & 1 for i in range(prompt_length + 60)]
         prompt, responses = text[:prompt_length], [text[prompt_length:][: len(r)] + r[:9] for r in responses]
-        entries += [Entry((number, i), prompt + response, len(prompt)) for i, response in enumerate(responses)]
+        entries += [TokenSequence((number, i), prompt + response, len(prompt)) for i, response in enumerate(responses)]
         alone += len(prompt) + sum(map(len, responses))
     trie = lay_out(entries)
     assert len(trie.tokens) <= alone
     assert sorted(path.key for path in trie.paths) == sorted(entry.key for entry in entries)
-    covered = [row for run in trie.runs for row in range(run.start, run.end)]
+    covered = [row for run in trie.segments for row in range(run.start, run.end)]
     assert covered == list(range(len(trie.tokens)))
-    context_of = {row: (run, row) for run in trie.runs for row in range(run.start, run.end)}
+    context_of = {row: (run, row) for run in trie.segments for row in range(run.start, run.end)}
     by_key = {entry.key: entry for entry in entries}
     for path in trie.paths:
         entry, own = by_key[path.key], rows(path)

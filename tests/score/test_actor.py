@@ -149,12 +149,12 @@ def test_metrics_carry_the_scorers_name(monkeypatch):
 
 
 def test_spans_say_how_busy_the_models_were():
-    from prefsel.score.utilization import Span, busy
+    from prefsel.score.utilization import Span, utilization
 
     spans = [Span("a", 0, 10 * n + 1, 10 * n + 10, 8) for n in range(4)]  # model 8 of 10 s, first at 1
-    found = busy([*spans, Span("b", 0, 0, 5, 5)])
+    found = utilization([*spans, Span("b", 0, 0, 5, 5)])
     # Actor a from 10, when its first left, to 31, when its last entered: two shards of 8 s in 21 s.
     assert found["steady"] == pytest.approx(16 / 21)
     assert found["steady_shards"] == 2
     assert found["overall"] == pytest.approx(37 / (2 * 40))
-    assert busy([]) == {}
+    assert utilization([]) == {}

@@ -10,7 +10,7 @@ from tiny_models import bpe_tokenizer, randomize, tiny_reward
 
 from prefsel.config import CrossFit
 from prefsel.ingest.identity import fold_of
-from prefsel.score.cross_fit_scoring import AssignedScorer, Candidate, trained_on
+from prefsel.score.cross_fit_scoring import CrossFitScorer, FoldModel, trained_on
 from prefsel.score.scorers import RewardModelScorer
 
 NOBODY = pa.array([], pa.binary(16))
@@ -43,7 +43,7 @@ def test_each_fold_is_scored_by_the_model_that_left_it_out(rewards):
     groups, cross_fit = table(), CrossFit(folds=2, seed=3)
     folds = fold_of(groups["prompt_id"], folds=2, seed=3)
     assert len(set(folds)) == 2
-    scorer = AssignedScorer([Candidate(one, fold, NOBODY) for fold, one in enumerate(rewards)], cross_fit, None)
+    scorer = CrossFitScorer([FoldModel(one, fold, NOBODY) for fold, one in enumerate(rewards)], cross_fit, None)
     got = scorer.score(groups)
     alone = [numbers(one.score(groups)) for one in rewards]
     expected = [alone[fold][row] for row, fold in enumerate(folds)]
@@ -58,7 +58,7 @@ def test_each_fold_is_scored_by_the_model_that_left_it_out(rewards):
 def test_prompts_it_was_trained_on_are_left_out_and_counted(rewards):
     groups = table()
     seen = groups["prompt_id"].combine_chunks().take(pa.array([0, 1]))
-    got = AssignedScorer([Candidate(rewards[0], None, seen)], None, None).score(groups)
+    got = CrossFitScorer([FoldModel(rewards[0], None, seen)], None, None).score(groups)
     assert numbers(got)[:2] == [[None, None], [None, None, None]]
     assert numbers(got)[2:] == [pytest.approx(row) for row in numbers(rewards[0].score(groups))[2:]]
     assert got.dropped == {"trained_on": 5}
@@ -67,14 +67,14 @@ def test_prompts_it_was_trained_on_are_left_out_and_counted(rewards):
 def test_prompts_labelled_only_with_its_own_aspect_are_left_out(rewards):
     groups = table()
     pairs = pairs_of(groups, [["honesty"], ["honesty", "brevity"], ["brevity"], [None]])
-    got = AssignedScorer([Candidate(rewards[0], None, NOBODY)], None, "honesty").score(groups, pairs)
+    got = CrossFitScorer([FoldModel(rewards[0], None, NOBODY)], None, "honesty").score(groups, pairs)
     assert [None not in row for row in numbers(got)] == [False, True, True, True]
     assert got.dropped == {"own_aspect": 2}
 
 
 def test_nothing_to_score_gives_nulls(rewards):
     groups = table()
-    got = AssignedScorer([Candidate(rewards[0], None, groups["prompt_id"].combine_chunks())], None, None).score(groups)
+    got = CrossFitScorer([FoldModel(rewards[0], None, groups["prompt_id"].combine_chunks())], None, None).score(groups)
     assert all(value is None for row in numbers(got) for value in row)
     assert got.dropped == {"trained_on": 9}
 

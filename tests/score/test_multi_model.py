@@ -20,7 +20,7 @@ from prefsel.plan.lineage import Lineage
 from prefsel.plan.nodes import all_nodes
 from prefsel.plan.passes import in_passes
 from prefsel.progress import Progress
-from prefsel.score.multi_model import TogetherScorer, tokenizer_key, weights_bytes
+from prefsel.score.multi_model import MultiModelScorer, tokenizer_key, weights_bytes
 from prefsel.score.scorers import CausalLogpsScorer
 from prefsel.stages import sharing
 from prefsel.stages.ingest import ingest
@@ -49,7 +49,7 @@ def scorer(folders, name, **options):
 
 def test_columns_are_those_of_each_alone_bit_for_bit(folders):
     groups = table()
-    together = TogetherScorer([scorer(folders, name, token_budget=70) for name in folders])
+    together = MultiModelScorer([scorer(folders, name, token_budget=70) for name in folders])
     shards = together.score(together.begin(groups))
     alone = [scorer(folders, name, token_budget=70).score(groups) for name in folders]
     assert [shard.columns for shard in shards] == [shard.columns for shard in alone]
@@ -63,7 +63,7 @@ def test_columns_are_those_of_each_alone_bit_for_bit(folders):
 def test_memory_that_runs_out_for_one_leaves_the_other_alone(folders):
     groups = table()
     both = [scorer(folders, name, token_budget=1000) for name in folders]
-    together = TogetherScorer(both)
+    together = MultiModelScorer(both)
     route = both[1].engine.route
 
     def small(batch):

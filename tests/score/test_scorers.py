@@ -110,7 +110,7 @@ def test_counters_equal_hand_counts(folder):
     assert counters["completions"] == 9
     assert counters["rows"] == len(rows) > 1
     assert counters["flops_min"] == flops_min(groups, shape)
-    area = sum(attention_area(row.runs) for row in rows)
+    area = sum(attention_area(row.segments) for row in rows)
     linear = 2 * shape.trunk_parameters * (prompts + responses) + 2 * shape.head_parameters * responses
     assert counters["flops_model"] == linear + 4 * 32 * 2 * area
     assert counters["seconds_model"] > 0

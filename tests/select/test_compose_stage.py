@@ -24,7 +24,7 @@ from prefsel.report.examples import examples
 from prefsel.report.explain import explain_row, find_pair
 from prefsel.rules import reversed_rule, rule_scores
 from prefsel.stages import select as stage
-from prefsel.stages.tasks import over_shards
+from prefsel.stages.tasks import map_shards
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
@@ -341,7 +341,7 @@ def test_a_rule_of_one_leaf_takes_one_light_pass(
 
     def noted(function: Any, *args: Any, **kwargs: Any) -> Any:
         taken.append(function.__name__)
-        return over_shards(function, *args, **kwargs)
+        return map_shards(function, *args, **kwargs)
 
     monkeypatch.setattr(stage, "over_shards", noted)
     stage.select_rule(lineage, name, RULES[name], QUIET)

@@ -17,7 +17,7 @@ from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
 from prefsel.stages import select as stage
 from prefsel.stages.select import select_rule
-from prefsel.stages.tasks import over_shards
+from prefsel.stages.tasks import map_shards
 from prefsel.train.pair_source import TEXT, Dataset, SelectionPairs
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
@@ -137,7 +137,7 @@ def test_a_killed_selection_without_a_dataset_goes_on(tmp_path: Path, monkeypatc
     def noted(function: Any, items: Any, **kwargs: Any) -> Any:
         if function.__name__ == "write_file":
             written.extend(shard.key for part in items for shard in part.shards)
-        return over_shards(function, items, **kwargs)
+        return map_shards(function, items, **kwargs)
 
     monkeypatch.setattr(stage, "over_shards", noted)
     select_rule(lineage, "top", TOP, QUIET)

@@ -100,7 +100,9 @@ def test_flops_are_those_of_scoring_every_draw(rewards: Case, tmp_path: Path) ->
     groups = encoder.encode_groups([(r["prompt"], [r["chosen"], r["rejected"]]) for r in TABLE.to_pylist()])
     rows = pack(groups, 200)
     expected = sum(
-        model_shape(model).flops(trunk_tokens=row.trunk_tokens, head_rows=0, attention_area=attention_area(row.runs))
+        model_shape(model).flops(
+            trunk_tokens=row.trunk_tokens, head_rows=0, attention_area=attention_area(row.segments)
+        )
         for row in rows
     )
     assert result["flops_forward"] == pytest.approx(expected)
