@@ -31,7 +31,9 @@ class PairTable:
     schema: pa.Schema
     """Names and types of its columns."""
     shards: Sequence[ShardRef] = field(repr=False)
+    """The shards of the corpus, in its order."""
     read: Callable[[ShardRef], pa.Table] = field(repr=False)
+    """Gives the rows of a shard, with at least the columns of `schema`."""
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """One batch per shard that has rows, in corpus order."""
