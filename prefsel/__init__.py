@@ -8,8 +8,9 @@
     prefsel.plugins                                  metrics, losses and formats of your own
     prefsel.config, prefsel.errors                   records of a configuration, and what is raised
 
-What is not exported here or in these modules (`__all__`) is private: it may change without notice. Modules are imported
-when they are asked for, so that `import prefsel` stays light; torch and Ray come with what needs them.
+What is not exported here or in these modules (`__all__`) is private: it may change without notice. Plugins are written
+with `prefsel.ingest.formats` and `prefsel.train.losses.Loss` besides. Modules are imported when they are asked for, so
+that `import prefsel` stays light; torch and Ray come with what needs them.
 """
 
 from __future__ import annotations
@@ -39,4 +40,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 from moto.server import ThreadedMotoServer
 from test_stages import config, kept, row, run, write
 
+from prefsel.report.contents import Contents
 from prefsel.workspace.folders import fetch_folder
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import verify
@@ -39,6 +41,10 @@ def test_an_object_store_gives_what_a_directory_gives(tmp_path: Path, bucket: st
     expected = local.storage.local(local.selected_dataset("top"))
     for file in ("README.md", "data/train-00000-of-00001.parquet"):
         assert (folder / file).read_bytes() == (expected / file).read_bytes()
+    opened = [Contents(one.storage, one.catalog, tuple(reports)) for one in (local, remote)]
+    tables = [pa.concat_tables(contents.rows(shard) for shard in contents.shards) for contents in opened]
+    assert tables[0].num_rows == 20
+    assert tables[0].equals(tables[1])
     result = verify(remote.storage)
     assert result.is_clean
     assert result.shards > 20

@@ -25,26 +25,36 @@ class Completion(NamedTuple):
     """One answer and every number that came with it."""
 
     messages: Messages
+    """As dictionaries with `role` and `content`; the first is the assistant's."""
     ratings: dict[str, float]
+    """By name: aspects, `score`, columns of the data's own; finite."""
 
 
 class Preference(NamedTuple):
     """One labelled pair, as indices into the completions; `margin` is None when the label came without a number."""
 
     chosen: int
+    """Which completion was preferred."""
     rejected: int
+    """To which other one."""
     aspect: str | None
+    """What the two were compared by; None: nothing in particular."""
     margin: float | None
+    """By how much."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row: a prompt, its distinct completions, the preferences among them, and how many were ties."""
+    """What a format makes of one row: a prompt, its distinct completions, and the preferences among them."""
 
     prompt: Messages
+    """As dictionaries with `role` and `content`."""
     completions: list[Completion]
+    """No two with the same messages."""
     preferences: list[Preference]
+    """Pairs of different completions."""
     ties: int = 0
+    """Comparisons of the row that preferred neither."""
 
 
 def field(value: Mapping[str, Any], *names: str) -> Any:

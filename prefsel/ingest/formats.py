@@ -20,19 +20,11 @@ from prefsel.plugins.registry import Registry
 
 __all__ = [
     "FORMATS",
-    "Adapter",
     "Completion",
     "Example",
     "FormatOptions",
     "Preference",
     "RowError",
-    "adapt_messages_explicit",
-    "adapt_messages_implicit",
-    "adapt_prompt_chosen_rejected",
-    "adapt_ranked",
-    "adapt_scored",
-    "adapt_transcript",
-    "adapt_ultrafeedback",
     "detect",
     "prompt_adapter",
 ]

@@ -37,7 +37,10 @@ class Statistic:
     """What is computed over all rows of the corpus."""
 
     kind: Literal["moments", "slope", "quantile", "share", "upper_bound"]
-    """`share`: how many of the values, which are bool, are true. `upper_bound`: see `tail.UpperTail.upper_bound`."""
+    """What `fitted` then holds under its name: `moments` give `count`, `mean`, `mean_rest` (what rounding took from the
+    mean) and `std`; a `slope`, of a regression on `Need.x_N`, `slope`; a `quantile`, the exact order statistic,
+    `quantile`; a `share`, how many of the values, which are bool, are true, `share`; an `upper_bound`, see
+    `UpperTail.upper_bound`, `upper`."""
     what: str
     """In words, for errors."""
     q: float = 0.0
@@ -55,22 +58,31 @@ class Need:
     """A statistic and the values of one shard that it is about."""
 
     statistic: Statistic
+    """Which one."""
     value_N: np.ndarray
+    """The values of the shard's pairs, float64 [N] (bool of a `share`)."""
     x_N: np.ndarray | None = None
     """Of a slope: what the values are regressed on."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: which columns it reads, what it must know about the corpus, and the score of each pair."""
+    """A metric: which columns it reads, what it must know about the corpus, and the score of each pair.
+
+    Its functions are pure and see one shard at a time: N pairs that have every needed column. The first four parts and
+    `paper` are enough for most metrics.
+    """
 
     name: str
+    """What `score_table` and configurations call it."""
     params: type[Options]
+    """Its parameters; every one that names a model or an aspect is a column prefix, never a path."""
     columns: Callable[[Any], tuple[str, ...]]
     """(params) -> flat column names."""
     score: Callable[[Columns, Any, Fitted], np.ndarray]
     """(columns, params, fitted) -> float64 [N]; larger is selected first."""
     paper: str
+    """Where it comes from: paper, section, equation."""
     rounds: Callable[[Any], tuple[Callable[[Columns, Any, Fitted], dict[str, Need]], ...]] = lambda params: ()
     """(params) -> one function (columns, params, fitted) -> needs by name, for each round of statistics."""
     labels: Callable[[Any], Mapping[str, tuple[str, ...]]] = lambda params: {}

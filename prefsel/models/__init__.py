@@ -1,8 +1,11 @@
 """What scoring and training both need of a model.
 
-chat → tokens    tree → packed rows    attention, logps, reward → numbers    padded: the path of every other model
-tangent → directions of weights, and derivatives of log-probs along them
-loading: models, tokenizers, identities
+    chat → tokens    packing → rows    attention, logps, reward → numbers    padded: the path of every other model
+    tangent → directions of weights    directional → derivatives of log-probs along them
+    loading: models, tokenizers, identities
+
+Public are `score_groups` and `directional_logps`; they are imported when they are asked for, because torch takes
+seconds.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,7 +18,6 @@ __all__ = ["directional_logps", "score_groups"]
 
 
 def __getattr__(name: str) -> Any:
-    # Importing torch takes seconds that `import prefsel.models` alone does not need.
     if name == "score_groups":
         from prefsel.models.logps import score_groups
 
@@ -25,3 +27,7 @@ def __getattr__(name: str) -> Any:
 
         return directional_logps
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

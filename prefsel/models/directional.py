@@ -45,25 +45,33 @@ def directional_logps(
     max_length: int | None = None,
     truncation: Truncation = "drop",
 ) -> dict[str, list[Any]]:
-    r"""\(D_v \log\pi(y \mid x)\) of every completion of every group, exact, by forward-mode derivatives.
+    r"""The derivative of every completion's log-probability along a direction of the weights, exactly.
+
+    \(D_v \log\pi(y \mid x) = \langle\nabla_\theta \log\pi(y \mid x), v\rangle\) comes from one pass of forward-mode
+    derivatives per direction, about three forwards each; no gradient is ever stored. By the chain rule it gives the
+    influence of every pair: \(-\beta\,\sigma(-IRM)\,(D_v\log\pi(y_w) - D_v\log\pi(y_l))\), the metric `influence`.
 
     Args:
-        model: A causal language model in evaluation mode.
+        model: A causal language model of transformers in evaluation mode.
         tokenizer: Its tokenizer.
-        groups: A table with the columns of `schema.GROUPS`, or `{prompt, completions}` with strings or messages.
-        tangent: v, or several by name.
-        token_budget: Tokens of one packed row.
-        template: As `chat.Encoder` takes it.
-        max_length: Most tokens of prompt + response; None: no limit.
-        truncation: `drop`, `right` or `left`.
+        groups: As `score_groups` takes them: dictionaries or any table, with `prompt` and `completions`.
+        tangent: The direction v, parameter name to a tensor of the parameter's shape (fp32 or fp64; parameters that are
+            not named do not move), or several directions by name.
+        token_budget: Most tokens of one packed row.
+        template: As `score_groups` takes it.
+        max_length: Most tokens of prompt and response together; None: no limit.
+        truncation: As `score_groups` takes it: `drop`, `right` or `left`.
 
     Returns:
-        The columns of `score_groups` and `dlogps`, nats per unit of v; of several directions `dlogps_<name>` each.
-        None where `status` is not "ok".
+        The columns of `score_groups`, and `dlogps`, nats per unit of v, a list over the completions of each group; of
+        several directions one column `dlogps_<name>` each. None where `status` is not "ok".
 
     Raises:
-        UserError: Template, tokenizer, arguments or tangent do not fit.
-        NonFiniteError: The model or the tangent gave NaN or infinity.
+        UserError: The groups lack a column, or template, tokenizer, arguments or direction do not fit the model.
+        NonFiniteError: The model or the direction gave NaN or infinity.
+
+    Source: the influence of a pair as in "Towards Understanding Valuable Preference Data for LLM Alignment", with the
+    identity as Hessian; directional derivatives by forward-mode differentiation with dual numbers.
     """
     directions, names = _named(tangent)
     route = directional_route(model, directions, pad_token_id=getattr(tokenizer, "pad_token_id", None))

@@ -137,24 +137,31 @@ def score_groups(
     max_length: int | None = None,
     truncation: Truncation = "drop",
 ) -> dict[str, list[Any]]:
-    """Log-probs of every completion of every group, prompts computed once; needs no cluster and no workspace.
+    r"""Log-probabilities of every completion of every group, each prompt computed once for all its completions.
+
+    Groups are packed into rows without padding; models that cannot be packed exactly (sliding windows, encoders) take a
+    padded path with the same numbers. It needs no cluster and no workspace.
 
     Args:
-        model: A causal language model in evaluation mode, anywhere torch can run it.
+        model: A causal language model of transformers in evaluation mode, on any device.
         tokenizer: Its tokenizer.
-        groups: A table with the columns of `schema.GROUPS`, or `{prompt, completions}` with strings or messages.
-        token_budget: Tokens of one packed row.
-        template: As `chat.Encoder` takes it.
-        max_length: Most tokens of prompt + response; None: no limit.
-        truncation: `drop`, `right` or `left`.
+        groups: One row per prompt: dictionaries, or a table in anything that `prefsel.pairs.arrow.as_table` takes, with
+            `prompt` (a string, or messages with `role` and `content`) and `completions` (a list of strings, of lists of
+            messages, or of `{"messages": …}`); `prompt_id` and `completion_id` (16 bytes) are made where they lack.
+        token_budget: Most tokens of one packed row; memory grows with it, numbers change by rounding only.
+        template: `auto` (the tokenizer's chat template), `plain`, `hh`, a Jinja file, or a Jinja template.
+        max_length: Most tokens of prompt and response together; None: no limit.
+        truncation: What happens to a longer one: `drop` it, or cut tokens from the `right` of the response or the
+            `left` of the prompt.
 
     Returns:
-        Columns aligned with the groups: `prompt_id` (16 bytes), and per group a list over its completions:
-        `completion_ids`, `logps` (nats, summed; None where `status` is not "ok"), `num_tokens` (of the response), and
-        `status` ("ok", "too_long" or "template_error").
+        Columns aligned with the groups. `prompt_id`: 16 bytes each. Of the others a list over the completions of each
+        group: `completion_ids`; `logps`, \(\sum_t \log\pi(y_t \mid x, y_{<t})\) in nats, summed over the response with
+        its end-of-turn; `num_tokens` of the response; `status`, "ok", "too_long" or "template_error". Numbers are None
+        where the status is not "ok".
 
     Raises:
-        UserError: Template, tokenizer or arguments do not fit.
+        UserError: The groups lack a column, or template, tokenizer or arguments do not fit.
         NonFiniteError: The model gave NaN or infinity; names the prompts.
     """
     encoder = Encoder(tokenizer, template, max_length, truncation)

@@ -51,9 +51,6 @@ def register_loss(name: str, loss: Any) -> None:
         name: What configurations call it.
         loss: A `prefsel.config.losses.Loss`, or what satisfies `LossContract`.
 
-    Returns:
-        Nothing.
-
     Raises:
         UserError: It does not satisfy the contract, or another loss has its name.
     """
@@ -67,9 +64,6 @@ def register_format(name: str, adapter: Any) -> None:
         name: What configurations call it.
         adapter: A function (row, options) to an `Example`, as `FormatContract` says.
 
-    Returns:
-        Nothing.
-
     Raises:
         UserError: It cannot be called so, or another format has its name.
     """
@@ -82,9 +76,6 @@ def register_scorer(kind: str, scorer: Any) -> None:
     Args:
         kind: What configurations call it.
         scorer: The record of its settings.
-
-    Returns:
-        Nothing.
 
     Raises:
         UserError: Another scorer has its name.

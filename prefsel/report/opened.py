@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -31,7 +32,9 @@ class PairTable:
     schema: pa.Schema
     """Names and types of its columns."""
     shards: Sequence[ShardRef] = field(repr=False)
+    """The shards of the corpus, in its order."""
     read: Callable[[ShardRef], pa.Table] = field(repr=False)
+    """Gives the rows of a shard, with at least the columns of `schema`."""
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """One batch per shard that has rows, in corpus order."""
@@ -141,15 +144,18 @@ class Workspace:
         return "\n".join(stage.sentence() for stage in self.stages)
 
 
-def open_workspace(uri: str) -> Workspace:
+def open_workspace(uri: str | Path) -> Workspace:
     """Open a workspace for reading; needs no cluster, no model and neither torch nor Ray.
 
     Args:
         uri: A directory or a URI (`s3://`, `gs://`).
 
+    Returns:
+        What the last finished run left; see `Workspace`.
+
     Raises:
         UserError: It is no workspace, no run has finished in it, or its corpus changed since the last one.
     """
-    storage = Storage(uri)
+    storage = Storage(str(uri))
     storage.require_folder()
     return Workspace(redact(storage.uri), read_contents(storage))

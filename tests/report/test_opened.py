@@ -101,7 +101,7 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def opened(folder: Path) -> Workspace:
-    return open_workspace(str(folder))
+    return open_workspace(folder)
 
 
 @pytest.fixture(scope="module")
