@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
+
+from prefsel.config import FormatOptions
 
 Messages: TypeAlias = list[dict[str, str]]
 
@@ -55,6 +57,26 @@ class Example:
     """Pairs of different completions."""
     ties: int = 0
     """Comparisons of the row that preferred neither."""
+
+
+Adapter: TypeAlias = Callable[[Mapping[str, Any], FormatOptions], Example]
+"""(row, options of its source) → what it holds, or a `RowError`; it reads nothing but its arguments."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of rows: its name, how a row is read, and which rows look like it."""
+
+    name: str
+    """What configurations call it."""
+    adapt: Adapter
+    """How a row of it is read."""
+    matches: Callable[[Mapping[str, Any]], bool]
+    """Whether a row looks like it, as far as its fields and their types say."""
+
+    def __call__(self, value: Mapping[str, Any], options: FormatOptions) -> Example:
+        """The example of a row; raises `RowError` for a row that the format does not allow."""
+        return self.adapt(value, options)
 
 
 def field(value: Mapping[str, Any], *names: str) -> Any:

@@ -1,27 +1,23 @@
-"""The formats a row can have: a name, an adapter each, and which one a row looks like."""
+"""The formats a row can have: one line each, the first that a row looks like is taken."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 from prefsel.config import FormatOptions
 from prefsel.errors import UserError
-from prefsel.ingest.example import Completion, Example, Preference, RowError, field, prompt_of
-from prefsel.ingest.pair_formats import (
-    HH_TURN,
-    adapt_messages_explicit,
-    adapt_messages_implicit,
-    adapt_prompt_chosen_rejected,
-    adapt_transcript,
-)
-from prefsel.ingest.ranking_formats import adapt_ranked, adapt_scored, adapt_ultrafeedback
+from prefsel.ingest.example import Adapter, Completion, Example, Format, Preference, RowError, field, prompt_of
+from prefsel.ingest.pair_formats import MESSAGES_EXPLICIT, MESSAGES_IMPLICIT, PROMPT_CHOSEN_REJECTED, TRANSCRIPT
+from prefsel.ingest.ranking_formats import RANKED, SCORED, ULTRAFEEDBACK
 from prefsel.plugins.registry import Registry
 
 __all__ = [
     "FORMATS",
+    "Adapter",
     "Completion",
     "Example",
+    "Format",
     "FormatOptions",
     "Preference",
     "RowError",
@@ -29,24 +25,22 @@ __all__ = [
     "prompt_adapter",
 ]
 
-Adapter: TypeAlias = Callable[[Mapping[str, Any], FormatOptions], Example]
-
 FORMATS: Registry[Adapter] = Registry(
     "formats",
     {
-        "prompt_chosen_rejected": adapt_prompt_chosen_rejected,
-        "transcript": adapt_transcript,
-        "messages_explicit": adapt_messages_explicit,
-        "messages_implicit": adapt_messages_implicit,
-        "ultrafeedback": adapt_ultrafeedback,
-        "ranked": adapt_ranked,
-        "scored": adapt_scored,
+        one.name: one
+        for one in (
+            PROMPT_CHOSEN_REJECTED,
+            TRANSCRIPT,
+            MESSAGES_IMPLICIT,
+            MESSAGES_EXPLICIT,
+            RANKED,
+            SCORED,
+            ULTRAFEEDBACK,
+        )
     },
 )
-"""Format name → adapter, those of plugins included, which `detect` never chooses.
-
-An adapter returns an `Example` or raises `RowError`; it reads nothing but its arguments.
-"""
+"""Every format by name, in the order in which they are tried; those of plugins, which are never tried, included."""
 
 
 def detect(value: Mapping[str, Any]) -> str:
@@ -55,11 +49,11 @@ def detect(value: Mapping[str, Any]) -> str:
     Raises:
         UserError: none of them; lists the fields seen and the formats.
     """
-    name = _pair_format(value) or _completions_format(value)
-    if name is None:
-        fields = ", ".join(f"{key} ({type(found).__name__})" for key, found in value.items()) or "none"
-        raise UserError(f"format: cannot tell from the fields {fields}; name one of {', '.join(FORMATS)}")
-    return name
+    for name, one in FORMATS.builtin.items():
+        if isinstance(one, Format) and one.matches(value):
+            return name
+    fields = ", ".join(f"{key} ({type(found).__name__})" for key, found in value.items()) or "none"
+    raise UserError(f"format: cannot tell from the fields {fields}; name one of {', '.join(FORMATS)}")
 
 
 def prompt_adapter(name: str | None) -> Adapter:
@@ -75,38 +69,3 @@ def prompt_adapter(name: str | None) -> Adapter:
             return Example(prompt_of(field(value, "prompt", "question", "instruction"), "prompt"), [], [])
 
     return adapt
-
-
-def _pair_format(value: Mapping[str, Any]) -> str | None:
-    prompt, chosen, rejected = (value.get(name) for name in ("prompt", "chosen", "rejected"))
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        if isinstance(prompt, str):
-            return "prompt_chosen_rejected"
-        if isinstance(prompt, list):
-            return "messages_explicit"
-        return "transcript" if prompt is None and HH_TURN.search(chosen) else None
-    if not isinstance(chosen, list | str) or not isinstance(rejected, list | str):
-        return None
-    # A prompt beside conversations that repeat it, as in ultrafeedback_binarized: the conversations say more.
-    begins = [_first_role(chosen), _first_role(rejected)]
-    if None not in begins and "assistant" not in begins:
-        return "messages_implicit"
-    return "messages_explicit" if isinstance(prompt, list | str) and begins == ["assistant"] * 2 else None
-
-
-def _first_role(side: list[Any] | str) -> object:
-    if isinstance(side, str):
-        return "assistant"
-    return side[0].get("role") if side and isinstance(side[0], dict) else None
-
-
-def _completions_format(value: Mapping[str, Any]) -> str | None:
-    completions = value.get("completions") or value.get("responses")
-    if not isinstance(completions, list) or not completions:
-        return None
-    if isinstance(value.get("preference"), list):
-        return "ranked"
-    if isinstance(value.get("rewards"), list) or isinstance(value.get("scores"), list):
-        return "scored"
-    is_annotated = all(isinstance(one, dict) and ("response" in one or "annotations" in one) for one in completions)
-    return "ultrafeedback" if is_annotated else None

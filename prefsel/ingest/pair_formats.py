@@ -10,6 +10,7 @@ from prefsel.config import FormatOptions
 from prefsel.ingest.example import (
     Completion,
     Example,
+    Format,
     Messages,
     Preference,
     RowError,
@@ -120,3 +121,51 @@ def _ratings(value: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, floa
         if is_number or name == "score":
             both[ending == _REJECTED][name] = number(found, key)
     return both
+
+
+# ------------------------------------------------------------------------------------------------ what rows look like
+
+
+def _sides(value: Mapping[str, Any], kind: type) -> bool:
+    return isinstance(value.get("chosen"), kind) and isinstance(value.get("rejected"), kind)
+
+
+def _first_roles(value: Mapping[str, Any]) -> list[object] | None:
+    """The role that each side begins with, a string being the assistant's; None where a side is no conversation."""
+    sides = [value.get("chosen"), value.get("rejected")]
+    if _sides(value, str) or not all(isinstance(side, list | str) for side in sides):
+        return None
+    return [_first_role(side) for side in sides]
+
+
+def _first_role(side: Any) -> object:
+    if isinstance(side, str):
+        return "assistant"
+    return side[0].get("role") if side and isinstance(side[0], dict) else None
+
+
+def _is_explicit(value: Mapping[str, Any]) -> bool:
+    prompt = value.get("prompt")
+    if _sides(value, str):
+        return isinstance(prompt, list)
+    return isinstance(prompt, list | str) and _first_roles(value) == ["assistant"] * 2
+
+
+def _is_implicit(value: Mapping[str, Any]) -> bool:
+    # A prompt beside conversations that repeat it, as in ultrafeedback_binarized: the conversations say more.
+    roles = _first_roles(value)
+    return roles is not None and None not in roles and "assistant" not in roles
+
+
+def _is_transcript(value: Mapping[str, Any]) -> bool:
+    return _sides(value, str) and value.get("prompt") is None and HH_TURN.search(value["chosen"]) is not None
+
+
+def _is_plain(value: Mapping[str, Any]) -> bool:
+    return _sides(value, str) and isinstance(value.get("prompt"), str)
+
+
+PROMPT_CHOSEN_REJECTED = Format("prompt_chosen_rejected", adapt_prompt_chosen_rejected, _is_plain)
+TRANSCRIPT = Format("transcript", adapt_transcript, _is_transcript)
+MESSAGES_IMPLICIT = Format("messages_implicit", adapt_messages_implicit, _is_implicit)
+MESSAGES_EXPLICIT = Format("messages_explicit", adapt_messages_explicit, _is_explicit)

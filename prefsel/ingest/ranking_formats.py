@@ -12,6 +12,7 @@ from prefsel.config import FormatOptions
 from prefsel.ingest.example import (
     Completion,
     Example,
+    Format,
     Messages,
     Preference,
     RowError,
@@ -219,3 +220,31 @@ def _rating(found: object, name: str) -> float | None:
     if isinstance(found, bool) or not isinstance(found, int | float):
         return None
     return number(found, name)
+
+
+# ------------------------------------------------------------------------------------------------ what rows look like
+
+
+def _several(value: Mapping[str, Any]) -> list[Any]:
+    found = value.get("completions") or value.get("responses")
+    return found if isinstance(found, list) else []
+
+
+def _is_ranked(value: Mapping[str, Any]) -> bool:
+    return bool(_several(value)) and isinstance(value.get("preference"), list)
+
+
+def _is_scored(value: Mapping[str, Any]) -> bool:
+    has_scores = isinstance(value.get("rewards"), list) or isinstance(value.get("scores"), list)
+    return bool(_several(value)) and has_scores
+
+
+def _is_annotated(value: Mapping[str, Any]) -> bool:
+    found = _several(value)
+    keys = ("response", "annotations")
+    return bool(found) and all(isinstance(one, dict) and any(key in one for key in keys) for one in found)
+
+
+RANKED = Format("ranked", adapt_ranked, _is_ranked)
+SCORED = Format("scored", adapt_scored, _is_scored)
+ULTRAFEEDBACK = Format("ultrafeedback", adapt_ultrafeedback, _is_annotated)
