@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -20,6 +19,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from prefsel.config import Options
+from prefsel.config.problems import problem
 from prefsel.errors import UserError, invalid
 
 Label = tuple[str | None, ...]
@@ -293,19 +293,9 @@ def readable(title: str, error: ValidationError, valid: Iterable[str], *, path: 
         path: where it stands, when that is not clear from the title.
     """
     lines = []
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"])
-        field = ".".join(filter(None, (path, name)))
-        if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, list(valid), n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            lines.append(f"{field}: unknown; {hint}valid: {', '.join(valid)}")
-        elif problem["type"] == "missing":
-            lines.append(f"{field}: required, but missing")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            shown = "" if problem["type"] == "value_error" else f"got {problem['input']!r}; "
-            lines.append(f"{field}: {shown}{message[0].lower()}{message[1:]}".removeprefix(": "))
+    for details in error.errors():
+        name = ".".join(str(part) for part in details["loc"])
+        lines.append(problem(details, ".".join(filter(None, (path, name))), valid))
     return UserError(f"{title}: " + "\n  ".join(lines))
 
 

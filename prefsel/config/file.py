@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from prefsel.config import Config
+from prefsel.config.problems import problem
 from prefsel.errors import UserError
 from prefsel.plugins.registry import load as load_plugins
 
@@ -131,19 +131,9 @@ def _index(items: list[Any], part: str, key: str) -> int:
 
 
 def _problem(details: Any, table: Any) -> str:
-    """One line for one pydantic error: field, value, what is valid."""
-    location = [part for part in details["loc"]]
+    location = details["loc"]
     field = ".".join(str(part) for part in without_tags(location, table)) or "configuration"
-    if details["type"] == "extra_forbidden":
-        valid = sorted(_valid_keys(location[:-1]))
-        near = difflib.get_close_matches(str(location[-1]), valid, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"{field}: unknown key; {hint}valid: {', '.join(valid)}"
-    if details["type"] == "missing":
-        return f"{field}: required, but missing"
-    message = details["msg"].removeprefix("Value error, ")
-    shown = repr(details.get("input"))
-    return f"{field}: got {shown[:120]}; {message[0].lower()}{message[1:]}"
+    return problem(details, field, _valid_keys(location[:-1]) if details["type"] == "extra_forbidden" else ())
 
 
 def without_tags(location: Sequence[Any], table: Any) -> list[Any]:

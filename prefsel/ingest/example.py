@@ -134,6 +134,8 @@ def completion_of(found: object, name: str) -> Messages:
     """A completion given as a string (one assistant message) or as messages that begin with the assistant."""
     if isinstance(found, str):
         messages = [{"role": "assistant", "content": found}]
+    elif not isinstance(found, list):
+        raise wrong_type(name, found, "a string, or a list of messages")
     else:
         messages = messages_of(found, name)
         if messages and messages[0]["role"] != "assistant":

@@ -73,7 +73,7 @@ def test_a_constant_column_is_an_error_not_nan() -> None:
         ({"reference": "r"}, "belong to form='raw', got form='zscore'"),
         ({"beta": 0.1}, "belong to form='raw', got form='zscore'"),
         ({"form": "z-score"}, "form: got 'z-score'"),
-        ({"weigth": 2.5}, "weigth: unknown; did you mean 'weight'?"),
+        ({"weigth": 2.5}, "weigth: unknown key; did you mean 'weight'?"),
     ],
 )
 def test_parameters_that_do_not_fit_are_refused(params: dict, message: str) -> None:

@@ -55,7 +55,7 @@ def test_small_losses_keep_their_digits() -> None:
     ("params", "message"),
     [
         ({"beta": 0}, "beta: got 0"),
-        ({"validation": "x"}, "validation: unknown; did you mean 'validation_policy'?"),
+        ({"validation": "x"}, "validation: unknown key; did you mean 'validation_policy'?"),
         ({"reference": None}, "reference"),
     ],
 )

@@ -32,7 +32,7 @@ def rewards(chosen: list, rejected: list) -> pa.Table:
         (
             "implicit_margin",
             {"policy": "p", "betta": 1},
-            "betta: unknown; did you mean 'beta'? valid: policy, reference",
+            "betta: unknown key; did you mean 'beta'? valid: absolute, beta",
         ),
         ("implicit_margin", {}, "policy: required, but missing"),
         (
