@@ -1,7 +1,7 @@
 """Ray tasks over many small items, a bounded number at a time: the arithmetic stages' only way to use the cluster.
 
-Scoring goes through Ray Data with actor pools. The passes over numbers (eligibility, statistics, rounds of counting) are
-tens of milliseconds a shard, many rounds in a row; starting a Ray Data execution costs half a second, a task under 1 ms.
+Scoring goes through Ray Data with actor pools. The passes over numbers (eligibility, statistics, rounds of counting)
+take tens of milliseconds a shard, many rounds in a row; a Ray Data execution starts in half a second, a task in 1 ms.
 """
 
 from __future__ import annotations
