@@ -42,7 +42,7 @@ from prefsel.config.naming import (
 from prefsel.errors import UserError, invalid
 from prefsel.metrics.table import find_metric
 from prefsel.pairs.reader import PairReader
-from prefsel.rules import LEAVES, random_rule, reversed_rule, rule_scores
+from prefsel.rules import LEAVES, random_rule, ranks_of, reversed_rule, rule_scores
 from prefsel.workspace.catalog import Catalog, read_catalog
 from prefsel.workspace.folders import folder_content
 from prefsel.workspace.manifest import load_summary
@@ -404,7 +404,7 @@ class Lineage:
     def selected_folder(self, name: str, rule: Mapping[str, Any]) -> str:
         """The selection that `rule` makes of the scores it reads."""
         upstream = {metric: fingerprint(self.metric_recipe(metric)) for metric in rule_scores(rule)}
-        made_of = recipe("selection", {"rule": dict(rule)}, upstream=upstream, corpus=self.corpus)
+        made_of = recipe("selection", {"rule": dict(rule)} | ranks_of(rule), upstream=upstream, corpus=self.corpus)
         return f"selections/{name}@{fingerprint(made_of)}"
 
     def dataset_folder(self, name: str, selection: str) -> str:
