@@ -17,7 +17,7 @@ from prefsel.pairs.rows import Rows
 from prefsel.rules import parse_rule
 from prefsel.select import fuse
 from prefsel.select.compose import Derived, Plan, compile_rule
-from prefsel.select.dedupe import KeyedRows, best_scores, duplicates_to_drop, keyed
+from prefsel.select.dedupe import KeyedRows, duplicates_to_drop, keyed, scores_left
 from prefsel.select.evaluate import ShardQuery, answer, decide_leaf, kept
 from prefsel.select.ranks import Parts, PlacedRows, place_population, positions, positions_of_shard
 
@@ -68,7 +68,7 @@ def derived(step: Derived, shards: Sequence[Rows]) -> list[np.ndarray]:
     if step.how == "best":
         parts = [keyed(step, rows, number, 1)[0] for number, rows in enumerate(shards)]
         drops = duplicates_to_drop(KeyedRows.merge(parts))
-        return [best_scores(step, rows, drops.row_M[drops.shard_M == number]) for number, rows in enumerate(shards)]
+        return [scores_left(step, rows, drops.row_M[drops.shard_M == number]) for number, rows in enumerate(shards)]
     if step.how == "zscore":
         fitted = fuse.fit(step, [fuse.statistics(step, rows) for rows in shards])
         return [fuse.derive(step, fitted, rows) for rows in shards]

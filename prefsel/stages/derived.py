@@ -13,7 +13,7 @@ from prefsel.pairs.rows import Rows
 from prefsel.pairs.score_shards import ScoreReader, score_table, shard_info
 from prefsel.plan.derived import DerivedScore
 from prefsel.select.compose import Derived
-from prefsel.select.dedupe import KeyedRows, best_scores, duplicates_to_drop, keyed
+from prefsel.select.dedupe import KeyedRows, duplicates_to_drop, keyed, scores_left
 from prefsel.select.duplicates import Drops
 from prefsel.select.fuse import Fitted, Partial, derive, statistics
 from prefsel.select.ranks import Parts, PlacedRows, Positions, place_population, positions, positions_of_shard
@@ -38,7 +38,7 @@ def commit_derived(item: tuple[ShardRef, str], shared: tuple[ScoreReader, Derive
 
 
 @dataclass(frozen=True)
-class BestPass:
+class DedupePass:
     """A dedupe over all shards: each sends its rows to partitions, which tell it the ones that lost."""
 
     reader: ScoreReader
@@ -68,7 +68,7 @@ class BestPass:
         is_lost_N[lost_M] = True
         kept = self.reader.reasons(shard, self.score.step.population)
         dropped = pc.if_else(pa.array(is_lost_N), f"same_{self.score.step.by}", kept)
-        score_N = best_scores(self.score.step, rows, lost_M)
+        score_N = scores_left(self.score.step, rows, lost_M)
         _commit(self.reader, self.score, shard, score_N, dropped, self.inputs[shard.key], attempt)
         return {}
 

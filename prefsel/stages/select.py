@@ -51,7 +51,7 @@ from prefsel.select.writer import (
     write_file,
 )
 from prefsel.stages.derived import (
-    BestPass,
+    DedupePass,
     RankPass,
     commit_derived,
     count_statistics,
@@ -234,7 +234,7 @@ def make_score(
     if one.step.how == "best":
         # Which pairs stay is decided over all shards together, so all are made together.
         pending = catalog.shards
-        exchange(BestPass(reader, one, inputs), pending, progress, f"score {one.name}")
+        exchange(DedupePass(reader, one, inputs), pending, progress, f"score {one.name}")
     elif one.step.is_by_rank and pending:
         exchange(
             RankPass(reader, one, parts, inputs, frozenset(entries)), catalog.shards, progress, f"score {one.name}"
