@@ -142,7 +142,7 @@ class Fuse(Budget):
     """One weight per score; null means equal ones that add up to 1. A negative weight turns a score around."""
     how: Literal["zscore", "rank"]
     """What is summed: `zscore`, (score − mean) / std with the population's moments; `rank`, the share of the population
-    below the score, from the histogram's distribution function (binned: a bin is a sixteenth of a power of two)."""
+    at and below the pair by exact rank, ties by pair_id, the pair itself counted half."""
     by: Strata | None = None
     """Share the budget out by strata, as a quota does; null means one ranking."""
     length_bins: int = Field(default=4, ge=2, le=1000)
@@ -176,9 +176,9 @@ class Random(Budget):
 class Intersect(Options):
     """The rows that every rule keeps, each over the same population: the pairs that have all scores any of them reads.
 
-    With a budget, the k pairs nearest to the median of every score instead: the smallest `max_i |pct_i − 50|`, ties by
-    pair_id, percentiles from the histogram's distribution function. The rules are then bands, and the budget replaces
-    their edges.
+    With a budget, the k pairs nearest to the median of every score instead: the smallest
+    `max_i |pct_i − 50|`, percentiles by exact rank, all ties by pair_id. The rules are then bands, and the budget
+    replaces their edges.
     """
 
     kind: Literal["intersect"]
@@ -315,6 +315,25 @@ def rule_columns(rule: Any) -> Iterator[str]:
 
 def _list(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else ()
+
+
+def ranks_of(rule: Any) -> dict[str, str]:
+    """What stands in a recipe beside a rule that ranks decide: exact ones; those of an earlier version were binned."""
+    return {"ranks": "exact"} if any(_decides_by_rank(one) for one in _tables(rule)) else {}
+
+
+def _tables(rule: Any) -> Iterator[Mapping[str, Any]]:
+    """A rule's table and all inside it; it need not be a valid rule."""
+    if isinstance(rule, Mapping):
+        yield rule
+        for inside in (*_list(rule.get("rules")), rule.get("rule")):
+            yield from _tables(inside)
+
+
+def _decides_by_rank(rule: Mapping[str, Any]) -> bool:
+    return (rule.get("kind"), rule.get("how")) == ("fuse", "rank") or (
+        rule.get("kind") == "intersect" and rule.get("budget") is not None
+    )
 
 
 def reversed_rule(rule: Mapping[str, Any]) -> dict[str, Any]:

@@ -215,6 +215,8 @@ def narrow(rank: int, size: int, asked: Range, counts: Sequence[RangeCounts]) ->
     place = rank - int(below_S.sum())
     num_low, num_inside, num_high = (int(num_S.sum()) for num_S in (low_S, inside_S, high_S))
     if not 0 <= place < num_low + num_inside + num_high:
+        if asked == asked.widest:
+            raise IntegrityError(f"search for rank {rank}: it is not among all {size} rows: the scores have changed")
         return asked.widest
     if place < num_low:
         return Located(asked.low, below_S, low_S, inside_S + high_S + above_S)

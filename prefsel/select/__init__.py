@@ -3,6 +3,7 @@
 eligible.py    which pairs may be selected at all
 duplicates.py  the same pair, or its opposite, in several places of the corpus
 compose.py     a compound rule as derived scores and leaves; fuse.py makes the scores, dedupe.py one pair per prompt
+ranks.py       exact ranks of all rows, for scores that ranks decide
 thresholds.py  which rows of a score a leaf keeps, decided by `numbers.order`
 evaluate.py    a plan applied to shards: thresholds, then masks
 writer.py      kept rows, written: selections and dataset files

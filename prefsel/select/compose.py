@@ -24,8 +24,8 @@ class Derived:
     label: str
     """Unique within its rule."""
     how: Literal["zscore", "rank", "middle", "random", "best"]
-    """`zscore`: Σ w z(score). `rank`: Σ w F(score). `middle`: −max |pct − 50|. `random`: a hash of the pair_id.
-    `best`: the one score it is made of, where the pair is the best of its prompt or pair."""
+    """`zscore`: Σ w z(score). `rank`: Σ w rank / N. `middle`: −max |pct − 50|. `random`: a hash of the pair_id. `best`:
+    the one score it is made of, where the pair is the best of its prompt or pair. Ranks are exact (`ranks.py`)."""
     scores: tuple[str, ...]
     """Columns it is made of."""
     population: tuple[str, ...]
@@ -36,6 +36,11 @@ class Derived:
     """Of `best`: what one pair is kept of, `prompt` or `pair`."""
     descending: bool = True
     """Of `best`: whether the larger score is better."""
+
+    @property
+    def is_by_rank(self) -> bool:
+        """Whether exact ranks decide, which all shards find together."""
+        return self.how in ("rank", "middle")
 
     @property
     def column(self) -> str:

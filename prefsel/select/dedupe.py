@@ -125,7 +125,7 @@ def keyed(step: Derived, rows: Rows, shard_no: int, num_partitions: int) -> list
     )
 
 
-def best_scores(step: Derived, rows: Rows, lost_M: np.ndarray) -> np.ndarray:
+def scores_left(step: Derived, rows: Rows, lost_M: np.ndarray) -> np.ndarray:
     """The score of a dedupe, float64 [N]: that of the population without the rows it lost; NaN elsewhere."""
     score_N = np.full(rows.num_rows, np.nan)
     row_M = rows.rows_with(step.population)

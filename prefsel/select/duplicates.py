@@ -54,6 +54,10 @@ class Drops:
     reason_M: np.ndarray
     """uint8 position in `REASONS`; each row is named once."""
 
+    def take(self, which: np.ndarray) -> Drops:
+        """Some of them."""
+        return Drops(self.shard_M[which], self.row_M[which], self.reason_M[which])
+
 
 def partition(
     pair_NW: np.ndarray, mirror_NW: np.ndarray, shard_no: int, num_partitions: int, row_N: np.ndarray | None = None

@@ -73,16 +73,18 @@ def decide_leaf(leaf: Keep, ask: AskLeaf, *, committed: Mapping[Label, Sequence[
         return decide(leaf.rule, {}, lambda queries: [])
     edges = _length_edges(leaf, ask)
     asked = ShardQuery(leaf, edges)
-    summaries = committed if committed is not None else _by_label(ask(asked))
-    found = decide(leaf.rule, summaries or {(): []}, _ask_about(asked, ask))
+    summaries = committed if committed is not None else by_label(ask(asked))
+    found = decide(leaf.rule, summaries or {(): []}, ask_about(asked, ask))
     return replace(found, thresholds=replace(found.thresholds, length_edges=edges))
 
 
-def _ask_about(asked: ShardQuery, ask: AskLeaf) -> Callable[[Queries], Sequence[Replies]]:
+def ask_about(asked: ShardQuery, ask: AskLeaf) -> Callable[[Queries], Sequence[Replies]]:
+    """Queries of `numbers.order` as questions about one leaf."""
     return lambda queries: ask(replace(asked, queries=queries))
 
 
-def _by_label(replies: Sequence[Mapping[Label, Summary]]) -> dict[Label, list[Summary]]:
+def by_label(replies: Sequence[Mapping[Label, Summary]]) -> dict[Label, list[Summary]]:
+    """The Summaries that shards answered with, by stratum."""
     found: dict[Label, list[Summary]] = {}
     for reply in replies:
         for label, summary in reply.items():
@@ -95,11 +97,11 @@ def _length_edges(leaf: Keep, ask: AskLeaf) -> tuple[float, ...] | None:
     if not isinstance(rule, Quota) or "length_bin" not in rule.by:
         return None
     asked = ShardQuery(leaf, is_length=True)
-    summaries = _by_label(ask(asked))
+    summaries = by_label(ask(asked))
     if not sum(one.count for one in summaries[()]):
         return (0.0,) * (rule.length_bins - 1)
     wanted = {place: ((), place / rule.length_bins) for place in range(1, rule.length_bins)}
-    return tuple(edge.value for edge in quantiles(wanted, summaries, _ask_about(asked, ask)).values())
+    return tuple(edge.value for edge in quantiles(wanted, summaries, ask_about(asked, ask)).values())
 
 
 def kept(node: Node, thresholds: Sequence[Thresholds], rows: Rows) -> np.ndarray:

@@ -2,7 +2,7 @@
 
     statistics (each shard)  ->  fit (driver)  ->  derive (each shard)
 
-N: rows of a shard. M: those in the population.
+What ranks decide takes positions instead of statistics (`ranks.py`). N: rows of a shard. M: those in the population.
 """
 
 from __future__ import annotations
@@ -15,59 +15,50 @@ import numpy as np
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.metrics.random_control import RandomControl
 from prefsel.metrics.random_control import score as random_score
-from prefsel.numbers.histogram import Histogram, histogram
 from prefsel.numbers.moments import Moments, merge_moments, standardise
 from prefsel.pairs.rows import Rows
 from prefsel.select.compose import Derived
+from prefsel.select.ranks import percentiles
 
 MIDDLE = 50.0
 """Percentile that an intersection with a budget keeps the nearest pairs of."""
-Partial: TypeAlias = Mapping[str, Moments | Histogram]
+Partial: TypeAlias = Mapping[str, Moments]
 """Of one shard, by column."""
 Fitted: TypeAlias = Mapping[str, Any]
-"""Of the population, by column: moments as numbers, or a histogram."""
+"""Of the population, by column: moments as numbers; of ranks the count."""
 
 
 def statistics(step: Derived, rows: Rows) -> Partial:
-    """What one shard says about the population."""
-    if step.how in ("random", "best"):
-        return {}
+    """What one shard says about the population, for z-scores."""
     row_M = rows.rows_with(step.population)
     taken = slice(None) if row_M is None else row_M
-    measure = Moments.of if step.how == "zscore" else histogram
     with np.errstate(over="ignore", invalid="ignore"):  # an error in `derive`, with names
-        return {column: measure(rows.scores[column][taken]) for column in step.scores}
+        return {column: Moments.of(rows.scores[column][taken]) for column in step.scores}
 
 
 def fit(step: Derived, parts: Sequence[Partial]) -> Fitted:
-    """The statistics of the population, from all shards in corpus order; empty when it has no pairs.
+    """The statistics of the population, from all shards in corpus order; None of an empty one.
 
     Raises:
         UserError: a score is the same for all pairs, so that it has no z-score.
     """
     fitted: dict[str, Any] = {}
-    for column in step.scores if parts and parts[0] else ():
-        many: list[Any] = [part[column] for part in parts]
-        if step.how != "zscore":
-            fitted[column] = Histogram.merge(many)
-            continue
-        moments = merge_moments(many)
+    for column in step.scores:
+        moments = merge_moments(part[column] for part in parts)
         if moments.count and moments.is_constant:
             raise UserError(f"rule fuse: {column} is {moments.low:g} for all {moments.count:,} pairs: no z-score")
         fitted[column] = moments.to_json() if moments.count else None
     return fitted
 
 
-def fitted_numbers(fitted: Fitted) -> dict[str, dict[str, float]]:
-    """What was fitted, for reports and hashes."""
-    return {
-        column: {"count": found.total, "bins": len(found.bins)} if isinstance(found, Histogram) else dict(found or {})
-        for column, found in fitted.items()
-    }
-
-
-def derive(step: Derived, fitted: Fitted, rows: Rows) -> np.ndarray:
+def derive(step: Derived, fitted: Fitted, rows: Rows, positions: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
     """The score of every row, float64 [N]; NaN outside the population.
+
+    Args:
+        step: how it is made.
+        fitted: of the population.
+        rows: of the shard.
+        positions: int64 [M] by column, where ranks decide.
 
     Raises:
         NonFiniteError: a sum overflows.
@@ -77,22 +68,23 @@ def derive(step: Derived, fitted: Fitted, rows: Rows) -> np.ndarray:
     score_N = np.full(rows.num_rows, np.nan)
     if len(row_M):
         with np.errstate(over="ignore", invalid="ignore"):  # an error just below, with names
-            found_M = _derived_scores(step, fitted, rows, row_M) + 0.0  # -0.0 is stored as 0.0
+            found_M = _derived_scores(step, fitted, rows, row_M, positions or {}) + 0.0  # -0.0 is stored as 0.0
         if not np.isfinite(found_M).all():
             raise NonFiniteError(f"{step.label} of {', '.join(step.scores)}: a score is NaN or infinite; scale them")
         score_N[row_M] = found_M
     return score_N
 
 
-def _derived_scores(step: Derived, fitted: Fitted, rows: Rows, row_M: np.ndarray) -> np.ndarray:
+def _derived_scores(
+    step: Derived, fitted: Fitted, rows: Rows, row_M: np.ndarray, positions: Mapping[str, np.ndarray]
+) -> np.ndarray:
     if step.how == "random":
         assert rows.ids_NW is not None, "whoever shuffles has read the pair_ids"
         return random_score({"pair_id": rows.ids_NW[row_M]}, RandomControl(seed=step.seed), {})
-    values = [(rows.scores[column][row_M], fitted[column]) for column in step.scores]
-    if step.how == "middle":
-        return -np.max([np.abs(found.percentile(value_M) - MIDDLE) for value_M, found in values], axis=0)
     if step.how == "zscore":
-        terms = [standardise(value_M, found) for value_M, found in values]
-    else:
-        terms = [found.percentile(value_M) / 100 for value_M, found in values]
-    return np.sum([weight * term_M for weight, term_M in zip(step.weights, terms)], axis=0)
+        terms = [standardise(rows.scores[column][row_M], fitted[column]) for column in step.scores]
+        return np.sum([weight * term_M for weight, term_M in zip(step.weights, terms)], axis=0)
+    shares = [percentiles(positions[column], fitted[column]["count"]) for column in step.scores]
+    if step.how == "middle":
+        return -np.max([np.abs(share_M - MIDDLE) for share_M in shares], axis=0)
+    return np.sum([weight * (share_M / 100) for weight, share_M in zip(step.weights, shares)], axis=0)

@@ -18,8 +18,9 @@ from prefsel.pairs.rows import Rows
 from prefsel.rules import parse_rule
 from prefsel.select import fuse
 from prefsel.select.compose import CompiledRule, Derived, compile_rule
-from prefsel.select.dedupe import KeyedRows, best_scores, duplicates_to_drop, keyed
+from prefsel.select.dedupe import KeyedRows, duplicates_to_drop, keyed, scores_left
 from prefsel.select.evaluate import ShardQuery, answer, decide_leaf, kept
+from prefsel.select.ranks import Parts, PlacedRows, place_population, positions, positions_of_shard
 
 
 def select_table(table: Any, rule: Mapping[str, Any]) -> np.ndarray:
@@ -74,12 +75,30 @@ def keep_rows(plan: CompiledRule, shards: Sequence[Rows]) -> tuple[list[np.ndarr
 
 def derived(step: Derived, shards: Sequence[Rows]) -> list[np.ndarray]:
     """One derived score of every shard, float64 [N] each; NaN where a pair has none."""
-    if step.how != "best":
+    if step.how == "best":
+        parts = [keyed(step, rows, number, 1)[0] for number, rows in enumerate(shards)]
+        drops = duplicates_to_drop(KeyedRows.merge(parts))
+        return [scores_left(step, rows, drops.row_M[drops.shard_M == number]) for number, rows in enumerate(shards)]
+    if step.how == "zscore":
         fitted = fuse.fit(step, [fuse.statistics(step, rows) for rows in shards])
         return [fuse.derive(step, fitted, rows) for rows in shards]
-    parts = [keyed(step, rows, number, 1)[0] for number, rows in enumerate(shards)]
-    drops = duplicates_to_drop(KeyedRows.merge(parts))
-    return [best_scores(step, rows, drops.row_M[drops.shard_M == number]) for number, rows in enumerate(shards)]
+    if not step.is_by_rank:
+        return [fuse.derive(step, {}, rows) for rows in shards]
+    placed = {column: _all_in_one_part(step, column, shards) for column in step.scores}
+    whole = {column: Parts(len(rows.row_M), (), (0,)) for column, rows in placed.items()}
+    found = {column: positions(rows, [whole[column]]) for column, rows in placed.items()}
+    counts = {column: {"count": one.size} for column, one in whole.items()}
+    return [
+        fuse.derive(step, counts, rows, {column: positions_of_shard(one, 0, number) for column, one in found.items()})
+        for number, rows in enumerate(shards)
+    ]
+
+
+def _all_in_one_part(step: Derived, column: str, shards: Sequence[Rows]) -> PlacedRows:
+    one = Parts(0, (), (0,))
+    return PlacedRows.merge(
+        place_population(step, column, rows, one, column=0, shard=number) for number, rows in enumerate(shards)
+    )
 
 
 def table_rows(table: pa.Table, plan: CompiledRule, purpose: str) -> Rows:

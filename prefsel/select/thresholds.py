@@ -105,12 +105,13 @@ def decide(rule: Leaf, summaries: Mapping[Label, Sequence[Summary]], ask: Ask) -
         if count
     }
     found = locate(targets, ask)
-    last = {label: _threshold(targets[label, 0], found[label, 0]) if (label, 0) in found else None for label in labels}
+    last = {label: threshold(targets[label, 0], found[label, 0]) if (label, 0) in found else None for label in labels}
     kept_KS = np.array([targets[key].kept_S(words) for key, words in found.items()], np.int64)
     return Decided(Thresholds(last), kept_KS.sum(axis=0) if len(found) else None)
 
 
-def _threshold(one: Target, found: Sequence[Located]) -> Threshold:
+def threshold(one: Target, found: Sequence[Located]) -> Threshold:
+    """The row that was searched for, as the last one of a cut."""
     score, *words = (word.value for word in found)
     pair_id = (int(words[0]) << WORD_BITS) | int(words[1]) if words else None
     return Threshold(float(score), pair_id, one.descending)

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from prefsel.errors import IntegrityError
 from prefsel.numbers.columns import id_words
 from prefsel.numbers.histogram import Histogram, histogram
+from prefsel.numbers.ranges import WORD_BITS
 from prefsel.pairs.card import dataset_card
 from prefsel.pairs.export import export_rows
 from prefsel.pairs.reader import PairReader
@@ -31,7 +32,7 @@ from prefsel.pairs.score_shards import ScoreReader
 from prefsel.schema import SELECTION
 from prefsel.select.compose import CompiledRule, columns_of
 from prefsel.select.evaluate import kept, stratum_names
-from prefsel.select.thresholds import Thresholds
+from prefsel.select.thresholds import Threshold, Thresholds
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import write_seal
 from prefsel.workspace.ledger import Artifact, Entry
@@ -70,26 +71,42 @@ class ShardCounts:
     kept: int
     dropped: dict[str, int]
     """Pairs that have the rule's score but lack another one it reads, by reason."""
-    extremes: dict[str, tuple[float, float]]
-    """Smallest and largest kept score of every column that stands in an intersection with a budget."""
+    ends: dict[str, tuple[Threshold, Threshold]]
+    """First and last kept row of every score that stands in an intersection with a budget."""
 
 
 def count_kept(shard: ShardRef, decision: Decision) -> ShardCounts:
     """Count what is kept of a shard."""
     plan = decision.plan
     shown = [column for step in plan.derived if step.how == "middle" for column in step.scores]
-    ids = any(one.needs_ids for one in decision.thresholds)
+    ids = bool(shown) or any(one.needs_ids for one in decision.thresholds)
     rows = decision.reader.rows(shard, list(dict.fromkeys((*decision.columns, *shown))), ids=ids, by=decision.by)
     row_K = np.flatnonzero(kept(plan.keep, decision.thresholds, rows))
-    scores = {column: rows.scores[column][row_K] for column in shown if len(row_K)}
-    extremes = {column: (float(score_K.min()), float(score_K.max())) for column, score_K in scores.items()}
-    return ShardCounts(len(row_K), _missing(shard, decision, rows), extremes)
+    ends = {column: first_and_last(rows, column, row_K) for column in shown if len(row_K)}
+    return ShardCounts(len(row_K), _missing(shard, decision, rows), ends)
 
 
-def reached(counts: Sequence[ShardCounts], column: str, histogram: Histogram) -> list[float]:
-    """The smallest and largest percentile of the kept pairs in one score (binned); some pair is kept."""
-    ends = [count.extremes[column] for count in counts if column in count.extremes]
-    return histogram.percentile(np.array([min(low for low, _ in ends), max(high for _, high in ends)])).tolist()
+def first_and_last(rows: Rows, column: str, row_K: np.ndarray) -> tuple[Threshold, Threshold]:
+    """The first and the last of some rows under (score descending, pair_id ascending)."""
+    assert rows.ids_NW is not None, "whoever asks for ends has read the pair_ids"
+    ids_KW, score_K = rows.ids_NW[row_K].astype(np.uint64), rows.scores[column][row_K]
+    order_K = np.lexsort((ids_KW[:, 1], ids_KW[:, 0], -score_K))
+    first, last = (
+        Threshold(float(score_K[at]), (int(ids_KW[at, 0]) << WORD_BITS) | int(ids_KW[at, 1]), True)
+        for at in (order_K[0], order_K[-1])
+    )
+    return first, last
+
+
+def ends_of(counts: Sequence[ShardCounts], column: str) -> tuple[Threshold, Threshold]:
+    """The first and the last row kept of all shards; some row is kept."""
+    ends = [one.ends[column] for one in counts if column in one.ends]
+
+    def place(one: Threshold) -> tuple[float, int]:
+        assert one.pair_id is not None
+        return -one.score, one.pair_id
+
+    return min((first for first, _ in ends), key=place), max((last for _, last in ends), key=place)
 
 
 def _missing(shard: ShardRef, decision: Decision, rows: Rows) -> dict[str, int]:

@@ -12,9 +12,12 @@ import pyarrow.compute as pc
 from prefsel.pairs.rows import Rows
 from prefsel.pairs.score_shards import ScoreReader, score_table, shard_info
 from prefsel.plan.derived import DerivedScore
-from prefsel.select.dedupe import KeyedRows, best_scores, duplicates_to_drop, keyed
+from prefsel.select.compose import Derived
+from prefsel.select.dedupe import KeyedRows, duplicates_to_drop, keyed, scores_left
 from prefsel.select.duplicates import Drops
 from prefsel.select.fuse import Fitted, Partial, derive, statistics
+from prefsel.select.ranks import Parts, PlacedRows, Positions, place_population, positions, positions_of_shard
+from prefsel.select.thresholds import Threshold, keep_mask
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
 
@@ -35,7 +38,7 @@ def commit_derived(item: tuple[ShardRef, str], shared: tuple[ScoreReader, Derive
 
 
 @dataclass(frozen=True)
-class BestPass:
+class DedupePass:
     """A dedupe over all shards: each sends its rows to partitions, which tell it the ones that lost."""
 
     reader: ScoreReader
@@ -65,12 +68,74 @@ class BestPass:
         is_lost_N[lost_M] = True
         kept = self.reader.reasons(shard, self.score.step.population)
         dropped = pc.if_else(pa.array(is_lost_N), f"same_{self.score.step.by}", kept)
-        score_N = best_scores(self.score.step, rows, lost_M)
+        score_N = scores_left(self.score.step, rows, lost_M)
         _commit(self.reader, self.score, shard, score_N, dropped, self.inputs[shard.key], attempt)
         return {}
 
     def _rows(self, shard: ShardRef) -> Rows:
         return self.reader.rows(shard, self.score.columns, ids=True, keys=[self.score.step.by])
+
+
+@dataclass(frozen=True)
+class RankPass:
+    """A score by exact ranks: every shard sends its rows to the parts they lie in, which tell where they stand."""
+
+    reader: ScoreReader
+    score: DerivedScore
+    parts: tuple[Parts, ...]
+    """Of every score it is made of, in their order."""
+    inputs: Mapping[str, str]
+    """Shard key → hash of what its scores are made from."""
+    done: frozenset[str]
+    """Keys of the shards that are committed already."""
+
+    def send(self, shard: ShardRef, num_partitions: int) -> list[PlacedRows]:
+        """The rows of a shard, by partition: a part of every score."""
+        step, rows = self.score.step, self.reader.rows(shard, self.score.columns, ids=True)
+        placed = PlacedRows.merge(
+            place_population(step, name, rows, parts, column=number, shard=shard.number)
+            for number, (name, parts) in enumerate(zip(step.scores, self.parts))
+        )
+        return [placed.take(placed.place_M == number) for number in range(num_partitions)]
+
+    def merge(self, sent: Iterable[PlacedRows]) -> PlacedRows:
+        """Rows of one partition."""
+        return PlacedRows.merge(sent)
+
+    def settle(self, rows: PlacedRows) -> Positions:
+        """Where the rows of a partition stand."""
+        return positions(rows, self.parts)
+
+    def commit(self, shard: ShardRef, found: Sequence[Positions]) -> dict[str, int]:
+        """Commit one shard; nothing more is counted."""
+        if shard.key in self.done:
+            return {}
+        attempt = _artifact(self.reader, self.score, shard).log_attempt(shard.shard)
+        step, everything = self.score.step, Positions.merge(found)
+        told = {name: positions_of_shard(everything, n, shard.number) for n, name in enumerate(step.scores)}
+        rows = self.reader.rows(shard, self.score.columns, ids=True)
+        score_N = derive(step, counts_of(step, self.parts), rows, told)
+        dropped = self.reader.reasons(shard, step.population)
+        _commit(self.reader, self.score, shard, score_N, dropped, self.inputs[shard.key], attempt)
+        return {}
+
+
+def counts_of(step: Derived, parts: Sequence[Parts]) -> Fitted:
+    """What is fitted where ranks decide: the size of the population."""
+    return {name: {"count": one.size} for name, one in zip(step.scores, parts)}
+
+
+def count_upto(
+    shard: ShardRef, shared: tuple[ScoreReader, Sequence[str], Sequence[tuple[str, Threshold]]]
+) -> list[int]:
+    """How many rows of a population stand at or before each of some rows, in the score named beside it."""
+    reader, population, asked = shared
+    rows = reader.rows(shard, list(dict.fromkeys((*population, *(name for name, _ in asked)))), ids=True)
+    assert rows.ids_NW is not None
+    row_M = rows.rows_with(population)
+    taken = slice(None) if row_M is None else row_M
+    ids_MW = rows.ids_NW[taken]
+    return [int(keep_mask(rows.scores[name][taken], ids_MW, [one]).sum()) for name, one in asked]
 
 
 def _artifact(reader: ScoreReader, one: DerivedScore, shard: ShardRef) -> Artifact:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from prefsel.errors import IntegrityError, UserError, invalid
 from prefsel.numbers.histogram import Histogram
 from prefsel.pairs.score_report import score_report
@@ -28,11 +30,12 @@ from prefsel.plan.derived import (
 )
 from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
-from prefsel.rules import parse_rule
+from prefsel.rules import Top, parse_rule
 from prefsel.select.compose import Keep, compile_rule
 from prefsel.select.eligible import EligiblePass, Rules, prompt_ids, require_disjoint, shared_prompts
-from prefsel.select.evaluate import ShardQuery, answer, decide_leaf
-from prefsel.select.fuse import Fitted, fit, fitted_numbers
+from prefsel.select.evaluate import ShardQuery, answer, ask_about, by_label, decide_leaf
+from prefsel.select.fuse import Fitted, fit
+from prefsel.select.ranks import Parts, percentiles, split_evenly
 from prefsel.select.thresholds import Decided
 from prefsel.select.writer import (
     Decision,
@@ -40,15 +43,22 @@ from prefsel.select.writer import (
     SelectionWriter,
     ShardCounts,
     count_kept,
+    ends_of,
     file_names,
     kept_lengths,
     plan_files,
-    reached,
     seal_dataset,
     write_file,
 )
-from prefsel.stages.derived import BestPass, commit_derived, count_statistics
-from prefsel.stages.shuffle import hash_shuffle
+from prefsel.stages.derived import (
+    DedupePass,
+    RankPass,
+    commit_derived,
+    count_statistics,
+    count_upto,
+    counts_of,
+)
+from prefsel.stages.shuffle import hash_shuffle, num_partitions
 from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import read_seal
@@ -167,10 +177,8 @@ def select_rule(lineage: Lineage, name: str, rule: Mapping[str, Any], progress: 
     }
     if bins := [list(one.length_edges) for one in decision.thresholds if one.length_edges is not None]:
         about["length_edges"] = bins
-    middle = [one for one in made if one.step.how == "middle"]
-    if middle:
-        fitted = [item for one in middle for item in fit_score(lineage, one, reader).items()]
-        about["percentiles"] = {metric_of(column): reached(counts, column, found) for column, found in fitted}
+    if reached := percentiles_reached(lineage, reader, made, counts):
+        about["percentiles"] = reached
     if dataset is not None:
         seal_dataset(lineage.storage, dataset, name, "train", written, about)
     by_shard = shard_entries(lineage, folder).values()
@@ -216,8 +224,9 @@ def make_score(
     if (done := load_summary(lineage.storage, one.folder)) is not None:
         return done
     storage, catalog = lineage.storage, lineage.catalog
-    fitted = fit_score(lineage, one, reader)
-    numbers = fitted_numbers(fitted)
+    parts = cut_into_parts(lineage, one, reader) if one.step.is_by_rank else ()
+    fitted = fit_score(lineage, one, reader) if one.step.how == "zscore" else counts_of(one.step, parts)
+    numbers = {column: dict(found or {}) for column, found in fitted.items()}
     pairs = catalog.entries(storage, "pairs")
     inputs = {key: hash_hex(entry.content, repr(sorted(numbers.items()))) for key, entry in pairs.items()}
     entries = committed(storage, catalog, one.folder, inputs)
@@ -225,8 +234,12 @@ def make_score(
     if one.step.how == "best":
         # Which pairs stay is decided over all shards together, so all are made together.
         pending = catalog.shards
-        hash_shuffle(BestPass(reader, one, inputs), pending, progress, f"score {one.name}")
-    else:
+        hash_shuffle(DedupePass(reader, one, inputs), pending, progress, f"score {one.name}")
+    elif one.step.is_by_rank and pending:
+        hash_shuffle(
+            RankPass(reader, one, parts, inputs, frozenset(entries)), catalog.shards, progress, f"score {one.name}"
+        )
+    elif pending:
         with progress.track(f"score {one.name}", len(pending)) as counter:
             items = [(shard, inputs[shard.key]) for shard in pending]
             map_shards(commit_derived, items, shared=(reader, one, fitted), counter=counter)
@@ -245,10 +258,40 @@ def make_score(
 
 
 def fit_score(lineage: Lineage, one: DerivedScore, reader: ScoreReader) -> Fitted:
-    """The statistics of a derived score's population, in one pass over shards."""
-    if one.step.how in ("random", "best"):
-        return {}
+    """The moments of a derived score's population, in one pass over shards."""
     return fit(one.step, map_shards(count_statistics, lineage.catalog.shards, shared=(reader, one)))
+
+
+def cut_into_parts(lineage: Lineage, one: DerivedScore, reader: ScoreReader) -> tuple[Parts, ...]:
+    """Every score that ranks are taken of, cut evenly for the pass that sorts them."""
+    shards = lineage.catalog.shards
+
+    def ask(asked: ShardQuery) -> Sequence[Mapping[Any, Any]]:
+        return map_shards(_answer, shards, shared=(reader, asked), per_task=SHARDS_PER_TASK)
+
+    found = []
+    for column in one.step.scores:
+        asked = ShardQuery(Keep(0, Top(kind="top", score=column, count=1), one.step.population))
+        summaries = by_label(ask(asked))[()]
+        found.append(split_evenly(summaries, ask_about(asked, ask), num_partitions(shards)))
+    return tuple(found)
+
+
+def percentiles_reached(
+    lineage: Lineage, reader: ScoreReader, made: Sequence[DerivedScore], counts: Sequence[ShardCounts]
+) -> dict[str, list[float]]:
+    """The smallest and largest percentile of the kept pairs in every score of an intersection with a budget."""
+    found: dict[str, list[float]] = {}
+    for one in (one for one in made if one.step.how == "middle"):
+        asked = [(column, end) for column in one.step.scores for end in ends_of(counts, column)]
+        upto = map_shards(count_upto, lineage.catalog.shards, shared=(reader, one.step.population, asked))
+        summary = load_summary(lineage.storage, one.folder)
+        assert summary is not None, "scores are complete before anything is selected"
+        for place, column in enumerate(one.step.scores):
+            size = summary.details["fitted"][column]["count"]
+            ends = np.array([sum(shard[2 * place + end] for shard in upto) for end in (1, 0)])
+            found[metric_of(column)] = percentiles(ends - 1, size).tolist()
+    return found
 
 
 def find_thresholds(lineage: Lineage, leaf: Keep, reader: ScoreReader) -> Decided:

@@ -13,7 +13,6 @@ import ray
 
 from prefsel.plugins.registry import prepared
 from prefsel.progress import Progress
-from prefsel.select.duplicates import Drops
 from prefsel.stages.tasks import unwrap
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import merge_counts
@@ -31,11 +30,16 @@ class HashPass(Protocol):
     def merge(self, sent: Any) -> Any:
         """Rows of one partition, from several shards."""
 
-    def settle(self, rows: Any) -> Drops:
-        """What a partition decides."""
+    def settle(self, rows: Any) -> Any:
+        """What a partition decides about rows: `shard_M`, and `take` for some of them."""
 
-    def commit(self, shard: ShardRef, drops: Sequence[Drops]) -> dict[str, int]:
+    def commit(self, shard: ShardRef, drops: Sequence[Any]) -> dict[str, int]:
         """Commit a shard with what all partitions decided; returns counts."""
+
+
+def num_partitions(shards: Sequence[ShardRef]) -> int:
+    """How many partitions a pass over these shards has."""
+    return min(MAX_PARTITIONS, len(shards))
 
 
 def hash_shuffle(work: HashPass, shards: Sequence[ShardRef], progress: Progress, label: str) -> list[dict[str, int]]:
@@ -43,7 +47,7 @@ def hash_shuffle(work: HashPass, shards: Sequence[ShardRef], progress: Progress,
 
     The driver holds references only; returns the counts of the chunks.
     """
-    num_parts = min(MAX_PARTITIONS, len(shards))
+    num_parts = num_partitions(shards)
     chunks = [[shards[i] for i in part] for part in np.array_split(np.arange(len(shards)), num_parts)]
     shared = ray.put((work, num_parts, [chunk[-1].number for chunk in chunks]))
     # With one part Ray would wrap the single return value; a list of references keeps both cases alike.
@@ -79,10 +83,9 @@ def _settle_partition(shared: Any, *sent: Any) -> Any:
     work, _, ends = shared
     drops = work.settle(work.merge(sent))
     chunk_M = np.searchsorted(ends, drops.shard_M)
-    parts = [chunk_M == number for number in range(len(ends))]
-    return _one_or_many([Drops(drops.shard_M[p], drops.row_M[p], drops.reason_M[p]) for p in parts])
+    return _one_or_many([drops.take(chunk_M == number) for number in range(len(ends))])
 
 
-def _commit_chunk(chunk: list[ShardRef], shared: Any, *drops: Drops) -> dict[str, int]:
+def _commit_chunk(chunk: list[ShardRef], shared: Any, *drops: Any) -> dict[str, int]:
     work = shared[0]
     return merge_counts(work.commit(shard, drops) for shard in chunk)

@@ -360,6 +360,8 @@ def test_a_wrong_guess_of_ids_is_followed_by_all_of_them() -> None:
     assert guess.low < 2**63 < guess.high < 2**63 * 1.1
     counts = RangeCounts(100, 0, Summary(0, np.empty(0, np.uint64)), 0, 0)
     assert order.narrow(5, 100, guess, [counts]) == ALL_WORDS
+    with pytest.raises(IntegrityError, match="search for rank 5: it is not among all 100 rows"):
+        order.narrow(5, 100, ALL_WORDS, [counts])
     assert likely_ids(99_999, 100_000).high == 2**64 - 1
 
 

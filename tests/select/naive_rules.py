@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import struct
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Any
@@ -79,19 +78,10 @@ def fused(rule: dict[str, Any], rows: list[Row], population: list[int]) -> dict[
     return sums
 
 
-def top_bits(value: float) -> int:
-    """The 16 leading bits of a float, so that they order as the floats do."""
-    bits = struct.unpack(">Q", struct.pack(">d", value + 0.0))[0]
-    return ((bits ^ (2**64 - 1)) if bits >> 63 else bits | 1 << 63) >> 48
-
-
 def percentiles(rows: list[Row], population: list[int], name: str) -> dict[int, float]:
-    """Binned: rows below the bin, and half of those in it."""
-    bins = {n: top_bits(rows[n][name]) for n in population}
-    return {
-        n: 100.0 * (sum(b < mine for b in bins.values()) + sum(b == mine for b in bins.values()) / 2) / len(population)
-        for n, mine in bins.items()
-    }
+    """By exact ranks in a full sort; the smaller pair_id of a tie ranks higher."""
+    ordered = sorted(population, key=lambda n: (rows[n][name], -rows[n]["id"]))
+    return {n: 100 * (place + 0.5) / len(ordered) for place, n in enumerate(ordered)}
 
 
 def hashed(pair_id: int, seed: int) -> float:
