@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from prefsel.config.losses import LOSSES, loss_named, losses_with
+from prefsel.config.losses import LOSSES, loss_named, losses_with, used_options
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -484,11 +484,12 @@ class DpoOptions(Optimization):
     @model_validator(mode="after")
     def _options_of_the_loss(self) -> DpoOptions:
         loss = loss_named(self.loss)
-        for name in sorted({option for one in LOSSES.values() for option in one.used_options}):
+        named = {option for one in LOSSES.values() for option in used_options(one)}
+        for name in (field for field in type(self).model_fields if field in named):
             value = getattr(self, name)
-            if name in loss.used_options and value is None:
+            if name in used_options(loss) and value is None:
                 raise ValueError(f"{name}: got None; loss {self.loss!r} needs it")
-            if name not in loss.used_options and value != type(self).model_fields[name].default:
+            if name not in used_options(loss) and value != type(self).model_fields[name].default:
                 valid = ", ".join(losses_with(name))
                 raise ValueError(f"{name}: got {value!r} with loss {self.loss!r}; only used by {valid}")
         if unknown := sorted(set(self.loss_params) - set(loss.params)):
