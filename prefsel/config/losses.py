@@ -37,11 +37,6 @@ class Loss:
     params: Mapping[str, float | str] = field(default_factory=dict)
     """Further parameters with their defaults, which a training sets in `loss_params`."""
 
-    @property
-    def used_options(self) -> set[str]:
-        """The fields of `DpoOptions` that belong to this loss, besides `beta`."""
-        return {*self.options.values(), *(LOSS_COLUMNS[name] for name in self.columns if name in LOSS_COLUMNS)}
-
     def parameters(self, options: Any) -> dict[str, float | str]:
         """What the options of a training, a `DpoOptions`, say about the parameters of the function."""
         named = {name: getattr(options, given) for name, given in self.options.items()}
@@ -83,6 +78,11 @@ def loss_named(name: str) -> Loss:
     return LOSSES[name]
 
 
+def used_options(loss: Loss) -> set[str]:
+    """The fields of `DpoOptions` that belong to a loss, besides `beta`."""
+    return {*loss.options.values(), *(LOSS_COLUMNS[name] for name in loss.columns if name in LOSS_COLUMNS)}
+
+
 def losses_with(option: str) -> list[str]:
     """Names of the losses of this package that an option of `DpoOptions` belongs to."""
-    return [name for name, loss in LOSSES.builtin.items() if option in loss.used_options]
+    return [name for name, loss in LOSSES.builtin.items() if option in used_options(loss)]

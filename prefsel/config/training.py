@@ -25,7 +25,7 @@ from prefsel.config.lookup import (
     require_untrained,
     require_validation,
 )
-from prefsel.config.losses import LOSSES, loss_named, losses_with
+from prefsel.config.losses import LOSSES, loss_named, losses_with, used_options
 from prefsel.config.options import Fraction, Name, Options
 from prefsel.errors import UserError, invalid
 from prefsel.plugins.registry import require_one
@@ -168,12 +168,12 @@ class DpoOptions(Optimization):
     @model_validator(mode="after")
     def _options_of_the_loss(self) -> DpoOptions:
         loss = loss_named(self.loss)
-        known = {option for one in (*LOSSES.builtin.values(), loss) for option in one.used_options}
-        for name in sorted(known - loss.used_options):
+        known = {option for one in (*LOSSES.builtin.values(), loss) for option in used_options(one)}
+        for name in sorted(known - used_options(loss)):
             if (value := getattr(self, name)) != type(self).model_fields[name].default:
                 valid = ", ".join(losses_with(name))
                 raise ValueError(f"{name}: got {value!r} with loss {self.loss!r}; only used by {valid}")
-        for name in sorted(loss.used_options):
+        for name in sorted(used_options(loss)):
             if getattr(self, name) is None:
                 raise ValueError(f"{name}: got None; loss {self.loss!r} needs it")
         if unknown := sorted(set(self.loss_params) - set(loss.params)):

@@ -83,10 +83,6 @@ class LossContract(Protocol):
     def params(self) -> Mapping[str, float | str]:
         """Further parameters with their defaults, which a training sets in `loss_params`."""
 
-    @property
-    def used_options(self) -> set[str]:
-        """The options of a training that belong to it, besides `beta`."""
-
     def parameters(self, options: Any) -> Mapping[str, Any]:
         """What the options of a training say about its parameters."""
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from prefsel.config import DpoOptions
-from prefsel.config.losses import LOSSES, Loss, losses_with
+from prefsel.config.losses import LOSSES, Loss, losses_with, used_options
 from prefsel.errors import UserError
 from prefsel.plugins.contracts import LOSS_COLUMNS
 from prefsel.train.losses import (
@@ -287,12 +287,14 @@ def test_a_line_says_what_its_function_takes() -> None:
         keywords = {p.name for p in parameters if p.kind == p.KEYWORD_ONLY}
         lengths = {"num_tokens_chosen", "num_tokens_rejected"} if loss.uses_lengths else set()
         assert keywords == {"beta", *loss.options, *loss.params, *loss.columns, *lengths}, name
-        assert loss.used_options <= set(DpoOptions.model_fields)
+        assert used_options(loss) <= set(DpoOptions.model_fields)
         assert set(loss.columns) <= set(LOSS_COLUMNS)
 
 
 def test_every_option_belongs_to_the_losses_that_need_it() -> None:
-    assert {option: losses_with(option) for option in sorted({o for x in LOSSES.values() for o in x.used_options})} == {
+    assert {
+        option: losses_with(option) for option in sorted({o for x in LOSSES.values() for o in used_options(x)})
+    } == {
         "aspect_weights": ["weighted_dfpo"],
         "divergence": ["dfpo", "weighted_dfpo"],
         "ipo_reduction": ["ipo"],
