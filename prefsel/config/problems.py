@@ -25,6 +25,7 @@ def problem(details: Mapping[str, Any], field: str, valid: Iterable[str]) -> str
     if details["type"] == "missing":
         return f"{field}: required, but missing"
     message = details["msg"].removeprefix("Value error, ")
-    # A check of ours names the value itself.
-    shown = "" if details["type"] == "value_error" else f"got {repr(details.get('input'))[:SHOWN_CHARACTERS]}; "
+    # A check of a whole record names the values that do not go together itself.
+    is_named = details["type"] == "value_error" and isinstance(details.get("input"), Mapping)
+    shown = "" if is_named else f"got {repr(details.get('input'))[:SHOWN_CHARACTERS]}; "
     return f"{field}: {shown}{message[0].lower()}{message[1:]}".removeprefix(": ")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, SerializeAsAny, Tag, model_validator
 
 from prefsel.config.lookup import Lookup, find, require_model, require_single, require_untrained
 from prefsel.config.options import Name, Options
 from prefsel.errors import UserError, invalid
+from prefsel.plugins.scorers import BUILT_IN, ELSEWHERE, plugin_scorer, scorer_origin
 
 
 class Pool(Options):
@@ -46,6 +47,7 @@ class ScorerOptions(Options):
     """What a scorer of any kind says of itself; a kind of its own is a subclass of it or of `PooledScorer`."""
 
     kind: str
+    """Which kind of scorer this is."""
     unit: ClassVar[str] = "completions"
     """What its rows are: `pairs` where its numbers are no function of one completion."""
     runs_models: ClassVar[bool] = True
@@ -427,7 +429,17 @@ class Imported(ScorerOptions):
             raise invalid(f"scorers.{self.label}.field", self.field, "one field for `as: rm`")
 
 
+BUILT_IN_SCORERS = (CausalLogps, RewardModel, GeneratedReward, DirectionalLogps, PairGradients, Imported)
+
 Scorer = Annotated[
-    CausalLogps | RewardModel | GeneratedReward | DirectionalLogps | PairGradients | Imported,
-    Field(discriminator="kind"),
+    Annotated[
+        Annotated[
+            CausalLogps | RewardModel | GeneratedReward | DirectionalLogps | PairGradients | Imported,
+            Field(discriminator="kind"),
+        ],
+        Tag(BUILT_IN),
+    ]
+    | Annotated[SerializeAsAny[PooledScorer], BeforeValidator(plugin_scorer), Tag(ELSEWHERE)],
+    Discriminator(scorer_origin([get_args(one.model_fields["kind"].annotation)[0] for one in BUILT_IN_SCORERS])),
 ]
+"""An entry of `scorers`: of a kind of this package, or of one that a plugin registers."""

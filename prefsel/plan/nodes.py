@@ -116,7 +116,7 @@ def _columns(plan: Plan, label: str) -> Node:
             needs.append(by_fingerprint(plan.node("eligible", "all"), "eligible"))
 
     def write_recipe(node: Node) -> dict[str, Any]:
-        settings = scorer.recipe_settings()
+        settings = scorer.recipe_settings() | code_of("scorers", scorer.kind)
         if not scorer.runs_models:
             return recipe("score", settings)
         identities = {}

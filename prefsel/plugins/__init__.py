@@ -10,13 +10,15 @@ and `prefsel.scorers`; nothing of it is imported before one of its names is used
 and again in every worker.
 """
 
-from prefsel.plugins.contracts import FormatContract, LossContract, MetricContract
+from prefsel.plugins.contracts import FormatContract, LossContract, MetricContract, ScorerContract, ScorerKind
 from prefsel.plugins.registry import register_format, register_loss, register_metric, register_scorer
 
 __all__ = [
     "FormatContract",
     "LossContract",
     "MetricContract",
+    "ScorerContract",
+    "ScorerKind",
     "register_format",
     "register_loss",
     "register_metric",

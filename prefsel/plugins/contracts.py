@@ -7,7 +7,9 @@ defaults for the parts that are rarely needed; so does any object with the same 
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pydantic import BaseModel
@@ -97,11 +99,35 @@ class FormatContract(Protocol):
         """The `prefsel.ingest.formats.Example` of a row; raises `RowError` for a row that the format does not allow."""
 
 
-CONTRACTS: dict[str, type | None] = {
+class ScorerContract(Protocol):
+    """What a kind of scorer is: `ScorerKind` has both parts."""
+
+    @property
+    def record(self) -> type[BaseModel]:
+        """Its entry under `scorers`, a subclass of `prefsel.config.PooledScorer` whose `kind` is a `Literal` of its
+        name: it says its label, the columns it makes and the models it runs."""
+
+    def load(self, job: Any, storage: Any) -> Any:
+        """What an actor calls once: the models of a `prefsel.score.job.Job`, as a `prefsel.score.contract.Ready`."""
+
+
+@dataclass(frozen=True)
+class ScorerKind:
+    """A kind of scorer: the record of its settings, and how an actor makes it."""
+
+    record: type[BaseModel]
+    """A subclass of `prefsel.config.PooledScorer`; see `ScorerContract`."""
+    load: Callable[[Any, Any], Any]
+    """(job, storage) to a `prefsel.score.contract.Ready`; imports torch itself, if it needs it."""
+
+
+SCORER_PARTS = ("label", "models", "columns", "recipe_settings", "check")
+"""What the record of a scorer must be able to say; `PooledScorer` has defaults for all but the first and third."""
+CONTRACTS: dict[str, type] = {
     "metrics": MetricContract,
     "losses": LossContract,
     "formats": FormatContract,
-    "scorers": None,
+    "scorers": ScorerContract,
 }
 """What can come from elsewhere; the entry-point groups are called `prefsel.<kind>`."""
 SINGULAR = {"metrics": "metric", "losses": "loss", "formats": "format", "scorers": "scorer"}
@@ -120,7 +146,9 @@ def check(kind: str, name: str, found: Any, origin: str) -> None:
         UserError: Says what was got, what is missing or does not fit, and the contract.
     """
     contract = CONTRACTS[kind]
-    problems = _unfit(contract, found) if contract else []
+    problems = _unfit(contract, found)
+    if not problems and kind == "scorers":
+        problems = _unfit_record(name, found.record)
     if not problems and kind == "metrics" and found.name != name:
         problems = [f"its own name is {found.name!r}"]
     if not problems and kind == "metrics" and not (isinstance(found.params, type) and _is_record(found.params)):
@@ -128,8 +156,25 @@ def check(kind: str, name: str, found: Any, origin: str) -> None:
     if not problems and kind == "losses" and (unknown := [one for one in found.columns if one not in LOSS_COLUMNS]):
         problems = [f"columns: got {', '.join(unknown)}; valid: {', '.join(LOSS_COLUMNS)}"]
     if problems:
-        promise = f"; valid: what `prefsel.plugins.{contract.__name__}` describes" if contract else ""
-        raise UserError(f"{SINGULAR[kind]} {name!r} ({origin}): got {_shown(found)}: {'; '.join(problems)}{promise}")
+        promise = f"valid: what `prefsel.plugins.{contract.__name__}` describes"
+        raise UserError(f"{SINGULAR[kind]} {name!r} ({origin}): got {_shown(found)}: {'; '.join(problems)}; {promise}")
+
+
+def _unfit_record(name: str, record: Any) -> list[str]:
+    """What the record of a scorer lacks."""
+    if not (isinstance(record, type) and _is_record(record)):
+        return [f"record: got {record!r}; valid: a subclass of prefsel.config.PooledScorer"]
+    if lacking := [part for part in SCORER_PARTS if not hasattr(record, part)]:
+        return [f"record {record.__name__} has no {', '.join(lacking)}; derive it from prefsel.config.PooledScorer"]
+    given = kind_of(record)
+    return [] if given == name else [f"record {record.__name__}: its kind is {given!r}"]
+
+
+def kind_of(record: Any) -> str | None:
+    """The one name that the `kind` of a record may have; None where it says none."""
+    field = getattr(record, "model_fields", {}).get("kind")
+    names = typing.get_args(field.annotation) if field else ()
+    return names[0] if len(names) == 1 else None
 
 
 def _is_record(params: type) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from prefsel.errors import UserError
-from prefsel.plugins.contracts import CONTRACTS, SINGULAR, check
+from prefsel.plugins.contracts import CONTRACTS, SINGULAR, check, kind_of
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,16 @@ def register_format(name: str, adapter: Any) -> None:
     _register("formats", name, adapter)
 
 
-def register_scorer(kind: str, scorer: Any) -> None:
-    """Make a kind of scorer known, by the `kind` that an entry of `scorers` gives.
+def register_scorer(scorer: Any) -> None:
+    """Make a kind of scorer known, by the `kind` of its record.
 
     Args:
-        kind: What configurations call it.
-        scorer: The record of its settings.
+        scorer: A `ScorerKind`, or what satisfies `ScorerContract`.
 
     Raises:
-        UserError: Another scorer has its name.
+        UserError: It does not satisfy the contract, or another scorer has its name.
     """
-    _register("scorers", kind, scorer)
+    _register("scorers", kind_of(getattr(scorer, "record", None)) or "?", scorer)
 
 
 def _register(kind: str, name: str, found: Any) -> None:

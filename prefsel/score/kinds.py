@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefsel.errors import UserError
+from prefsel.plugins.registry import find
 from prefsel.score.contract import Begin, Compute, Ready
 from prefsel.score.job import Job, local
 from prefsel.workspace.catalog import ShardRef
@@ -48,6 +49,9 @@ def load(jobs: Sequence[Job], storage: Storage) -> Loaded:
 def load_one(job: Job, storage: Storage) -> Ready:
     """Load one scorer, as its kind asks; errors as `load`."""
     kind = job.scorer.kind
+    plugin = None if kind in KINDS else find("scorers", kind)
+    if plugin is not None:
+        return plugin.found.load(job, storage)
     if kind not in KINDS:
         raise UserError(f"scorers.{job.label}: no loader for kind {kind!r}; `score/kinds.py` knows {', '.join(KINDS)}")
     return KINDS[kind](job, storage)

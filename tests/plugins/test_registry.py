@@ -60,7 +60,9 @@ def test_a_metric_of_an_installed_package(elsewhere: Path) -> None:
     assert "centred_metric" not in sys.modules  # listing names imports nothing
     scores = score_table(TABLE, "centred", rm="gold", factor=2.0)
     assert np.array_equal(scores, [2.0 * (1 - 2), 2.0 * (3 - 2), np.nan], equal_nan=True)
-    with pytest.raises(UserError, match=r"metric centred: facto: unknown; did you mean 'factor'\? valid: rm, factor"):
+    with pytest.raises(
+        UserError, match=r"metric centred: facto: unknown key; did you mean 'factor'\? valid: factor, rm"
+    ):
         score_table(TABLE, "centred", rm="gold", facto=2.0)
     with pytest.raises(UserError, match=r"metric: got 'centered'; did you mean 'centred'"):
         score_table(TABLE, "centered", rm="gold")

@@ -1,0 +1,58 @@
+"""Kinds of scorers from other packages, where a configuration's `scorers` are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from prefsel.errors import UserError
+from prefsel.plugins.registry import find, names, require_one
+
+BUILT_IN, ELSEWHERE = "built in", "plugin"
+"""Tags of the two halves of the union."""
+
+
+def scorer_origin(builtin: Collection[str]) -> Callable[[Any], str]:
+    """What says to which half of the union an entry of `scorers`, a table or a record, belongs.
+
+    Args:
+        builtin: The kinds of this package.
+
+    Returns:
+        A function of the entry. It raises a `UserError` where two things have the name of its kind.
+    """
+
+    def origin(value: Any) -> str:
+        kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+        if not isinstance(kind, str):
+            return BUILT_IN
+        require_one("scorers", kind, is_builtin=kind in builtin)
+        return ELSEWHERE if kind in names("scorers") else BUILT_IN
+
+    return origin
+
+
+def plugin_scorer(value: Any) -> Any:
+    """An entry of a kind from elsewhere as that kind's own record.
+
+    Raises:
+        UserError: The kind cannot be imported or does not satisfy its contract, or the entry does not fit its record;
+            one line per problem.
+    """
+    if isinstance(value, BaseModel):
+        return value
+    plugin = find("scorers", value["kind"])
+    assert plugin is not None, "`scorer_origin` sends only kinds that there are"
+    record: type[BaseModel] = plugin.found.record
+    try:
+        return record.model_validate(value)
+    except ValidationError as error:
+        valid = [info.alias or name for name, info in record.model_fields.items()]
+        lines = [
+            f"{'.'.join(map(str, problem['loc'])) or 'entry'}: {problem['msg'].removeprefix('Value error, ').lower()}"
+            for problem in error.errors()
+        ]
+        shown = "\n  ".join(lines)
+        raise UserError(f"scorers, kind {value['kind']!r}: {shown}; valid keys: {', '.join(valid)}") from None
