@@ -33,6 +33,7 @@ from prefsel.metrics import METRICS
 from prefsel.metrics.influence import tangent_names
 from prefsel.metrics.table import find_metric
 from prefsel.naming import members, scorer_label, selection_names
+from prefsel.resources import check_resources, cluster_address, given_resources
 from prefsel.select.rules import RULES, parse_rule, require_budgets, rule_columns
 from prefsel.train.deepspeed_config import refuse_owned
 from prefsel.workspace.storage import Storage
@@ -44,10 +45,8 @@ def check(config: Config, storage: Storage) -> None:
     Raises:
         UserError: names the field, the value and the valid ones.
     """
+    check_without_models(config, storage)
     lineage = Lineage(config, storage)
-    check_names(lineage)
-    for path in [path for source in config.sources for path in source.paths] + config.exclude_prompts:
-        list_files(path)
     _check_models(config, lineage)
     for tangent in config.tangents:
         _check_tangent(config, tangent, lineage)
@@ -55,10 +54,31 @@ def check(config: Config, storage: Storage) -> None:
     ordered(lineage, all_nodes(lineage))
 
 
+def check_without_models(config: Config, storage: Storage) -> None:
+    """Refuse what shows without a look at any model; imports neither torch nor Ray, so that an answer comes at once.
+
+    Raises:
+        UserError: as `check`.
+    """
+    check_names(Lineage(config, storage))
+    for source in config.sources:
+        _check_paths(f"sources.{source.name}.paths", source.paths)
+    _check_paths("exclude_prompts", config.exclude_prompts)
+    storage.require_folder()
+    if not cluster_address(config.ray):
+        check_resources(config, given_resources(config.ray))
+
+
+def _check_paths(field: str, paths: Iterable[str]) -> None:
+    for path in paths:
+        try:
+            list_files(path)
+        except UserError as error:
+            raise UserError(f"{field}: {error}") from None
+
+
 def check_names(lineage: Lineage) -> None:
     """Refuse what the configuration's text alone shows to be wrong: names, formats, rules, parameters.
-
-    It reads no input and no model, and imports neither torch nor Ray: a slip of the pen is answered at once.
 
     Raises:
         UserError: names the field, the value and the valid ones.
@@ -78,16 +98,20 @@ def check_names(lineage: Lineage) -> None:
     made = [spec.name for spec in config.models if spec.kind != "pretrained"]
     if made and not config.split.proxy:
         raise invalid("split.proxy", config.split.proxy, f"above 0: model {made[0]!r} is trained on that part")
-    for spec in config.train:
-        _check_training(config, spec)
+    # Scorers first: a training refers to a scorer's model, and a slip is to be told where it stands.
     for scorer in config.scorers:
         _check_scorer(config, scorer)
+    for spec in config.train:
+        _check_training(config, spec)
     for tangent in config.tangents:
         _check_tangent_names(config, tangent)
     _check_metrics(config)
-    if not _asks_models_for_heads(config):
+    is_known = not _asks_models_for_heads(config)
+    if is_known:
         _check_columns(lineage)
     _check_rules(config, lineage)
+    if is_known:
+        ordered(lineage, all_nodes(lineage))
 
 
 def check_budgets(config: Config, eligible: int) -> None:

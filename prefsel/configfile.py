@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -20,15 +22,27 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration in `path`, with `dotted.key=value` overrides applied.
 
     A key `base: other.yaml` takes that file, beside this one, as the ground that this file's keys are laid over.
-    Relative local paths inside the file stay relative to the working directory.
+    Relative local paths inside the file stay relative to the working directory; `~/` is the home of who runs it.
 
     Raises:
         UserError: no such file, not YAML, an unknown key or an invalid value; names field, value and valid ones.
     """
-    table = read_table(Path(path))
+    table = read_table(Path(path).expanduser())
     for override in overrides:
         apply_override(table, override)
-    return parse_config(table)
+    return parse_config(with_home(table))
+
+
+def with_home(value: Any) -> Any:
+    """`value`, a table as read from YAML, with the home directory for `~/` at the beginning of every text in it."""
+    if isinstance(value, dict):
+        return {key: with_home(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [with_home(inside) for inside in value]
+    if isinstance(value, str) and value.removeprefix("datasets:").startswith("~/"):
+        kind = "datasets:" if value.startswith("datasets:") else ""
+        return kind + os.path.expanduser(value.removeprefix(kind))
+    return value
 
 
 def resolved(config: Config) -> str:
@@ -57,7 +71,7 @@ def read_table(file: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = table.pop("base", None)
     if base is None:
         return table
-    return laid_over(read_table(file.parent / str(base), (*below, file.resolve())), table)
+    return laid_over(read_table(file.parent / Path(str(base)).expanduser(), (*below, file.resolve())), table)
 
 
 def laid_over(base: Any, over: Any) -> Any:
@@ -124,7 +138,7 @@ def _child(node: Any, part: str, key: str) -> Any:
 
 
 def _index(items: list[Any], part: str, key: str) -> int:
-    names = [item.get("name", item.get("model")) if isinstance(item, dict) else None for item in items]
+    names = [_name_of(item) for item in items]
     if part in names:
         return names.index(part)
     if part.isdigit() and int(part) < len(items):
@@ -135,36 +149,69 @@ def _index(items: list[Any], part: str, key: str) -> int:
 
 def _problem(details: Any, table: Any) -> str:
     """One line for one pydantic error: field, value, what is valid."""
-    location = [part for part in details["loc"]]
-    field = ".".join(str(part) for part in without_tags(location, table)) or "configuration"
+    location = list(details["loc"])
+    field = ".".join(as_written(location, table)) or "configuration"
     if details["type"] == "extra_forbidden":
         valid = sorted(_valid_keys(location[:-1]))
-        near = difflib.get_close_matches(str(location[-1]), valid, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"{field}: unknown key; {hint}valid: {', '.join(valid)}"
+        return f"{field}: unknown key; {_nearest(str(location[-1]), valid)}valid: {', '.join(valid)}"
     if details["type"] == "missing":
         return f"{field}: required, but missing"
+    if details["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        valid = re.findall(r"'([^']*)'", details["ctx"].get("expected_tags", "")) or _kinds(location)
+        if "tag" not in details["ctx"]:
+            return f"{field}.kind: required, but missing; valid: {', '.join(valid)}"
+        got = details["ctx"]["tag"]
+        return f"{field}.kind: got {got!r}; {_nearest(got, valid)}valid: {', '.join(valid)}"
     message = details["msg"].removeprefix("Value error, ")
+    if isinstance(details.get("input"), dict):  # a rule of a whole record: its message names the keys it is about
+        return f"{field}: {message}"
     shown = repr(details.get("input"))
     return f"{field}: got {shown[:120]}; {message[0].lower()}{message[1:]}"
 
 
-def without_tags(location: Sequence[Any], table: Any) -> list[Any]:
-    """A location as the user wrote it: pydantic names the member of a union on the way, which stands in no file."""
-    shown: list[Any] = []
+def _nearest(got: str, valid: Sequence[str]) -> str:
+    near = difflib.get_close_matches(got, valid, n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+def as_written(location: Sequence[Any], table: Any) -> list[str]:
+    """A location as the user wrote it, the members of a list by their names where they have some.
+
+    Pydantic names the member of a union on the way, which stands in no file.
+    """
+    shown: list[str] = []
     node = table
     for number, part in enumerate(location):
-        if isinstance(node, dict) and part not in node and number < len(location) - 1:
+        is_last = number == len(location) - 1
+        if isinstance(node, dict) and part not in node and (not is_last or part == node.get("kind", "dpo")):
             continue
-        shown.append(part)
-        inside = isinstance(node, dict) and part in node
-        inside = inside or (isinstance(node, list) and isinstance(part, int) and part < len(node))
-        node = node[part] if inside else None
+        inside: Any = None
+        if (isinstance(node, dict) and part in node) or (isinstance(node, list) and part in range(len(node))):
+            inside = node[part]
+        name = _name_of(inside) if isinstance(node, list) else None
+        shown.append(name or str(part))
+        node = inside
     return shown
+
+
+def _name_of(item: Any) -> str | None:
+    """What `--set` may call an element of a list."""
+    name = item.get("name", item.get("model")) if isinstance(item, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _valid_keys(location: Sequence[Any]) -> set[str]:
     """Keys of the record at `location` of a configuration (list indices and union tags included in the path)."""
+    return {key for record in _records_at(location) for key in _fields(record)}
+
+
+def _kinds(location: Sequence[Any]) -> list[str]:
+    """Values that `kind` may have at `location`."""
+    kinds = [record.model_fields["kind"] for record in _records_at(location) if "kind" in record.model_fields]
+    return [kind for one in kinds for kind in typing.get_args(one.annotation)]
+
+
+def _records_at(location: Sequence[Any]) -> list[Any]:
     records: list[Any] = [Config]
     for part in location:
         step: list[Any] = []
@@ -178,7 +225,7 @@ def _valid_keys(location: Sequence[Any]) -> set[str]:
                 if kind is not None and part in typing.get_args(kind.annotation):
                     step.append(record)
         records = step or records
-    return {key for record in records for key in _fields(record)}
+    return records
 
 
 def _fields(record: type[BaseModel]) -> dict[str, Any]:

@@ -25,11 +25,11 @@ from prefsel.lineage import Lineage
 from prefsel.metrics.stage import score_metric
 from prefsel.progress import Progress
 from prefsel.report.stage import last_report, write_report
-from prefsel.resources import check_resources
+from prefsel.resources import check_resources, cluster_address
 from prefsel.score.stage import require_imported, score_together
 from prefsel.score.tangents import make_tangent
 from prefsel.select.stage import resolve_eligible, select_node, write_holdout
-from prefsel.session import cluster_address, connect, is_own
+from prefsel.session import connect, is_own
 from prefsel.train.stage import make_scratch_models, train_node
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage, redact
@@ -102,7 +102,6 @@ def run(
     """
     started = time.monotonic()
     storage = Storage(workspace)
-    storage.require_folder()
     check(config, storage)
     start_ray(config, progress)
     keep_config(config, storage)
@@ -130,7 +129,8 @@ def run(
     page = last_report(lineage)
     if is_new or page is None or always_report:
         more = tables(lineage, reports) if tables else []
-        page = write_report(lineage, reports, seconds=time.monotonic() - started, tables=more)
+        with progress.phase("writing the report"):
+            page = write_report(lineage, reports, seconds=time.monotonic() - started, tables=more)
         is_new = True
     return Outcome(reports, page, is_new)
 
@@ -142,9 +142,6 @@ def start_ray(config: Config, progress: Progress) -> None:
         UserError: no cluster answers, or one of them can never fit.
     """
     address = cluster_address(config.ray)
-    if not address:
-        given = {"CPU": config.ray.num_cpus, "GPU": config.ray.num_gpus}
-        check_resources(config, {name: float(number) for name, number in given.items() if number is not None})
     with progress.phase(f"joining Ray at {redact(address)}" if address else "starting Ray"):
         connect(config.ray, quiet=True)
     if is_own():

@@ -16,6 +16,7 @@ import prefsel
 from prefsel.config import Ray
 from prefsel.errors import UserError
 from prefsel.interrupts import kept_handlers
+from prefsel.resources import cluster_address
 
 
 def connect(config: Ray, *, quiet: bool = False) -> None:
@@ -51,17 +52,11 @@ def connect(config: Ray, *, quiet: bool = False) -> None:
                 **options,
             )
         _OWN.add(ray.get_runtime_context().gcs_address)
-    # Our own bars and lines say what happens; Ray Data's flood the log of a job, and whatever fails there is raised here.
+    # Our own bars and lines say what happens; Ray Data's flood the log of a job, and what fails there is raised here.
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-
-
-def cluster_address(config: Ray) -> str | None:
-    """Where the cluster is that a run joins; None where it starts a Ray of its own."""
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    return None if address == "local" else address or None
 
 
 def is_own() -> bool:

@@ -234,7 +234,7 @@ WITH_DLOGPS = [
         ({"tangents": [{**V, "model": "phi"}]}, ["tangents.v.model", "phi", "theta"]),
         ({"tangents": [{**V, "reference": "theta"}]}, ["tangents.v.reference", "theta", "policy"]),
         ({"tangents": [{**V, "preconditioner": "adam"}]}, ["tangents.v.model", "keep_optimizer_state"]),
-        ({"tangents": [{**V, "by": "aspect"}]}, ["tangents.0", "by and values go together"]),
+        ({"tangents": [{**V, "by": "aspect"}]}, ["tangents.v: ", "by and values go together"]),
         ({"scorers": [*WARMED["scorers"], {"kind": "directional_logps", "tangent": "v"}]}, ["tangent", "empty"]),
         (
             {"tangents": [V], "scorers": [*WARMED["scorers"], {"kind": "pair_gradients", "tangent": "v"}]},

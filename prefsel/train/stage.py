@@ -37,6 +37,7 @@ from prefsel.tasks import over_shards
 from prefsel.train.tables import Dataset, PairSource, Part, Selected, smallest_ids
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import commit_folder, fetch_folder, read_seal
+from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
 from prefsel.workspace.storage import Storage
 
@@ -55,6 +56,7 @@ def train_member(lineage: Lineage, member: Member, progress: Progress) -> StageR
         return done
     seal = read_seal(lineage.storage, path)
     if seal is None:  # a sealed model without a summary: the driver died after the workers were done
+        Artifact(lineage.storage, path).log_attempt("training")
         settings = worker_settings(lineage, member, path)
         steps, note = num_steps(lineage, spec), f"starting workers, loading {spec.model}"
         with progress.track(f"train {member.label}", steps, "steps", note=note) as counter:
