@@ -6,7 +6,6 @@ Exit codes: 0 done; 1 a fault; 2 the user's input is wrong; 3 refused; 130 and 1
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 import tempfile
@@ -252,7 +251,6 @@ def guarded(call: typer.Typer, arguments: list[str] | None = None) -> int:
     """Run a command; a known error becomes one message and its exit code, an unknown one keeps its traceback."""
     try:
         call(args=arguments, standalone_mode=False)
-        sys.stdout.flush()
     except PrefselError as error:
         from prefsel.workspace.storage import redact
 
@@ -265,9 +263,6 @@ def guarded(call: typer.Typer, arguments: list[str] | None = None) -> int:
         return stop.exit_code
     except typer.Abort:
         return 130
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     return 0
 
 

@@ -22,7 +22,7 @@ from prefsel.config import Ingest
 from prefsel.configfile import parse_config
 from prefsel.errors import UserError
 from prefsel.ingest.rows import REASONS
-from prefsel.ingest.sniff import Sniffed, sniff
+from prefsel.ingest.sniff import FieldUse, Sniffed, sniff
 
 WHOLE = ("overall", "score", "fine_grained")
 """Numbers that judge a completion as a whole, the best first; every other one is taken for an aspect."""
@@ -159,10 +159,10 @@ def lines(name: str, one: Sniffed) -> Iterator[str]:
     for number, count in one.numbers.items():
         yield f"  number {number!r} of both completions in {count / one.num_pairs:.0%} of the pairs"
     for use in ("read", "ignored"):
-        told = [_told(field) for field in one.fields if field.use == use]
-        if told:
-            yield f"  fields {'read' if use == 'read' else 'that nothing reads'}: {', '.join(told)}"
+        fields = [_field_text(field) for field in one.fields if field.use == use]
+        if fields:
+            yield f"  fields {'read' if use == 'read' else 'that nothing reads'}: {', '.join(fields)}"
 
 
-def _told(field: Any) -> str:
+def _field_text(field: FieldUse) -> str:
     return field.name if field.present == field.of else f"{field.name} (missing in {1 - field.present / field.of:.1%})"

@@ -142,7 +142,8 @@ def _summed(kind: str, name: str, of: int, entries: Sequence[Entry]) -> Artifact
 
 def _with_attempts(one: ArtifactStatus, parts: Sequence[tuple[Artifact, dict[str, Entry]]]) -> ArtifactStatus:
     """Attempts at shards that nobody committed, and when the ledgers changed last."""
-    changed, open_at = 0.0, {}
+    changed = 0.0
+    open_at: dict[str, float] = {}
     for artifact, entries in parts:
         ledger = f"{artifact.path}/_ledger"
         changed = max([changed, *artifact.storage.modified(ledger).values()])

@@ -176,7 +176,7 @@ def test_bad_rows_are_told_and_allowed(tmp_path: Path) -> None:
 
 def test_no_pair_is_no_configuration(tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl", [{"prompt": "p", "chosen": "same", "rejected": "same"}])
-    with pytest.raises(UserError, match="no pair of completions in what was read\n.*\n.*\n.*identical_completions"):
+    with pytest.raises(UserError, match=r"no pair of completions in what was read\n.*\n.*\n.*identical_completions"):
         draft([file])
     (tmp_path / "b.json").write_text(json.dumps([pair(1), pair(2)], indent=1))
     with pytest.raises(UserError, match="a file of JSON must hold one object per line"):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM on real processes: exit codes, one line, nothing left running, and a run that goes on after them."""
+"""Ctrl-C and SIGTERM on real processes: exit codes, one line, nothing left running; the next run goes on."""
 
 from __future__ import annotations
 
