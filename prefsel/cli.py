@@ -52,13 +52,12 @@ def options(
 
 def _pipeline(file: Path, workspace: str, overrides: list[str], until: str | None, *, page: bool = False) -> None:
     from prefsel.config.file import load_config
-    from prefsel.plan.check import check_names
-    from prefsel.plan.nodes import make_plan
+    from prefsel.plan.check import check_without_models
     from prefsel.workspace.storage import Storage
 
     started = time.monotonic()
     config, storage = load_config(file, overrides), Storage(workspace)
-    check_names(make_plan(config, storage))
+    check_without_models(config, storage)
     # Ray and torch take seconds to import: a mistake in the configuration is told before.
     from prefsel.closing import closing
     from prefsel.pipeline import run
@@ -77,7 +76,7 @@ def _pipeline(file: Path, workspace: str, overrides: list[str], until: str | Non
     then = [f"prefsel explain PAIR_ID {place}", f"prefsel verify {place}"]
     if until:
         more = "".join(f" --set {shlex.quote(one)}" for one in overrides)
-        then = [f"prefsel status {place}", f"prefsel run {shlex.quote(str(file))} {place}{more}"]
+        then = [f"prefsel status {shlex.quote(workspace)}", f"prefsel run {shlex.quote(str(file))} {place}{more}"]
     seconds = time.monotonic() - started
     for line in closing(outcome.reports, seconds=seconds, workspace=workspace, page=report, then=then):
         progress.line(line)
@@ -164,6 +163,44 @@ def verify(
 
 
 @app.command()
+def init(
+    files: Annotated[list[str], typer.Argument(help="data: files, folders, globs, URIs or datasets:NAME/SPLIT")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="default: <name>.yaml here")] = None,
+    name: Annotated[str | None, typer.Option(help="of the run; default: after the first file")] = None,
+    force: Annotated[bool, typer.Option("--force", help="write over a file that is there")] = False,
+) -> None:
+    """Look at data files and write a commented configuration for them that runs as it is."""
+    from prefsel.draft import draft
+
+    drafted = draft(files, name=name)
+    target = (output or Path(f"{drafted.name}.yaml")).expanduser()
+    if target.exists() and not force:
+        raise UserError(f"init: {target} is there already; give another --output, or --force to write over it")
+    target.write_text(drafted.text, encoding="utf-8")
+    for line in drafted.seen:
+        typer.echo(line)
+    place = shlex.quote(str(target))
+    typer.echo(f"\nwrote {target}; next: prefsel run {place} --workspace {drafted.name}-workspace")
+
+
+@app.command("status")
+def show_status(
+    workspace: Annotated[str, typer.Argument(help="directory or URI of a workspace")],
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Say what a workspace holds, what is missing, how large it is and what is being made."""
+    from prefsel.status import lines, status
+    from prefsel.workspace.storage import Storage
+
+    found = status(Storage(workspace))
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1))
+        return
+    for line in lines(found):
+        typer.echo(line)
+
+
+@app.command()
 def explain(
     pair_id: Annotated[str, typer.Argument(help="32 hex digits, or their beginning")], workspace: Workspace
 ) -> None:
@@ -241,6 +278,15 @@ def graph(
             typer.echo(line)
 
 
+@app.command("env")
+def show_environment() -> None:
+    """Print versions, hardware and where Ray is, for bug reports."""
+    from prefsel.environment import lines
+
+    for line in lines():
+        typer.echo(line)
+
+
 @app.command("config-schema")
 def config_schema() -> None:
     """Print the JSON schema of a configuration file, rules and metric parameters included."""
@@ -253,7 +299,6 @@ def guarded(call: typer.Typer, arguments: list[str] | None = None) -> int:
     """Run a command; a known error becomes one message and its exit code, an unknown one keeps its traceback."""
     try:
         call(args=arguments, standalone_mode=False)
-        sys.stdout.flush()
     except PrefselError as error:
         from prefsel.workspace.storage import redact
 
@@ -266,9 +311,6 @@ def guarded(call: typer.Typer, arguments: list[str] | None = None) -> int:
         return stop.exit_code
     except typer.Abort:
         return 130
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     return 0
 
 

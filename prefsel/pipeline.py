@@ -23,7 +23,7 @@ from prefsel.plan.node import Kind, Node
 from prefsel.plan.nodes import all_nodes, make_plan, selection_rule
 from prefsel.plan.passes import in_passes
 from prefsel.plan.plan import Plan, in_order
-from prefsel.plan.resources import check_resources
+from prefsel.plan.resources import check_resources, cluster_address
 from prefsel.progress import Progress
 from prefsel.stages.ingest import ingest
 from prefsel.stages.metric import score_metric
@@ -31,7 +31,7 @@ from prefsel.stages.report import last_report, write_report
 from prefsel.stages.score import require_imported, score
 from prefsel.stages.scratch import make_scratch_models
 from prefsel.stages.select import resolve_eligible, select_rule, write_holdout
-from prefsel.stages.session import cluster_address, connect, is_own
+from prefsel.stages.session import connect, is_own
 from prefsel.stages.tangent import make_tangent
 from prefsel.stages.train import train
 from prefsel.workspace.manifest import StageReport, config_text
@@ -105,7 +105,6 @@ def run(
     """
     started = time.monotonic()
     storage = Storage(workspace)
-    storage.require_folder()
     check(config, storage)
     start_ray(config, progress)
     keep_config(config, storage)
@@ -135,7 +134,8 @@ def run(
     page = last_report(lineage)
     if is_new or page is None or always_report:
         more = tables(plan, reports) if tables else []
-        page = write_report(lineage, reports, seconds=time.monotonic() - started, tables=more)
+        with progress.phase("writing the report"):
+            page = write_report(lineage, reports, seconds=time.monotonic() - started, tables=more)
         is_new = True
     return Outcome(reports, page, is_new)
 
@@ -147,9 +147,6 @@ def start_ray(config: Config, progress: Progress) -> None:
         UserError: no cluster answers, or one of them can never fit.
     """
     address = cluster_address(config.ray)
-    if not address:
-        given = {"CPU": config.ray.num_cpus, "GPU": config.ray.num_gpus}
-        check_resources(config, {name: float(number) for name, number in given.items() if number is not None})
     with progress.phase(f"joining Ray at {redact(address)}" if address else "starting Ray"):
         connect(config.ray, quiet=True)
     if is_own():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -119,11 +120,17 @@ def test_run_verify_explain_and_again(here: Path, capsys: pytest.CaptureFixture[
     (here / "c.yaml").write_text(yaml.safe_dump(BASE))
     assert guarded(app, ["run", "c.yaml", "--workspace", "w"]) == 0
     first = capsys.readouterr().out
-    assert "report: " in first
+    page = next(line for line in first.splitlines() if line.startswith("  report    ")).split()[1]
+    assert Path(page).is_file()
+    assert "  eligible : 4 of 4 pairs (100.0%)" in first
+    assert "  kept      top: 2 of 4 pairs (50.0%)  datasets/top@" in first
+    assert first.endswith("next      prefsel explain PAIR_ID --workspace w\n            prefsel verify --workspace w\n")
     assert guarded(app, ["run", "c.yaml", "--workspace", "w"]) == 0
     again = capsys.readouterr().out
     assert "nothing to do" in again
-    assert first.splitlines()[-1] == again.splitlines()[-1]
+    assert again.splitlines()[-1] == f"report: {page}"
+    assert guarded(app, ["status", "w"]) == 0
+    assert "missing   nothing that the configuration asks for" in capsys.readouterr().out
     assert guarded(app, ["verify", "--workspace", "w"]) == 0
     assert "verify: clean" in capsys.readouterr().out
     run_file = next((here / "w" / "runs").glob("*.json"))
@@ -180,10 +187,144 @@ def test_verify_of_no_workspace(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert "is not a workspace" in capsys.readouterr().err
 
 
-def test_the_schema_is_printed() -> None:
-    from prefsel.plan.config_schema import full_schema
+HEAVY = """
+import sys
+from prefsel.cli import app, guarded
+code = guarded(app, sys.argv[1:])
+heavy = {"torch", "ray", "transformers", "datasets", "deepspeed"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else code)
+"""
 
-    assert json.loads(CliRunner().invoke(app, ["config-schema"]).stdout) == full_schema()
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"trian": []}, "did you mean 'train'"),
+        ({"metrics": [{"name": "margin", "metric": "explicit_margin", "params": {"rmm": "x"}}]}, "rmm"),
+        ({"selections": [{"name": "top", "rule": {"kind": "tip"}}]}, "selections.top: rule.kind: got 'tip'"),
+        ({"sources": [{"name": "a", "paths": ["b.jsonl"]}]}, "sources.a.paths: source: nothing at 'b.jsonl'"),
+        ({"ray": {"num_cpus": 1}, **{"train": [TRAIN | {"workers": 2}]}}, "train.dpo.workers: 2 x 1 CPUs asked"),
+        ({"train": [TRAIN | {"reference": "polcy"}]}, "train.dpo.reference: got 'polcy'; valid: policy"),
+    ],
+)
+def test_a_mistake_is_answered_before_torch_and_ray_are_imported(here: Path, change: dict[str, Any], told: str) -> None:
+    """Which takes seconds; with models of the configuration, which their files need not be there for."""
+    scored = {
+        "models": [{"kind": "pretrained", "name": "policy", "path": "org/policy"}],
+        "scorers": [*BASE["scorers"], {"kind": "causal_logps", "model": "policy"}],
+        "train": [TRAIN],
+    }
+    (here / "c.yaml").write_text(yaml.safe_dump(BASE | scored | change))
+    command = [sys.executable, "-c", HEAVY, "run", "c.yaml", "--workspace", "w"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=here)
+    assert (found.returncode, found.stderr.count("prefsel: ")) == (2, 1), found.stderr
+    assert told in found.stderr
+    assert not (here / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"scorers": [{"kind": "improted", "name": "gold"}]}, ["scorers.gold.kind: got 'improted'", "'imported'"]),
+        ({"scorers": [{"name": "gold"}]}, ["scorers.gold.kind: required", "causal_logps, reward_model"]),
+        ({"train": [TRAIN | {"kind": "dop"}]}, ["train.dpo.kind: got 'dop'; did you mean 'dpo'? valid: dpo, reward"]),
+        ({"train": [TRAIN | {"divergence": "x"}]}, ["train.dpo: divergence: got 'x' with loss 'dpo'"]),
+        ({"train": [TRAIN | {"loss": "dop"}]}, ["train.dpo.loss: got 'dop'"]),
+    ],
+)
+def test_mistakes_are_told_where_they_stand(
+    here: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], told: list[str]
+) -> None:
+    message = refused(here, capsys, BASE | change)
+    for part in told:
+        assert part in message
+    assert len(message) < 250
+
+
+def test_the_wrong_name_of_a_model_is_told_where_it_stands(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not where something else refers to what it should have been."""
+    table = BASE | {
+        "split": {"proxy": 0.2},
+        "models": [{"kind": "scratch_policy", "name": "policy"}],
+        "scorers": [*BASE["scorers"], {"kind": "causal_logps", "model": "polcy"}],
+        "train": [TRAIN],
+    }
+    assert "scorers.polcy.model: got 'polcy'; valid: policy" in refused(here, capsys, table)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_more_than_the_ray_that_runs_has(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The configuration leaves the sizes to Ray, so that they are known once it runs; still nothing is written."""
+    made = {
+        "split": {"proxy": 0.3},
+        "models": [{"kind": "scratch_policy", "name": "policy"}],
+        "scorers": [*BASE["scorers"], {"kind": "causal_logps", "model": "policy", "pool": {"num_gpus": 1}}],
+    }
+    message = refused(here, capsys, BASE | made)
+    assert "scorers.policy.pool.num_gpus: 1 x 1 GPUs asked, 1 in all, but this Ray has 0" in message
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_an_imported_number_that_no_row_has(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Known after ingest, and told before any model runs."""
+    scorers = [{"kind": "imported", "name": "gold", "field": "scroe"}]
+    (here / "c.yaml").write_text(yaml.safe_dump(BASE | {"scorers": scorers}))
+    assert guarded(app, ["run", "c.yaml", "--workspace", "w"]) == 2
+    assert "scorers.gold.field: got 'scroe'; valid: score" in capsys.readouterr().err
+    assert not (here / "w" / "columns").exists()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_number_that_only_the_last_shard_has_is_found(here: Path) -> None:
+    late = PAIR | {"prompt": "p9", "rare_chosen": 1.0, "rare_rejected": 0.0}
+    with (here / "a.jsonl").open("a") as stream:
+        stream.write(json.dumps(late) + "\n")
+    scorers = [{"kind": "imported", "name": "gold", "field": "rare"}]
+    rule = {"kind": "top", "score": "score_margin", "count": 1}
+    table = BASE | {"scorers": scorers, "ingest": {"rows_per_shard": 2}, "selections": [{"name": "s", "rule": rule}]}
+    (here / "c.yaml").write_text(yaml.safe_dump(table))
+    assert guarded(app, ["run", "c.yaml", "--workspace", "w"]) == 0
+
+
+def test_a_workspace_that_cannot_be_written(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "c.yaml").write_text(yaml.safe_dump(BASE))
+    assert guarded(app, ["run", "c.yaml", "--workspace", "/proc/w"]) == 2
+    assert "workspace: cannot write '/proc/w'" in capsys.readouterr().err
+    assert guarded(app, ["run", "c.yaml", "--workspace", "a.jsonl/w"]) == 2
+    assert "workspace: cannot write" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_home_directory_is_meant_by_a_tilde(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    (here / "base.yaml").write_text(yaml.safe_dump(BASE | {"sources": [{"name": "a", "paths": ["~/a.jsonl"]}]}))
+    (here / "elsewhere").mkdir()
+    (here / "elsewhere" / "c.yaml").write_text("base: ~/base.yaml\n")
+    assert guarded(app, ["ingest", "~/elsewhere/c.yaml", "--workspace", "~/w"]) == 0
+    assert (here / "w" / "catalog.json").is_file()
+    kept = yaml.safe_load((here / "w" / "config.yaml").read_text())
+    assert kept["sources"][0]["paths"] == [str(here / "a.jsonl")]
+
+
+def test_version_and_completion() -> None:
+    import prefsel
+
+    runner = CliRunner()
+    assert runner.invoke(app, ["--version"]).stdout == f"prefsel {prefsel.__version__}\n"
+    assert "--install-completion" in runner.invoke(app, ["--help"], terminal_width=100).stdout
+    command = [sys.executable, "-c", "from prefsel.cli import app; app(prog_name='prefsel')"]
+    asked = {"_PREFSEL_COMPLETE": "complete_bash", "COMP_WORDS": "prefsel sta", "COMP_CWORD": "1"}
+    found = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | asked)
+    assert found.stdout.split() == ["status"]
+
+
+def test_the_schema_lists_rules_and_metrics() -> None:
+    schema = json.loads(CliRunner().invoke(app, ["config-schema"]).stdout)
+    assert "sources" in schema["properties"]
+    assert {"top", "band", "quota"} <= set(schema["rules"])
+    assert "gamma" in schema["metrics"]["preference_divergence"]["properties"]
 
 
 def test_jobs_take_the_option_with_an_equals_sign(tmp_path: Path) -> None:
@@ -233,7 +374,7 @@ WITH_DLOGPS = [
         ({"tangents": [{**V, "model": "phi"}]}, ["tangents.v.model", "phi", "theta"]),
         ({"tangents": [{**V, "reference": "theta"}]}, ["tangents.v.reference", "theta", "policy"]),
         ({"tangents": [{**V, "preconditioner": "adam"}]}, ["tangents.v.model", "keep_optimizer_state"]),
-        ({"tangents": [{**V, "by": "aspect"}]}, ["tangents.0", "by and values go together"]),
+        ({"tangents": [{**V, "by": "aspect"}]}, ["tangents.v: ", "by and values go together"]),
         ({"scorers": [*WARMED["scorers"], {"kind": "directional_logps", "tangent": "v"}]}, ["tangent", "empty"]),
         (
             {"tangents": [V], "scorers": [*WARMED["scorers"], {"kind": "pair_gradients", "tangent": "v"}]},

@@ -28,7 +28,7 @@ FLOORS = (
     {"score"},
     {"world"},
     {"plan"},
-    {"report", "selftest", "closing"},
+    {"report", "selftest", "closing", "status", "draft", "environment"},
     {"stages"},
     {"pipeline"},
     {"demo"},

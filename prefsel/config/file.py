@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,27 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration in `path`, with `dotted.key=value` overrides applied.
 
     A key `base: other.yaml` takes that file, beside this one, as the ground that this file's keys are laid over.
-    Relative local paths inside the file stay relative to the working directory.
+    Relative local paths inside the file stay relative to the working directory; `~/` is the home of who runs it.
 
     Raises:
         UserError: no such file, not YAML, an unknown key or an invalid value; names field, value and valid ones.
     """
-    table = read_table(Path(path))
+    table = read_table(Path(path).expanduser())
     for override in overrides:
         apply_override(table, override)
-    return parse_config(table)
+    return parse_config(with_home(table))
+
+
+def with_home(value: Any) -> Any:
+    """`value`, a table as read from YAML, with the home directory for `~/` at the beginning of every text in it."""
+    if isinstance(value, dict):
+        return {key: with_home(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [with_home(inside) for inside in value]
+    if isinstance(value, str) and value.removeprefix("datasets:").startswith("~/"):
+        kind = "datasets:" if value.startswith("datasets:") else ""
+        return kind + os.path.expanduser(value.removeprefix(kind))
+    return value
 
 
 def read_table(file: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -51,7 +64,7 @@ def read_table(file: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = table.pop("base", None)
     if base is None:
         return table
-    return laid_over(read_table(file.parent / str(base), (*below, file.resolve())), table)
+    return laid_over(read_table(file.parent / Path(str(base)).expanduser(), (*below, file.resolve())), table)
 
 
 def laid_over(base: Any, over: Any) -> Any:
@@ -121,7 +134,7 @@ def _child(node: Any, part: str, key: str) -> Any:
 
 
 def _index(items: list[Any], part: str, key: str) -> int:
-    names = [item.get("name", item.get("model")) if isinstance(item, dict) else None for item in items]
+    names = [_name_of(item) for item in items]
     if part in names:
         return names.index(part)
     if part.isdigit() and int(part) < len(items):
@@ -132,26 +145,53 @@ def _index(items: list[Any], part: str, key: str) -> int:
 
 def _problem(details: Any, table: Any) -> str:
     location = details["loc"]
-    field = ".".join(str(part) for part in without_tags(location, table)) or "configuration"
-    return problem(details, field, _valid_keys(location[:-1]) if details["type"] == "extra_forbidden" else ())
+    field = ".".join(as_written(location, table)) or "configuration"
+    valid: Collection[str] = ()
+    if details["type"] == "extra_forbidden":
+        valid = _valid_keys(location[:-1])
+    elif details["type"].startswith("union_tag"):
+        valid = _kinds(location)
+    return problem(details, field, valid)
 
 
-def without_tags(location: Sequence[Any], table: Any) -> list[Any]:
-    """A location as the user wrote it: pydantic names the member of a union on the way, which stands in no file."""
-    shown: list[Any] = []
+def as_written(location: Sequence[Any], table: Any) -> list[str]:
+    """A location as the user wrote it, the members of a list by their names where they have some.
+
+    Pydantic names the member of a union on the way, which stands in no file.
+    """
+    shown: list[str] = []
     node = table
     for number, part in enumerate(location):
-        if isinstance(node, dict) and part not in node and number < len(location) - 1:
+        is_last = number == len(location) - 1
+        if isinstance(node, dict) and part not in node and (not is_last or part == node.get("kind", "dpo")):
             continue
-        shown.append(part)
-        inside = isinstance(node, dict) and part in node
-        inside = inside or (isinstance(node, list) and isinstance(part, int) and part < len(node))
-        node = node[part] if inside else None
+        inside: Any = None
+        if (isinstance(node, dict) and part in node) or (isinstance(node, list) and part in range(len(node))):
+            inside = node[part]
+        name = _name_of(inside) if isinstance(node, list) else None
+        shown.append(name or str(part))
+        node = inside
     return shown
+
+
+def _name_of(item: Any) -> str | None:
+    """What `--set` may call an element of a list."""
+    name = item.get("name", item.get("model")) if isinstance(item, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _valid_keys(location: Sequence[Any]) -> set[str]:
     """Keys of the record at `location` of a configuration (list indices and union tags included in the path)."""
+    return {key for record in _records_at(location) for key in _fields(record)}
+
+
+def _kinds(location: Sequence[Any]) -> list[str]:
+    """Values that `kind` may have at `location`."""
+    kinds = [record.model_fields["kind"] for record in _records_at(location) if "kind" in record.model_fields]
+    return [kind for one in kinds for kind in typing.get_args(one.annotation)]
+
+
+def _records_at(location: Sequence[Any]) -> list[Any]:
     records: list[Any] = [Config]
     for part in location:
         step: list[Any] = []
@@ -165,7 +205,7 @@ def _valid_keys(location: Sequence[Any]) -> set[str]:
                 if kind is not None and part in typing.get_args(kind.annotation):
                     step.append(record)
         records = step or records
-    return {key for record in records for key in _fields(record)}
+    return records
 
 
 def _fields(record: type[BaseModel]) -> dict[str, Any]:

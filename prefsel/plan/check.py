@@ -21,6 +21,7 @@ from prefsel.plan.columns import scorers_by_column, scorers_for
 from prefsel.plan.models import find_model, scoring_settings
 from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.plan import Plan
+from prefsel.plan.resources import check_resources, cluster_address, given_resources
 from prefsel.plan.scores import metric_columns, metric_specs
 from prefsel.rules import parse_rule, require_budgets, rule_columns
 from prefsel.train.deepspeed_config import refuse_owned
@@ -33,10 +34,7 @@ def check(config: Config, storage: Storage) -> Plan:
     Raises:
         UserError: names the field, the value and the valid ones.
     """
-    plan = make_plan(config, storage)
-    check_names(plan)
-    for path in [path for source in config.sources for path in source.paths] + config.exclude_prompts:
-        list_files(path)
+    plan = check_without_models(config, storage)
     _check_models(plan)
     for tangent in config.tangents:
         _check_same_tokens(plan, tangent)
@@ -45,10 +43,33 @@ def check(config: Config, storage: Storage) -> Plan:
     return plan
 
 
+def check_without_models(config: Config, storage: Storage) -> Plan:
+    """Refuse what shows without a look at any model; imports neither torch nor Ray, so that an answer comes at once.
+
+    Raises:
+        UserError: as `check`.
+    """
+    plan = make_plan(config, storage)
+    check_names(plan)
+    for source in config.sources:
+        _check_paths(f"sources.{source.name}.paths", source.paths)
+    _check_paths("exclude_prompts", config.exclude_prompts)
+    storage.require_folder()
+    if not cluster_address(config.ray):
+        check_resources(config, given_resources(config.ray))
+    return plan
+
+
+def _check_paths(field: str, paths: Iterable[str]) -> None:
+    for path in paths:
+        try:
+            list_files(path)
+        except UserError as error:
+            raise UserError(f"{field}: {error}") from None
+
+
 def check_names(plan: Plan) -> None:
     """Refuse what the configuration's text alone shows to be wrong: names, formats, rules, parameters.
-
-    It reads no input and no model, and imports neither torch nor Ray: a slip of the pen is answered at once.
 
     Raises:
         UserError: names the field, the value and the valid ones.
@@ -59,7 +80,8 @@ def check_names(plan: Plan) -> None:
     made_here = next((spec.name for spec in config.models if spec.is_made_here), None)
     if made_here and not config.split.proxy:
         raise invalid("split.proxy", config.split.proxy, f"above 0: model {made_here!r} is trained on that part")
-    for record in (*config.train, *config.scorers, *config.tangents):
+    # Scorers first: a training refers to a scorer's model, and a slip is to be told where it stands.
+    for record in (*config.scorers, *config.train, *config.tangents):
         record.check(config)
     for spec in config.train:
         refuse_owned(spec.deepspeed)
@@ -67,9 +89,12 @@ def check_names(plan: Plan) -> None:
             _check_divergence(config, spec)
     for metric in config.metrics:
         _check_metric(config, metric)
-    if not _asks_models_for_heads(plan):
+    is_known = not _asks_models_for_heads(plan)
+    if is_known:
         _check_columns(plan)
     _check_rules(plan)
+    if is_known:
+        all_nodes(plan)
 
 
 def check_budgets(config: Config, eligible: int) -> None:

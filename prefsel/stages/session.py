@@ -16,6 +16,7 @@ import prefsel
 from prefsel.config import RayOptions
 from prefsel.errors import UserError
 from prefsel.interrupts import kept_handlers
+from prefsel.plan.resources import cluster_address
 
 
 def connect(config: RayOptions, *, quiet: bool = False) -> None:
@@ -56,12 +57,6 @@ def connect(config: RayOptions, *, quiet: bool = False) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-
-
-def cluster_address(config: RayOptions) -> str | None:
-    """Where the cluster is that a run joins; None where it starts a Ray of its own."""
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    return None if address == "local" else address or None
 
 
 def is_own() -> bool:

@@ -33,6 +33,7 @@ from prefsel.progress import Counter, Progress
 from prefsel.stages.session import is_own
 from prefsel.stages.training_pairs import holdout_source, pair_source
 from prefsel.workspace.folders import commit_folder, fetch_folder, read_seal
+from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
 from prefsel.workspace.storage import Storage
 
@@ -56,6 +57,7 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
         return done
     seal = read_seal(storage, path)
     if seal is None:  # a sealed model without a summary: the driver died after the workers were done
+        Artifact(storage, path).log_attempt("training")
         settings = worker_settings(plan, node)
         steps, note = num_steps(plan, node), f"starting workers, loading {spec.model}"
         with progress.track(f"train {node.name}", steps, "steps", note=note) as counter:

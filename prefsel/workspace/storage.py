@@ -109,6 +109,13 @@ class Storage:
         found = [info.path[prefix:] for info in self.filesystem.get_file_info(selector) if info.is_file]
         return sorted(name for name in found if not name.rsplit("/", 1)[-1].startswith(".tmp-"))
 
+    def modified(self, path: str, *, recursive: bool = False) -> dict[str, float]:
+        """When each file under `path` was written last, in seconds since 1970, by its relative path."""
+        selector = pafs.FileSelector(self.full(path), allow_not_found=True, recursive=recursive)
+        prefix = len(self._root[1]) + 1
+        infos = [info for info in self.filesystem.get_file_info(selector) if info.is_file]
+        return {info.path[prefix:]: (info.mtime_ns or 0) / 1e9 for info in infos}
+
     def folders(self, path: str) -> list[str]:
         """Names of the folders directly under `path`, sorted."""
         selector = pafs.FileSelector(self.full(path), allow_not_found=True)

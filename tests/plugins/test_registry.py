@@ -162,7 +162,7 @@ TRAIN = {"name": "t", "selection": "s", "model": "m", "reference": "m", "learnin
         ),
         ({"plugins": "x"}, "plugins: got 'x'"),
         ({"plugins": ["a/b.py"]}, r"plugins: cannot import 'a/b\.py'|plugins.0: got 'a/b.py'"),
-        ({"train": [TRAIN | {"loss": "mien"}]}, r"train.0.loss: got 'mien'; did you mean 'mine'\? valid: dpo, "),
+        ({"train": [TRAIN | {"loss": "mien"}]}, r"train.t.loss: got 'mien'; did you mean 'mine'\? valid: dpo, "),
         (
             {"train": [TRAIN | {"loss": "mine", "ipo_reduction": "mean"}]},
             "ipo_reduction: got 'mean' with loss 'mine'; only used by ipo",
