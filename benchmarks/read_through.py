@@ -20,9 +20,9 @@ from harness import Timing, alternate, arguments, claim, finish
 
 from prefsel.config.file import parse_config
 from prefsel.pipeline import run
-from prefsel.plan.lineage import Lineage
+from prefsel.plan.columns import pair_reader
+from prefsel.plan.nodes import make_plan
 from prefsel.progress import Progress
-from prefsel.stages.select import select_node
 from prefsel.train.pair_source import TEXT, Dataset, SelectionPairs
 from prefsel.workspace.storage import Storage
 
@@ -73,17 +73,18 @@ def main() -> None:
             | {"selections": [always.selections[0].model_dump() | {"dataset": "never"}]}
         )
         storage = Storage(str(workspace))
-        lineage = Lineage(always, storage)
-        selection, dataset = lineage.selected_path("top"), lineage.selected_dataset("top")
+        plan = make_plan(always, storage)
+        selection, dataset = plan.node("selection", "top").path, plan.node("dataset", "top").path
         assert dataset is not None
-        reader = lineage.reader_of([], lengths=False)
-        through = SelectionPairs(reader, tuple(lineage.catalog.shards), selection)
+        reader = pair_reader(plan, [], lengths=False)
+        through = SelectionPairs(reader, tuple(plan.catalog.shards), selection)
 
         def select(config: Any) -> None:
             storage.delete_tree(selection)
             if config is always:
                 storage.delete_tree(dataset)
-            select_node(Lineage(config, storage), "top", QUIET)
+            plan = make_plan(config, storage)
+            select(plan, plan.node("selection", "top"), QUIET)
 
         def read(source: Dataset | SelectionPairs) -> pa.Table:
             return pa.concat_tables(table.select(COLUMNS) for table in source.tables(COLUMNS))

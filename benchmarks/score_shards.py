@@ -33,7 +33,8 @@ from prefsel.numbers.columns import id_words
 from prefsel.pairs.score_report import score_report
 from prefsel.pairs.score_shards import committed_summaries, score_table, shard_info
 from prefsel.plan.derived import score_reader
-from prefsel.plan.lineage import Lineage
+from prefsel.plan.nodes import make_plan
+from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
 from prefsel.rules import parse_rule
 from prefsel.schema import ID
@@ -41,6 +42,7 @@ from prefsel.select.compose import Keep, compile_rule
 from prefsel.select.evaluate import ShardQuery, answer, decide_leaf
 from prefsel.select.thresholds import Decided
 from prefsel.stages import select as stage
+from prefsel.stages.select import select
 from prefsel.stages.session import connect
 from prefsel.workspace.catalog import Catalog, FileRecord, ShardRef, SourceRecord, write_catalog
 from prefsel.workspace.ledger import Artifact
@@ -75,7 +77,7 @@ class Corpus:
         return Storage(self.folder)
 
     @cached_property
-    def lineage(self) -> Lineage:
+    def plan(self) -> Plan:
         table = {
             "name": "scale",
             "sources": [{"name": SOURCE, "paths": ["generated.jsonl"]}],
@@ -83,15 +85,15 @@ class Corpus:
             "metrics": [{"name": METRIC, "metric": "explicit_margin", "params": {"rm": "gold"}}],
             "selections": [{"name": NAME, "rule": TOP, "dataset": "never"}],
         }
-        return Lineage(parse_config(table), self.storage)
+        return make_plan(parse_config(table), self.storage)
 
     @cached_property
     def scores(self) -> Artifact:
-        return Artifact(self.storage, f"{self.lineage.scores_folder(METRIC)}/{SOURCE}")
+        return Artifact(self.storage, f"{self.plan.node('scores', METRIC).path}/{SOURCE}")
 
     @property
     def shards(self) -> list[ShardRef]:
-        return self.lineage.catalog.shards
+        return self.plan.catalog.shards
 
     @cached_property
     def files(self) -> list[str]:
@@ -126,8 +128,8 @@ class Corpus:
 
     def locate(self, rule: Mapping[str, Any]) -> Decided:
         """The thresholds of a rule of one leaf: the functions of the stage, threads instead of tasks."""
-        plan = compile_rule(parse_rule(rule))
-        leaf, reader = plan.keep, score_reader(self.lineage, plan, [])
+        compiled = compile_rule(parse_rule(rule))
+        leaf, reader = compiled.keep, score_reader(self.plan, compiled, [])
         assert isinstance(leaf, Keep)
 
         def ask(asked: ShardQuery) -> list[Mapping[Any, Any]]:
@@ -141,7 +143,7 @@ class Corpus:
     def select(self, rule: Mapping[str, Any]) -> StageReport:
         """The whole stage: kept rows are committed, after those of the run before are removed."""
         self.storage.delete_tree("selections")
-        (report,) = stage.select_rule(self.lineage, NAME, rule, Progress(quiet=True))
+        (report,) = select(self.plan, self.plan.node("selection", NAME), Progress(quiet=True))
         return report
 
     def kept(self, report: StageReport) -> np.ndarray:
@@ -202,7 +204,7 @@ def make_corpus(
         [entries[shard] for shard in shards],
         stage="metric",
         name=METRIC,
-        folder=corpus.lineage.scores_folder(METRIC),
+        folder=corpus.plan.node("scores", METRIC).path,
         computed=len(shards),
         started=started,
         facts={"kind": "explicit_margin", "params": {}, "fitted": {}, "length_unit": "characters"},
@@ -229,7 +231,7 @@ def counted_reads() -> Iterator[Counter[str]]:
     def serial(function: Callable[..., Any], items: Sequence[Any], *, shared: Any = None, **_: Any) -> list[Any]:
         return [function(item, shared) for item in items]
 
-    with mock.patch.object(Artifact, "read", read), mock.patch.object(stage, "over_shards", serial):
+    with mock.patch.object(Artifact, "read", read), mock.patch.object(stage, "map_shards", serial):
         yield reads
 
 

@@ -20,17 +20,18 @@ from prefsel.errors import UserError
 from prefsel.plan.check import check, check_budgets
 from prefsel.plan.lineage import Lineage
 from prefsel.plan.node import Kind, Node
-from prefsel.plan.nodes import all_nodes, make_plan, selection_rule
+from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.passes import in_passes
 from prefsel.plan.plan import Plan, in_order
 from prefsel.plan.resources import check_resources, cluster_address
 from prefsel.progress import Progress
+from prefsel.stages.eligible import resolve_eligible
 from prefsel.stages.ingest import ingest
 from prefsel.stages.metric import score_metric
 from prefsel.stages.report import last_report, write_report
 from prefsel.stages.score import require_imported, score
 from prefsel.stages.scratch import make_scratch_models
-from prefsel.stages.select import resolve_eligible, select_rule, write_holdout
+from prefsel.stages.select import select, write_holdout
 from prefsel.stages.session import connect, is_own
 from prefsel.stages.tangent import make_tangent
 from prefsel.stages.train import train
@@ -51,19 +52,18 @@ def make(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageRep
     kind: Kind = nodes[0].kind
     if kind == "columns":
         return score(plan, nodes, progress)
-    lineage = Lineage(plan.config, plan.storage)
     (node, *_) = nodes
     if kind == "tangent":
         return [make_tangent(plan, node, progress)]
     if kind == "scores":
-        return [score_metric(lineage, node.name, progress)]
+        return [score_metric(plan, node, progress)]
     if kind == "selection":
-        return select_rule(lineage, node.name, selection_rule(plan, node), progress)
+        return select(plan, node, progress)
     if kind == "model":
         return [train(plan, node, progress)]
     if kind == "scratch":
         return make_scratch_models(plan, nodes, progress)
-    return write_holdout(lineage, progress)
+    return write_holdout(plan, progress)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def run(
     done(ingest(config, storage, progress))
     plan = make_plan(config, storage)
     if until != "ingest":
-        done(resolve_eligible(Lineage(config, storage), progress))
+        done([resolve_eligible(plan, progress)])
         check_budgets(config, reports[-1].rows_out)
         require_imported(plan)
         wanted = [node for node in all_nodes(plan) if until is None or UNTIL[until](node)]

@@ -6,26 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from prefsel.pipeline import make
-from prefsel.plan.lineage import Lineage
-from prefsel.plan.nodes import all_nodes
+from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.passes import in_passes
+from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
+from prefsel.stages.eligible import resolve_eligible
 from prefsel.stages.ingest import ingest
-from prefsel.stages.select import resolve_eligible
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
 
 QUIET = Progress(quiet=True)
 
 
-def run(made: Any, workspace: Path | str) -> tuple[Lineage, list[StageReport]]:
+def run(made: Any, workspace: Path | str) -> tuple[Plan, list[StageReport]]:
     storage = Storage(str(workspace))
     reports = ingest(made, storage, QUIET)
-    lineage = Lineage(made, storage)
-    reports += resolve_eligible(lineage, QUIET)
-    for nodes in in_passes([node for node in all_nodes(lineage.plan) if node.kind != "eligible"]):
-        reports += make(lineage.plan, nodes, QUIET)
+    plan = make_plan(made, storage)
+    reports.append(resolve_eligible(plan, QUIET))
+    for nodes in in_passes([node for node in all_nodes(plan) if node.kind != "eligible"]):
+        reports += make(plan, nodes, QUIET)
     first: dict[str, StageReport] = {}
     for report in reports:  # a score that a control shares is reported once, as what made it
         first.setdefault(report.artifact, report)
-    return lineage, list(first.values())
+    return plan, list(first.values())

@@ -18,7 +18,10 @@ from prefsel.ingest.identity import fold_of
 from prefsel.models.chat import Encoder
 from prefsel.pairs.export import export_rows
 from prefsel.pipeline import Outcome, run
-from prefsel.plan.lineage import Lineage
+from prefsel.plan.columns import pair_reader
+from prefsel.plan.models import find_model, find_models
+from prefsel.plan.nodes import make_plan
+from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
@@ -126,17 +129,17 @@ def table(source: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[Lineage, Outcome]:
+def done(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[Plan, Outcome]:
     home = tmp_path_factory.mktemp("methods")
     config = parse_config(table(corpus(home / "corpus.jsonl")))
     outcome = run(config, str(home / "w"), Progress())
-    return Lineage(config, Storage(str(home / "w"))), outcome
+    return make_plan(config, Storage(str(home / "w"))), outcome
 
 
-def rows_of(lineage: Lineage, reason: str | None) -> list[dict[str, Any]]:
+def rows_of(plan: Plan, reason: str | None) -> list[dict[str, Any]]:
     """The pairs of a part with their texts and every number, corpus order."""
-    reader, found = lineage.reader_of(lineage.scorers), []
-    for shard in lineage.catalog.shards:
+    reader, found = pair_reader(plan, plan.scorers), []
+    for shard in plan.catalog.shards:
         pairs, flat = reader.pairs(shard), reader.flat(shard)
         dropped = flat["dropped"]
         mine = pc.is_null(dropped) if reason is None else pc.equal(dropped, reason).fill_null(False)
@@ -145,11 +148,11 @@ def rows_of(lineage: Lineage, reason: str | None) -> list[dict[str, Any]]:
     return found
 
 
-def scores_of(lineage: Lineage, metric: str) -> dict[str, float]:
+def scores_of(plan: Plan, metric: str) -> dict[str, float]:
     """Score of every scored pair, by hex id."""
-    folder, found = lineage.scores_folder(metric), {}
-    for shard in lineage.catalog.shards:
-        scored = Artifact(lineage.storage, f"{folder}/{shard.source}").read(shard.shard, ["pair_id", "score"])
+    folder, found = plan.node("scores", metric).path, {}
+    for shard in plan.catalog.shards:
+        scored = Artifact(plan.storage, f"{folder}/{shard.source}").read(shard.shard, ["pair_id", "score"])
         found.update({row["pair_id"].hex(): row["score"] for row in scored.to_pylist() if row["score"] is not None})
     return found
 
@@ -157,8 +160,8 @@ def scores_of(lineage: Lineage, metric: str) -> dict[str, float]:
 class Plain:
     """A model of the run, as transformers loads it; one sequence at a time."""
 
-    def __init__(self, lineage: Lineage, path: str) -> None:
-        folder = lineage.storage.local(path)
+    def __init__(self, plan: Plan, path: str) -> None:
+        folder = plan.storage.local(path)
         self.model = AutoModelForCausalLM.from_pretrained(folder).double()
         self.encoder = Encoder(AutoTokenizer.from_pretrained(folder))
 
@@ -181,62 +184,62 @@ class Plain:
 
 
 @pytest.fixture(scope="module")
-def models(done: tuple[Lineage, Outcome]) -> tuple[Plain, Plain]:
-    lineage, _ = done
-    return Plain(lineage, lineage.model("theta").path), Plain(lineage, lineage.model("policy").path)
+def models(done: tuple[Plan, Outcome]) -> tuple[Plain, Plain]:
+    plan, _ = done
+    return Plain(plan, find_model(plan, "theta").path), Plain(plan, find_model(plan, "policy").path)
 
 
-def test_the_workspace_is_whole_and_a_second_run_does_nothing(done: tuple[Lineage, Outcome]) -> None:
-    lineage, outcome = done
-    assert verify(lineage.storage).is_clean
+def test_the_workspace_is_whole_and_a_second_run_does_nothing(done: tuple[Plan, Outcome]) -> None:
+    plan, outcome = done
+    assert verify(plan.storage).is_clean
     for report in outcome.reports:
         assert report.rows_in == report.rows_out + sum(report.dropped.values())
-    assert not run(lineage.config, lineage.storage.uri, Progress()).is_new
+    assert not run(plan.config, plan.storage.uri, Progress()).is_new
 
 
 def test_influence_is_the_inner_product_of_explicit_gradients(
-    done: tuple[Lineage, Outcome], models: tuple[Plain, Plain]
+    done: tuple[Plan, Outcome], models: tuple[Plain, Plain]
 ) -> None:
-    lineage, (theta, policy) = done[0], models
-    validation = rows_of(lineage, "validation")
+    plan, (theta, policy) = done[0], models
+    validation = rows_of(plan, "validation")
     strata = {"if": validation, "if-red": [row for row in validation if row["aspect"] == "red"]}
-    chosen = rows_of(lineage, None)[:6]
+    chosen = rows_of(plan, None)[:6]
     for metric, aimed_at in strata.items():
         target = torch.stack([theta.loss_gradient(row, policy) for row in aimed_at]).mean(0)
         explicit = np.array([float(theta.loss_gradient(row, policy) @ target) for row in chosen])
-        stored = np.array([scores_of(lineage, metric)[row["pair_id"]] for row in chosen])
-        largest = max(map(abs, scores_of(lineage, metric).values()))
+        stored = np.array([scores_of(plan, metric)[row["pair_id"]] for row in chosen])
+        largest = max(map(abs, scores_of(plan, metric).values()))
         assert np.abs(stored - explicit).max() <= 3e-5 * largest
 
 
-def test_less_is_the_cosine_of_the_adam_feature(done: tuple[Lineage, Outcome], models: tuple[Plain, Plain]) -> None:
+def test_less_is_the_cosine_of_the_adam_feature(done: tuple[Plan, Outcome], models: tuple[Plain, Plain]) -> None:
     from safetensors.torch import load_file
 
-    lineage, (theta, policy) = done[0], models
-    folder = lineage.storage.local(f"{lineage.model('theta').path}/optimizer")
+    plan, (theta, policy) = done[0], models
+    folder = plan.storage.local(f"{find_model(plan, 'theta').path}/optimizer")
     moments = {name: load_file(folder / f"{name}.safetensors") for name in ("exp_avg", "exp_avg_sq")}
     names = [name for name, _ in theta.model.named_parameters()]
     m, v = (torch.cat([moments[kind][name].flatten() for name in names]).double() for kind in moments)
-    target = torch.stack([theta.loss_gradient(row, policy) for row in rows_of(lineage, "validation")]).mean(0)
-    for row in rows_of(lineage, None)[:4]:
+    target = torch.stack([theta.loss_gradient(row, policy) for row in rows_of(plan, "validation")]).mean(0)
+    for row in rows_of(plan, None)[:4]:
         g = theta.loss_gradient(row, policy)
         feature = (0.9 * m + 0.1 * g) / (0.999 * v + 0.001 * g * g + 1e-8).sqrt()
         expected = float(feature @ target / (feature.norm() * target.norm()))
-        assert scores_of(lineage, "less")[row["pair_id"]] == pytest.approx(expected, abs=1e-4)
+        assert scores_of(plan, "less")[row["pair_id"]] == pytest.approx(expected, abs=1e-4)
 
 
-def test_lossdiff_is_the_difference_of_plain_losses(done: tuple[Lineage, Outcome], models: tuple[Plain, Plain]) -> None:
-    lineage, (theta, policy) = done[0], models
-    after = Plain(lineage, lineage.model("theta_val").path)
-    for row in rows_of(lineage, None)[:4]:
+def test_lossdiff_is_the_difference_of_plain_losses(done: tuple[Plan, Outcome], models: tuple[Plain, Plain]) -> None:
+    plan, (theta, policy) = done[0], models
+    after = Plain(plan, find_model(plan, "theta_val").path)
+    for row in rows_of(plan, None)[:4]:
         with torch.no_grad():
             before, tuned = (
                 torch.nn.functional.softplus(-0.1 * (m.margin(row) - policy.margin(row))) for m in (theta, after)
             )
-        assert scores_of(lineage, "ld")[row["pair_id"]] == pytest.approx(float(before - tuned), abs=2e-6)
+        assert scores_of(plan, "ld")[row["pair_id"]] == pytest.approx(float(before - tuned), abs=2e-6)
 
 
-def test_reward_models_score_only_prompts_of_other_aspects(done: tuple[Lineage, Outcome]) -> None:
+def test_reward_models_score_only_prompts_of_other_aspects(done: tuple[Plan, Outcome]) -> None:
     rows = rows_of(done[0], None)
     assert {row["aspect"] for row in rows} == set(ASPECTS)
     for row in rows:
@@ -244,10 +247,10 @@ def test_reward_models_score_only_prompts_of_other_aspects(done: tuple[Lineage, 
             assert (row[f"rm_{aspect}_chosen"] is None) == (row["aspect"] == aspect)
 
 
-def test_cross_fitted_models_score_what_they_were_not_trained_on(done: tuple[Lineage, Outcome]) -> None:
-    lineage, _ = done
-    folds = [Plain(lineage, ref.path) for ref in lineage.model_members("cross").values()]
-    rows = rows_of(lineage, None)[:8]
+def test_cross_fitted_models_score_what_they_were_not_trained_on(done: tuple[Plan, Outcome]) -> None:
+    plan, _ = done
+    folds = [Plain(plan, ref.path) for ref in find_models(plan, "cross").values()]
+    rows = rows_of(plan, None)[:8]
     found = fold_of([bytes.fromhex(row["prompt_id"]) for row in rows], folds=2, seed=1)
     assert set(found) == {0, 1}
     for row, fold in zip(rows, found):
@@ -257,7 +260,7 @@ def test_cross_fitted_models_score_what_they_were_not_trained_on(done: tuple[Lin
         assert abs(own - other) > 1e-4
 
 
-def test_selections_keep_their_budgets(done: tuple[Lineage, Outcome]) -> None:
+def test_selections_keep_their_budgets(done: tuple[Plan, Outcome]) -> None:
     kept = {report.name: (report.rows_in, report.rows_out) for report in done[1].reports if report.stage == "select"}
     for name, share in {"pd30": 0.3, "both": 0.4, "less10": 0.1, "easy50": 0.5, "dual30": 0.3}.items():
         assert kept[name][1] == int(kept[name][0] * share + 1e-9)
@@ -265,35 +268,35 @@ def test_selections_keep_their_budgets(done: tuple[Lineage, Outcome]) -> None:
     assert 0.5 < kept["tif"][1] / kept["tif"][0] < 0.65
 
 
-def test_a_fusion_keeps_one_pair_of_each_prompt(done: tuple[Lineage, Outcome]) -> None:
-    lineage, outcome = done
+def test_a_fusion_keeps_one_pair_of_each_prompt(done: tuple[Plan, Outcome]) -> None:
+    plan, outcome = done
     report = next(one for one in outcome.reports if one.stage == "select" and one.name == "one-each")
     folder, prompts = report.artifact, []
-    for source in lineage.storage.folders(folder):
-        artifact = Artifact(lineage.storage, f"{folder}/{source}")
+    for source in plan.storage.folders(folder):
+        artifact = Artifact(plan.storage, f"{folder}/{source}")
         prompts += [one for shard in artifact.entries() for one in artifact.read(shard)["prompt_id"].to_pylist()]
     assert len(prompts) == len(set(prompts)) == report.rows_out
-    eligible = {row["prompt_id"] for row in rows_of(lineage, None)}
+    eligible = {row["prompt_id"] for row in rows_of(plan, None)}
     assert report.rows_out == len(eligible) // 2
 
 
-def test_filtered_dpo_keeps_what_beats_the_policys_own_response(done: tuple[Lineage, Outcome]) -> None:
-    lineage, outcome = done
-    rows = rows_of(lineage, None)
+def test_filtered_dpo_keeps_what_beats_the_policys_own_response(done: tuple[Plan, Outcome]) -> None:
+    plan, outcome = done
+    rows = rows_of(plan, None)
     said = [row for row in rows if row["rm_judge_generated_chosen"] is not None]  # a response may be empty
     beaten = {row["pair_id"]: row["rm_judge_chosen"] - row["rm_judge_generated_chosen"] for row in said}
     report = next(one for one in outcome.reports if one.stage == "select" and one.name == "better")
     assert report.rows_out == sum(value > 0 for value in beaten.values()) > 0
-    assert scores_of(lineage, "filtered") == {one: pytest.approx(value) for one, value in beaten.items()}
+    assert scores_of(plan, "filtered") == {one: pytest.approx(value) for one, value in beaten.items()}
 
 
-def test_the_report_says_what_each_selection_cost(done: tuple[Lineage, Outcome]) -> None:
-    lineage, outcome = done
+def test_the_report_says_what_each_selection_cost(done: tuple[Plan, Outcome]) -> None:
+    plan, outcome = done
     assert outcome.page is not None
-    page = json.loads(lineage.storage.read(outcome.page.replace("index.html", "report.json")))
+    page = json.loads(plan.storage.read(outcome.page.replace("index.html", "report.json")))
     cost = next(one for one in page["tables"] if one["title"] == "What each selection cost")
     rows = {row[0]: dict(zip(cost["columns"], row)) for row in cost["rows"]}
-    assert set(rows) == {selection.name for selection in lineage.config.selections}
+    assert set(rows) == {selection.name for selection in plan.config.selections}
     # θ and reference once each, and a derivative that costs three forwards.
     assert rows["tif"]["scoring"] == pytest.approx(5.0, rel=0.02)
     trained = {name for name, row in rows.items() if row["training"] > 0}

@@ -16,7 +16,8 @@ import torch
 from prefsel.config.file import parse_config
 from prefsel.errors import IntegrityError
 from prefsel.pipeline import Outcome, run
-from prefsel.plan.lineage import Lineage
+from prefsel.plan.models import find_model
+from prefsel.plan.nodes import make_plan
 from prefsel.progress import Progress
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
@@ -97,9 +98,9 @@ def test_the_scores_are_those_of_the_models(done: tuple[Path, Any, Outcome]) -> 
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     workspace, config, _ = done
-    lineage = Lineage(config, Storage(str(workspace)))
-    row = pq.read_table(next((workspace / lineage.selected_dataset("half") / "data").glob("*.parquet"))).to_pylist()[0]
-    policy_dir, reward_dir = (workspace / lineage.model(name).path for name in ("policy", "rm"))
+    plan = make_plan(config, Storage(str(workspace)))
+    row = pq.read_table(next((workspace / plan.node("dataset", "half").path / "data").glob("*.parquet"))).to_pylist()[0]
+    policy_dir, reward_dir = (workspace / find_model(plan, name).path for name in ("policy", "rm"))
     tokenizer = AutoTokenizer.from_pretrained(policy_dir)
     prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
     whole = tokenizer.apply_chat_template(row["prompt"] + row["chosen"], tokenize=False)
@@ -188,8 +189,8 @@ def numbers(trained: StageReport) -> list[dict[str, Any]]:
 def test_a_wrong_reference_fails_the_run(done: tuple[Path, Any, Outcome], tmp_path: Path) -> None:
     """Stored log-probs that are not the policy's must not be trained on."""
     workspace, config, _ = done
-    lineage = Lineage(config, Storage(str(workspace)))
-    file = next((workspace / lineage.selected_dataset("half") / "data").glob("*.parquet"))
+    plan = make_plan(config, Storage(str(workspace)))
+    file = next((workspace / plan.node("dataset", "half").path / "data").glob("*.parquet"))
     original = file.read_bytes()
     stored = pq.read_table(file)
     place = stored.column_names.index("logps_policy_chosen")

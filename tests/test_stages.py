@@ -13,7 +13,7 @@ from stage_runs import run
 
 from prefsel.config.file import parse_config
 from prefsel.errors import UserError
-from prefsel.plan.lineage import Lineage
+from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
 from prefsel.workspace.catalog import quarantine_name
 from prefsel.workspace.ledger import Artifact
@@ -56,9 +56,9 @@ def config(paths: dict[str, str], **more: Any) -> Any:
     return parse_config(table | more)
 
 
-def kept(lineage: Lineage, name: str = "top") -> list[str]:
+def kept(plan: Plan, name: str = "top") -> list[str]:
     """Hex ids of a selection's dataset."""
-    folder = lineage.storage.local(lineage.selected_dataset(name))
+    folder = plan.storage.local(plan.node("dataset", name).path)
     return [
         i for file in sorted((folder / "data").glob("*.parquet")) for i in pq.read_table(file)["pair_id"].to_pylist()
     ]
@@ -95,19 +95,19 @@ def test_a_killed_run_continues_without_doubling(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [row(n) for n in range(20)])
     made = config({"a": path}, ingest={"rows_per_shard": 5})
     clean, _ = run(made, tmp_path / "clean")
-    lineage, _ = run(made, tmp_path / "w")
-    storage = lineage.storage
+    plan, _ = run(made, tmp_path / "w")
+    storage = plan.storage
     # As if the run had died after two of four shards were scored and before anything was selected.
-    columns = lineage.columns_folder(made.scorers[0])
-    for shard in lineage.catalog.shards[2:]:
+    columns = plan.node("columns", made.scorers[0].label).path
+    for shard in plan.catalog.shards[2:]:
         storage.delete(f"{columns}/{shard.source}/_ledger/{shard.shard}.json")
-    storage.delete_tree(lineage.scores_folder("margin"))
+    storage.delete_tree(plan.node("scores", "margin").path)
     storage.delete_tree("selections")
     storage.delete_tree("datasets")
     again, reports = run(made, tmp_path / "w")
     assert {r.stage: r.computed_shards for r in reports}["score"] == 2
     assert Artifact(storage, f"{columns}/a").attempts() == {
-        shard.shard: 1 + (number >= 2) for number, shard in enumerate(lineage.catalog.shards)
+        shard.shard: 1 + (number >= 2) for number, shard in enumerate(plan.catalog.shards)
     }
     assert kept(again) == kept(clean)
     assert verify(storage).is_clean
@@ -116,11 +116,11 @@ def test_a_killed_run_continues_without_doubling(tmp_path: Path) -> None:
 def test_duplicates_and_contradictions_across_files(tmp_path: Path) -> None:
     first = write(tmp_path / "a.jsonl", [row(n) for n in range(6)])
     second = write(tmp_path / "b.jsonl", [row(0), row(1), row(2, flip=True), row(6)])
-    lineage, reports = run(config({"a": first, "b": second}), tmp_path / "w")
+    plan, reports = run(config({"a": first, "b": second}), tmp_path / "w")
     eligible = next(r for r in reports if r.stage == "eligible")
     assert (eligible.rows_in, eligible.rows_out) == (10, 6)
     assert eligible.dropped == {"contradiction": 2, "duplicate": 2}
-    sources = {s: Artifact(lineage.storage, f"{lineage.eligible_folder}/{s}") for s in ("a", "b")}
+    sources = {s: Artifact(plan.storage, f"{plan.node('eligible', 'all').path}/{s}") for s in ("a", "b")}
     dropped = {s: a.read(next(iter(a.entries())))["dropped"].cast("string").to_pylist() for s, a in sources.items()}
     assert dropped["a"] == [None, None, "contradiction", None, None, None]
     assert dropped["b"] == ["duplicate", "duplicate", "contradiction", None]
@@ -145,11 +145,11 @@ def test_holdout_and_excluded_prompts_are_never_selected(tmp_path: Path) -> None
         split={"holdout": 0.25},
         selections=[{"name": "top", "rule": {"kind": "top", "score": "score_margin", "ratio": 1.0}}],
     )
-    lineage, reports = run(made, tmp_path / "w")
+    plan, reports = run(made, tmp_path / "w")
     dropped = next(r for r in reports if r.stage == "eligible").dropped
     assert dropped["excluded_prompt"] == 2
     assert dropped["holdout_prompt"] == 2
-    folder = lineage.storage.local(lineage.selected_dataset("top"))
+    folder = plan.storage.local(plan.node("dataset", "top").path)
     table = pq.read_table(next((folder / "data").glob("*.parquet")))
     prompts = {p[0]["content"] for p in table["prompt"].to_pylist()}
     assert not prompts & {"p1", "p2", "p3", "p4"}
@@ -159,11 +159,11 @@ def test_holdout_and_excluded_prompts_are_never_selected(tmp_path: Path) -> None
 def test_every_row_is_accounted_for_and_bad_ones_are_kept(tmp_path: Path) -> None:
     bad = ["not json", {"prompt": "x"}, {"prompt": "q", "chosen": "same", "rejected": "same"}]
     path = write(tmp_path / "a.jsonl", [row(n) for n in range(5)] + bad + [row(0)])
-    lineage, reports = run(config({"a": path}), tmp_path / "w")
+    plan, reports = run(config({"a": path}), tmp_path / "w")
     assert (reports[0].rows_in, reports[0].rows_out) == (9, 5)
     assert sum(reports[0].dropped.values()) == 4
-    shard = lineage.catalog.shards[0]
-    quarantine = Artifact(lineage.storage, "quarantine/a").read(quarantine_name(shard.shard, path))
+    shard = plan.catalog.shards[0]
+    quarantine = Artifact(plan.storage, "quarantine/a").read(quarantine_name(shard.shard, path))
     assert quarantine.num_rows == 3
     assert b"not json" in quarantine["raw"].to_pylist()
 
@@ -182,10 +182,10 @@ def test_a_missing_number_drops_the_pair_and_says_which(tmp_path: Path) -> None:
     for r in rows[:3]:
         del r["score_chosen"], r["score_rejected"]
     path = write(tmp_path / "a.jsonl", rows)
-    lineage, reports = run(config({"a": path}), tmp_path / "w")
+    plan, reports = run(config({"a": path}), tmp_path / "w")
     metric = next(r for r in reports if r.stage == "metric")
     assert metric.dropped == {"missing_rm_gold_chosen": 3}
-    assert len(kept(lineage)) == 2  # floor(0.3 · 7)
+    assert len(kept(plan)) == 2  # floor(0.3 · 7)
 
 
 def test_quota_band_and_controls(tmp_path: Path) -> None:
@@ -201,13 +201,13 @@ def test_quota_band_and_controls(tmp_path: Path) -> None:
             },
         ],
     )
-    lineage, reports = run(made, tmp_path / "w")
+    plan, reports = run(made, tmp_path / "w")
     rows_out = {r.name: r.rows_out for r in reports if r.stage == "select"}
     assert rows_out["q"] == 20
     assert rows_out["mid-random"] == rows_out["mid"]
     assert rows_out["mid"] + rows_out["mid-reverse"] == 40
-    assert not set(kept(lineage, "mid")) & set(kept(lineage, "mid-reverse"))
-    folder = lineage.storage.local(lineage.selected_dataset("q"))
+    assert not set(kept(plan, "mid")) & set(kept(plan, "mid-reverse"))
+    folder = plan.storage.local(plan.node("dataset", "q").path)
     table = pq.read_table(next((folder / "data").glob("*.parquet")))
     assert pc.value_counts(table["source"]).to_pylist() == [
         {"values": "a", "counts": 10},
@@ -219,8 +219,8 @@ def test_the_dataset_opens_with_datasets(tmp_path: Path) -> None:
     from datasets import load_dataset
 
     path = write(tmp_path / "a.jsonl", [row(n) for n in range(20)])
-    lineage, _ = run(config({"a": path}), tmp_path / "w")
-    folder = lineage.storage.local(lineage.selected_dataset("top"))
+    plan, _ = run(config({"a": path}), tmp_path / "w")
+    folder = plan.storage.local(plan.node("dataset", "top").path)
     loaded = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.num_rows == 6
     assert loaded[0]["chosen"][0]["role"] == "assistant"
@@ -234,8 +234,8 @@ def test_the_order_of_sources_decides_which_duplicate_stays(tmp_path: Path) -> N
     values = {"a": 6.0, "b": 9.0}
     paths = {s: write(tmp_path / f"{s}.jsonl", [row(n, chosen=v) for n in range(4)]) for s, v in values.items()}
     for order, expected in (("ab", "a"), ("ba", "b")):
-        lineage, _ = run(config({s: paths[s] for s in order}), tmp_path / "w")
-        folder = lineage.storage.local(lineage.selected_dataset("top"))
+        plan, _ = run(config({s: paths[s] for s in order}), tmp_path / "w")
+        folder = plan.storage.local(plan.node("dataset", "top").path)
         table = pq.read_table(next((folder / "data").glob("*.parquet")))
         assert set(table["source"].to_pylist()) == {expected}
 
@@ -245,9 +245,9 @@ def test_a_longer_file_under_another_name_scores_only_what_is_new(tmp_path: Path
     made = {"ingest": {"rows_per_shard": 2}}
     run(config({"a": write(tmp_path / "d1.jsonl", rows)}, **made), tmp_path / "w")
     longer = write(tmp_path / "d2.jsonl", [*rows, row(999)])
-    lineage, reports = run(config({"a": longer}, **made), tmp_path / "w")
+    plan, reports = run(config({"a": longer}, **made), tmp_path / "w")
     assert {r.stage: r.computed_shards for r in reports}["score"] == 1
-    assert set(Artifact(lineage.storage, "groups/a").attempts().values()) == {1}
+    assert set(Artifact(plan.storage, "groups/a").attempts().values()) == {1}
 
 
 @pytest.mark.parametrize("role", ["holdout", "exclude"])
@@ -267,10 +267,10 @@ def test_a_control_draws_from_what_its_selector_scored(tmp_path: Path) -> None:
     made = config(
         {"a": write(tmp_path / "a.jsonl", rows)}, selections=[{"name": "top", "rule": rule, "controls": ["random"]}]
     )
-    lineage, reports = run(made, tmp_path / "w")
+    plan, reports = run(made, tmp_path / "w")
     counts = {r.name: (r.rows_in, r.rows_out) for r in reports if r.stage == "select"}
     assert counts == {"top": (8, 4), "top-random": (8, 4)}
-    folder = lineage.storage.local(lineage.selected_dataset("top-random"))
+    folder = plan.storage.local(plan.node("dataset", "top-random").path)
     assert pq.read_table(next((folder / "data").glob("*.parquet")))["rm_gold_chosen"].null_count == 0
 
 
@@ -284,9 +284,9 @@ def test_an_empty_selection_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lost", ["selections/top", "eligible/all", "scores/margin"])
 def test_verify_misses_no_lost_shard(tmp_path: Path, lost: str) -> None:
     path = write(tmp_path / "a.jsonl", [row(n) for n in range(20)])
-    lineage, _ = run(config({"a": path}, ingest={"rows_per_shard": 5}), tmp_path / "w")
+    plan, _ = run(config({"a": path}, ingest={"rows_per_shard": 5}), tmp_path / "w")
     ledger = next((tmp_path / "w").glob(f"{lost}@*/a/_ledger/*.json"))
     ledger.unlink()
-    result = verify(lineage.storage)
+    result = verify(plan.storage)
     assert not result.is_clean
     assert any(f.problem == "missing" and f.path.startswith(lost) for f in result.findings)

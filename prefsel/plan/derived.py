@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefsel.pairs.score_shards import ScoreReader
-from prefsel.plan.lineage import Lineage
+from prefsel.plan.columns import pair_reader
+from prefsel.plan.plan import Plan
 from prefsel.rules import parse_rule
 from prefsel.select.compose import CompiledRule, Derived, Keep, compile_rule
 from prefsel.select.thresholds import Thresholds
@@ -38,31 +39,30 @@ class DerivedScore:
         return list(dict.fromkeys((*self.step.population, *self.step.scores)))
 
 
-def derived_scores(lineage: Lineage, name: str, plan: CompiledRule) -> list[DerivedScore]:
+def derived_scores(plan: Plan, name: str, compiled: CompiledRule) -> list[DerivedScore]:
     """The scores that selection, or control, `name` is made by, each after those it needs."""
-    known = {}
-    for selection in lineage.config.selections:
-        if name != selection.name and name in selection.names:
-            base = compile_rule(parse_rule(selection.rule))
-            known = {one.fingerprint: one.name for one in derived_scores(lineage, selection.name, base)}
+    base, known = plan.node("selection", name).member, {}
+    if base is not None:
+        rule = compile_rule(parse_rule(plan.node("selection", base).spec.rule))
+        known = {one.fingerprint: one.name for one in derived_scores(plan, base, rule)}
     return [
         DerivedScore(step, known.get(fp, f"{name}.{step.label}"), fp)
-        for step, fp in zip(plan.derived, _fingerprints(lineage, plan))
+        for step, fp in zip(compiled.derived, _fingerprints(plan, compiled))
     ]
 
 
-def _fingerprints(lineage: Lineage, plan: CompiledRule) -> Iterator[str]:
+def _fingerprints(plan: Plan, compiled: CompiledRule) -> Iterator[str]:
     """A step is what it does with which scores: those of metrics stand upstream, derived ones by their fingerprint."""
-    metrics = [metric_of(column) for column in plan.inputs]
-    upstream = {metric: fingerprint(lineage.metric_recipe(metric)) for metric in metrics}
+    metrics = [metric_of(column) for column in compiled.inputs]
+    upstream = {metric: plan.node("scores", metric).fingerprint for metric in metrics}
     found: dict[str, str] = {}
-    for step in plan.derived:
+    for step in compiled.derived:
         params = {
             key: [found.get(one, one) for one in value] if isinstance(value, list) else value
             for key, value in step.params().items()
         }
-        settings = {"how": step.how, "params": params} | ({"ranks": "exact"} if step.is_by_rank else {})
-        found[step.column] = fingerprint(recipe("selection", settings, upstream=upstream, corpus=lineage.corpus))
+        settings = {"how": step.how, "params": params}
+        found[step.column] = fingerprint(recipe("selection", settings, upstream=upstream, corpus=plan.corpus))
         yield found[step.column]
 
 
@@ -71,14 +71,14 @@ def metric_of(column: str) -> str:
     return column.removeprefix("score_")
 
 
-def score_reader(lineage: Lineage, plan: CompiledRule, made: Sequence[DerivedScore]) -> ScoreReader:
-    """A reader of every score of a plan."""
-    folders = {column: lineage.scores_folder(metric_of(column)) for column in plan.inputs}
-    return ScoreReader(lineage.reader([]), folders | {one.step.column: one.folder for one in made})
+def score_reader(plan: Plan, compiled: CompiledRule, made: Sequence[DerivedScore]) -> ScoreReader:
+    """A reader of every score of a rule."""
+    folders = {column: plan.node("scores", metric_of(column)).path for column in compiled.inputs}
+    return ScoreReader(pair_reader(plan, []), folders | {one.step.column: one.folder for one in made})
 
 
 def score_name(column: str, made: Sequence[DerivedScore]) -> str:
-    """What a column of a plan is called in reports: its metric, or the derived score."""
+    """What a column of a rule is called in reports: its metric, or the derived score."""
     return next((one.name for one in made if one.step.column == column), metric_of(column))
 
 
@@ -94,20 +94,20 @@ def facts(one: DerivedScore, reader: ScoreReader, made: Sequence[DerivedScore], 
     return {"kind": kind, "params": params, "fitted": fitted, "warnings": [], "length_unit": reader.reader.length_unit}
 
 
-def thresholds(plan: CompiledRule, decided: Sequence[Thresholds], made: Sequence[DerivedScore]) -> dict[str, Any]:
+def thresholds(compiled: CompiledRule, decided: Sequence[Thresholds], made: Sequence[DerivedScore]) -> dict[str, Any]:
     """The thresholds for a manifest: of one leaf as they are, of an intersection with the name of each leaf's score."""
-    if isinstance(plan.keep, Keep):
+    if isinstance(compiled.keep, Keep):
         return decided[0].to_json()
-    names = [score_name(leaf.column, made) for leaf in plan.leaves]
+    names = [score_name(leaf.column, made) for leaf in compiled.leaves]
     shown = [name if names.count(name) == 1 else f"{place + 1}: {name}" for place, name in enumerate(names)]
     return {f"{name} {key}": value for name, one in zip(shown, decided) for key, value in one.to_json().items()}
 
 
-def marks(plan: CompiledRule, decided: Sequence[Thresholds]) -> list[float]:
-    """Values of the plan's own score where it is cut: one of a top, two of a band; none for the many of a quota."""
+def marks(compiled: CompiledRule, decided: Sequence[Thresholds]) -> list[float]:
+    """Values of the rule's own score where it is cut: one of a top, two of a band; none for the many of a quota."""
     found: list[float] = []
-    for leaf, one in zip(plan.leaves, decided):
-        if leaf.column != plan.score:
+    for leaf, one in zip(compiled.leaves, decided):
+        if leaf.column != compiled.score:
             continue
         if one.edges is not None:
             found += [edge for edge in one.edges if math.isfinite(edge)]

@@ -38,7 +38,7 @@ def examples(lineage: Lineage, selection: StageReport, number: int) -> list[dict
     plan = compile_rule(parse_rule(selection.details["rule"]))
     # Of a reversed rule the smallest scores are selected first.
     sign = 1.0 if plan.descending else -1.0
-    scores = score_reader(lineage, plan, derived_scores(lineage, selection.name, plan)).folders[plan.score]
+    scores = score_reader(lineage.plan, plan, derived_scores(lineage.plan, selection.name, plan)).folders[plan.score]
     for shard in lineage.catalog.shards:
         scored = Artifact(storage, f"{scores}/{shard.source}").read(shard.shard)
         if scored.num_rows - scored["dropped"].null_count == scored.num_rows:

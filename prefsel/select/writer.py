@@ -49,19 +49,19 @@ class Decision:
     """What a rule decided about the corpus, as tasks need it."""
 
     reader: ScoreReader
-    plan: CompiledRule
+    compiled: CompiledRule
     thresholds: tuple[Thresholds, ...]
     """Of every leaf, by number."""
 
     @property
     def columns(self) -> list[str]:
         """The scores that are read to apply it, its own first."""
-        return list(dict.fromkeys((self.plan.score, *columns_of(self.plan.keep))))
+        return list(dict.fromkeys((self.compiled.score, *columns_of(self.compiled.keep))))
 
     @property
     def by(self) -> list[str]:
         """The columns of all strata."""
-        return list(dict.fromkeys(name for leaf in self.plan.leaves for name in leaf.by))
+        return list(dict.fromkeys(name for leaf in self.compiled.leaves for name in leaf.by))
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ class ShardCounts:
 
 def count_kept(shard: ShardRef, decision: Decision) -> ShardCounts:
     """Count what is kept of a shard."""
-    plan = decision.plan
-    shown = [column for step in plan.derived if step.how == "middle" for column in step.scores]
+    compiled = decision.compiled
+    shown = [column for step in compiled.derived if step.how == "middle" for column in step.scores]
     ids = bool(shown) or any(one.needs_ids for one in decision.thresholds)
     rows = decision.reader.rows(shard, list(dict.fromkeys((*decision.columns, *shown))), ids=ids, by=decision.by)
-    row_K = np.flatnonzero(kept(plan.keep, decision.thresholds, rows))
+    row_K = np.flatnonzero(kept(compiled.keep, decision.thresholds, rows))
     ends = {column: first_and_last(rows, column, row_K) for column in shown if len(row_K)}
     return ShardCounts(len(row_K), _missing(shard, decision, rows), ends)
 
@@ -110,15 +110,15 @@ def ends_of(counts: Sequence[ShardCounts], column: str) -> tuple[Threshold, Thre
 
 
 def _missing(shard: ShardRef, decision: Decision, rows: Rows) -> dict[str, int]:
-    plan = decision.plan
-    if plan.keep.population == (plan.score,):
+    compiled = decision.compiled
+    if compiled.keep.population == (compiled.score,):
         return {}
     is_there_N = np.zeros(rows.num_rows, bool)
-    is_there_N[_all_or(rows.rows_with([plan.score]))] = True
-    is_there_N[_all_or(rows.rows_with(plan.keep.population))] = False
+    is_there_N[_all_or(rows.rows_with([compiled.score]))] = True
+    is_there_N[_all_or(rows.rows_with(compiled.keep.population))] = False
     if not is_there_N.any():
         return {}
-    reasons = decision.reader.reasons(shard, plan.keep.population).filter(pa.array(is_there_N))
+    reasons = decision.reader.reasons(shard, compiled.keep.population).filter(pa.array(is_there_N))
     return dict(sorted(Counter(reasons.to_pylist()).items()))
 
 
@@ -208,19 +208,19 @@ class SelectionWriter:
         """
         assert self.decision is not None
         assert self.total is not None
-        plan, thresholds = self.decision.plan, self.decision.thresholds
+        compiled, thresholds = self.decision.compiled, self.decision.thresholds
         by = [*self.decision.by, "aspect"]
         rows = self.decision.reader.rows(shard, self.decision.columns, ids=True, by=by, lengths=True)
         assert rows.ids_NW is not None
         assert rows.lengths is not None
         if not np.array_equal(rows.ids_NW.view(np.uint64), id_words(pair_ids).view(np.uint64)):  # as they lie: faster
             raise IntegrityError(f"{self.folder}: the scores of {shard.key} are not those of pairs/{shard.key}")
-        row_K = np.flatnonzero(kept(plan.keep, thresholds, rows))
-        score_K = rows.scores[plan.score][row_K]
+        row_K = np.flatnonzero(kept(compiled.keep, thresholds, rows))
+        score_K = rows.scores[compiled.score][row_K]
         attached = {
             "score": pa.array(score_K),
             "percentile": pa.array(self.total.percentile(score_K)),
-            "stratum": stratum_names(plan, thresholds, rows, row_K),
+            "stratum": stratum_names(compiled, thresholds, rows, row_K),
         }
         info = _numbers(shard, row_K, rows.texts["aspect"], rows.lengths)
         return KeptRows(row_K, attached, info | {"histogram": histogram(score_K).to_text()})

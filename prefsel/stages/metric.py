@@ -21,7 +21,10 @@ from prefsel.metrics.table import complete, find_metric, read_columns, score_pai
 from prefsel.pairs.reader import PairReader
 from prefsel.pairs.score_report import score_report
 from prefsel.pairs.score_shards import committed, score_table, shard_info
-from prefsel.plan.lineage import Lineage
+from prefsel.plan.columns import pair_reader, scorers_for
+from prefsel.plan.node import Node
+from prefsel.plan.plan import Plan
+from prefsel.plan.scores import control_metrics, metric_columns
 from prefsel.progress import Progress
 from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import ShardRef
@@ -53,7 +56,7 @@ class Scoring:
         return flat.drop_columns("dropped").append_column("dropped", scores["dropped"].cast(pa.string()))
 
 
-def score_metric(lineage: Lineage, name: str, progress: Progress) -> StageReport:
+def score_metric(plan: Plan, node: Node, progress: Progress) -> StageReport:
     """Fit and commit one metric.
 
     Raises:
@@ -61,16 +64,15 @@ def score_metric(lineage: Lineage, name: str, progress: Progress) -> StageReport
         NonFiniteError: a NaN or infinity in a column; names column, shard and first pair_ids.
     """
     started = time.monotonic()
-    folder = lineage.scores_folder(name)
-    if (done := load_summary(lineage.storage, folder)) is not None:
+    name, spec, folder, storage, catalog = node.name, node.spec, node.path, plan.storage, plan.catalog
+    if (done := load_summary(storage, folder)) is not None:
         return done
-    spec = lineage.metrics[name]
     metric, params = find_metric(spec.metric, spec.params)
-    reader = lineage.reader(lineage.metric_columns(name), field=f"metrics.{name}")
-    base = lineage.controls.get(name)
-    population = lineage.scores_folder(base) if base else None
+    reader = pair_reader(plan, scorers_for(plan, metric_columns(plan, name), field=f"metrics.{name}"))
+    base = control_metrics(plan).get(name)
+    population = plan.node("scores", base).path if base else None
     scoring = Scoring(name, spec.metric, spec.params, reader, folder, population)
-    shards = lineage.catalog.shards
+    shards = catalog.shards
 
     def ask(request: Request) -> list[Any]:
         return map_shards(_reply_shard, shards, shared=(scoring, request))
@@ -81,13 +83,13 @@ def score_metric(lineage: Lineage, name: str, progress: Progress) -> StageReport
     told = metric.warnings(params, fitted)
     for text in told:
         progress.line(f"metric    {name}: warning: {text}")
-    inputs = shard_inputs(lineage, fitted)
-    entries = committed(lineage.storage, lineage.catalog, folder, inputs)
+    inputs = shard_inputs(plan, fitted)
+    entries = committed(storage, catalog, folder, inputs)
     pending = [shard for shard in shards if shard.key not in entries]
     with progress.track(f"metric {name}", len(pending)) as counter:
         items = [(shard, inputs[shard.key]) for shard in pending]
         map_shards(_commit_shard, items, shared=(scoring, fitted), counter=counter)
-    entries = committed(lineage.storage, lineage.catalog, folder, inputs)
+    entries = committed(storage, catalog, folder, inputs)
     facts = {"kind": spec.metric, "params": dict(spec.params), "fitted": fitted, "warnings": list(told)}
     report = score_report(
         [entries[shard.key] for shard in shards],
@@ -98,13 +100,13 @@ def score_metric(lineage: Lineage, name: str, progress: Progress) -> StageReport
         started=started,
         facts=facts | {"length_unit": reader.length_unit},
     )
-    save_summary(lineage.storage, report)
+    save_summary(storage, report)
     return report
 
 
-def shard_inputs(lineage: Lineage, fitted: Fitted) -> dict[str, str]:
+def shard_inputs(plan: Plan, fitted: Fitted) -> dict[str, str]:
     """What each shard's scores are made from: its pairs and the numbers of the corpus. (Columns are in the recipe.)"""
-    pairs = lineage.catalog.entries(lineage.storage, "pairs")
+    pairs = plan.catalog.entries(plan.storage, "pairs")
     numbers = hash_hex(repr(sorted((name, sorted(values.items())) for name, values in fitted.items())))
     return {key: hash_hex(entry.content, numbers) for key, entry in pairs.items()}
 

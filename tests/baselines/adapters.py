@@ -15,7 +15,6 @@ from golden import digest, table_digest
 from prefsel.config.file import parse_config
 from prefsel.pipeline import run
 from prefsel.plan.derived import derived_scores
-from prefsel.plan.lineage import Lineage
 from prefsel.plan.nodes import all_nodes, make_plan, selection_rule, writes_dataset
 from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
@@ -60,7 +59,6 @@ def artifact_names(table: Mapping[str, Any], workspace: Path) -> dict[str, str]:
 
 
 def _made(plan: Plan, workspace: Path) -> Iterator[str]:
-    lineage = Lineage(plan.config, plan.storage)
     for node in all_nodes(plan):
         if node.path.startswith(("models/", "tangents/")):
             _leave(
@@ -68,7 +66,7 @@ def _made(plan: Plan, workspace: Path) -> Iterator[str]:
             )
         if node.kind == "selection":
             rule = selection_rule(plan, node)
-            yield from (one.folder for one in derived_scores(lineage, node.name, compile_rule(parse_rule(rule))))
+            yield from (one.folder for one in derived_scores(plan, node.name, compile_rule(parse_rule(rule))))
             if writes_dataset(plan, node.name):
                 yield plan.node("dataset", node.name).path
             _leave(workspace / node.path / "summary.json", _summary())
@@ -92,7 +90,7 @@ def select_all(table: Mapping[str, Any], workspace: Path) -> None:
     """Ingest, score and select on the real pipeline, and write the held-out pairs."""
     config = parse_config(dict(table))
     run(config, str(workspace), QUIET, until="select")
-    write_holdout(Lineage(config, Storage(str(workspace))), QUIET)
+    write_holdout(make_plan(config, Storage(str(workspace))), QUIET)
 
 
 # ------------------------------------------------------------------------------------------------- trajectories

@@ -45,13 +45,13 @@ def test_before_anything_is_ingested_paths_are_names(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_what_is_there_is_told(tmp_path: Path) -> None:
     made = config(tmp_path)
-    lineage, _ = run(made, tmp_path / "w")
-    plan = make_plan(made, lineage.storage)
+    plan, _ = run(made, tmp_path / "w")
+    plan = make_plan(made, plan.storage)
     assert {found for found, _ in (show.state(plan, node) for node in show.shown_nodes(plan))} == {"there"}
     for _, path in (show.state(plan, node) for node in show.shown_nodes(plan)):
-        assert lineage.storage.local(path).is_dir()
-    shutil.rmtree(lineage.storage.local(plan.node("columns", "gold").path))
-    plan = make_plan(made, lineage.storage)
+        assert plan.storage.local(path).is_dir()
+    shutil.rmtree(plan.storage.local(plan.node("columns", "gold").path))
+    plan = make_plan(made, plan.storage)
     assert show.state(plan, plan.node("columns", "gold"))[0] == "to be made"
 
 

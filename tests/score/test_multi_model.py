@@ -16,8 +16,7 @@ from tiny_models import bpe_tokenizer, randomize, tiny_causal
 from prefsel.config import Pool
 from prefsel.config.file import parse_config
 from prefsel.models.chat import Encoder
-from prefsel.plan.lineage import Lineage
-from prefsel.plan.nodes import all_nodes
+from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.passes import in_passes
 from prefsel.progress import Progress
 from prefsel.score.multi_model import MultiModelScorer, tokenizer_key, weights_bytes
@@ -100,7 +99,7 @@ def test_shards_that_only_one_lacks_are_a_pass_of_their_own():
     assert split_by_pending([first, second]) == [([first], [one]), ([first, second], [two]), ([second], [three])]
 
 
-def lineage(tmp_path, folders, workspace, *, num_rows=12, **pool):
+def plan(tmp_path, folders, workspace, *, num_rows=12, **pool):
     rows = [{"prompt": f"the cat {n}", "chosen": f"bread rises {n}", "rejected": "why?"} for n in range(num_rows)]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -110,14 +109,14 @@ def lineage(tmp_path, folders, workspace, *, num_rows=12, **pool):
     made = parse_config({**config, "models": models, "scorers": scorers})
     storage = Storage(str(tmp_path / workspace))
     ingest(made, storage, QUIET)
-    return Lineage(made, storage)
+    return make_plan(made, storage)
 
 
 def contents(graph):
     """Content hashes of every column shard."""
     found = {}
     for one in graph.scorers:
-        folder = graph.columns_folder(one)
+        folder = graph.node("columns", one.label).path
         entries = Artifact(graph.storage, f"{folder}/a").entries()
         found[folder] = {name: entry.content for name, entry in entries.items()}
     return found
@@ -129,8 +128,8 @@ def score_all(graph):
 
 
 def test_a_shared_pass_makes_the_same_artifacts_and_reads_once(tmp_path, folders):
-    apart = lineage(tmp_path, folders, "apart", share="never")
-    beside = lineage(tmp_path, folders, "beside")
+    apart = plan(tmp_path, folders, "apart", share="never")
+    beside = plan(tmp_path, folders, "beside")
     for graph, times in ((apart, 2), (beside, 1)):
         reports = score_all(graph)
         for counter in ("groups_read", "groups_tokenised"):
@@ -139,13 +138,13 @@ def test_a_shared_pass_makes_the_same_artifacts_and_reads_once(tmp_path, folders
     assert contents(apart) == contents(beside)
     assert all(len(shards) == 4 for shards in contents(beside).values())
     for one in beside.scorers:
-        attempts = Artifact(beside.storage, f"{beside.columns_folder(one)}/a").attempts()
+        attempts = Artifact(beside.storage, f"{beside.node('columns', one.label).path}/a").attempts()
         assert set(attempts.values()) == {1}
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_models_that_do_not_fit_together_go_one_after_another(tmp_path, folders, monkeypatch):
-    graph = lineage(tmp_path, folders, "w")
+    graph = plan(tmp_path, folders, "w")
     jobs = [sharing.Job(one, ((None, {}),), label=one.model) for one in graph.scorers]
     size = weights_bytes(folders["policy"], "fp32")
     monkeypatch.setattr(sharing, "sharing_key", lambda job: "same")
@@ -158,7 +157,7 @@ def test_models_that_do_not_fit_together_go_one_after_another(tmp_path, folders,
 
 
 def test_share_never_or_another_pool_is_not_alike(tmp_path, folders):
-    graph = lineage(tmp_path, folders, "w")
+    graph = plan(tmp_path, folders, "w")
     first, second = (scoring_job(graph.plan, graph.plan.node("columns", one.label)) for one in graph.scorers)
     assert sharing.sharing_key(first) == sharing.sharing_key(second) is not None
     alone = replace(first, scorer=first.scorer.model_copy(update={"pool": Pool(size=1, share="never")}))
@@ -166,20 +165,22 @@ def test_share_never_or_another_pool_is_not_alike(tmp_path, folders):
 
 
 def test_the_graph_puts_them_side_by_side_and_the_fingerprint_does_not_know(tmp_path, folders):
-    graph = lineage(tmp_path, folders, "w")
+    graph = plan(tmp_path, folders, "w")
     passes = [[str(node) for node in nodes] for nodes in in_passes(all_nodes(graph.plan))]
     assert ["columns policy", "columns reference"] in passes
-    never = lineage(tmp_path, folders, "w", share="never")
-    assert [graph.columns_folder(one) for one in graph.scorers] == [never.columns_folder(o) for o in never.scorers]
+    never = plan(tmp_path, folders, "w", share="never")
+    assert [graph.node("columns", one.label).path for one in graph.scorers] == [
+        never.node("columns", o.label).path for o in never.scorers
+    ]
 
 
 @pytest.mark.fault
 @pytest.mark.usefixtures("local_ray")
 def test_a_killed_actor_costs_only_the_shards_it_held(tmp_path, folders):
     """SIGKILL to the actor's process in the middle: Ray starts another, which goes on; nothing is committed twice."""
-    whole, hurt = (lineage(tmp_path, folders, name, num_rows=240) for name in ("whole", "hurt"))
+    whole, hurt = (plan(tmp_path, folders, name, num_rows=240) for name in ("whole", "hurt"))
     score_all(whole)
-    ledger = hurt.storage.local(f"{hurt.columns_folder(hurt.scorers[0])}/a/_ledger")
+    ledger = hurt.storage.local(f"{hurt.node('columns', hurt.scorers[0].label).path}/a/_ledger")
     killed, is_over = [], threading.Event()
 
     def kill():
@@ -201,6 +202,6 @@ def test_a_killed_actor_costs_only_the_shards_it_held(tmp_path, folders):
     assert len(killed) == 1
     assert contents(hurt) == contents(whole)
     for one in hurt.scorers:
-        attempts = Artifact(hurt.storage, f"{hurt.columns_folder(one)}/a").attempts()
+        attempts = Artifact(hurt.storage, f"{hurt.node('columns', one.label).path}/a").attempts()
         assert len(attempts) == 80
         assert 80 <= sum(attempts.values()) <= 82  # it may die between two shards

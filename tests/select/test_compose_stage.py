@@ -17,13 +17,15 @@ from stage_runs import run
 from prefsel.config.file import parse_config
 from prefsel.errors import UserError
 from prefsel.ingest.identity import completion_id, pair_id, prompt_id
-from prefsel.plan.lineage import Lineage
+from prefsel.plan.nodes import make_plan
+from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
 from prefsel.report.contents import Contents
 from prefsel.report.examples import examples
 from prefsel.report.explain import explain_row, find_pair
 from prefsel.rules import reversed_rule, rule_scores
 from prefsel.stages import select as stage
+from prefsel.stages.select import select
 from prefsel.stages.tasks import map_shards
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
@@ -121,15 +123,15 @@ def config(paths: dict[str, str], **more: Any) -> Any:
     )
 
 
-def dataset(lineage: Lineage, name: str) -> pa.Table:
-    folder = lineage.storage.local(lineage.selected_dataset(name))
+def dataset(plan: Plan, name: str) -> pa.Table:
+    folder = plan.storage.local(plan.node("dataset", name).path)
     return pa.concat_tables(pq.read_table(file) for file in sorted((folder / "data").glob("*.parquet")))
 
 
 @pytest.fixture(scope="module")
 def done(
     tmp_path_factory: pytest.TempPathFactory, local_ray: None
-) -> tuple[Any, Path, Lineage, list[StageReport], list[Row]]:
+) -> tuple[Any, Path, Plan, list[StageReport], list[Row]]:
     home = tmp_path_factory.mktemp("compose")
     paths, rows = corpus(home)
     made = config(paths)
@@ -142,19 +144,19 @@ def chosen_by(rule: dict[str, Any], rows: list[Row]) -> list[str]:
 
 @pytest.mark.parametrize("name", RULES)
 def test_selections_and_reverses_are_the_naive_ones(done: Any, name: str) -> None:
-    _, _, lineage, _, rows = done
-    assert len(lineage.catalog.shards) == 5
-    assert sorted(dataset(lineage, name)["pair_id"].to_pylist()) == chosen_by(RULES[name], rows)
+    _, _, plan, _, rows = done
+    assert len(plan.catalog.shards) == 5
+    assert sorted(dataset(plan, name)["pair_id"].to_pylist()) == chosen_by(RULES[name], rows)
     if name in CONTROLLED:
-        reverse = dataset(lineage, f"{name}-reverse")["pair_id"].to_pylist()
+        reverse = dataset(plan, f"{name}-reverse")["pair_id"].to_pylist()
         assert sorted(reverse) == chosen_by(reversed_rule(RULES[name]), rows)
 
 
 @pytest.mark.parametrize("name", CONTROLLED)
 def test_a_random_control_is_as_large_and_of_the_same_population(done: Any, name: str) -> None:
-    _, _, lineage, _, rows = done
-    kept = dataset(lineage, f"{name}-random")
-    assert kept.num_rows == dataset(lineage, name).num_rows
+    _, _, plan, _, rows = done
+    kept = dataset(plan, f"{name}-random")
+    assert kept.num_rows == dataset(plan, name).num_rows
     by_id = {f"{row['id']:032x}": row for row in rows}
     drawn = [by_id[one] for one in kept["pair_id"].to_pylist()]
     needed = [f"score_{metric}" for metric in rule_scores(RULES[name])]
@@ -164,11 +166,11 @@ def test_a_random_control_is_as_large_and_of_the_same_population(done: Any, name
         assert len(set(pairs)) == len(pairs)
     else:
         assert len({row["prompt"] for row in drawn}) < len(drawn)
-    assert kept["pair_id"].to_pylist() != dataset(lineage, name)["pair_id"].to_pylist()
+    assert kept["pair_id"].to_pylist() != dataset(plan, name)["pair_id"].to_pylist()
 
 
 def test_every_pair_is_accounted_for_and_everything_is_verified(done: Any) -> None:
-    _, _, lineage, reports, rows = done
+    _, _, plan, reports, rows = done
     made = {report.name: report for report in reports if report.stage == "fuse"}
     kept = {report.name: report for report in reports if report.stage == "select"}
     assert made["rank.fuse"].rows_in == len(rows) == 50
@@ -181,18 +183,18 @@ def test_every_pair_is_accounted_for_and_everything_is_verified(done: Any) -> No
     assert kept["both"].details["metric"] == "a"
     assert kept["once"].rows_in == made["once.dedupe"].rows_out
     assert kept["once"].details["metric"] == "once.dedupe"
-    assert verify(lineage.storage).is_clean
+    assert verify(plan.storage).is_clean
 
 
 def test_controls_share_the_scores_of_their_selection(done: Any) -> None:
-    _, _, lineage, reports, _ = done
+    _, _, plan, reports, _ = done
     names = [report.name for report in reports if report.stage == "fuse"]
     assert len(names) == len(set(names))
     assert [name for name in names if name.startswith("rank")] == ["rank.fuse", "rank-random.random"]
     # A reversed dedupe keeps other pairs, of the same fused score.
     once = [name for name in names if name.startswith("once")]
     assert once == ["once.fuse", "once.dedupe", "once-random.random", "once-random.dedupe", "once-reverse.dedupe"]
-    assert {name.split("@")[0] for name in lineage.storage.folders("scores")} == {*names, "a", "b", "random-a"}
+    assert {name.split("@")[0] for name in plan.storage.folders("scores")} == {*names, "a", "b", "random-a"}
 
 
 def test_reports_of_derived_scores_look_like_those_of_metrics(done: Any) -> None:
@@ -215,18 +217,18 @@ def test_edges_of_length_bins_are_reported(done: Any) -> None:
 
 
 def test_the_percentiles_that_a_budget_reached_are_reported(done: Any) -> None:
-    _, _, lineage, reports, _ = done
+    _, _, plan, reports, _ = done
     report = next(report for report in reports if report.stage == "select" and report.name == "middle")
-    worst = -dataset(lineage, "middle")["score"].to_numpy().min()
+    worst = -dataset(plan, "middle")["score"].to_numpy().min()
     distances = [abs(pct - 50) for ends in report.details["percentiles"].values() for pct in ends]
     assert max(distances) == pytest.approx(worst)
     assert set(report.details["percentiles"]) == {"a", "b"}
 
 
 def test_explanations_and_examples_follow_the_derived_scores(done: Any) -> None:
-    _, _, lineage, reports, _ = done
-    kept = dataset(lineage, "once")["pair_id"].to_pylist()[0]
-    contents = Contents(lineage.storage, lineage.catalog, tuple(reports))
+    _, _, plan, reports, _ = done
+    kept = dataset(plan, "once")["pair_id"].to_pylist()[0]
+    contents = Contents(plan.storage, plan.catalog, tuple(reports))
     ((shard, _, full),) = find_pair(contents, kept)
     lines = list(explain_row(contents, shard, full))
     assert sum(line.startswith("score     once.dedupe:") for line in lines) == 1
@@ -234,7 +236,7 @@ def test_explanations_and_examples_follow_the_derived_scores(done: Any) -> None:
     assert any(line.startswith("selection middle:") and "percentiles reached {'a':" in line for line in lines)
     for name, sign in (("once", 1), ("once-reverse", -1), ("both", 1), ("middle", 1)):
         report = next(one for one in reports if one.stage == "select" and one.name == name)
-        shown = examples(lineage, report, 4)
+        shown = examples(plan, report, 4)
         assert {one["kind"] for one in shown} == {"kept", "dropped"}
         if name != "both":
             best = min(sign * one["score"] for one in shown if one["kind"] == "kept")
@@ -251,16 +253,16 @@ def test_a_second_run_computes_nothing(done: Any) -> None:
 
 
 def test_a_killed_run_continues(done: Any, tmp_path: Path) -> None:
-    made, workspace, lineage, _, _ = done
+    made, workspace, plan, _, _ = done
     made = made.model_copy(update={"selections": [one for one in made.selections if one.name == "rank"]})
     again = tmp_path / "w"
     shutil.copytree(workspace, again)
     storage = Storage(str(again))
-    kept = dataset(lineage, "rank")["pair_id"].to_pylist()
+    kept = dataset(plan, "rank")["pair_id"].to_pylist()
     # As if the run had died while the fused scores were written: three of five shards are there, and no summary.
     (folder,) = (name for name in storage.folders("scores") if name.startswith("rank.fuse@"))
     storage.delete(f"scores/{folder}/summary.json")
-    for shard in lineage.catalog.shards[3:]:
+    for shard in plan.catalog.shards[3:]:
         storage.delete(f"scores/{folder}/{shard.source}/_ledger/{shard.shard}.json")
     storage.delete_tree("selections")
     storage.delete_tree("datasets")
@@ -334,16 +336,16 @@ def test_a_rule_of_one_leaf_takes_one_light_pass(
     _, workspace, _, _, _ = done
     made = done[0]
     shutil.copytree(workspace, tmp_path / "w")
-    lineage = Lineage(made, Storage(str(tmp_path / "w")))
-    lineage.storage.delete_tree(lineage.selected_folder(name, RULES[name]))
-    lineage.storage.delete_tree(lineage.selected_dataset(name))
+    plan = make_plan(made, Storage(str(tmp_path / "w")))
+    plan.storage.delete_tree(plan.node("selection", name).path)
+    plan.storage.delete_tree(plan.node("dataset", name).path)
     taken: list[str] = []
 
     def noted(function: Any, *args: Any, **kwargs: Any) -> Any:
         taken.append(function.__name__)
         return map_shards(function, *args, **kwargs)
 
-    monkeypatch.setattr(stage, "over_shards", noted)
-    stage.select_rule(lineage, name, RULES[name], QUIET)
+    monkeypatch.setattr(stage, "map_shards", noted)
+    select(plan, plan.node("selection", name), QUIET)
     assert taken == passes
-    assert dataset(lineage, name).equals(dataset(done[2], name))
+    assert dataset(plan, name).equals(dataset(done[2], name))

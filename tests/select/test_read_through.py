@@ -13,10 +13,12 @@ from stage_runs import run
 
 from prefsel.config.file import parse_config
 from prefsel.errors import IntegrityError
-from prefsel.plan.lineage import Lineage
+from prefsel.plan.columns import pair_reader
+from prefsel.plan.nodes import make_plan, writes_dataset
+from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
 from prefsel.stages import select as stage
-from prefsel.stages.select import select_rule
+from prefsel.stages.select import select
 from prefsel.stages.tasks import map_shards
 from prefsel.train.pair_source import TEXT, Dataset, SelectionPairs
 from prefsel.workspace.ledger import Artifact
@@ -62,8 +64,8 @@ def config(sources: list[dict[str, Any]], dataset: str, **more: Any) -> Any:
     )
 
 
-def read_through(lineage: Lineage, name: str) -> SelectionPairs:
-    return SelectionPairs(lineage.reader_of([]), tuple(lineage.catalog.shards), lineage.selected_path(name))
+def read_through(plan: Plan, name: str) -> SelectionPairs:
+    return SelectionPairs(pair_reader(plan, []), tuple(plan.catalog.shards), plan.node("selection", name).path)
 
 
 @pytest.mark.parametrize(
@@ -82,39 +84,39 @@ def test_auto_writes_what_is_not_read_exactly_once(trainings: list[dict[str, Any
     base = {"name": "one", "selection": "top", "model": "m", "reference": "m", "learning_rate": 1e-3}
     for dataset, expected in (("auto", written), ("always", True), ("never", False)):
         made = config([{"name": "a", "paths": ["a.jsonl"]}], dataset, train=[base | more for more in trainings])
-        assert Lineage(made, Storage("memory")).writes_dataset("top") is expected
+        assert writes_dataset(make_plan(made, Storage("memory")), "top") is expected
 
 
 def test_auto_looks_at_a_control_by_itself() -> None:
     train = [{"name": "one", "selection": "top-random", "model": "m", "reference": "m", "learning_rate": 1e-3}]
-    lineage = Lineage(config([{"name": "a", "paths": ["a.jsonl"]}], "auto", train=train), Storage("memory"))
-    assert (lineage.writes_dataset("top"), lineage.writes_dataset("top-random")) == (True, False)
+    plan = make_plan(config([{"name": "a", "paths": ["a.jsonl"]}], "auto", train=train), Storage("memory"))
+    assert (writes_dataset(plan, "top"), writes_dataset(plan, "top-random")) == (True, False)
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_the_rows_read_through_are_those_of_the_dataset(tmp_path: Path) -> None:
     sources = corpus(tmp_path)
     written, reports = run(config(sources, "always"), tmp_path / "with")
-    lineage, without = run(config(sources, "never"), tmp_path / "without")
+    plan, without = run(config(sources, "never"), tmp_path / "without")
     assert not (tmp_path / "without" / "datasets").exists()
     columns = [*TEXT, "score"]
     for name in ("top", "top-random"):
-        dataset = written.selected_dataset(name)
+        dataset = written.node("dataset", name).path
         assert dataset is not None
         expected = pa.concat_tables(Dataset(written.storage, dataset).tables(columns)).select(columns)
         assert expected.num_rows == 18
-        assert pa.concat_tables(read_through(lineage, name).tables(columns)).select(columns).equals(expected)
+        assert pa.concat_tables(read_through(plan, name).tables(columns)).select(columns).equals(expected)
         one, other = (next(r for r in found if r.name == name) for found in (reports, without))
         assert {**one.details, "dataset": None} == other.details
         assert (one.rows_in, one.rows_out, one.dropped) == (other.rows_in, other.rows_out, other.dropped)
     strata = next(r for r in without if r.name == "top").details["strata"]["kept"]
-    texts = pa.concat_tables(read_through(lineage, "top").tables(TEXT)).to_pylist()
+    texts = pa.concat_tables(read_through(plan, "top").tables(TEXT)).to_pylist()
     labels = [f"{row['source']} / {row['aspect']}" if row["aspect"] else row["source"] for row in texts]
     assert strata == {label: labels.count(label) for label in sorted(set(labels))}
     kept = next(r for r in without if r.name == "top").details["length"]["kept"]
     for side in ("chosen", "rejected"):
         assert kept[side] == pytest.approx(sum(len(row[side][0]["content"]) for row in texts) / len(texts))
-    assert verify(lineage.storage).is_clean
+    assert verify(plan.storage).is_clean
     _, again = run(config(sources, "never"), tmp_path / "without")
     assert all(report.computed_shards == 0 for report in again if report.stage != "select")
 
@@ -122,15 +124,14 @@ def test_the_rows_read_through_are_those_of_the_dataset(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_a_killed_selection_without_a_dataset_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = config(corpus(tmp_path), "never")
-    lineage, _ = run(made, tmp_path / "w")
-    folder = lineage.selected_path("top")
+    plan, _ = run(made, tmp_path / "w")
+    folder = plan.node("selection", "top").path
     before = {
-        shard.key: Artifact(lineage.storage, f"{folder}/{shard.source}").read(shard.shard)
-        for shard in lineage.catalog.shards
+        shard.key: Artifact(plan.storage, f"{folder}/{shard.source}").read(shard.shard) for shard in plan.catalog.shards
     }
     # As if the run had died when the first source was through.
-    lineage.storage.delete_tree(f"{folder}/b")
-    lineage.storage.delete(f"{folder}/summary.json")
+    plan.storage.delete_tree(f"{folder}/b")
+    plan.storage.delete(f"{folder}/summary.json")
     monkeypatch.setattr("prefsel.select.writer.SHARDS_PER_FILE", 2)
     written: list[str] = []
 
@@ -139,67 +140,67 @@ def test_a_killed_selection_without_a_dataset_goes_on(tmp_path: Path, monkeypatc
             written.extend(shard.key for part in items for shard in part.shards)
         return map_shards(function, items, **kwargs)
 
-    monkeypatch.setattr(stage, "over_shards", noted)
-    select_rule(lineage, "top", TOP, QUIET)
-    shards = lineage.catalog.shards
+    monkeypatch.setattr(stage, "map_shards", noted)
+    select(plan, plan.node("selection", "top"), QUIET)
+    shards = plan.catalog.shards
     assert set(written) == {shard.key for shard in shards if shard.source == "b"} | set(written[:1])
     for shard in shards:
-        artifact = Artifact(lineage.storage, f"{folder}/{shard.source}")
+        artifact = Artifact(plan.storage, f"{folder}/{shard.source}")
         assert artifact.read(shard.shard).equals(before[shard.key])
-    assert verify(lineage.storage).is_clean
+    assert verify(plan.storage).is_clean
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_lost_selection_is_written_again_beside_its_dataset(tmp_path: Path) -> None:
     made = config(corpus(tmp_path), "always")
-    lineage, reports = run(made, tmp_path / "w")
-    lineage.storage.delete_tree("selections")
+    plan, reports = run(made, tmp_path / "w")
+    plan.storage.delete_tree("selections")
     _, again = run(made, tmp_path / "w")
     first, second = (next(r.details for r in found if r.name == "top") for found in (reports, again))
     assert first == second
-    assert verify(lineage.storage).is_clean
+    assert verify(plan.storage).is_clean
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_rows_of_another_corpus_are_not_read_through(tmp_path: Path) -> None:
-    lineage, _ = run(config(corpus(tmp_path), "never"), tmp_path / "w")
-    folder = lineage.selected_path("top")
+    plan, _ = run(config(corpus(tmp_path), "never"), tmp_path / "w")
+    folder = plan.node("selection", "top").path
     shard = next(
-        s for s in lineage.catalog.shards if Artifact(lineage.storage, f"{folder}/{s.source}").read(s.shard).num_rows
+        s for s in plan.catalog.shards if Artifact(plan.storage, f"{folder}/{s.source}").read(s.shard).num_rows
     )
-    artifact = Artifact(lineage.storage, f"{folder}/{shard.source}")
+    artifact = Artifact(plan.storage, f"{folder}/{shard.source}")
     table = artifact.read(shard.shard)
     moved = table.set_column(
         table.column_names.index("row"), "row", pa.array([(r + 1) % 7 for r in table["row"].to_pylist()])
     )
     artifact.commit(shard.shard, moved, made_from="x", attempt="x")
     with pytest.raises(IntegrityError, match=f"{shard.key}: its pair_ids are not those"):
-        list(read_through(lineage, "top").tables(TEXT))
+        list(read_through(plan, "top").tables(TEXT))
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_lost_shard_of_a_selection_is_named(tmp_path: Path) -> None:
-    lineage, _ = run(config(corpus(tmp_path), "never"), tmp_path / "w")
-    shard = lineage.catalog.shards[-1]
-    lineage.storage.delete(f"{lineage.selected_path('top')}/{shard.key}.parquet")
+    plan, _ = run(config(corpus(tmp_path), "never"), tmp_path / "w")
+    shard = plan.catalog.shards[-1]
+    plan.storage.delete(f"{plan.node('selection', 'top').path}/{shard.key}.parquet")
     with pytest.raises(IntegrityError, match=f"{shard.key}: lost; remove selections/top@"):
-        list(read_through(lineage, "top").tables(TEXT))
+        list(read_through(plan, "top").tables(TEXT))
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_dataset_asked_for_later_is_written(tmp_path: Path) -> None:
     sources = corpus(tmp_path)
     run(config(sources, "never"), tmp_path / "w")
-    lineage, reports = run(config(sources, "always"), tmp_path / "w")
-    dataset = lineage.selected_dataset("top")
+    plan, reports = run(config(sources, "always"), tmp_path / "w")
+    dataset = plan.node("dataset", "top").path
     assert dataset is not None
-    rows = pa.concat_tables(Dataset(lineage.storage, dataset).tables(["pair_id", "score"]))
-    assert rows.equals(pa.concat_tables(read_through(lineage, "top").tables(["pair_id", "score"])))
+    rows = pa.concat_tables(Dataset(plan.storage, dataset).tables(["pair_id", "score"]))
+    assert rows.equals(pa.concat_tables(read_through(plan, "top").tables(["pair_id", "score"])))
     assert next(r for r in reports if r.name == "top").details["dataset"] == dataset
     _, without = run(config(sources, "never"), tmp_path / "w")
     report = next(r for r in without if r.name == "top")
     assert (report.details["dataset"], report.computed_shards) == (None, 0)
-    assert verify(lineage.storage).is_clean
+    assert verify(plan.storage).is_clean
 
 
 # -------------------------------------------------------------------------------------------------------- what is read
@@ -219,7 +220,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         return [function(item, shared) for item in items]
 
     monkeypatch.setattr(Artifact, "read", read)
-    monkeypatch.setattr(stage, "over_shards", serial)
+    monkeypatch.setattr(stage, "map_shards", serial)
     return reads
 
 
@@ -235,9 +236,9 @@ READ_FOR = {
 """Rules, and what is read of every score shard to find their thresholds."""
 
 
-def shards_of(lineage: Lineage, folder: str) -> list[pa.Table]:
-    storage = lineage.storage
-    return [Artifact(storage, f"{folder}/{shard.source}").read(shard.shard) for shard in lineage.catalog.shards]
+def shards_of(plan: Plan, folder: str) -> list[pa.Table]:
+    storage = plan.storage
+    return [Artifact(storage, f"{folder}/{shard.source}").read(shard.shard) for shard in plan.catalog.shards]
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -245,21 +246,21 @@ def test_a_selection_without_a_dataset_reads_scores_and_ids_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     selections = [{"name": name, "rule": rule, "dataset": "never"} for name, (rule, _) in READ_FOR.items()]
-    lineage, _ = run(config(corpus(tmp_path), "never", selections=selections), tmp_path / "w")
+    plan, _ = run(config(corpus(tmp_path), "never", selections=selections), tmp_path / "w")
     reads = counted(monkeypatch)
-    for name, (rule, searched) in READ_FOR.items():
-        folder = lineage.selected_path(name)
-        kept = shards_of(lineage, folder)
-        lineage.storage.delete_tree(folder)
+    for name, (_, searched) in READ_FOR.items():
+        folder = plan.node("selection", name).path
+        kept = shards_of(plan, folder)
+        plan.storage.delete_tree(folder)
         reads.clear()
-        stage.select_rule(lineage, name, rule, QUIET)
-        per_shard = {column: count / len(lineage.catalog.shards) for column, count in reads.items()}
+        select(plan, plan.node("selection", name), QUIET)
+        per_shard = {column: count / len(plan.catalog.shards) for column, count in reads.items()}
         pairs = {column: count for column, count in per_shard.items() if not column.startswith("scores.")}
         assert pairs == {"pairs.pair_id": 1, "pairs.prompt_id": 1}
         if searched is not None:
             expected = Counter(WRITTEN) + Counter(searched)
             assert per_shard == {**pairs, **{f"scores.{column}": count for column, count in expected.items()}}
-        assert shards_of(lineage, folder) == kept
+        assert shards_of(plan, folder) == kept
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -268,14 +269,14 @@ def test_scores_of_an_earlier_version_are_selected_from(tmp_path: Path) -> None:
     by_length = {"kind": "quota", "score": "score_margin", "by": ["length_bin"], "ratio": 0.3}
     selections = [{"name": "top", "rule": TOP}, {"name": "length", "rule": by_length}]
     made = config(corpus(tmp_path), "never", selections=[{**one, "dataset": "never"} for one in selections])
-    lineage, reports = run(made, tmp_path / "w")
-    folder = lineage.scores_folder("margin")
-    for shard in lineage.catalog.shards:
-        artifact = Artifact(lineage.storage, f"{folder}/{shard.source}")
+    plan, reports = run(made, tmp_path / "w")
+    folder = plan.node("scores", "margin").path
+    for shard in plan.catalog.shards:
+        artifact = Artifact(plan.storage, f"{folder}/{shard.source}")
         entry = artifact.entries()[shard.shard]
         table = artifact.read(shard.shard).drop_columns(["chosen_length", "rejected_length"])
         artifact.commit(shard.shard, table, made_from=entry.input, attempt=entry.attempt, info=entry.info)
-    lineage.storage.delete_tree("selections")
+    plan.storage.delete_tree("selections")
     _, again = run(made, tmp_path / "w")
     for name in ("top", "length"):
         first, second = (next(one for one in found if one.name == name) for found in (reports, again))
