@@ -25,7 +25,7 @@ class Counter:
         self.total, self.unit, self.note = total, unit, note
         self.done, self.tokens = 0, 0
         self._size, self._total_size = 0.0, total_size or float(total)
-        self._began_s = self._first_s = time.monotonic()
+        self._began_s = self._first_s = self._last_s = time.monotonic()
         self._first_size, self._first_tokens = 0.0, 0
 
     def advance(self, count: int = 1, note: str = "", *, tokens: int = 0, size: float | None = None) -> None:
@@ -37,8 +37,9 @@ class Counter:
             tokens: Tokens in them.
             size: Their share of `total_size`; default: every unit is alike.
         """
+        self._last_s = time.monotonic()
         if not self.done:  # until now models were loaded too, so speeds count from here
-            self._first_s, self._first_size, self._first_tokens = time.monotonic(), size or count, tokens
+            self._first_s, self._first_size, self._first_tokens = self._last_s, size or count, tokens
         self.done, self.tokens, self.note = self.done + count, self.tokens + tokens, note
         self._size += count if size is None else size
 
@@ -53,16 +54,18 @@ class Counter:
         return time.monotonic() - self._began_s
 
     def remaining_s(self) -> float | None:
-        """Seconds to the end at the speed since the first unit; None before the second one."""
-        size, seconds = self._size - self._first_size, time.monotonic() - self._first_s
-        return (self._total_size - self._size) * seconds / size if size > 0 and self.done < self.total else None
+        """Seconds to the end, at the speed between the first unit and the last one; None before the second one."""
+        size, seconds = self._size - self._first_size, self._last_s - self._first_s
+        if size <= 0 or self.done >= self.total:
+            return None
+        return max(0.0, (self._total_size - self._size) * seconds / size - (time.monotonic() - self._last_s))
 
     def text(self) -> str:
         """Count, tokens and their speed, time left, note: what is known of them."""
         parts = [f"{self.done:,}/{self.total:,} {self.unit}"]
         if self.tokens:
             parts.append(f"{self.tokens:,} tokens")
-            seconds = time.monotonic() - self._first_s
+            seconds = self._last_s - self._first_s
             if self.tokens > self._first_tokens and seconds > 0:
                 parts.append(f"{(self.tokens - self._first_tokens) / seconds:,.0f} tokens/s")
         if (left := self.remaining_s()) is not None:

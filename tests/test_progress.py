@@ -31,9 +31,13 @@ def test_speed_and_time_left_count_from_the_first_unit(monkeypatch: pytest.Monke
     counter.advance(tokens=500, size=100)
     assert counter.text() == "2/3 shards, 1,200 tokens, 50 tokens/s, 0:00:20 left"
     assert counter.share == 0.5
+    passing.now += 5
+    assert counter.text() == "2/3 shards, 1,200 tokens, 50 tokens/s, 0:00:15 left"
+    passing.now += 60
+    assert counter.text() == "2/3 shards, 1,200 tokens, 50 tokens/s, 0:00:00 left"
     counter.advance(size=200)
-    assert counter.text() == "3/3 shards, 1,200 tokens, 50 tokens/s"
-    assert clock(counter.elapsed_s) == "0:01:10"
+    assert counter.text() == "3/3 shards, 1,200 tokens, 7 tokens/s"  # 500 tokens in the 75 s since the first
+    assert clock(counter.elapsed_s) == "0:02:15"
 
 
 def test_units_without_sizes_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +47,7 @@ def test_units_without_sizes_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
         counter.advance(note="a.jsonl")
         passing.now += 2
     assert counter.share == pytest.approx(0.6)
-    assert counter.text() == "3/5 files, 0:00:06 left, a.jsonl"  # 2 units in the 6 s since the first
+    assert counter.text() == "3/5 files, 0:00:02 left, a.jsonl"  # one in 2 s, and 2 s have passed since the last
 
 
 def test_a_log_hears_of_work_that_does_not_advance(

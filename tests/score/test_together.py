@@ -14,12 +14,13 @@ from tiny_models import bpe_tokenizer, randomize, tiny_causal
 
 from prefsel.config import Pool
 from prefsel.configfile import parse_config
+from prefsel.errors import PrefselError
 from prefsel.graph import Node, all_nodes, in_passes, ordered
 from prefsel.ingest.stage import ingest
 from prefsel.lineage import Lineage
 from prefsel.models.chat import Encoder
 from prefsel.progress import Progress
-from prefsel.score import sharing
+from prefsel.score import pool, sharing
 from prefsel.score.scorers import CausalLogpsScorer
 from prefsel.score.stage import score_together, split_by_pending
 from prefsel.score.together import TogetherScorer, tokenizer_key, weights_bytes
@@ -200,3 +201,29 @@ def test_a_killed_actor_costs_only_the_shards_it_held(tmp_path, folders):
         attempts = Artifact(hurt.storage, f"{hurt.columns_folder(one)}/a").attempts()
         assert len(attempts) == 80
         assert 80 <= sum(attempts.values()) <= 82  # it may die between two shards
+
+
+@pytest.mark.fault
+@pytest.mark.usefixtures("local_ray")
+def test_actors_that_die_for_ever_end_the_run(tmp_path, folders):
+    """As one does that is too large for the memory: every new actor is killed before it has done anything."""
+    graph = lineage(tmp_path, folders, "w", num_rows=60)
+    killed, is_over = set(), threading.Event()
+
+    def kill():
+        while not is_over.is_set():
+            for process in psutil.Process().children(recursive=True):
+                if process.name().startswith("ray::MapWorker"):
+                    process.kill()
+                    killed.add(process.pid)
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=kill)
+    watcher.start()
+    try:
+        with pytest.raises(PrefselError, match=rf"{pool.MAX_LOST_ACTORS + 1} actors died .*, the last one so:"):
+            score_together(graph, graph.scorers, QUIET)
+    finally:
+        is_over.set()
+        watcher.join()
+    assert len(killed) > pool.MAX_LOST_ACTORS
