@@ -113,16 +113,19 @@ def run(
             progress.line(report.sentence())
             progress.finished(f"{report.stage} {report.name}")
 
-    done(ingest(config, storage, progress))
+    with progress.at("ingest"):
+        done(ingest(config, storage, progress))
     lineage = Lineage(config, storage)
     if until != "ingest":
-        done(resolve_eligible(lineage, progress))
+        with progress.at("eligible"):
+            done(resolve_eligible(lineage, progress))
         check_budgets(config, reports[-1].rows_out)
         require_imported(lineage)
         nodes = [node for node in all_nodes(lineage) if until is None or UNTIL[until](lineage, node)]
         for together in in_passes(lineage, ordered(lineage, nodes)):
             columns = together[0].kind == "columns"
-            done(build_columns(lineage, together, progress) if columns else build(lineage, together[0], progress))
+            with progress.at(", ".join(map(str, together))):
+                done(build_columns(lineage, together, progress) if columns else build(lineage, together[0], progress))
     is_new = any(report.computed_shards for report in reports)
     if until is not None:
         return Outcome(reports, None, is_new)

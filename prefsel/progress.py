@@ -99,6 +99,7 @@ class Progress:
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=quiet)
         self._finished: list[str] = []
         self._committing: tuple[str, Counter] | None = None
+        self._voices: list[Callable[[], str]] = []
 
     def line(self, text: str) -> None:
         """Print one line."""
@@ -126,7 +127,7 @@ class Progress:
         began = time.monotonic()
         if not self._console.is_terminal or self._console.quiet:
             self.line(f"{text} …")
-            with self._repeated(lambda: f"{text} … {clock(time.monotonic() - began)}"):
+            with self._beating(lambda: f"{text} … {clock(time.monotonic() - began)}"):
                 yield
             return
         with Bars(SpinnerColumn(), TextColumn("{task.description} …"), console=self._console, transient=True) as bars:
@@ -159,7 +160,7 @@ class Progress:
         if not self._console.is_terminal or self._console.quiet:
             if note:
                 self.line(f"  {label}: {counter.text()}")
-            with self._repeated(lambda: f"  {label}: {counter.text()}  {clock(counter.elapsed_s)}"):
+            with self._beating(lambda: f"  {label}: {counter.text()}  {clock(counter.elapsed_s)}"):
                 yield counter
         else:
             columns = (TextColumn("  {task.description}"), BarColumn(bar_width=20), _Told())
@@ -169,18 +170,34 @@ class Progress:
         self._committing = before
 
     @contextmanager
-    def _repeated(self, told: Callable[[], str]) -> Iterator[None]:
-        """Print what `told` returns every `LOG_INTERVAL_S` while the block runs."""
+    def at(self, what: str) -> Iterator[None]:
+        """What a log hears of while the block runs and nothing inside it says more."""
+        began = time.monotonic()
+        if self._console.is_terminal or self._console.quiet:
+            yield
+            return
+        with self._beating(lambda: f"  at {what}  {clock(time.monotonic() - began)}"):
+            yield
+
+    @contextmanager
+    def _beating(self, told: Callable[[], str]) -> Iterator[None]:
+        """Print what `told` returns every `LOG_INTERVAL_S` while the block runs; of nested blocks the inmost speaks."""
+        if self._console.quiet:
+            yield
+            return
         is_over = threading.Event()
+        self._voices.append(told)
 
-        def repeat() -> None:
+        def beat() -> None:
             while not is_over.wait(LOG_INTERVAL_S):
-                self.line(told())
+                if self._voices[-1:] == [told]:
+                    self.line(told())
 
-        thread = threading.Thread(target=repeat, daemon=True)
+        thread = threading.Thread(target=beat, daemon=True)
         thread.start()
         try:
             yield
         finally:
             is_over.set()
             thread.join()
+            self._voices.remove(told)
