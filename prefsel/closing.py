@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from prefsel.progress import clock
 from prefsel.workspace.manifest import StageReport
 
+WORDS = {
+    **{"ingest": "source", "scratch": "small model", "score": "column set", "tangent": "tangent"},
+    **{"metric": "pair score", "fuse": "fused score", "select": "selection", "reward": "reward model"},
+    **{"train": "training"},
+}
+"""What a stage makes, one each time."""
 MAX_STAGES = 8
 """Stages whose seconds are named, the longest ones; the report has all."""
 
@@ -27,12 +34,16 @@ def closing(
     computed = [report for report in reports if report.computed_shards]
     there = len(reports) - len(computed)
     yield f"done in {clock(seconds)}; workspace {workspace}" + (f"; {there} stages were there already" if there else "")
+    made = Counter(WORDS[report.stage] for report in computed if report.stage in WORDS)
+    if made:
+        counts = (f"{count} {what}{'s' if count > 1 else ''}" for what, count in made.items())
+        yield f"  {'made':<9} {', '.join(counts)}"
     for stage, told in (("eligible", "eligible"), ("select", "kept"), ("train", "trained"), ("reward", "trained")):
         for report in (report for report in reports if report.stage == stage):
-            name = "" if stage == "eligible" else f" {report.name}"
+            name = "" if stage == "eligible" else f" {report.name}:"
             share = f" ({report.rows_out / report.rows_in:.1%})" if report.rows_in and stage != "train" else ""
             flow = f"{report.rows_out:,} of {report.rows_in:,} {report.unit}{share}"
-            yield f"  {told:<9}{name}: {flow}" + ("" if stage == "eligible" else f"  {_place(report)}")
+            yield f"  {told:<9}{name} {flow}" + ("" if stage == "eligible" else f"  {_place(report)}")
     if computed:
         slow = sorted(computed, key=lambda report: -report.seconds)[:MAX_STAGES]
         stages = ", ".join(f"{report.stage} {report.name} {report.seconds:,.1f}" for report in slow)

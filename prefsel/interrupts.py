@@ -59,7 +59,8 @@ def kept_handlers() -> Iterator[None]:
         came = True
     finally:
         for number, handler in kept.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one that is not Python's own cannot be put back
+                signal.signal(number, handler)
     if came:
         signal.raise_signal(signal.SIGTERM)
 

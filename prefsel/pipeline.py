@@ -118,15 +118,18 @@ def run(
                 progress.line(report.sentence())
                 progress.finished(f"{report.stage} {report.name}")
 
-    done(ingest(config, storage, progress))
+    with progress.at("ingest"):
+        done(ingest(config, storage, progress))
     plan = make_plan(config, storage)
     if until != "ingest":
-        done([resolve_eligible(plan, progress)])
+        with progress.at("eligible"):
+            done([resolve_eligible(plan, progress)])
         check_budgets(config, reports[-1].rows_out)
         require_imported(plan)
         wanted = [node for node in all_nodes(plan) if until is None or UNTIL[until](node)]
         for together in in_passes([node for node in in_order(wanted) if node.kind != "eligible"]):
-            done(make(plan, together, progress))
+            with progress.at(", ".join(map(str, together))):
+                done(make(plan, together, progress))
     is_new = any(report.computed_shards for report in reports)
     if until is not None:
         return Outcome(reports, None, is_new)

@@ -25,7 +25,7 @@ class Counter:
         self.total, self.unit, self.note = total, unit, note
         self.done, self.tokens = 0, 0
         self._size, self._total_size = 0.0, total_size or float(total)
-        self._began_s = self._first_s = time.monotonic()
+        self._began_s = self._first_s = self._last_s = time.monotonic()
         self._first_size, self._first_tokens = 0.0, 0
 
     def advance(self, count: int = 1, note: str = "", *, tokens: int = 0, size: float | None = None) -> None:
@@ -37,8 +37,9 @@ class Counter:
             tokens: Tokens in them.
             size: Their share of `total_size`; default: every unit is alike.
         """
+        self._last_s = time.monotonic()
         if not self.done:  # until now models were loaded too, so speeds count from here
-            self._first_s, self._first_size, self._first_tokens = time.monotonic(), size or count, tokens
+            self._first_s, self._first_size, self._first_tokens = self._last_s, size or count, tokens
         self.done, self.tokens, self.note = self.done + count, self.tokens + tokens, note
         self._size += count if size is None else size
 
@@ -53,16 +54,18 @@ class Counter:
         return time.monotonic() - self._began_s
 
     def remaining_s(self) -> float | None:
-        """Seconds to the end at the speed since the first unit; None before the second one."""
-        size, seconds = self._size - self._first_size, time.monotonic() - self._first_s
-        return (self._total_size - self._size) * seconds / size if size > 0 and self.done < self.total else None
+        """Seconds to the end, at the speed between the first unit and the last one; None before the second one."""
+        size, seconds = self._size - self._first_size, self._last_s - self._first_s
+        if size <= 0 or self.done >= self.total:
+            return None
+        return max(0.0, (self._total_size - self._size) * seconds / size - (time.monotonic() - self._last_s))
 
     def text(self) -> str:
         """Count, tokens and their speed, time left, note: what is known of them."""
         parts = [f"{self.done:,}/{self.total:,} {self.unit}"]
         if self.tokens:
             parts.append(f"{self.tokens:,} tokens")
-            seconds = time.monotonic() - self._first_s
+            seconds = self._last_s - self._first_s
             if self.tokens > self._first_tokens and seconds > 0:
                 parts.append(f"{(self.tokens - self._first_tokens) / seconds:,.0f} tokens/s")
         if (left := self.remaining_s()) is not None:
@@ -96,6 +99,7 @@ class Progress:
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=quiet)
         self._finished: list[str] = []
         self._committing: tuple[str, Counter] | None = None
+        self._voices: list[Callable[[], str]] = []
 
     def line(self, text: str) -> None:
         """Print one line."""
@@ -123,7 +127,7 @@ class Progress:
         began = time.monotonic()
         if not self._console.is_terminal or self._console.quiet:
             self.line(f"{text} …")
-            with self._repeated(lambda: f"{text} … {clock(time.monotonic() - began)}"):
+            with self._beating(lambda: f"{text} … {clock(time.monotonic() - began)}"):
                 yield
             return
         with Bars(SpinnerColumn(), TextColumn("{task.description} …"), console=self._console, transient=True) as bars:
@@ -156,7 +160,7 @@ class Progress:
         if not self._console.is_terminal or self._console.quiet:
             if note:
                 self.line(f"  {label}: {counter.text()}")
-            with self._repeated(lambda: f"  {label}: {counter.text()}  {clock(counter.elapsed_s)}"):
+            with self._beating(lambda: f"  {label}: {counter.text()}  {clock(counter.elapsed_s)}"):
                 yield counter
         else:
             columns = (TextColumn("  {task.description}"), BarColumn(bar_width=20), _Told())
@@ -166,18 +170,34 @@ class Progress:
         self._committing = before
 
     @contextmanager
-    def _repeated(self, told: Callable[[], str]) -> Iterator[None]:
-        """Print what `told` returns every `LOG_INTERVAL_S` while the block runs."""
+    def at(self, what: str) -> Iterator[None]:
+        """What a log hears of while the block runs and nothing inside it says more."""
+        began = time.monotonic()
+        if self._console.is_terminal or self._console.quiet:
+            yield
+            return
+        with self._beating(lambda: f"  at {what}  {clock(time.monotonic() - began)}"):
+            yield
+
+    @contextmanager
+    def _beating(self, told: Callable[[], str]) -> Iterator[None]:
+        """Print what `told` returns every `LOG_INTERVAL_S` while the block runs; of nested blocks the inmost speaks."""
+        if self._console.quiet:
+            yield
+            return
         is_over = threading.Event()
+        self._voices.append(told)
 
-        def repeat() -> None:
+        def beat() -> None:
             while not is_over.wait(LOG_INTERVAL_S):
-                self.line(told())
+                if self._voices[-1:] == [told]:
+                    self.line(told())
 
-        thread = threading.Thread(target=repeat, daemon=True)
+        thread = threading.Thread(target=beat, daemon=True)
         thread.start()
         try:
             yield
         finally:
             is_over.set()
             thread.join()
+            self._voices.remove(told)

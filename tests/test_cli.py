@@ -122,7 +122,8 @@ def test_run_verify_explain_and_again(here: Path, capsys: pytest.CaptureFixture[
     first = capsys.readouterr().out
     page = next(line for line in first.splitlines() if line.startswith("  report    ")).split()[1]
     assert Path(page).is_file()
-    assert "  eligible : 4 of 4 pairs (100.0%)" in first
+    assert "  eligible  4 of 4 pairs (100.0%)" in first
+    assert "  made      1 source, 1 column set, 1 pair score, 1 selection" in first
     assert "  kept      top: 2 of 4 pairs (50.0%)  datasets/top@" in first
     assert first.endswith("next      prefsel explain PAIR_ID --workspace w\n            prefsel verify --workspace w\n")
     assert guarded(app, ["run", "c.yaml", "--workspace", "w"]) == 0

@@ -52,11 +52,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def run_until(folder: Path, said: str, number: int) -> tuple[int, str, list[psutil.Process]]:
-    """Start the run, signal it half a second after it said something; exit code, stderr, and its processes."""
-    command = [*PREFSEL, "run", "c.yaml", "--workspace", "w"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=folder, bufsize=1, start_new_session=True, **pipes)  # type: ignore[call-overload]
+def run_until(
+    folder: Path, said: str, number: int, *more: str, wait_s: float = 0.5
+) -> tuple[int, str, list[psutil.Process]]:
+    """Start the run, signal it a moment after it said something; exit code, stderr, and its processes."""
+    command = [*PREFSEL, "run", "c.yaml", *more]
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        bufsize=1,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     is_heard = threading.Event()
 
     def listen() -> None:
@@ -68,7 +77,7 @@ def run_until(folder: Path, said: str, number: int) -> tuple[int, str, list[psut
     listener = threading.Thread(target=listen)
     listener.start()
     assert is_heard.wait(300)
-    time.sleep(0.5)
+    time.sleep(wait_s)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     stderr = process.stderr.read()
@@ -97,7 +106,7 @@ PHASES = [
 @pytest.mark.fault
 def test_every_phase_can_be_interrupted_and_the_next_run_goes_on(folder: Path) -> None:
     for said, number, committed in PHASES:
-        code, stderr, children = run_until(folder, said, number)
+        code, stderr, children = run_until(folder, said, number, "--workspace", "w")
         assert code == 128 + number, (said, stderr)
         assert stderr.count("\n") == 1, (said, stderr)
         assert stderr.startswith(f"prefsel: {number.name}; committed so far: "), (said, stderr)
@@ -114,6 +123,31 @@ def test_every_phase_can_be_interrupted_and_the_next_run_goes_on(folder: Path) -
     again = [*folder.glob("w/columns/*/a/_ledger/attempts/*"), *folder.glob("w/groups/a/_ledger/attempts/*")]
     assert sorted(again) == sorted(ledgers)  # what was committed was not begun again
     assert subprocess.run([*PREFSEL, "verify", "-w", "w"], cwd=folder, check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+def test_a_cluster_that_was_joined_is_left_without_our_actors(folder: Path) -> None:
+    """Its processes are not ours to kill; it ends what belonged to the driver that went away."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20})
+
+    def workers() -> list[str]:
+        names = [process.name() for process in psutil.Process().children(recursive=True)]
+        return [name for name in names if name.startswith("ray::") and "IDLE" not in name]
+
+    try:
+        more = ("--workspace", "joined", "--set", f"ray.address={cluster.address}")
+        code, stderr, _ = run_until(folder, "score policy: 0/4", signal.SIGTERM, *more, wait_s=4.0)
+        assert (code, stderr.count("\n")) == (143, 1), stderr
+        assert "committed so far: ingest a, eligible all, scratch policy, score policy" in stderr
+        until = time.monotonic() + 60
+        while workers() and time.monotonic() < until:
+            time.sleep(0.2)
+        assert not workers()
+    finally:
+        cluster.shutdown()
 
 
 WAITING = """

@@ -15,13 +15,14 @@ from tiny_models import bpe_tokenizer, randomize, tiny_causal
 
 from prefsel.config import Pool
 from prefsel.config.file import parse_config
+from prefsel.errors import PrefselError
 from prefsel.models.chat import Encoder
 from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.passes import in_passes
 from prefsel.progress import Progress
 from prefsel.score.multi_model import MultiModelScorer, tokenizer_key, weights_bytes
 from prefsel.score.scorers import CausalLogpsScorer
-from prefsel.stages import sharing
+from prefsel.stages import pool, sharing
 from prefsel.stages.ingest import ingest
 from prefsel.stages.score import Pending, score, scoring_job, split_by_pending
 from prefsel.workspace.catalog import ShardRef
@@ -122,11 +123,11 @@ def contents(graph):
     return found
 
 
-@pytest.mark.usefixtures("local_ray")
 def score_all(graph):
-    return score(graph.plan, [graph.plan.node("columns", one.label) for one in graph.scorers], QUIET)
+    return score(graph, [graph.node("columns", one.label) for one in graph.scorers], QUIET)
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_a_shared_pass_makes_the_same_artifacts_and_reads_once(tmp_path, folders):
     apart = plan(tmp_path, folders, "apart", share="never")
     beside = plan(tmp_path, folders, "beside")
@@ -205,3 +206,29 @@ def test_a_killed_actor_costs_only_the_shards_it_held(tmp_path, folders):
         attempts = Artifact(hurt.storage, f"{hurt.node('columns', one.label).path}/a").attempts()
         assert len(attempts) == 80
         assert 80 <= sum(attempts.values()) <= 82  # it may die between two shards
+
+
+@pytest.mark.fault
+@pytest.mark.usefixtures("local_ray")
+def test_actors_that_die_for_ever_end_the_run(tmp_path, folders):
+    """As one does that is too large for the memory: every new actor is killed before it has done anything."""
+    graph = plan(tmp_path, folders, "w", num_rows=60)
+    killed, is_over = set(), threading.Event()
+
+    def kill():
+        while not is_over.is_set():
+            for process in psutil.Process().children(recursive=True):
+                if process.name().startswith("ray::MapWorker"):
+                    process.kill()
+                    killed.add(process.pid)
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=kill)
+    watcher.start()
+    try:
+        with pytest.raises(PrefselError, match=rf"{pool.MAX_LOST_ACTORS + 1} actors died .*, the last one so:"):
+            score_all(graph)
+    finally:
+        is_over.set()
+        watcher.join()
+    assert len(killed) > pool.MAX_LOST_ACTORS
