@@ -17,12 +17,6 @@ class UserError(PrefselError):
     exit_code = 2
 
 
-class Refused(PrefselError):
-    """A lease, gate or cost cap said no (exit code 3)."""
-
-    exit_code = 3
-
-
 class NonFiniteError(PrefselError):
     """A NaN or infinity where only finite numbers are allowed; names the column and the first offenders."""
 

@@ -67,7 +67,6 @@ def score_report(
         computed_shards=computed,
         seconds=time.monotonic() - started,
         artifact=folder,
-        fingerprint=folder.rsplit("@", 1)[1],
         details=details,
     )
 

@@ -39,7 +39,6 @@ def report(node: Any, done: Mapping[str, Entry], computed: int, seconds: float) 
         computed_shards=computed,
         seconds=seconds,
         artifact=node.path,
-        fingerprint=node.fingerprint,
         details={"kind": node.spec.kind, **measured(infos), "range": bounds(done.values())},
     )
 

@@ -49,7 +49,6 @@ def resolve_eligible(plan: Plan, progress: Progress) -> StageReport:
         computed_shards=len(catalog.shards),
         seconds=time.monotonic() - started,
         artifact=folder,
-        fingerprint=node.fingerprint,
     )
     save_summary(storage, report)
     return report

@@ -64,6 +64,5 @@ def _make_scratch(item: Any, shared: Any) -> StageReport:
         computed_shards=1,
         seconds=time.monotonic() - started,
         artifact=path,
-        fingerprint=path.rsplit("@", 1)[1],
         details=facts,
     )

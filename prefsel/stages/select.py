@@ -144,7 +144,6 @@ def select(plan: Plan, node: Node, progress: Progress) -> list[StageReport]:
         computed_shards=len(shards),
         seconds=time.monotonic() - started,
         artifact=folder,
-        fingerprint=node.fingerprint,
         details=details,
     )
     save_summary(storage, report)
@@ -293,7 +292,6 @@ def write_holdout(plan: Plan, progress: Progress) -> list[StageReport]:
         computed_shards=len(files),
         seconds=time.monotonic() - started,
         artifact=dataset,
-        fingerprint=plan.node("dataset", "holdout").fingerprint,
         details={"length": {"unit": writer.reader.length_unit, "kept": kept_lengths(files)}},
     )
     save_summary(plan.storage, report)

@@ -56,7 +56,6 @@ def make_tangent(plan: Plan, node: Node, progress: Progress) -> StageReport:
         computed_shards=1,
         seconds=time.monotonic() - started,
         artifact=path,
-        fingerprint=node.fingerprint,
         details=facts,
     )
     save_summary(plan.storage, report)

@@ -81,7 +81,6 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
         computed_shards=1,
         seconds=time.monotonic() - started,
         artifact=path,
-        fingerprint=node.fingerprint,
         details=made_from | {"train_seconds": time.monotonic() - started} | info,
     )
     save_summary(storage, report)

@@ -36,10 +36,12 @@ class StageReport:
     seconds: float
     artifact: str
     fingerprint: str | None = None
+    """What stands after `@` in `artifact`."""
     details: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_flow(f"{self.stage} {self.name}", self.rows_in, self.rows_out, self.dropped)
+        object.__setattr__(self, "fingerprint", self.artifact.partition("@")[2] or None)
 
     def sentence(self) -> str:
         """One line for the log."""
