@@ -18,14 +18,25 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from prefsel.version import __version__
+
 if TYPE_CHECKING:
     from prefsel import config, errors, metrics, models, plugins, select
     from prefsel.report.opened import PairTable, Workspace
     from prefsel.report.opened import open_workspace as open
 
-__version__ = "0.1.0"
-
-__all__ = ["PairTable", "Workspace", "config", "errors", "metrics", "models", "open", "plugins", "select"]
+__all__ = [
+    "PairTable",
+    "Workspace",
+    "__version__",
+    "config",
+    "errors",
+    "metrics",
+    "models",
+    "open",
+    "plugins",
+    "select",
+]
 
 _ELSEWHERE = {"PairTable": "PairTable", "Workspace": "Workspace", "open": "open_workspace"}
 """Name → what it is called in `prefsel.report.opened`; the other names are modules."""

@@ -16,8 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
-from prefsel import __version__, interrupts
+from prefsel import interrupts
 from prefsel.errors import PrefselError, UserError
+from prefsel.version import __version__
 
 app = typer.Typer(
     no_args_is_help=True,

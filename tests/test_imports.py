@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "prefsel"
 
 # From the ground up: a room imports only itself and rooms of lines above its own.
 FLOORS = (
-    {"__init__", "errors", "schema", "progress", "interrupts"},
+    {"errors", "schema", "progress", "interrupts", "version"},
     {"plugins"},
     {"config"},
     {"rules"},
@@ -28,8 +28,9 @@ FLOORS = (
     {"score"},
     {"world"},
     {"plan"},
-    {"report", "selftest", "closing", "status", "draft", "environment"},
-    {"stages"},
+    {"report", "selftest", "closing", "status", "draft"},
+    {"__init__"},
+    {"stages", "environment"},
     {"pipeline"},
     {"demo"},
     {"cli"},
@@ -59,8 +60,7 @@ def imports(file: Path) -> set[str]:
 
 
 MODULES = modules()
-# The face of the package imports any room, when one of its names is asked for; nothing stands on that.
-IMPORTS = {name: imports(file) for name, file in MODULES.items() if name != "prefsel"}
+IMPORTS = {name: imports(file) for name, file in MODULES.items()}
 
 
 def room(name: str) -> str:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from prefsel.plan.lineage import Lineage
@@ -42,13 +42,13 @@ def write_report(
 ) -> str:
     """Write the page, its data and the manifest of a run; returns the path of the page."""
     storage = lineage.storage
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     run = f"{lineage.config.name}-{now:%Y%m%d-%H%M%S}-{config_hash(lineage)}"
     config_yaml = config_text(lineage.config)
     header = {
         "run": run,
         "name": lineage.config.name,
-        "started": datetime.fromtimestamp(time.time() - seconds, timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.fromtimestamp(time.time() - seconds, UTC).isoformat(timespec="seconds"),
         "seconds": seconds,
         "versions": versions(),
         "hardware": hardware(),

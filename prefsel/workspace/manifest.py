@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from prefsel import __version__
 from prefsel.config import Config
+from prefsel.version import __version__
 from prefsel.workspace.ledger import require_flow
 from prefsel.workspace.storage import Storage, redact
 
