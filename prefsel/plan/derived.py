@@ -61,7 +61,7 @@ def _fingerprints(plan: Plan, compiled: CompiledRule) -> Iterator[str]:
             key: [found.get(one, one) for one in value] if isinstance(value, list) else value
             for key, value in step.params().items()
         }
-        settings = {"how": step.how, "params": params}
+        settings = {"how": step.how, "params": params} | ({"ranks": "exact"} if step.is_by_rank else {})
         found[step.column] = fingerprint(recipe("selection", settings, upstream=upstream, corpus=plan.corpus))
         yield found[step.column]
 
