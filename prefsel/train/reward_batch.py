@@ -22,7 +22,7 @@ from prefsel.models.padded import PaddedBatch, pad
 from prefsel.models.tree import ModelShape, PackedBatch, pack
 from prefsel.train import data
 from prefsel.train.batch import forward_flops, ordered
-from prefsel.train.calibration import holdout_report
+from prefsel.train.calibration import agreement, holdout_report
 from prefsel.train.data import Indices
 from prefsel.train.reward_config import RewardConfig
 from prefsel.train.reward_data import RewardPairs
@@ -62,7 +62,7 @@ def batch_record(run: RewardRun, pairs: RewardPairs, draws_B: Indices, *, is_tra
     chosen, rejected = rewards_B2.mean(axis=0).tolist()
     return {
         "loss": float(np.logaddexp(0.0, -margin_B).mean()),
-        "accuracy": float((margin_B > 0).mean()),
+        "accuracy": float(agreement(margin_B).mean()),
         "margin": float(margin_B.mean()),
         "reward_chosen": chosen,
         "reward_rejected": rejected,

@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefsel.train.calibration import calibration, holdout_report
+from prefsel.train.calibration import agreement, calibration, holdout_report
 
 MARGINS = st.lists(st.floats(-30, 30) | st.just(0.0), min_size=1, max_size=60)
 
@@ -69,7 +70,7 @@ def test_the_report_is_a_loop_over_pairs(margins: list[float], random) -> None:
     assert report is not None
     sides = {True: [], False: []}
     for margin, length in zip(margins, lengths):
-        sides[length >= 0].append(margin > 0)
+        sides[length >= 0].append(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0)
     assert report["num_pairs"] == len(margins)
     assert report["accuracy"] == pytest.approx(sum(map(sum, sides.values())) / len(margins))
     for side, name in ((True, "longer"), (False, "shorter")):
@@ -78,6 +79,21 @@ def test_the_report_is_a_loop_over_pairs(margins: list[float], random) -> None:
         assert report[f"accuracy_{name}_chosen"] == (None if mean is None else pytest.approx(mean))
     losses = [max(0.0, -m) + math.log1p(math.exp(-abs(m))) for m in margins]
     assert report["loss"] == pytest.approx(sum(losses) / len(losses))
+
+
+@given(MARGINS)
+def test_ties_count_half_in_numpy_and_torch_alike(margins: list[float]) -> None:
+    """A tie is decided by a coin: the mean over both outcomes of every tie is the accuracy."""
+    wins = sum(margin > 0 for margin in margins)
+    ties = sum(margin == 0 for margin in margins)
+    expected = (wins + (wins + ties)) / 2 / len(margins)
+    assert agreement(np.array(margins)).mean() == pytest.approx(expected)
+    assert agreement(torch.tensor(margins, dtype=torch.float64)).mean().item() == pytest.approx(expected)
+
+
+def test_a_policy_that_is_its_reference_is_a_coin() -> None:
+    assert agreement(np.zeros(7)).mean() == 0.5
+    assert agreement(np.array([-0.0, 0.0, 1e-300, -1e-300, math.inf, -math.inf])).tolist() == [0.5, 0.5, 1, 0, 1, 0]
 
 
 def test_length_correlation() -> None:
