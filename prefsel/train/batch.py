@@ -82,14 +82,39 @@ def next_batch(config: DpoConfig, train: EncodedPairs, consumed_pairs: int) -> I
 
 
 @torch.no_grad()
-def evaluate(run: Run, pairs: EncodedPairs, batch_B: Indices | None = None) -> Record:
+def evaluate(
+    run: Run, pairs: EncodedPairs, batch_B: Indices | None = None, *, margins_N: Tensor | None = None
+) -> Record:
     """Mean loss, accuracy, margin and rewards over the pairs (all of them unless told); every worker takes part."""
     run.engine.eval()
-    return run_batch(run, pairs, np.arange(len(pairs)) if batch_B is None else batch_B, is_training=False)
+    batch_B = np.arange(len(pairs)) if batch_B is None else batch_B
+    return run_batch(run, pairs, batch_B, is_training=False, margins_N=margins_N)
 
 
-def run_batch(run: Run, pairs: EncodedPairs, batch_B: Indices, *, is_training: bool) -> Record:
+def held_out_record(run: Run, held_out: EncodedPairs, progress: Record) -> Record:
+    """An evaluation on the held-out pairs as a record; of the first and the last one with the margin of every pair.
+
+    From those the report compares two trainings pair by pair (`heldout.split_margins` takes them out of the history).
+    """
+    if progress["step"] not in (0, run.num_steps):
+        return {"event": "eval", **progress, **evaluate(run, held_out)}
+    margins_N = torch.zeros(len(held_out), dtype=torch.float64, device=run.device)
+    record = {"event": "eval", **progress, **evaluate(run, held_out, margins_N=margins_N)}
+    # A worker filled in the pairs of its share, the others' are 0 there.
+    return record | {"margins": all_reduce(run, margins_N, dist.ReduceOp.SUM)}
+
+
+def run_batch(
+    run: Run, pairs: EncodedPairs, batch_B: Indices, *, is_training: bool, margins_N: Tensor | None = None
+) -> Record:
     """Forward (and backward) every pair of a global batch once, spread over the workers.
+
+    Args:
+        run: What stays fixed.
+        pairs: The pairs that the batch points at, N.
+        batch_B: Positions of its pairs.
+        is_training: Whether to take gradients.
+        margins_N: Receives the margins of the pairs that this worker saw, float64 on the run's device.
 
     Returns:
         Means over the batch of `STATS` (`num_tokens` is a sum), `num_pairs`, and `flops_forward`, the sum over the
@@ -126,6 +151,8 @@ def run_batch(run: Run, pairs: EncodedPairs, batch_B: Indices, *, is_training: b
             num_tokens_P = torch.from_numpy(lengths[indices_P]).to(policy_P2)
             stats = {**pair_stats(config, policy_P2, inputs), "loss": losses_P.detach(), "num_tokens": num_tokens_P}
             sums_S += torch.stack([stats[name].sum() for name in STATS])
+            if margins_N is not None:
+                margins_N[torch.from_numpy(indices_P).to(run.device)] = stats["margin"]
             flops += forward_flops(run.shape, batch)
             losses.append(losses_P.detach())
     *sums, flops = all_reduce(run, torch.cat([sums_S, sums_S.new_tensor([flops])]), dist.ReduceOp.SUM)

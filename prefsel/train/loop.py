@@ -25,7 +25,7 @@ from prefsel.errors import NonFiniteError
 from prefsel.models.chat import Encoder
 from prefsel.models.loading import load_tokenizer, supports_packing
 from prefsel.train import checkpoint, data
-from prefsel.train.batch import Record, Run, evaluate, next_batch, run_batch
+from prefsel.train.batch import Record, Run, held_out_record, next_batch, run_batch
 from prefsel.train.data import EncodedPairs, Indices, TrainingPairs, columns_for, encode_pairs
 from prefsel.train.deepspeed_config import DpoConfig, build_deepspeed_config, lr_factor
 from prefsel.train.export import Policy, export_optimizer_state, export_policy, load_policy, shape_of
@@ -63,7 +63,8 @@ def train_dpo(
         resume_dir: A complete checkpoint to continue from, or None for a fresh start.
 
     Returns:
-        `history` (every record since step 0), `num_steps`, `num_pairs`, `dropped` by reason, `num_truncated`,
+        `history` (every record since step 0; the first and the last evaluation hold `margins`, those of the pairs
+        `held_out_ids`, None without any), `num_steps`, `num_pairs`, `dropped` by reason, `num_truncated`,
         `model_dir`, `adapter_dir` (None without LoRA), `max_logit_difference` of the exported model, `optimizer_dir`
         (None unless kept); `flops_forward` of all training passes, by the formula of scoring, and `flops_train`, 3
         times that, or 4 times with gradient checkpointing (with adapters an upper bound: frozen weights need no
@@ -106,6 +107,7 @@ def train_dpo(
     flops_forward = sum(record["flops_forward"] for record in steps)
     return {
         "history": history,
+        "held_out_ids": held_out.pair_ids if held_out else None,
         "num_steps": run.num_steps,
         "num_pairs": len(train),
         "dropped": train.dropped,
@@ -181,7 +183,7 @@ def optimize(
         progress = {"step": step, "epoch": consumed / len(train), "consumed_pairs": consumed}
         records = [{"event": "step", **progress, **train_step(run, train, batch_B)}]
         if held_out and is_due(step, config.eval_every_steps, run.num_steps):
-            records.append({"event": "eval", **progress, **evaluate(run, held_out)})
+            records.append(held_out_record(run, held_out, progress))
         state |= {"step": step, "consumed_pairs": consumed}
         history += records
         checkpoint.write_history(output_dir, records, append=True)

@@ -11,7 +11,7 @@ import torch
 from prefsel.config import DpoOptions
 from prefsel.errors import IntegrityError
 from prefsel.models.loading import load_causal
-from prefsel.train.batch import PairInputs, Record, Run, evaluate, next_batch, pair_logps, pair_losses
+from prefsel.train.batch import PairInputs, Record, Run, evaluate, held_out_record, next_batch, pair_logps, pair_losses
 from prefsel.train.data import EncodedPairs, Indices
 from prefsel.train.deepspeed_config import DpoConfig
 from prefsel.train.export import DTYPES, Policy
@@ -44,7 +44,7 @@ def start_records(run: Run, train: EncodedPairs, held_out: EncodedPairs | None) 
     }
     records: list[Record] = [{"event": "self_check", "step": 0, **checks}]
     if held_out:
-        records.append({"event": "eval", "step": 0, "epoch": 0.0, "consumed_pairs": 0, **evaluate(run, held_out)})
+        records.append(held_out_record(run, held_out, {"step": 0, "epoch": 0.0, "consumed_pairs": 0}))
     return records
 
 

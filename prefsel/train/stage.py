@@ -34,6 +34,7 @@ from prefsel.naming import Member, members
 from prefsel.progress import Counter, Progress
 from prefsel.session import is_own
 from prefsel.tasks import over_shards
+from prefsel.train.heldout import save_margins, split_margins
 from prefsel.train.tables import Dataset, PairSource, Part, Selected, smallest_ids
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import commit_folder, fetch_folder, read_seal
@@ -298,12 +299,13 @@ def _train_policy(settings: dict[str, Any], table: pa.Table, more: dict[str, Any
 
     reference = settings["reference"]
     reference_dir = None if reference is None else model_folder(settings["storage"], reference)
-    held_out = None
-    if settings["holdout"]:
-        rows, _ = settings["holdout"].table()
-        held_out = None if rows is None else TrainingPairs.from_table(rows)
+    rows = settings["holdout"].table()[0] if settings["holdout"] else None
+    held_out = None if rows is None else TrainingPairs.from_table(rows)
     config = DpoConfig(**settings["config"], reference_dir=reference_dir)
-    return train_dpo(config, TrainingPairs.from_table(table), held_out, **more)
+    result = train_dpo(config, TrainingPairs.from_table(table), held_out, **more)
+    prompts = {} if rows is None else dict(zip(rows["pair_id"].to_pylist(), rows["prompt_id"].to_pylist()))
+    history, margins = split_margins(result["history"], result["held_out_ids"] or [], prompts)
+    return result | {"history": history, "margins": margins}
 
 
 def _train_reward(settings: dict[str, Any], table: pa.Table, more: dict[str, Any]) -> dict[str, Any]:
@@ -326,7 +328,7 @@ def _commit(settings: dict[str, Any], result: dict[str, Any], rows_in: int, drop
     from prefsel.train.export import LOGIT_TOLERANCE
     from prefsel.train.reward_export import OUTPUT_TOLERANCE
 
-    bulky = {"model_dir", "adapter_dir", "optimizer_dir", "dropped"}
+    bulky = {"model_dir", "adapter_dir", "optimizer_dir", "dropped", "held_out_ids", "margins"}
     info = {key: value for key, value in result.items() if key not in bulky}
     info |= {"dropped": dict(result["dropped"]) | dropped, "rows_in": rows_in}
     limits = LOGIT_TOLERANCE if settings["kind"] == "dpo" else OUTPUT_TOLERANCE
@@ -335,6 +337,8 @@ def _commit(settings: dict[str, Any], result: dict[str, Any], rows_in: int, drop
     for inside in ("adapter", "optimizer"):
         if result.get(f"{inside}_dir"):
             folders[inside] = Path(result[f"{inside}_dir"])
+    if result.get("margins") is not None:
+        save_margins(settings["storage"], settings["path"], result["margins"])
     commit_folder(settings["storage"], folders, settings["path"], info)
 
 

@@ -121,6 +121,35 @@ def test_records(tiny_run: TinyRun, plain: dict[str, Any]) -> None:
     assert [json.loads(line) for line in written] == plain["history"]
 
 
+def test_the_first_and_the_last_evaluation_keep_the_margin_of_every_pair(tiny_run: TinyRun, tmp_path: Path) -> None:
+    result = run(tiny_run, tmp_path, eval_every_steps=2, micro_batch_pairs=2)
+    evaluations = [record for record in result["history"] if record["event"] == "eval"]
+    assert [(record["step"], "margins" in record) for record in evaluations] == [
+        (0, True), (2, False), (4, False), (6, True)
+    ]  # fmt: skip
+    rows = tiny_run.held_out.to_pylist()
+    assert result["held_out_ids"] == [row["pair_id"] for row in rows]
+    # One sequence at a time, under the exported weights and under those it started from.
+    for record, folder in ((evaluations[0], tiny_run.model_dir), (evaluations[-1], result["model_dir"])):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(tiny_run.model_dir)
+        with torch.no_grad():
+            expected = [
+                DEFAULTS["beta"]
+                * (
+                    naive_logps(model, tokenizer, row["prompt"], row["chosen"]).item()
+                    - row["reference_logps_chosen"]
+                    - naive_logps(model, tokenizer, row["prompt"], row["rejected"]).item()
+                    + row["reference_logps_rejected"]
+                )
+                for row in rows
+            ]
+        assert record["margins"] == pytest.approx(expected, abs=1e-4)
+        assert record["margin"] == pytest.approx(sum(record["margins"]) / len(rows), abs=1e-12)
+        agrees = [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in record["margins"]]
+        assert record["accuracy"] == sum(agrees) / len(rows)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -96,6 +96,9 @@ def assert_same_run(got: dict[str, Any], want: dict[str, Any], *, is_checkpointe
             {k: v for k, v in record.items() if isinstance(v, int | float)} for record in (got_record, want_record)
         ]
         assert numbers[0] == pytest.approx(numbers[1], rel=1e-4, abs=2e-5)
+        assert ("margins" in got_record) == (got_record["event"] == "eval" and got_record["step"] in (0, 6))
+        # Of every held-out pair, whichever worker saw it.
+        assert got_record.get("margins", []) == pytest.approx(want_record.get("margins", []), rel=1e-4, abs=2e-5)
     weights = [load_file(Path(result["model_dir"]) / "model.safetensors") for result in (got, want)]
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=0, atol=2e-4, msg=name)
