@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from prefsel.errors import UserError
 from prefsel.lineage import Lineage
 from prefsel.report.examples import transcript
 from prefsel.select.compose import compile_rule
-from prefsel.select.derived import derived_scores
+from prefsel.select.derived import DerivedScore, derived_scores, score_reader
 from prefsel.select.export import export_rows
+from prefsel.select.percentiles import Percentiles, selection_percentiles
 from prefsel.select.radix import Histogram
 from prefsel.select.rules import parse_rule
 from prefsel.workspace.catalog import ShardRef
@@ -88,7 +89,7 @@ def explain_row(lineage: Lineage, shard: ShardRef, row: int, pair_id: str) -> It
                 if one.folder not in explained:
                     explained.add(one.folder)
                     yield explain_score(lineage, shard, one.name, one.folder, key)
-            yield explain_selection(lineage, shard, name, rule, key)
+            yield explain_selection(lineage, shard, name, rule, key, made)
 
 
 def _row_of(table: pa.Table, pair_id: bytes) -> dict[str, Any] | None:
@@ -97,7 +98,10 @@ def _row_of(table: pa.Table, pair_id: bytes) -> dict[str, Any] | None:
 
 
 def explain_score(lineage: Lineage, shard: ShardRef, name: str, folder: str, pair_id: bytes) -> str:
-    """The pair's score by one metric, or made for a selection, with its percentile among the pairs that have one."""
+    """The pair's score by one metric, or made for a selection, and where it stands among the pairs that have one.
+
+    That is told as far as the score's histogram knows it: from where to where its bin reaches.
+    """
     summary = load_summary(lineage.storage, folder)
     if summary is None:
         return f"score     {name}: not computed"
@@ -106,18 +110,31 @@ def explain_score(lineage: Lineage, shard: ShardRef, name: str, folder: str, pai
     if row["score"] is None or row["dropped"]:
         return f"score     {name}: none ({row['dropped']})"
     total = Histogram.from_json(summary.details["histogram"])
-    percentile = float(total.percentile(np.array([row["score"]]))[0])
-    return f"score     {name}: {row['score']:.9g}, percentile {percentile:.2f} of {summary.rows_out:,} (binned)"
+    (low,), (high,) = Percentiles(total).ranges(np.array([row["score"]]))
+    return f"score     {name}: {row['score']:.9g}, percentile {low:.2f} to {high:.2f} of {summary.rows_out:,} (its bin)"
 
 
-def explain_selection(lineage: Lineage, shard: ShardRef, name: str, rule: dict[str, Any], pair_id: bytes) -> str:
-    """Whether one selection kept the pair, and against which threshold."""
+def explain_selection(
+    lineage: Lineage,
+    shard: ShardRef,
+    name: str,
+    rule: dict[str, Any],
+    pair_id: bytes,
+    made: Sequence[DerivedScore],
+) -> str:
+    """Whether one selection kept the pair, at which percentile of its score, and against which threshold."""
     folder = lineage.selected_folder(name, rule)
     summary = load_summary(lineage.storage, folder)
     if summary is None:
         return f"selection {name}: not made"
     row = _row_of(Artifact(lineage.storage, f"{folder}/{shard.source}").read(shard.shard), pair_id)
     verdict = f"kept, stratum {row['stratum']}" if row else "not kept"
+    plan = compile_rule(parse_rule(rule))
+    scores = score_reader(lineage, plan, made).folders[plan.score]
+    scored = _row_of(Artifact(lineage.storage, f"{scores}/{shard.source}").read(shard.shard), pair_id)
+    if scored is not None and scored["score"] is not None:
+        (percentile,) = selection_percentiles(summary).of(np.array([scored["score"]]))
+        verdict += f"; percentile {percentile:.2f} of {summary.rows_in:,}"
     reached = summary.details.get("percentiles")
     middle = f"; percentiles reached {reached}" if reached else ""
     return f"selection {name}: {verdict}; thresholds {summary.details['thresholds']}{middle}"
