@@ -21,8 +21,8 @@ from prefsel.lineage import Lineage
 from prefsel.metrics.stage import score_metric
 from prefsel.naming import scorer_label
 from prefsel.progress import Progress
-from prefsel.report.examples import examples
 from prefsel.report.explain import explain_row, find_pair
+from prefsel.report.stage import examples
 from prefsel.score.stage import score_one
 from prefsel.select import stage
 from prefsel.select.rules import reversed_rule, rule_scores
@@ -250,11 +250,13 @@ def test_explanations_and_examples_follow_the_derived_scores(done: Any) -> None:
     assert any(line.startswith("selection middle:") and "percentiles reached {'a':" in line for line in lines)
     for name, sign in (("once", 1), ("once-reverse", -1), ("both", 1), ("middle", 1)):
         report = next(one for one in reports if one.stage == "select" and one.name == name)
-        shown = examples(lineage, report, 4)
-        assert {one["kind"] for one in shown} == {"kept", "dropped"}
+        shown = examples(lineage, report, is_random=False)
+        assert {one["kind"] for one in shown} == {"just kept", "just dropped", "kept", "dropped"}
+        ids = dataset(lineage, name)["pair_id"].to_pylist()
+        assert all((one["pair_id"] in ids) == ("kept" in one["kind"]) for one in shown)
         if name != "both":
-            best = min(sign * one["score"] for one in shown if one["kind"] == "kept")
-            assert all(sign * one["score"] <= best for one in shown if one["kind"] == "dropped")
+            worst = min(sign * one["score"] for one in shown if "kept" in one["kind"])
+            assert all(sign * one["score"] <= worst for one in shown if "dropped" in one["kind"])
 
 
 def test_a_second_run_computes_nothing(done: Any) -> None:
