@@ -21,7 +21,7 @@ from prefsel.report.page import render
 from prefsel.report.paired import Values
 from prefsel.report.sections import score_section, selection_section, training_section, without_bulk
 from prefsel.report.trained import accuracies, held_out, reward_table, share_estimate, stage_warnings
-from prefsel.report.verdict import below_chance, comparisons
+from prefsel.report.verdict import below_chance, comparisons, drawn_at_random
 from prefsel.select.compose import compile_rule
 from prefsel.select.derived import derived_scores, score_reader
 from prefsel.select.percentiles import selection_percentiles
@@ -93,7 +93,8 @@ def collect(
         by_stage.setdefault(report.stage, []).append(report)
     metrics = {report.name: report for stage in ("metric", "fuse") for report in by_stage.get(stage, [])}
     selected = by_stage.get("select", [])
-    random = [one.name for one in selected if metrics[one.details["metric"]].details["kind"] == "random"]
+    kinds = {name: spec.metric for name, spec in lineage.metrics.items()}
+    random = [one.name for one in selected if drawn_at_random(one.details["rule"], kinds)]
     selections = [selection_section(report, metrics[report.details["metric"]]) for report in selected]
     for section, report in zip(selections, selected):
         section |= selection_histograms(lineage, report)

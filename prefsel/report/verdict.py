@@ -60,6 +60,13 @@ def comparisons(
     return found
 
 
+def drawn_at_random(rule: Mapping[str, Any], kinds: Mapping[str, str]) -> bool:
+    """Whether a rule ranks by chance alone; `kinds` says of which kind each metric is."""
+    if rule.get("kind") == "dedupe":
+        return drawn_at_random(rule["rule"], kinds)
+    return rule.get("kind") == "random" or kinds.get(str(rule.get("score")).removeprefix("score_")) == "random"
+
+
 def control_of(
     training: Mapping[str, Any], control: str, trainings: Sequence[Mapping[str, Any]], random: Sequence[str]
 ) -> Mapping[str, Any] | None:

@@ -43,6 +43,19 @@ def test_every_trained_selection_stands_beside_random_and_all() -> None:
     assert table.rows[0][-1] == "few prompts: a rough interval"
 
 
+def test_what_is_drawn_at_random() -> None:
+    kinds = {"random-map": "random", "map": "alignment_potential"}
+    by_map, by_chance = ({"kind": "top", "score": f"score_{name}", "ratio": 0.3} for name in ("map", "random-map"))
+    drawn = {"kind": "random", "scores": ["score_map"], "count": 3}
+    assert not verdict.drawn_at_random(by_map, kinds)
+    assert verdict.drawn_at_random(by_chance, kinds)
+    assert verdict.drawn_at_random(drawn, kinds)
+    # The control of a dedupe draws from one pair of each prompt.
+    assert verdict.drawn_at_random({"kind": "dedupe", "by": "prompt", "rule": drawn}, kinds)
+    assert not verdict.drawn_at_random({"kind": "dedupe", "by": "prompt", "rule": by_map}, kinds)
+    assert not verdict.drawn_at_random({"kind": "intersect", "rules": [by_map, by_map]}, kinds)
+
+
 def test_the_control_is_the_one_most_alike() -> None:
     ours = training("a", "top", learning_rate=1e-4)
     own_control = training("own", "top-random", learning_rate=5e-4)
