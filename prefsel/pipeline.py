@@ -18,7 +18,6 @@ import ray
 from prefsel.config import Config
 from prefsel.errors import UserError
 from prefsel.plan.check import check, check_budgets
-from prefsel.plan.lineage import Lineage
 from prefsel.plan.node import Kind, Node
 from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.passes import in_passes
@@ -133,12 +132,11 @@ def run(
     is_new = any(report.computed_shards for report in reports)
     if until is not None:
         return Outcome(reports, None, is_new)
-    lineage = Lineage(config, storage)
-    page = last_report(lineage)
+    page = last_report(plan)
     if is_new or page is None or always_report:
         more = tables(plan, reports) if tables else []
         with progress.phase("writing the report"):
-            page = write_report(lineage, reports, seconds=time.monotonic() - started, tables=more)
+            page = write_report(plan, reports, seconds=time.monotonic() - started, tables=more)
         is_new = True
     return Outcome(reports, page, is_new)
 
