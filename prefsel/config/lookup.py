@@ -66,7 +66,7 @@ def require_reference(config: Lookup, field: str, name: str) -> None:
     Raises:
         UserError: names the field and the models whose log-probs are stored.
     """
-    stored = [scorer.model for scorer in config.scorers if scorer.is_reference]
+    stored = [scorer.reference_model for scorer in config.scorers if scorer.reference_model]
     if name not in stored:
         raise invalid(field, name, stored or "none: `scorers` has no causal_logps, whose log-probs are the reference")
 

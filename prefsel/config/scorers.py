@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, SerializeAsAny, Tag, model_validator
 
 from prefsel.config.lookup import Lookup, find, require_model, require_single, require_untrained
 from prefsel.config.options import Name, Options
 from prefsel.errors import UserError, invalid
+from prefsel.plugins.contracts import kind_of
 from prefsel.plugins.scorers import BUILT_IN, ELSEWHERE, plugin_scorer, scorer_origin
 
 
@@ -51,9 +52,12 @@ class ScorerOptions(Options):
     unit: ClassVar[str] = "completions"
     """What its rows are: `pairs` where its numbers are no function of one completion."""
     runs_models: ClassVar[bool] = True
-    """Whether actors load models for it; else the numbers came with the data."""
+    """Whether actors make its numbers, as its loader says; else the numbers came with the data, see `fields`."""
+    makes: ClassVar[Mapping[str, str]] = {}
+    """Regular expression of its columns' names → the setting without which it makes other ones; for errors that say
+    who makes a column."""
     has_selftest: ClassVar[bool] = False
-    """Whether `prefsel selftest` knows how to try its model."""
+    """Whether `prefsel selftest` can try its model, as it does that of `CausalLogps` or `RewardModel`."""
 
     if TYPE_CHECKING:
 
@@ -64,7 +68,7 @@ class ScorerOptions(Options):
     @property
     def label(self) -> str:
         """What its column set is called after; unique in a configuration."""
-        raise NotImplementedError
+        self._must_say("label")
 
     def models(self, config: Lookup) -> list[str]:
         """Names of the models it runs, the one that gives the numbers last."""
@@ -77,7 +81,18 @@ class ScorerOptions(Options):
             config: Where it stands.
             heads: Name of a reward model → names of its outputs.
         """
-        raise NotImplementedError
+        self._must_say("columns")
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Column → what the number is called in the data, where the numbers came with the data."""
+        self._must_say("fields")
+
+    def _must_say(self, part: str) -> NoReturn:
+        record = type(self)
+        raise UserError(
+            f"scorers: kind {self.kind!r} has no {part}; add it to the record {record.__name__} in {record.__module__}"
+        )
 
     def recipe_settings(self) -> dict[str, Any]:
         """What of it changes a number by more than rounding."""
@@ -110,9 +125,10 @@ class ScorerOptions(Options):
         return None
 
     @property
-    def is_reference(self) -> bool:
-        """Whether its log-probs can be the reference of a training or a tangent, and its token counts lengths."""
-        return False
+    def reference_model(self) -> str | None:
+        """The model whose log-probs it stores, where these can be the reference of a training or a tangent, and its
+        token counts lengths."""
+        return None
 
     @property
     def can_share_pass(self) -> bool:
@@ -180,6 +196,10 @@ class CausalLogps(ModelScorer):
     """Score the responses without their prompts, as `ifd_margin` needs: `logps_<model>_uncond` and
     `num_tokens_<model>_uncond`."""
     role: ClassVar[Literal["policy", "reward"]] = "policy"
+    makes: ClassVar[Mapping[str, str]] = {
+        r"(logps|num_tokens)_.+_uncond": " with unconditional: true",
+        r"(logps|num_tokens)(_.+)?": "",
+    }
     has_selftest: ClassVar[bool] = True
 
     @property
@@ -193,9 +213,9 @@ class CausalLogps(ModelScorer):
         return [f"logps_{self.model}{suffix}", f"num_tokens_{self.model}{suffix}"]
 
     @property
-    def is_reference(self) -> bool:
-        """Log-probs of responses to their prompts are."""
-        return not self.unconditional
+    def reference_model(self) -> str | None:
+        """Its model, unless it scores responses without their prompts."""
+        return None if self.unconditional else self.model
 
     @property
     def can_share_pass(self) -> bool:
@@ -213,6 +233,7 @@ class RewardModel(ModelScorer):
     aspect: Name | None = None
     """Of a training with `aspects`: score with the model of this aspect only; null means with each, one column set per
     aspect."""
+    makes: ClassVar[Mapping[str, str]] = {r"rm_.+(?<!_generated)": ""}
     has_selftest: ClassVar[bool] = True
 
     @property
@@ -274,6 +295,7 @@ class GeneratedReward(ModelScorer):
     seed: int = 0
     """Seed of the sampling. The random numbers of a response follow from it and the prompt_id, so sharding changes
     nothing."""
+    makes: ClassVar[Mapping[str, str]] = {r"rm_.+_generated": ""}
 
     @property
     def label(self) -> str:
@@ -349,6 +371,7 @@ class DirectionalLogps(TangentScorer):
     step: float = Field(3e-5, gt=0)
     """Length of the step of the finite difference, relative to the norm of the weights. Measured: 3e-5 errs by 0.001 to
     0.006 of the largest derivative, 1e-3 by up to 0.23, 1e-6 by up to 0.2."""
+    makes: ClassVar[Mapping[str, str]] = {r"dlogps_.+": ""}
 
     @property
     def label(self) -> str:
@@ -373,6 +396,7 @@ class PairGradients(TangentScorer):
     kind: Literal["pair_gradients"]
     """Per-pair gradient features, as `less` needs."""
     unit: ClassVar[str] = "pairs"
+    makes: ClassVar[Mapping[str, str]] = {r"gamma_(dot|norm)_.+": ""}
 
     @property
     def label(self) -> str:
@@ -395,6 +419,7 @@ class Imported(ScorerOptions):
     """Numbers that came with the data, kept as a column."""
 
     runs_models: ClassVar[bool] = False
+    makes: ClassVar[Mapping[str, str]] = {r"rm_.+(?<!_generated)": "", r"ratings_.+": ", as: ratings"}
     max_poison_fraction: ClassVar[float] = 0.0
 
     kind: Literal["imported"]
@@ -429,17 +454,13 @@ class Imported(ScorerOptions):
             raise invalid(f"scorers.{self.label}.field", self.field, "one field for `as: rm`")
 
 
-BUILT_IN_SCORERS = (CausalLogps, RewardModel, GeneratedReward, DirectionalLogps, PairGradients, Imported)
+BuiltInScorer = CausalLogps | RewardModel | GeneratedReward | DirectionalLogps | PairGradients | Imported
+"""The kinds of this package."""
+BUILT_IN_SCORERS: tuple[type[ScorerOptions], ...] = get_args(BuiltInScorer)
 
 Scorer = Annotated[
-    Annotated[
-        Annotated[
-            CausalLogps | RewardModel | GeneratedReward | DirectionalLogps | PairGradients | Imported,
-            Field(discriminator="kind"),
-        ],
-        Tag(BUILT_IN),
-    ]
+    Annotated[Annotated[BuiltInScorer, Field(discriminator="kind")], Tag(BUILT_IN)]
     | Annotated[SerializeAsAny[PooledScorer], BeforeValidator(plugin_scorer), Tag(ELSEWHERE)],
-    Discriminator(scorer_origin([get_args(one.model_fields["kind"].annotation)[0] for one in BUILT_IN_SCORERS])),
+    Discriminator(scorer_origin([str(kind_of(one)) for one in BUILT_IN_SCORERS])),
 ]
 """An entry of `scorers`: of a kind of this package, or of one that a plugin registers."""

@@ -1,15 +1,14 @@
-"""The formats a row can have: one line each, the first that a row looks like is taken."""
+"""The formats a row can have: a line for each file that holds some; the first that a row looks like is taken."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from prefsel.config import FormatOptions
 from prefsel.errors import UserError
 from prefsel.ingest.example import Adapter, Completion, Example, Format, Preference, RowError, field, prompt_of
-from prefsel.ingest.pair_formats import MESSAGES_EXPLICIT, MESSAGES_IMPLICIT, PROMPT_CHOSEN_REJECTED, TRANSCRIPT
-from prefsel.ingest.ranking_formats import RANKED, SCORED, ULTRAFEEDBACK
 from prefsel.plugins.registry import Registry
 
 __all__ = [
@@ -25,21 +24,15 @@ __all__ = [
     "prompt_adapter",
 ]
 
-FORMATS: Registry[Adapter] = Registry(
-    "formats",
-    {
-        one.name: one
-        for one in (
-            PROMPT_CHOSEN_REJECTED,
-            TRANSCRIPT,
-            MESSAGES_IMPLICIT,
-            MESSAGES_EXPLICIT,
-            RANKED,
-            SCORED,
-            ULTRAFEEDBACK,
-        )
-    },
+FILES = (
+    "pair_formats",
+    "ranking_formats",
 )
+"""The files of this folder that hold `FORMATS`, in the order in which they are tried."""
+
+_BUILT_IN: list[Format] = [one for file in FILES for one in import_module(f"prefsel.ingest.{file}").FORMATS]
+
+FORMATS: Registry[Adapter] = Registry("formats", {one.name: one for one in _BUILT_IN})
 """Every format by name, in the order in which they are tried; those of plugins, which are never tried, included."""
 
 

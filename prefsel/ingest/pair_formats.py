@@ -165,7 +165,10 @@ def _is_plain(value: Mapping[str, Any]) -> bool:
     return _sides(value, str) and isinstance(value.get("prompt"), str)
 
 
-PROMPT_CHOSEN_REJECTED = Format("prompt_chosen_rejected", adapt_prompt_chosen_rejected, _is_plain)
-TRANSCRIPT = Format("transcript", adapt_transcript, _is_transcript)
-MESSAGES_IMPLICIT = Format("messages_implicit", adapt_messages_implicit, _is_implicit)
-MESSAGES_EXPLICIT = Format("messages_explicit", adapt_messages_explicit, _is_explicit)
+FORMATS = (
+    Format("prompt_chosen_rejected", adapt_prompt_chosen_rejected, _is_plain),
+    Format("transcript", adapt_transcript, _is_transcript),
+    Format("messages_implicit", adapt_messages_implicit, _is_implicit),
+    Format("messages_explicit", adapt_messages_explicit, _is_explicit),
+)
+"""In the order in which they are tried."""

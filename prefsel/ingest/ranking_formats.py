@@ -245,6 +245,9 @@ def _is_annotated(value: Mapping[str, Any]) -> bool:
     return bool(found) and all(isinstance(one, dict) and any(key in one for key in keys) for one in found)
 
 
-RANKED = Format("ranked", adapt_ranked, _is_ranked)
-SCORED = Format("scored", adapt_scored, _is_scored)
-ULTRAFEEDBACK = Format("ultrafeedback", adapt_ultrafeedback, _is_annotated)
+FORMATS = (
+    Format("ranked", adapt_ranked, _is_ranked),
+    Format("scored", adapt_scored, _is_scored),
+    Format("ultrafeedback", adapt_ultrafeedback, _is_annotated),
+)
+"""In the order in which they are tried."""

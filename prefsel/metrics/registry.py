@@ -1,46 +1,31 @@
-"""Every metric by name: one line each."""
+"""Every metric by name: one line each, the name of its file."""
 
 from __future__ import annotations
 
-from prefsel.metrics import (
-    alignment_potential,
-    data_map,
-    difficulty_gap,
-    dual_margin,
-    explicit_margin,
-    filtered_dpo,
-    ifd_margin,
-    implicit_margin,
-    influence,
-    less,
-    lossdiff,
-    preference_divergence,
-    random_control,
-    selective_dpo,
-)
+from importlib import import_module
+
 from prefsel.metrics.statistics import Metric
 from prefsel.plugins.registry import Registry
 
-METRICS: Registry[Metric] = Registry(
-    "metrics",
-    {
-        metric.name: metric
-        for metric in (
-            explicit_margin.METRIC,
-            implicit_margin.METRIC,
-            alignment_potential.METRIC,
-            preference_divergence.METRIC,
-            lossdiff.METRIC,
-            influence.METRIC,
-            dual_margin.METRIC,
-            difficulty_gap.METRIC,
-            selective_dpo.METRIC,
-            data_map.METRIC,
-            filtered_dpo.METRIC,
-            ifd_margin.METRIC,
-            less.METRIC,
-            random_control.METRIC,
-        )
-    },
+FILES = (
+    "explicit_margin",
+    "implicit_margin",
+    "alignment_potential",
+    "preference_divergence",
+    "lossdiff",
+    "influence",
+    "dual_margin",
+    "difficulty_gap",
+    "selective_dpo",
+    "data_map",
+    "filtered_dpo",
+    "ifd_margin",
+    "less",
+    "random_control",
 )
+"""The files of this folder that hold a `METRIC`, in the order in which they are listed to people."""
+
+_BUILT_IN: list[Metric] = [import_module(f"prefsel.metrics.{file}").METRIC for file in FILES]
+
+METRICS: Registry[Metric] = Registry("metrics", {metric.name: metric for metric in _BUILT_IN})
 """Every metric by name, those of plugins included."""

@@ -6,7 +6,6 @@ N: rows of the table.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,23 +16,13 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from prefsel.config import Options
+from prefsel.config.columns import maker_of
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.metrics.registry import METRICS
 from prefsel.metrics.statistics import Columns, Fitted, Metric, fit, reply
 from prefsel.numbers.columns import float_column, table_ids
 from prefsel.pairs.arrow import as_table, plain_table
 from prefsel.rules import readable
-
-# Which scorer makes a column, for errors: the first pattern that is found in its name.
-MADE_BY = {
-    r"^(logps|num_tokens)_.*_uncond_(chosen|rejected)$": "a scorer of kind causal_logps with unconditional: true",
-    r"^(logps|num_tokens)_": "a scorer of kind causal_logps",
-    r"^dlogps_": "a scorer of kind directional_logps",
-    r"^gamma_(dot|norm)_": "a scorer of kind pair_gradients",
-    r"^rm_.*_generated$": "a scorer of kind generated_reward",
-    r"^rm_": "a scorer of kind reward_model, or imported",
-    r"^ratings_": "a scorer of kind imported, as: ratings",
-}
 
 
 @dataclass(frozen=True)
@@ -111,7 +100,7 @@ def column_sources(metric: Metric, params: Options, available: Iterable[str]) ->
         if found is not None:
             sources[name] = found
         else:
-            maker = next((made for pattern, made in MADE_BY.items() if re.search(pattern, name)), None)
+            maker = maker_of(name)
             missing.append(name if maker is None else f"{name} (made by {maker})")
     if missing:
         raise UserError(f"metric {metric.name}: missing columns {', '.join(missing)}")

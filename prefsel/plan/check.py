@@ -24,6 +24,7 @@ from prefsel.plan.plan import Plan
 from prefsel.plan.resources import check_resources, cluster_address, given_resources
 from prefsel.plan.scores import metric_columns, metric_specs
 from prefsel.rules import parse_rule, require_budgets, rule_columns
+from prefsel.score.kinds import loader_of
 from prefsel.train.deepspeed_config import refuse_owned
 from prefsel.workspace.storage import Storage
 
@@ -80,6 +81,9 @@ def check_names(plan: Plan) -> None:
     made_here = next((spec.name for spec in config.models if spec.is_made_here), None)
     if made_here and not config.split.proxy:
         raise invalid("split.proxy", config.split.proxy, f"above 0: model {made_here!r} is trained on that part")
+    for scorer in plan.scorers:
+        if scorer.runs_models:
+            loader_of(scorer.label, scorer)
     # Scorers first: a training refers to a scorer's model, and a slip is to be told where it stands.
     for record in (*config.scorers, *config.train, *config.tangents):
         record.check(config)

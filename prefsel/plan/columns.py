@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from prefsel.config.columns import completion_column, maker_of
 from prefsel.config.lookup import find
 from prefsel.errors import UserError
 from prefsel.pairs.reader import PairReader
@@ -15,34 +16,8 @@ from prefsel.plan.plan import Plan
 from prefsel.plan.scores import metric_columns
 from prefsel.rules import rule_scores
 
-SUFFIXES = ("_chosen", "_rejected", "_max", "_min", "_mean", "_var")
-"""What a flat column adds to the name of a completion column."""
 KEYS = ("pair_id", "prompt_id", "aspect", "source")
 """Flat columns that no scorer makes."""
-MADE_BY = {
-    "logps_": "causal_logps",
-    "num_tokens_": "causal_logps",
-    "dlogps_": "directional_logps",
-    "gamma_": "pair_gradients",
-    "ratings_": "imported, as: ratings",
-    "rm_": "reward_model or imported",
-    "": "imported",
-}
-"""Kind of scorer by the beginning of a column."""
-
-
-def completion_column(flat_name: str) -> str:
-    """The completion column that a flat column is read from."""
-    return next((flat_name[: -len(suffix)] for suffix in SUFFIXES if flat_name.endswith(suffix)), flat_name)
-
-
-def kind_of_maker(column: str) -> str:
-    """The kind of scorer that makes a column."""
-    if column.endswith("_uncond"):
-        return "causal_logps, with unconditional: true,"
-    if column.endswith("_generated"):
-        return "generated_reward"
-    return next(kind for prefix, kind in MADE_BY.items() if column.startswith(prefix))
 
 
 def column_names(plan: Plan, scorer: Any) -> list[str]:
@@ -80,8 +55,8 @@ def scorers_for(plan: Plan, flat_names: Sequence[str], *, field: str) -> list[An
         if column == "num_tokens":  # of whichever model counted them first
             column = next((made for made in makers if made.startswith("num_tokens_")), column)
         if column not in makers:
-            kind, made = kind_of_maker(column), ", ".join(makers) or "none"
-            raise UserError(f"{field}: needs column {column!r}, which a scorer of kind {kind} makes; made: {made}")
+            maker, made = maker_of(column) or "no kind of scorer of this package", ", ".join(makers) or "none"
+            raise UserError(f"{field}: needs column {column!r}, which {maker} makes; made: {made}")
         needed.append(makers[column])
     return [scorer for scorer in plan.scorers if any(scorer is one for one in needed)]
 
@@ -98,7 +73,7 @@ def needs_no_training(plan: Plan, scorer: Any) -> bool:
 
 def length_scorer(plan: Plan) -> Any:
     """Whose token counts are the lengths of reports and of `length_bin`; None: characters are counted."""
-    return next((one for one in plan.scorers if one.is_reference and needs_no_training(plan, one)), None)
+    return next((one for one in plan.scorers if one.reference_model and needs_no_training(plan, one)), None)
 
 
 def dataset_scorers(plan: Plan, name: str) -> list[Any]:
@@ -129,7 +104,7 @@ def column_nodes(plan: Plan, scorers: Sequence[Any], *, lengths: bool = True) ->
 def length_column(plan: Plan) -> str | None:
     """The column of token counts that lengths are read from; None: characters are counted."""
     counter = length_scorer(plan)
-    return f"num_tokens_{counter.model}" if counter else None
+    return f"num_tokens_{counter.reference_model}" if counter else None
 
 
 def pair_texts(plan: Plan) -> PairReader:

@@ -68,7 +68,8 @@ def demands(config: Config, have: Mapping[str, float]) -> Iterator[Demand]:
         yield Demand(f"{field}.num_cpus", f"{size} x {pool.num_cpus:g} CPUs", "CPU", size * pool.num_cpus)
         gpus = pool.num_gpus
         if gpus is None:
-            gpus = spread.get(scorer.models(config)[-1], 1) if have.get("GPU") else 0
+            models = scorer.models(config)
+            gpus = spread.get(models[-1], 1) if models and have.get("GPU") else 0
         yield Demand(f"{field}.num_gpus", f"{size} x {gpus:g} GPUs", "GPU", size * gpus)
     for spec in config.train:
         gpus = spec.gpus_per_worker if spec.gpus_per_worker is not None else (1 if have.get("GPU") else 0)

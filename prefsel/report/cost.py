@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from prefsel.config import Selection
@@ -38,12 +38,21 @@ def cost_table(plan: Plan, reports: Sequence[StageReport]) -> dict[str, Any] | N
     assert counted is not None
     return {
         "title": "What each selection cost",
-        "note": f"In forwards of {counted.model} over all completions ({unit:.3g} FLOPs each), by the FLOP formula; a "
-        "pass of training counts 3, or 4 with activation checkpointing. What several selections use is counted in "
-        "each; given models and those made on the spot (scratch) cost nothing here.",
+        "note": f"In forwards of {counted.reference_model} over all completions ({unit:.3g} FLOPs each), by the FLOP "
+        "formula; a pass of training counts 3, or 4 with activation checkpointing. What several selections use is "
+        "counted in each; given models and those made on the spot (scratch) cost nothing here."
+        + uncounted(by_node.values()),
         "columns": ["selection", "scoring", "training", "together", "model seconds"],
         "rows": rows,
     }
+
+
+def uncounted(reports: Iterable[Sequence[StageReport]]) -> str:
+    """A sentence about scorers that ran on actors and counted no FLOPs, whose cost is therefore unknown; or nothing."""
+    counted = (one for many in reports for one in many if one.stage == "score" and one.details["kind"] != "imported")
+    kinds = sorted({one.details["kind"] for one in counted if "flops_model" not in one.details["counters"]})
+    told = f" Scorers of kind {', '.join(kinds)} counted no FLOPs (`flops_model` of their `ScoredShard.counters`)"
+    return f"{told} and stand here with 0." if kinds else ""
 
 
 def scoring_table(reports: Sequence[StageReport]) -> dict[str, Any] | None:

@@ -8,16 +8,20 @@ A new kind of scorer is a record in `config/scorers.py`, a file with a loader be
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from prefsel.errors import PrefselError
+from prefsel.score.job import Job
 from prefsel.workspace.catalog import ShardRef
+from prefsel.workspace.storage import Storage
 
 
 class Scored(Protocol):
-    """The numbers of one shard and what happened on the way; `engine.ScoredShard` is one."""
+    """The numbers of one shard and what happened on the way; `ScoredShard` is one."""
 
     @property
     def columns(self) -> Mapping[str, Sequence[Any]]:
@@ -38,7 +42,7 @@ class Scored(Protocol):
 
     @property
     def poisoned(self) -> list[str]:
-        """prompt_ids (hex) of the groups for which the model gave NaN or infinity."""
+        """prompt_ids (hex) of the groups, or pair_ids of the pairs, for which the model gave NaN or infinity."""
 
     @property
     def padded_because(self) -> str:
@@ -47,6 +51,26 @@ class Scored(Protocol):
     @property
     def template_error(self) -> str:
         """The first of the template errors that are counted in `dropped`."""
+
+
+@dataclass(frozen=True)
+class ScoredShard:
+    """Columns of one shard, and what happened on the way; see `Scored`. Without a model, `columns` is enough."""
+
+    columns: Mapping[str, Sequence[Any]]
+    """Per column and group one number per completion, in the order of the table; None: dropped or absent."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Completions without a number, by reason."""
+    counters: dict[str, float] = field(default_factory=dict)
+    """What adds up over shards: trunk_tokens, head_rows, padding_tokens, flops_min, flops_model, seconds_model, …"""
+    poisoned: list[str] = field(default_factory=list)
+    """prompt_ids (hex) of the groups that the model could not score."""
+    padded_because: str = ""
+    """Why rows were padded rather than packed; empty when they were packed."""
+    template_error: str = ""
+    """The first of the template errors that are counted in `dropped`."""
+    facts: dict[str, float] = field(default_factory=dict)
+    """What does not add up over shards: of those ending in `_least` the smallest counts, of others the largest."""
 
 
 Compute = Callable[[], Sequence[Scored]]
@@ -67,5 +91,46 @@ class Ready:
     """The models of a job, loaded."""
 
     begin: Begin
-    engines: Sequence[OnDevice]
+    engines: Sequence[OnDevice] = ()
     """What runs the models; empty where no F_min is counted to hold against the device."""
+
+
+class Loader(Protocol):
+    """How the scorer of a job is made in an actor, once: what a line of `kinds.KINDS` names."""
+
+    def __call__(self, job: Job, storage: Storage, /) -> Ready:
+        """Load what the job needs.
+
+        Args:
+            job: The record of the scorer, `job.scorer`, and where its models lie.
+            storage: The workspace.
+
+        Raises:
+            UserError: a model cannot be loaded.
+        """
+
+
+def check_scored(job: Job, loader: str, groups: pa.Table, scored: Any) -> None:
+    """Refuse what a kind of scorer made of a shard, unless it has every part and one number per completion.
+
+    Args:
+        job: Of the scorer.
+        loader: Where its loader lies, for the error.
+        groups: Of the shard; schema `GROUPS`.
+        scored: What it made; of a scorer whose unit is pairs, its parts alone are looked at.
+
+    Raises:
+        PrefselError: names the kind, its loader, what was got and what is valid.
+    """
+    who = f"score {job.label}: kind {job.scorer.kind!r}, loaded by {loader}"
+    parts = [name for name, part in vars(Scored).items() if isinstance(part, property)]
+    if lacking := [name for name in parts if not hasattr(scored, name)]:
+        raise PrefselError(f"{who}: gave a {type(scored).__name__} without {', '.join(lacking)}; valid: a ScoredShard")
+    if job.scorer.unit == "pairs":
+        return
+    sizes = pc.list_value_length(groups["completions"]).to_pylist()
+    for name, column in scored.columns.items():
+        if [len(row) for row in column] != sizes:
+            got = next((n for n, (row, size) in enumerate(zip(column, sizes)) if len(row) != size), None)
+            where = f"{len(column)} groups of {len(sizes)}" if got is None else f"{len(column[got])} in group {got}"
+            raise PrefselError(f"{who}: column {name!r} has {where}; valid: one number or None per completion")

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from prefsel.config import CrossFit
 from prefsel.ingest.identity import fold_of
 from prefsel.schema import TRAINED_ON
-from prefsel.score.engine import ScoredShard
+from prefsel.score.contract import ScoredShard
 from prefsel.score.summary import merge_facts
 
 

@@ -26,6 +26,7 @@ from prefsel.models.loading import model_shape
 from prefsel.models.logps import Route, model_device, num_tokens
 from prefsel.models.packing import PackedBatch, flops_min
 from prefsel.models.padded import PaddedBatch
+from prefsel.score.contract import ScoredShard
 from prefsel.score.probes import calibrate_budget
 from prefsel.score.windows import AnyEncoder, Rows, Window, Windows
 
@@ -36,26 +37,6 @@ Key = tuple[int, int]
 """(group in its window, completion)."""
 Values = dict[Key, list[float]]
 Counters = defaultdict[str, float]
-
-
-@dataclass(frozen=True)
-class ScoredShard:
-    """Columns of one shard, and what happened on the way."""
-
-    columns: dict[str, Column]
-    """Per column and group, one number per completion, in the order of the table; None: dropped or absent."""
-    dropped: dict[str, int]
-    """Completions without a number, by reason."""
-    counters: dict[str, float]
-    """What adds up over shards: trunk_tokens, head_rows, padding_tokens, flops_min, flops_model, seconds_model, …"""
-    poisoned: list[str]
-    """prompt_ids (hex) of the groups that the model could not score."""
-    padded_because: str = ""
-    """Why rows were padded rather than packed; empty when they were packed."""
-    template_error: str = ""
-    """The first of the template errors that are counted in `dropped`."""
-    facts: dict[str, float] = field(default_factory=dict)
-    """What does not add up over shards: of those ending in `_least` the smallest counts, of others the largest."""
 
 
 @dataclass

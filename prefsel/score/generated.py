@@ -17,7 +17,7 @@ from prefsel.generate.sample import sample
 from prefsel.ingest.identity import completion_id
 from prefsel.models.chat import Encoder
 from prefsel.models.loading import load_causal, load_tokenizer, model_shape
-from prefsel.score.engine import ScoredShard
+from prefsel.score.contract import ScoredShard
 from prefsel.score.scorers import RewardModelScorer, default_device
 
 BATCH = 64

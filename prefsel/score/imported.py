@@ -4,31 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from prefsel.score.contract import ScoredShard
 
 RATINGS = "completions.list.element.ratings"
 """The column of a groups shard that holds the numbers, inside its lists: no text is read with it."""
 
 
-@dataclass(frozen=True)
-class ImportedShard:
-    """The columns of one shard, shaped as a model scorer's."""
-
-    columns: dict[str, list[list[float | None]]]
-    """Per column one list per group, aligned with its completions; None where the number did not come."""
-    dropped: dict[str, int]
-    """Completions that lack a number, under the first field they lack."""
-    counters: dict[str, float]
-    poisoned: list[str]
-    padded_because: str = ""
-    template_error: str = ""
-    facts: dict[str, float] = field(default_factory=dict)
-
-
-def imported_columns(groups: pa.Table, fields: Mapping[str, str]) -> ImportedShard:
+def imported_columns(groups: pa.Table, fields: Mapping[str, str]) -> ScoredShard:
     """Ratings of every completion as columns.
 
     Args:
@@ -39,7 +25,7 @@ def imported_columns(groups: pa.Table, fields: Mapping[str, str]) -> ImportedSha
     columns = {name: [[found.get(key) for found in row] for row in ratings] for name, key in fields.items()}
     lacking = ([key for key in fields.values() if found.get(key) is None] for row in ratings for found in row)
     dropped = Counter(f"missing_{keys[0]}" for keys in lacking if keys)
-    return ImportedShard(columns, dict(dropped), {}, [])
+    return ScoredShard(columns, dict(dropped))
 
 
 def rating_names(groups: pa.Table) -> list[str]:

@@ -13,7 +13,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +39,8 @@ from prefsel.models.logps import logps_route, model_device
 from prefsel.models.packing import flops_min
 from prefsel.models.pair_features import PairFeatures
 from prefsel.models.tangent import Directions, load_tangents
-from prefsel.score.engine import Column, Counters, Engine, ScoredShard
+from prefsel.score.contract import ScoredShard
+from prefsel.score.engine import Column, Counters, Engine
 from prefsel.score.scorers import default_device
 from prefsel.score.windows import WINDOW_GROUPS, Windows
 
@@ -139,21 +140,6 @@ class DirectionalScorer:
         return {f"dlogps_{name}": values for name, values in zip(self.names, found)}
 
 
-@dataclass(frozen=True)
-class ScoredPairs:
-    """Pair columns of one shard, and what happened on the way; fields as `ScoredShard`, counted in pairs."""
-
-    columns: dict[str, list[float | None]]
-    """Per column one number per pair, in the order of the table; None: dropped."""
-    dropped: dict[str, int]
-    counters: dict[str, float]
-    poisoned: list[str]
-    """pair_ids (hex)."""
-    padded_because: str = ""
-    template_error: str = ""
-    facts: dict[str, float] = field(default_factory=dict)
-
-
 Feature = tuple[npt.NDArray[np.float64], float]
 """Inner products with the unit directions, [S], and the norm."""
 
@@ -217,7 +203,7 @@ class PairGradientScorer:
         pairs: pa.Table,
         reference_logps_N2: npt.NDArray[np.float64],
         wanted: npt.NDArray[np.bool_],
-    ) -> ScoredPairs:
+    ) -> ScoredShard:
         """Features of a shard's pairs.
 
         Args:
@@ -256,7 +242,7 @@ class PairGradientScorer:
             raise raised[0]
         counters["seconds_model"] += time.perf_counter() - started
         pair_ids = pairs["pair_id"].to_pylist()
-        return ScoredPairs(
+        return ScoredShard(
             columns=self._columns(found, len(reasons)),
             dropped=dict(Counter(reason for reason in reasons.tolist() if reason)),
             counters=dict(counters),

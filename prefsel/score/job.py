@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefsel.config import CrossFit, PooledScorer
+from prefsel.errors import UserError
 from prefsel.pairs.reader import PairReader
 from prefsel.workspace.folders import fetch_folder
 from prefsel.workspace.storage import Storage
@@ -33,8 +34,23 @@ class Job:
     is_trained: bool = False
     """Whether the models come from a training: they may have prompts that they must not score."""
 
+    @property
+    def gpus_per_replica(self) -> int:
+        """GPUs that one copy of its model takes; 0 where it runs none."""
+        return int(self.models[0][1]["gpus_per_replica"]) if self.models else 0
+
     def loading(self, storage: Storage, number: int = 0) -> dict[str, Any]:
-        """Loading arguments of one model, on this machine."""
+        """Loading arguments of one model, on this machine.
+
+        Raises:
+            UserError: its record names no model.
+        """
+        if not self.models:
+            record = type(self.scorer)
+            raise UserError(
+                f"scorers.{self.label}: kind {self.scorer.kind!r} loads a model, and names none; return its name from "
+                f"`models` of the record {record.__name__} in {record.__module__}"
+            )
         return local(self.models[number][1], storage)
 
 

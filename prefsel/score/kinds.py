@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefsel.errors import UserError
+from prefsel.config import PooledScorer
+from prefsel.errors import PrefselError, UserError
 from prefsel.plugins.registry import find
-from prefsel.score.contract import Begin, Compute, Ready
+from prefsel.score.contract import Begin, Compute, Loader, Ready
 from prefsel.score.job import Job, local
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import fetch_folder
@@ -48,13 +50,45 @@ def load(jobs: Sequence[Job], storage: Storage) -> Loaded:
 
 def load_one(job: Job, storage: Storage) -> Ready:
     """Load one scorer, as its kind asks; errors as `load`."""
-    kind = job.scorer.kind
-    plugin = None if kind in KINDS else find("scorers", kind)
-    if plugin is not None:
-        return plugin.found.load(job, storage)
-    if kind not in KINDS:
-        raise UserError(f"scorers.{job.label}: no loader for kind {kind!r}; `score/kinds.py` knows {', '.join(KINDS)}")
-    return KINDS[kind](job, storage)
+    ready = loader_of(job.label, job.scorer)(job, storage)
+    if not isinstance(ready, Ready):
+        who = f"score {job.label}: kind {job.scorer.kind!r}, loaded by {origin(job.scorer)}"
+        raise PrefselError(f"{who}: the loader gave a {type(ready).__name__}; valid: a prefsel.score.contract.Ready")
+    return ready
+
+
+def loader_of(label: str, scorer: Any) -> Loader:
+    """The loader of a scorer's kind, of this package or from elsewhere.
+
+    Args:
+        label: Of the scorer, for the error.
+        scorer: Its record.
+
+    Raises:
+        UserError: The kind has no loader, or its record lacks what every scorer on actors has.
+    """
+    kind, record = scorer.kind, type(scorer)
+    if not isinstance(scorer, PooledScorer):
+        raise UserError(
+            f"scorers.{label}: kind {kind!r} runs on actors, and its record {record.__name__} in {record.__module__} "
+            "says nothing of them; derive it from PooledScorer"
+        )
+    if kind in KINDS:
+        return KINDS[kind]
+    plugin = find("scorers", kind)
+    if plugin is None:
+        raise UserError(
+            f"scorers.{label}: kind {kind!r} has no loader; add one to KINDS in prefsel/score/kinds.py, which has "
+            f"{', '.join(KINDS)}"
+        )
+    found: Loader = plugin.found.load
+    return found
+
+
+def origin(scorer: Any) -> str:
+    """Where the loader of a scorer's kind lies, for errors: its module."""
+    loader = inspect.unwrap(loader_of(scorer.label, scorer))
+    return str(getattr(loader, "__module__", None) or getattr(loader, "func", loader).__module__)
 
 
 def windowed(scorer: Any) -> Begin:
@@ -158,7 +192,7 @@ def pair_gradients(job: Job, storage: Storage) -> Ready:
     return Ready(begin, [scorer])
 
 
-KINDS: dict[str, Callable[[Job, Storage], Ready]] = {
+KINDS: Final[Mapping[str, Loader]] = {
     "causal_logps": partial(cross_fitted, causal_scorer),
     "reward_model": partial(cross_fitted, reward_scorer),
     "generated_reward": generated_reward,

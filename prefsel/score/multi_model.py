@@ -18,7 +18,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prefsel.models.loading import DTYPES
-from prefsel.score.engine import Engine, EngineResult, ScoredShard
+from prefsel.score.contract import ScoredShard
+from prefsel.score.engine import Engine, EngineResult
 from prefsel.score.scorers import CausalLogpsScorer
 from prefsel.score.windows import Windows
 

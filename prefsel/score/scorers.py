@@ -18,7 +18,8 @@ from prefsel.models.compiled import compile_layers
 from prefsel.models.loading import context_length, load_causal, load_reward, load_tokenizer
 from prefsel.models.logps import logps_route
 from prefsel.models.reward import reward_route
-from prefsel.score.engine import Column, Engine, EngineResult, ScoredShard
+from prefsel.score.contract import ScoredShard
+from prefsel.score.engine import Column, Engine, EngineResult
 from prefsel.score.windows import Windows
 
 

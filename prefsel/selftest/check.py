@@ -39,7 +39,8 @@ def selftest(config: Config, progress: Progress) -> list[ModelCheck]:
         progress: Says what the sample is, and counts the ways of making rows.
 
     Returns:
-        One check per scorer; models that the run itself makes are skipped. What is wrong with one model, its template
+        One check per scorer that runs a model; models that the run itself makes, and kinds that have no self-test, are
+        skipped and say so. What is wrong with one model, its template
         included, is among its findings and does not keep the others from being checked.
 
     Raises:
@@ -49,12 +50,19 @@ def selftest(config: Config, progress: Progress) -> list[ModelCheck]:
     plan = make_plan(config, Storage("."))  # pretrained models are found without a workspace
     sample = read_sample(config)
     progress.line(f"selftest: {len(sample.groups)} groups ({sample.origin})\n")
-    return [_check_scorer(scorer, plan, sample, progress) for scorer in config.scorers if scorer.has_selftest]
+    return [_check_scorer(scorer, plan, sample, progress) for scorer in config.scorers if scorer.runs_models]
 
 
 def _check_scorer(scorer: Any, plan: Plan, sample: Sample, progress: Progress) -> ModelCheck:
     """Load the model of a scorer as the run would, and check it."""
     label = scorer.label
+    if not scorer.has_selftest:
+        why = f"kind {scorer.kind!r} has no self-test; `_check_scorer` in {__name__} would try it"
+        return ModelCheck(label, scorer.kind, skipped=why)
+    parts = ("model", "role", "heads" if getattr(scorer, "role", None) == "reward" else "unconditional")
+    if lacking := [part for part in parts if not hasattr(scorer, part)]:
+        where = f"the record {type(scorer).__name__} in {type(scorer).__module__}"
+        raise UserError(f"selftest {label}: kind {scorer.kind!r} has has_selftest, but {where} no {', '.join(lacking)}")
     spec = model_spec(plan, scorer.model)
     if spec.is_made_here:
         return ModelCheck(label, scorer.kind, skipped="made by this run, checked when it is made")

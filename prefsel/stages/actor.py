@@ -16,9 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from prefsel.errors import PrefselError
 from prefsel.plugins.registry import load as load_plugins
+from prefsel.score.contract import check_scored
 from prefsel.score.job import Job
-from prefsel.score.kinds import Loaded, load
+from prefsel.score.kinds import Loaded, load, origin
 from prefsel.score.shards import commit_scored
 from prefsel.score.summary import shares
 from prefsel.score.utilization import Span, as_info
@@ -90,6 +92,11 @@ class ScoreShards:
             entered = time.time()
             scored = compute()
             left = time.time()
+        if len(scored) != len(self._jobs):
+            label, where = self._jobs[0].label, origin(self._jobs[0].scorer)
+            raise PrefselError(f"score {label}: {where} gave {len(scored)} results; valid: a list with one per job")
+        for job, one in zip(self._jobs, scored):
+            check_scored(job, origin(job.scorer), groups, one)
         seconds = sum(one.counters.get("seconds_model", 0.0) for one in scored)
         span = as_info(Span(self._name, began, entered, left, seconds))
         scored[0].counters["groups_read"] = float(groups.num_rows)

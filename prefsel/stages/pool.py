@@ -94,7 +94,7 @@ def _stream(
 ) -> Iterator[dict[str, Any]]:
     """One pass: source, shard and number of tokens of every shard, when it is committed."""
     pool = jobs[0].scorer.pool
-    num_gpus = gpus_per_actor(pool, jobs[0].models[0][1])
+    num_gpus = gpus_per_actor(pool, jobs[0].gpus_per_replica)
     size = min(pool.size or fitting_actors(pool, num_gpus), len(items))
     require_cpus(pool, pool.min_size or size)
     scaled = {"min_size": pool.min_size, "max_size": pool.max_size} if pool.min_size else {"size": size}
@@ -132,8 +132,8 @@ def _without_restarts() -> dict[str, Any]:
     return {"ray_remote_args_fn": lambda: {"max_restarts": 0, "max_task_retries": 0}}
 
 
-def gpus_per_actor(pool: Pool, settings: Mapping[str, Any]) -> float:
-    """GPUs an actor reserves.
+def gpus_per_actor(pool: Pool, gpus_per_replica: float) -> float:
+    """GPUs an actor reserves: what the pool says, else those of a copy of its model where there are any.
 
     Raises:
         UserError: the pool asks for GPUs that the cluster does not have.
@@ -141,7 +141,7 @@ def gpus_per_actor(pool: Pool, settings: Mapping[str, Any]) -> float:
     have = ray.cluster_resources().get("GPU", 0)
     wanted = pool.num_gpus
     if wanted is None:
-        wanted = settings["gpus_per_replica"] if have else 0
+        wanted = gpus_per_replica if have else 0
     if wanted > have and is_own():
         raise UserError(f"scorers.pool.num_gpus: got {wanted:g}, but this cluster has {have:g} GPUs")
     return wanted

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prefsel.config.lookup import find
-from prefsel.errors import invalid
-from prefsel.plan.columns import pair_reader, reference_scorer
+from prefsel.errors import PrefselError, invalid
+from prefsel.plan.columns import column_names, pair_reader, reference_scorer
 from prefsel.plan.models import ModelRef, find_model, find_models
 from prefsel.plan.node import Node
 from prefsel.plan.plan import Plan
@@ -95,10 +95,26 @@ def reported(plan: Plan, one: Pending, groups: Mapping[str, Entry], progress: Pr
     _, done = pending_shards(plan, node.path, groups)
     for source in plan.catalog.sources_of():
         Artifact(plan.storage, f"{node.path}/{source}").compact()
+    require_columns(plan, node, done)
     found = report(node, done, len(one.shards), one.seconds)
     if "padded_because" in found.details:
         progress.line(f"score     {node.name}: rows are padded, not packed: {found.details['padded_because']}")
     return replace(found, details=found.details | {"shared_with": one.shared_with}) if one.shared_with else found
+
+
+def require_columns(plan: Plan, node: Node, done: Mapping[str, Entry]) -> None:
+    """Refuse columns of other names than the scorer's record says.
+
+    Raises:
+        PrefselError: names the kind, what was made and what the record says.
+    """
+    record, named = type(node.spec), sorted(column_names(plan, node.spec))
+    made = {name for entry in done.values() for name in entry.columns}
+    if done and made != set(named):
+        raise PrefselError(
+            f"score {node.name}: kind {node.spec.kind!r} made the columns {', '.join(sorted(made)) or 'none'}, but "
+            f"`columns` of the record {record.__name__} in {record.__module__} says {', '.join(named)}"
+        )
 
 
 def require_imported(plan: Plan) -> None:
@@ -164,6 +180,8 @@ def loading(ref: ModelRef) -> dict[str, Any]:
 def scoring_job(plan: Plan, node: Node) -> Job:
     """What the actors of a scorer need; an imported one has none."""
     scorer, config = node.spec, plan.config
+    if not scorer.models(config):
+        return Job(scorer, (), label=node.name)
     name = scorer.models(config)[-1]
     training = find(config.train, name)
     cross_fit = training.cross_fit if training else None

@@ -86,7 +86,7 @@ def _by_memory(jobs: Sequence[Job], storage: Storage, num_shards: int, progress:
     """Jobs of the same tokens, as many side by side as fit."""
     from prefsel.score.multi_model import weights_bytes
 
-    limit = MEMORY_SHARE * memory_per_actor(jobs[0].scorer.pool, jobs[0].models[0][1], num_shards)
+    limit = MEMORY_SHARE * memory_per_actor(jobs[0].scorer.pool, jobs[0].gpus_per_replica, num_shards)
     passes: list[list[Job]] = []
     taken = 0
     for job in jobs:
@@ -105,9 +105,9 @@ def _by_memory(jobs: Sequence[Job], storage: Storage, num_shards: int, progress:
     return passes
 
 
-def memory_per_actor(pool: Pool, settings: dict[str, Any], num_shards: int) -> float:
+def memory_per_actor(pool: Pool, gpus_per_replica: int, num_shards: int) -> float:
     """Bytes of the device that an actor works on: its part of a GPU, or of the smallest node's memory."""
-    num_gpus = gpus_per_actor(pool, settings)
+    num_gpus = gpus_per_actor(pool, gpus_per_replica)
     if num_gpus:
         return num_gpus * ray.get(ray.remote(num_gpus=num_gpus)(_gpu_bytes).remote())
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -40,7 +40,7 @@ def make_tangent(plan: Plan, node: Node, progress: Progress) -> StageReport:
     part = corpus_part(plan, spec.reference, "validation", field=f"tangents.{node.name}")
     settings = loading(find_model(plan, spec.model))
     pairs = PairSource(part, reference=spec.reference)
-    gpus = gpus_per_actor(Pool(), settings)
+    gpus = gpus_per_actor(Pool(), settings["gpus_per_replica"])
     task = ray.remote(num_gpus=gpus)(prepared(_make_tangent))
     with progress.track(f"tangent {node.name}", 1, "tangents") as counter:
         facts = unwrap(task.remote(plan.storage, spec, settings, pairs, path))
