@@ -1,10 +1,12 @@
-"""Fixtures of the whole test tree: the shared samples, and one local Ray for the session."""
+"""Fixtures of the whole test tree: golden examples, samples that lie beside a checkout, one local Ray."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,11 +17,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="session")
+def golden() -> dict[str, dict[str, Any]]:
+    """The golden examples by name: see `golden/README.md`."""
+    return json.loads((Path(__file__).parent / "golden/examples.json").read_text())
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of golden numbers and real samples that lies beside a checkout."""
+    """A folder of samples of public data sets, which are not part of the repository and may lie beside a checkout."""
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
-        pytest.skip("the shared folder of golden numbers and real samples does not lie beside this checkout")
+        pytest.skip("no folder of samples of public data sets lies beside this checkout")
     return folder
 
 
