@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,27 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
 @pytest.fixture(scope="session")
 def golden() -> dict[str, dict[str, Any]]:
     """The golden examples by name: see `golden/README.md`."""
-    return json.loads((Path(__file__).parent / "golden/examples.json").read_text())
+    return json.loads((REPOSITORY / "tests/golden/examples.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small preference data in four formats: see `jobs/data/make_samples.py`."""
+    folder = tmp_path_factory.mktemp("samples")
+    subprocess.run([sys.executable, REPOSITORY / "jobs/data/make_samples.py", "--into", folder], check=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """A folder of samples of public data sets, which are not part of the repository and may lie beside a checkout."""
-    folder = Path(__file__).resolve().parents[2] / "shared"
+    folder = REPOSITORY.parent / "shared"
     if not folder.is_dir():
         pytest.skip("no folder of samples of public data sets lies beside this checkout")
     return folder
