@@ -1,12 +1,19 @@
-"""Fixtures of the whole test tree: the shared samples, and one local Ray for the session."""
+"""Fixtures of the whole test tree: golden examples, samples that lie beside a checkout, one local Ray."""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+
+if TYPE_CHECKING:
+    from prefsel.world.inputs import DemoInputs
 
 # One thread per process: two cores are shared by the driver, Ray's workers and DeepSpeed.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,12 +21,63 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under `-n 2 --dist loadgroup`: what uses Ray stays in one process, so does what trains; the rest goes by file.
+
+    One Ray serves all tests of its process. A second Ray or DeepSpeed beside it would only share its two cores.
+    """
+    for item in items:
+        shared = [name for name in ("local_ray", "small_world") if name in getattr(item, "fixturenames", ())]
+        group = "train" if item.path.parent.name == "train" else shared[0] if shared else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, dict[str, Any]]:
+    """The golden examples by name: see `golden/README.md`."""
+    return json.loads((REPOSITORY / "tests/golden/examples.json").read_text())
+
+
+class SmallWorld(NamedTuple):
+    """Inputs of the demonstration in a few rows: 8 prompts, 10 policy steps, 60 labels, 8 reward steps."""
+
+    home: Path
+    inputs: DemoInputs
+    seed: int
+    scale: float
+    told: list[tuple[str, int, int]]
+    """What `make_inputs` reported while it made them."""
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
+    """Two small models and a corpus of the second's responses, made once."""
+    from prefsel.world.inputs import make_inputs
+
+    home, seed, scale = tmp_path_factory.mktemp("world"), 3, 0.005
+    told: list[tuple[str, int, int]] = []
+    inputs = make_inputs(home, seed=seed, scale=scale, on_progress=lambda *record: told.append(record))
+    return SmallWorld(home, inputs, seed, scale, told)
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small preference data in four formats: see `jobs/data/make_samples.py`."""
+    folder = tmp_path_factory.mktemp("samples")
+    subprocess.run([sys.executable, REPOSITORY / "jobs/data/make_samples.py", "--into", folder], check=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of golden numbers and real samples that lies beside a checkout."""
-    folder = Path(__file__).resolve().parents[2] / "shared"
+    """A folder of samples of public data sets, which are not part of the repository and may lie beside a checkout."""
+    folder = REPOSITORY.parent / "shared"
     if not folder.is_dir():
-        pytest.skip("the shared folder of golden numbers and real samples does not lie beside this checkout")
+        pytest.skip("no folder of samples of public data sets lies beside this checkout")
     return folder
 
 

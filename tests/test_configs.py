@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prefsel.config.file import load_config, parse_config, read_table
 from prefsel.demo import on_inputs
 from prefsel.errors import UserError
+from prefsel.pipeline import run
 from prefsel.plan.check import check
+from prefsel.progress import Progress
 from prefsel.workspace.storage import Storage
-from prefsel.world.inputs import DemoInputs, make_inputs
 
-CONFIGS = Path(__file__).parents[1] / "jobs/configs"
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIGS = REPOSITORY / "jobs/configs"
 ON_DEMO = sorted(
     f for folder in ("methods", "baselines") for f in (CONFIGS / folder).glob("*.yaml") if f.stem != "base"
 )
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> DemoInputs:
-    return make_inputs(tmp_path_factory.mktemp("inputs"), seed=1, scale=0.005)
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: file.stem)
@@ -30,8 +29,31 @@ def test_it_parses(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ON_DEMO, ids=lambda file: file.stem)
-def test_it_fits_the_inputs_of_the_demo(file: Path, inputs: DemoInputs, tmp_path: Path) -> None:
-    check(parse_config(on_inputs(file, inputs)), Storage(str(tmp_path)))
+def test_it_fits_the_inputs_of_the_demo(file: Path, small_world: Any, tmp_path: Path) -> None:
+    check(parse_config(on_inputs(file, small_world.inputs)), Storage(str(tmp_path)))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_the_rehearsal_runs_on_the_sample_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    fewer = ["models.policy.steps=4", "models.rm.steps=4", "train.dpo-potential30.max_steps=1"]
+    outcome = run(load_config(CONFIGS / "real_small.yaml", fewer), str(tmp_path), Progress(quiet=True))
+    assert outcome.page is not None
+    report = json.loads((tmp_path / outcome.page).with_name("report.json").read_text())
+    assert report["run"]["status"] == "done"
+    stages = {f"{stage['stage']} {stage['name']}": stage for stage in report["stages"]}
+    assert stages["ingest sample"]["rows_in"] == 372
+    assert stages["ingest sample"]["dropped"] == {
+        "duplicate": 2,
+        "quarantined:empty_completion": 1,
+        "quarantined:identical_completions": 1,
+        "quarantined:not_json": 1,
+    }
+    assert stages["eligible all"]["dropped"]["contradiction"] == 2
+    num_kept = 3 * stages["eligible all"]["rows_out"] // 10
+    for name in ("select potential30", "select potential30-random", "train dpo-potential30"):
+        assert stages[name]["rows_out"] == num_kept > 50
 
 
 def test_a_base_is_laid_under(tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from decimal import Decimal
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -33,17 +31,13 @@ def decide_over_shards(rule: dict, shards: list[ShardValues], num_values: int) -
     return found.thresholds
 
 
-def golden(shared: Path, name: str) -> dict:
-    return next(row for row in json.loads((shared / "golden/golden.json").read_text()) if row["id"] == name)
-
-
-def test_golden_budget(shared: Path) -> None:
-    example = golden(shared, "ratio-floor")
+def test_golden_budget(golden: dict[str, dict]) -> None:
+    example = golden["ratio-floor"]
     assert budget(example["inputs"]["ratio"], example["inputs"]["eligible"]) == example["expected"]["k"]
 
 
-def test_golden_quota(shared: Path) -> None:
-    example = golden(shared, "quota-largest-remainder")
+def test_golden_quota(golden: dict[str, dict]) -> None:
+    example = golden["quota-largest-remainder"]
     sizes = example["inputs"]["stratum_sizes"]
     total = budget(example["inputs"]["ratio"], sum(sizes))
     assert total == example["expected"]["k"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -14,11 +12,6 @@ import pyarrow as pa
 from prefsel.metrics.statistics import Fitted, fit, reply
 from prefsel.metrics.table import complete, find_metric, read_columns, score_pairs
 from prefsel.numbers import ranges
-
-
-def golden(shared: Path, name: str) -> dict:
-    """The golden example of this id."""
-    return next(row for row in json.loads((shared / "golden/golden.json").read_text()) if row["id"] == name)
 
 
 def sided(**columns: Sequence[Sequence[float]]) -> pa.Table:

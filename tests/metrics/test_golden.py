@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from pair_tables import golden, score_shards, sided
+from pair_tables import score_shards, sided
 
 from prefsel.metrics import METRICS, score_table
 from prefsel.metrics.dual_margin import probability
@@ -56,8 +56,8 @@ def divergence_table(inputs: dict, source: str, hide_own: bool) -> pa.Table:
 @pytest.mark.parametrize("name", ["pd-plain", "pd-length-quantile"])
 @pytest.mark.parametrize("source", ["rm", "ratings"])
 @pytest.mark.parametrize("hide_own", [False, True])
-def test_preference_divergence(shared: Path, name: str, source: str, hide_own: bool) -> None:
-    example = golden(shared, name)
+def test_preference_divergence(golden: dict[str, dict], name: str, source: str, hide_own: bool) -> None:
+    example = golden[name]
     expected, atol = example["expected"], example["atol"]
     table = divergence_table(example["inputs"], source, hide_own)
     params = {"aspects": ASPECTS, "source": source, **example["params"]}
@@ -79,22 +79,22 @@ def test_preference_divergence(shared: Path, name: str, source: str, hide_own: b
     )
 
 
-def test_divergence_of_one_pair(shared: Path) -> None:
-    example = golden(shared, "pd-single")
+def test_divergence_of_one_pair(golden: dict[str, dict]) -> None:
+    example = golden["pd-single"]
     others = [np.array([value]) for value in example["inputs"]["normalised_margin_of_other_aspects"]]
     assert divergence(others, None).tolist() == pytest.approx([example["expected"]["pd"]], abs=example["atol"])
 
 
-def test_weighted_divergence_of_one_pair(shared: Path) -> None:
-    example = golden(shared, "pd-weighted")
+def test_weighted_divergence_of_one_pair(golden: dict[str, dict]) -> None:
+    example = golden["pd-weighted"]
     inputs = example["inputs"]
     margins = [np.array([value]) for value in inputs["reward_margin"]]
     found = divergence(margins, np.array([float(inputs["own_aspect"])]), inputs["weights"])
     assert found.tolist() == pytest.approx([example["expected"]["pd"]], abs=example["atol"])
 
 
-def test_rho_fit(shared: Path) -> None:
-    example = golden(shared, "rho-fit")
+def test_rho_fit(golden: dict[str, dict]) -> None:
+    example = golden["rho-fit"]
     inputs = example["inputs"]
     margins = [[margin, row % 3 + 0.5, 1.0 + row] for row, margin in enumerate(inputs["reward_margin"])]
     own = [1 if external else 0 for external in inputs["external"]]
@@ -108,8 +108,8 @@ def test_rho_fit(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["lossdiff-agree", "lossdiff-conflict", "lossdiff-identical"])
-def test_lossdiff(shared: Path, name: str) -> None:
-    example = golden(shared, name)
+def test_lossdiff(golden: dict[str, dict], name: str) -> None:
+    example = golden[name]
     inputs, expected, beta = example["inputs"], example["expected"], example["params"]["beta"]
     models = ("theta", "theta_val", "reference")
     table = sided(**{f"logps_{model}": [inputs[f"logps_{model}"]] for model in models})
@@ -124,8 +124,8 @@ def test_lossdiff(shared: Path, name: str) -> None:
     assert found.tolist() == pytest.approx([expected["lossdiff"]], abs=example["atol"])
 
 
-def test_influence(shared: Path) -> None:
-    example = golden(shared, "influence-chain-rule")
+def test_influence(golden: dict[str, dict]) -> None:
+    example = golden["influence-chain-rule"]
     inputs = example["inputs"]
     table = sided(logps_p=[inputs["logps_policy"]], logps_r=[inputs["logps_reference"]], dlogps_v=[inputs["dlogps"]])
     params = {"policy": "p", "reference": "r", **example["params"]}
@@ -134,8 +134,8 @@ def test_influence(shared: Path) -> None:
     assert found.tolist() == pytest.approx([example["expected"]["influence"]], abs=example["atol"])
 
 
-def test_truncated_influence(shared: Path) -> None:
-    example = golden(shared, "tif")
+def test_truncated_influence(golden: dict[str, dict]) -> None:
+    example = golden["tif"]
     inputs, expected = example["inputs"], example["expected"]
     v = np.mean(inputs["validation_gradients"], axis=0)
     # With policy = reference the loss gradient is −β/2 times the margin's, which lies in the chosen log-prob here.
@@ -149,9 +149,9 @@ def test_truncated_influence(shared: Path) -> None:
     assert kept(found, kind="band", **example["params"]) == np.flatnonzero(expected["keep"]).tolist()
 
 
-def test_lossdiff_is_influence_to_first_order(shared: Path) -> None:
+def test_lossdiff_is_influence_to_first_order(golden: dict[str, dict]) -> None:
     """A quadratic loss, seen by both metrics through the log-probs that give a pair this loss."""
-    example = golden(shared, "lossdiff-first-order")
+    example = golden["lossdiff-first-order"]
     inputs, expected = example["inputs"], example["expected"]
     theta, a, v = (np.array(inputs[name]) for name in ("theta", "a", "mean_validation_gradient"))
 
@@ -169,8 +169,8 @@ def test_lossdiff_is_influence_to_first_order(shared: Path) -> None:
     assert lossdiff / (inputs["eta"] * influence) == pytest.approx(expected["ratio"], abs=1e-9)
 
 
-def test_difficulty_gap(shared: Path) -> None:
-    example = golden(shared, "difficulty-gap")
+def test_difficulty_gap(golden: dict[str, dict]) -> None:
+    example = golden["difficulty-gap"]
     irm = example["inputs"]["irm"]
     table = sided(logps_p=[(value, 0.0) for value in irm], logps_r=[(0.0, 0.0)] * len(irm))
     for name, absolute in (("signed_keep2", False), ("absolute_keep2", True)):
@@ -178,8 +178,8 @@ def test_difficulty_gap(shared: Path) -> None:
         assert kept(found, count=2) == example["expected"][name]
 
 
-def test_selective_dpo(shared: Path) -> None:
-    example = golden(shared, "selective-dpo")
+def test_selective_dpo(golden: dict[str, dict]) -> None:
+    example = golden["selective-dpo"]
     losses = np.array(example["inputs"]["held_out_losses"])
     table = pa.table({"loss_0": losses[:, 0], "loss_1": losses[:, 1]})
     found = score_table(table, "selective_dpo", losses="loss", seeds=2)
@@ -187,8 +187,8 @@ def test_selective_dpo(shared: Path) -> None:
     assert kept(found, ratio=0.5) == example["expected"]["keep_half"]
 
 
-def test_less(shared: Path) -> None:
-    example = golden(shared, "less-feature")
+def test_less(golden: dict[str, dict]) -> None:
+    example = golden["less-feature"]
     inputs, expected = example["inputs"], example["expected"]
     m, v, gradient, validation = (
         np.array(inputs[name]) for name in ("adam_m", "adam_v", "gradient", "validation_gradient")
@@ -204,8 +204,8 @@ def test_less(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["map-zscore-w1", "map-zscore-w2.5", "map-signed-mixed", "map-abs-mixed"])
-def test_alignment_potential(shared: Path, name: str) -> None:
-    example = golden(shared, name)
+def test_alignment_potential(golden: dict[str, dict], name: str) -> None:
+    example = golden[name]
     inputs = example["inputs"]
     means = list(zip(inputs["mean_logps_chosen"], inputs["mean_logps_rejected"]))
     table = sided(
@@ -220,16 +220,16 @@ def test_alignment_potential(shared: Path, name: str) -> None:
             assert kept(found, ratio="0.4") == example["expected"]["top2"]
 
 
-def test_raw_alignment_potential(shared: Path) -> None:
-    example = golden(shared, "map-raw")
+def test_raw_alignment_potential(golden: dict[str, dict]) -> None:
+    example = golden["map-raw"]
     inputs = example["inputs"]
     table = sided(rm_a=[inputs["reward"]], logps_p=[inputs["logps_policy"]], logps_r=[inputs["logps_reference"]])
     found = score_table(table, "alignment_potential", rm="a", policy="p", reference="r", **example["params"])
     assert found.tolist() == pytest.approx([example["expected"]["score"]], abs=example["atol"])
 
 
-def test_group_spread(shared: Path) -> None:
-    example = golden(shared, "map-group-spread")
+def test_group_spread(golden: dict[str, dict]) -> None:
+    example = golden["map-group-spread"]
     table = pa.table(group_columns(example["inputs"]["rewards"])).append_column("logps_p_chosen", pa.array([-1.0]))
     for name in ("logps_p_rejected", "logps_r_chosen", "logps_r_rejected"):
         table = table.append_column(name, pa.array([-1.0]))
@@ -247,8 +247,8 @@ DUAL_MARGIN = [f"dual-margin-{name}" for name in ("beta", "saturated", "zero", "
 @pytest.mark.parametrize("name", DUAL_MARGIN)
 @pytest.mark.parametrize("num_explicit", [0, 1, 2])
 @pytest.mark.filterwarnings("ignore:dual_margin")
-def test_dual_margin(shared: Path, name: str, num_explicit: int) -> None:
-    example = golden(shared, name)
+def test_dual_margin(golden: dict[str, dict], name: str, num_explicit: int) -> None:
+    example = golden[name]
     expected, atol, margins = example["expected"], example["atol"], example["inputs"]["margins"]
     lower, upper, epsilon = example["inputs"]["lower"], example["inputs"]["upper"], example["params"]["epsilon"]
     found_p = [probability(np.array([m]), lower, u, epsilon)[0] for m, u in zip(margins, upper)]
@@ -270,8 +270,8 @@ def test_dual_margin(shared: Path, name: str, num_explicit: int) -> None:
 @pytest.mark.parametrize("kind", ["implicit", "explicit"])
 @pytest.mark.parametrize("num_shards", [1, 7, 200])
 @pytest.mark.filterwarnings("ignore:dual_margin")
-def test_upper_search(shared: Path, kind: str, num_shards: int) -> None:
-    example = golden(shared, "dual-margin-upper-search")
+def test_upper_search(golden: dict[str, dict], kind: str, num_shards: int) -> None:
+    example = golden["dual-margin-upper-search"]
     margins = [float(value) for value, count in example["inputs"]["value_counts"].items() for _ in range(count)]
     rows = [(margin, 0.0) for margin in margins]
     if kind == "explicit":
@@ -292,8 +292,8 @@ def test_upper_search(shared: Path, kind: str, num_shards: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["data-map-four", "data-map-two"])
-def test_data_map(shared: Path, name: str) -> None:
-    example = golden(shared, name)
+def test_data_map(golden: dict[str, dict], name: str) -> None:
+    example = golden[name]
     expected, scores = example["expected"], example["inputs"]["scores"]
     table = pa.table(group_columns(scores))
     assert score_table(table, "data_map", rm="a", axis="mean").tolist() == [expected["mean"]]
@@ -305,8 +305,8 @@ def test_data_map(shared: Path, name: str) -> None:
         assert found.tolist() == [-expected["variance"]]
 
 
-def test_filtered_dpo(shared: Path) -> None:
-    example = golden(shared, "filtered-dpo")
+def test_filtered_dpo(golden: dict[str, dict]) -> None:
+    example = golden["filtered-dpo"]
     inputs = example["inputs"]
     table = pa.table({"rm_a_chosen": inputs["reward_chosen"], "rm_a_generated": inputs["reward_generated"]})
     assert (score_table(table, "filtered_dpo", rm="a") > 0).tolist() == [bool(k) for k in example["expected"]["keep"]]
@@ -356,14 +356,12 @@ CLAIMS: dict[str, Callable | str] = {
 }
 
 
-def test_every_example_is_claimed_by_a_test_that_names_it(shared: Path) -> None:
-    examples = json.loads((shared / "golden/golden.json").read_text())
-    assert sorted(example["id"] for example in examples) == sorted(CLAIMS)
-    for example in examples:
-        claim = CLAIMS[example["id"]]
+def test_every_example_is_claimed_by_a_test_that_names_it(golden: dict[str, dict]) -> None:
+    assert sorted(golden) == sorted(CLAIMS)
+    for name, claim in CLAIMS.items():
         if callable(claim):  # in its body, or among its parameters
             text = inspect.getsource(claim) + repr(getattr(claim, "pytestmark", ""))
-            assert repr(example["id"]) in text or json.dumps(example["id"]) in text
+            assert repr(name) in text or json.dumps(name) in text
         else:
             text = (ROOT / claim).read_text()
-            assert example["id"] in text or example["method"] in text, f"{claim} does not mention {example['id']}"
+            assert json.dumps(name) in text, f"{claim} does not mention {name}"

@@ -535,8 +535,8 @@ def test_less_features_equal_those_of_flat_vectors(model_type, dtype, tolerance)
     assert error(norms_N, features_NP.norm(dim=1)) <= tolerance
 
 
-def test_less_golden_example(shared):
-    (example,) = (e for e in golden(shared) if e["id"] == "less-feature")
+def test_less_golden_example(golden):
+    example = golden["less-feature"]
     inputs, expected = example["inputs"], example["expected"]
 
     class Weights(torch.nn.Module):
@@ -556,11 +556,6 @@ def test_less_golden_example(shared):
         (dot,), length = features(EncodedGroup([1], [[2], [3]], ["ok", "ok"], 0), np.zeros(2))
     assert length == pytest.approx(np.linalg.norm(expected["feature"]), abs=example["atol"])
     assert dot / length == pytest.approx(expected["cosine"], abs=example["atol"])
-
-
-def golden(shared):
-    examples = json.loads((shared / "golden" / "golden.json").read_text())
-    return examples if isinstance(examples, list) else examples["examples"]
 
 
 def test_less_needs_every_moment():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -262,12 +260,8 @@ def test_derived_scores_have_the_naive_values(data: st.DataObject, rule: dict[st
 # ----------------------------------------------------------------------------------------------------- by hand
 
 
-def golden(shared: Path, name: str) -> dict[str, Any]:
-    return next(row for row in json.loads((shared / "golden/golden.json").read_text()) if row["id"] == name)
-
-
-def test_golden_lossdiff_irm_is_an_intersection_of_two_bands(shared: Path) -> None:
-    example = golden(shared, "lossdiff-irm-bands")
+def test_golden_lossdiff_irm_is_an_intersection_of_two_bands(golden: dict[str, dict]) -> None:
+    example = golden["lossdiff-irm-bands"]
     table = pa.table({"pair_id": list(range(10)), **example["inputs"]})
     bands = [{"kind": "band", "score": name, **example["params"]} for name in example["inputs"]]
     kept = select_table(table, {"kind": "intersect", "rules": bands})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -18,10 +16,6 @@ from hypothesis import strategies as st
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.numbers import ranges
 from prefsel.select import select_table
-
-
-def golden(shared: Path, name: str) -> dict:
-    return next(row for row in json.loads((shared / "golden/golden.json").read_text()) if row["id"] == name)
 
 
 def telling(num_values: int) -> Any:
@@ -50,22 +44,22 @@ def realistic(num_rows: int, offset: float = 0.0) -> pa.Table:
 
 
 @pytest.mark.parametrize("name", ["top-ties-k2", "top-ties-k3"])
-def test_golden_top(shared: Path, name: str) -> None:
-    example = golden(shared, name)
+def test_golden_top(golden: dict[str, dict], name: str) -> None:
+    example = golden[name]
     table = pa.table(example["inputs"])
     kept = select_table(table, {"kind": "top", "score": "score", "count": example["params"]["count"]})
     assert kept.tolist() == example["expected"]["keep"]
 
 
-def test_golden_two_bands(shared: Path) -> None:
-    example = golden(shared, "lossdiff-irm-bands")
+def test_golden_two_bands(golden: dict[str, dict]) -> None:
+    example = golden["lossdiff-irm-bands"]
     table = pa.table({"pair_id": list(range(10)), **example["inputs"]})
     kept = [select_table(table, {"kind": "band", "score": name, **example["params"]}) for name in ("lossdiff", "irm")]
     assert np.intersect1d(*kept).tolist() == example["expected"]["keep"]
 
 
-def test_golden_tif_band(shared: Path) -> None:
-    example = golden(shared, "tif")
+def test_golden_tif_band(golden: dict[str, dict]) -> None:
+    example = golden["tif"]
     table = pa.table({"pair_id": list(range(5)), "influence": example["expected"]["influence"]})
     kept = select_table(table, {"kind": "band", "score": "influence", **example["params"]})
     assert kept.tolist() == np.flatnonzero(example["expected"]["keep"]).tolist()

@@ -487,11 +487,26 @@ def test_the_first_groups_of_every_source(folders, monkeypatch):
         read_sample(parse_config(held))
 
 
-def test_real_samples(shared):
-    paths = sorted(str(path) for path in (shared / "data" / "real").glob("*.jsonl.gz"))
-    sources = [{"name": f"s{number}", "paths": [path]} for number, path in enumerate(paths)]
+@pytest.mark.parametrize(
+    ("files", "origin"),
+    [
+        (
+            ["conversations.jsonl", "ranked.jsonl", "transcripts.jsonl"],
+            "s0: 11 groups, 3 of 256 rows unusable; s1: 11 groups; s2: 10 groups, 3 of 90 rows unusable",
+        ),
+        (
+            ["hh_rlhf_harmless_1156.jsonl.gz", "qa_feedback_250x4.jsonl.gz", "ultrafeedback_binarized_1k.jsonl.gz"],
+            "s0: 11 groups, 1 of 256 rows unusable; s1: 11 groups; s2: 10 groups",
+        ),
+    ],
+    ids=["ours", "found"],
+)
+def test_samples(request, files, origin):
+    is_found = files[0].endswith(".gz")
+    folder = request.getfixturevalue("shared") / "data/real" if is_found else request.getfixturevalue("samples")
+    sources = [{"name": f"s{number}", "paths": [str(folder / file)]} for number, file in enumerate(files)]
     sample = read_sample(parse_config(table(["policy"]) | {"sources": sources}))
-    assert sample.origin == "s0: 11 groups, 1 of 256 rows unusable; s1: 11 groups; s2: 10 groups"
+    assert sample.origin == origin
     found = check_model("tiny", tiny_causal(), Encoder(bpe_tokenizer(), "hh", 250), sample, is_reward=False)
     assert found.failures == []
     assert all(c.num_compared >= 8 for c in found.comparisons)

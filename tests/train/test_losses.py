@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,11 +31,6 @@ LN2 = math.log(2.0)
 
 def _tensors(*values: float) -> list[torch.Tensor]:
     return [torch.tensor([value], dtype=torch.float64) for value in values]
-
-
-def _golden(shared: Path, method: str) -> list[dict]:
-    examples = json.loads((shared / "golden" / "golden.json").read_text())
-    return [example for example in examples if example["method"] == method]
 
 
 def test_losses_of_hand_computed_margins() -> None:
@@ -81,33 +74,31 @@ def test_gradient_is_minus_beta_sigmoid_of_minus_margin() -> None:
     assert policy_rejected.grad.item() == pytest.approx(weight, abs=1e-12)
 
 
-def test_golden_dpo_losses(shared: Path) -> None:
-    examples = _golden(shared, "lossdiff")
-    assert examples
-    for example in examples:
-        inputs, beta = example["inputs"], example["params"]["beta"]
-        for model in ("theta", "theta_val"):
-            logps = _tensors(*inputs[f"logps_{model}"], *inputs["logps_reference"])
-            assert dpo_loss(*logps, beta=beta).item() == pytest.approx(
-                example["expected"][f"loss_{model}"], abs=example["atol"]
-            ), example["id"]
+@pytest.mark.parametrize("name", ["lossdiff-agree", "lossdiff-conflict", "lossdiff-identical"])
+def test_golden_dpo_losses(golden: dict[str, dict], name: str) -> None:
+    example = golden[name]
+    inputs, beta = example["inputs"], example["params"]["beta"]
+    for model in ("theta", "theta_val"):
+        logps = _tensors(*inputs[f"logps_{model}"], *inputs["logps_reference"])
+        expected = example["expected"][f"loss_{model}"]
+        assert dpo_loss(*logps, beta=beta).item() == pytest.approx(expected, abs=example["atol"])
 
 
-def test_golden_dfpo_losses(shared: Path) -> None:
-    examples = _golden(shared, "dfpo_loss")
-    assert examples
-    for example in examples:
-        inputs, params, expected = example["inputs"], example["params"], example["expected"]
-        chosen, rejected, zero, divergence = _tensors(
-            inputs["logratio_chosen"], inputs["logratio_rejected"], 0.0, inputs["pd"]
-        )
-        chosen.requires_grad_()
-        loss = dfpo_loss(chosen, rejected, zero, zero, preference_divergence=divergence, **params)
-        loss.sum().backward()
-        assert chosen.grad is not None
-        assert loss.item() == pytest.approx(expected["loss"], abs=example["atol"]), example["id"]
-        weight = -chosen.grad.item() / (params["num_aspects"] * params["beta"])
-        assert weight == pytest.approx(expected["gradient_weight"], abs=example["atol"]), example["id"]
+@pytest.mark.parametrize("name", ["dfpo-loss-pd-0.6", "dfpo-loss-pd+0", "dfpo-loss-pd+0.6"])
+def test_golden_dfpo_losses(golden: dict[str, dict], name: str) -> None:
+    example = golden[name]
+    inputs, params, expected = example["inputs"], example["params"], example["expected"]
+    logratios = _tensors(inputs["logratio_chosen"], inputs["logratio_rejected"], 0.0, 0.0)
+    margin = preference_stats(*logratios, beta=params["beta"])["margin"].item()
+    assert margin == pytest.approx(expected["margin"], abs=example["atol"])
+    logratios[0].requires_grad_()
+    loss = dfpo_loss(*logratios, preference_divergence=_tensors(inputs["pd"])[0], **params)
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(expected["loss"], abs=example["atol"])
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-expected["logit"])), abs=example["atol"])
+    assert logratios[0].grad is not None
+    weight = -logratios[0].grad.item() / (params["num_aspects"] * params["beta"])
+    assert weight == pytest.approx(expected["gradient_weight"], abs=example["atol"])
 
 
 # ------------------------------------------------------------------------------------------ the other losses

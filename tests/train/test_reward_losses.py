@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,28 +10,23 @@ from prefsel.errors import UserError
 from prefsel.train.reward_losses import debiased_margins, length_balanced_frequency, length_penalised_loss
 
 
-def golden(shared: Path, method: str) -> list[dict]:
-    examples = json.loads((shared / "golden" / "golden.json").read_text())
-    return [example for example in examples if example["method"] == method]
+def test_golden_length_penalty(golden: dict[str, dict]) -> None:
+    example = golden["rm-length-penalty"]
+    margins, lengths = (torch.tensor([float(example["inputs"][n])]) for n in ("reward_margin", "length_difference"))
+    rho, expected, atol = example["params"]["rho"], example["expected"], example["atol"]
+    assert debiased_margins(margins, lengths, rho=rho).item() == pytest.approx(expected["logit"], abs=atol)
+    assert expected["logit"] == expected["debiased_margin"]
+    assert length_penalised_loss(margins, lengths, rho=rho).item() == pytest.approx(expected["loss"], abs=atol)
 
 
-def test_golden_length_penalty(shared: Path) -> None:
-    examples = golden(shared, "length_penalised_rm_loss")
-    assert [example["id"] for example in examples] == ["rm-length-penalty"]
-    for example in examples:
-        margins, lengths = (torch.tensor([float(example["inputs"][n])]) for n in ("reward_margin", "length_difference"))
-        rho, expected, atol = example["params"]["rho"], example["expected"], example["atol"]
-        assert debiased_margins(margins, lengths, rho=rho).item() == pytest.approx(expected["logit"], abs=atol)
-        assert expected["logit"] == expected["debiased_margin"]
-        assert length_penalised_loss(margins, lengths, rho=rho).item() == pytest.approx(expected["loss"], abs=atol)
+LENGTH_BALANCE = ["length-balance-tau0.1", "length-balance-tau0.5", "length-balance-tau1", "length-balance-tau10"]
 
 
-def test_golden_length_balance(shared: Path) -> None:
-    examples = golden(shared, "length_balanced_frequency")
-    assert [example["id"] for example in examples] == [f"length-balance-tau{tau}" for tau in ("0.1", "0.5", "1", "10")]
-    for example in examples:
-        got = length_balanced_frequency(example["inputs"]["longer_chosen_share"], example["params"]["tau"])
-        assert got == pytest.approx(example["expected"]["frequency"], abs=example["atol"])
+@pytest.mark.parametrize("name", LENGTH_BALANCE)
+def test_golden_length_balance(golden: dict[str, dict], name: str) -> None:
+    example = golden[name]
+    got = length_balanced_frequency(example["inputs"]["longer_chosen_share"], example["params"]["tau"])
+    assert got == pytest.approx(example["expected"]["frequency"], abs=example["atol"])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 0.7, 1.0])
