@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,11 @@ def assert_same_history(got: list[dict[str, Any]], want: list[dict[str, Any]]) -
             {k: v for k, v in record.items() if isinstance(v, int | float)} for record in (got_record, want_record)
         ]
         assert numbers[0] == pytest.approx(numbers[1], rel=1e-4, abs=2e-5)
+
+
+def fresh_environment() -> dict[str, str]:
+    """The environment for another process, without what the process group of this one has left in it."""
+    return {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "RANK")}
 
 
 def replaced(table: pa.Table, name: str, values: Any) -> pa.Table:
