@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from naive_loop import naive_training
-from tiny_runs import COMMON, Case, assert_same_history, losses, steps, weights
+from tiny_runs import COMMON, Case, assert_same_history, fresh_environment, losses, steps, weights
 from transformers import AutoTokenizer
 
 from prefsel.errors import IntegrityError, NonFiniteError
@@ -125,11 +127,7 @@ result = train(Preference(config), pairs, model_dir={str(policy.model_dir)!r}, o
 assert not any(name.split(".")[0] == "ray" and module for name, module in sys.modules.items())
 pathlib.Path({str(tmp_path / "result.json")!r}).write_text(json.dumps(result))
 """
-    import json
-
-    import pyarrow.parquet as pq
-
     pq.write_table(policy.table, tmp_path / "pairs.parquet")
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, env=fresh_environment())
     result = json.loads((tmp_path / "result.json").read_text())
     assert losses(result) == losses(plain_policy)

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_policy import TinyRun
 from tiny_rewards import reward_table
-from tiny_runs import Case, assert_same_history, assert_same_weights, policy_case, reward_case
+from tiny_runs import Case, assert_same_history, assert_same_weights, fresh_environment, policy_case, reward_case
 
 from prefsel.train.checkpoint import latest_checkpoint
 
@@ -41,10 +41,13 @@ def launch(jobs: list[dict[str, Any]], folder: Path) -> int:
     (folder / "jobs.json").write_text(json.dumps(jobs))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     worker = [str(Path(__file__).with_name("train_worker.py")), str(folder / "jobs.json")]
-    environment = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "RANK")}
     with (folder / "stderr.txt").open("w") as stderr:
         process = subprocess.Popen(
-            [*launcher, *worker], env=environment, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
+            [*launcher, *worker],
+            env=fresh_environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
         )
         try:
             code = process.wait(timeout=300)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +149,11 @@ def assert_same_history(got: list[dict[str, Any]], want: list[dict[str, Any]]) -
         # Of every held-out pair, whichever worker saw it.
         assert ("margins" in got_record) == ("margins" in want_record)
         assert got_record.get("margins", []) == pytest.approx(want_record.get("margins", []), rel=1e-4, abs=2e-5)
+
+
+def fresh_environment() -> dict[str, str]:
+    """The environment for another process, without what the process group of this one has left in it."""
+    return {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "RANK")}
 
 
 def replaced(table: pa.Table, name: str, values: Any) -> pa.Table:
