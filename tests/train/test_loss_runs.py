@@ -224,7 +224,7 @@ def test_held_out_pairs_without_divergence_have_an_accuracy_but_no_loss(
         ({"order": "score"}, lambda t: t.drop_columns(["score"]), UserError, "order 'score' needs the column 'score'"),
         ({}, lambda t: t.drop_columns(REFERENCE), UserError, "loss 'dpo' needs the columns.*reference_logps_chosen"),
     ],
-    ids=str,
+    ids=lambda value: None if callable(value) else str(value),
 )
 def test_a_table_without_what_the_loss_needs_is_refused(
     policy: Case, train: pa.Table, tmp_path: Path, options: Any, change: Any, error: Any, message: str
