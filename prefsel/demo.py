@@ -44,7 +44,8 @@ def run_demo(workspace: str, *, seed: int, progress: Progress, config_file: Path
 
     def measure(plan: Plan, reports: Sequence[StageReport]) -> list[dict[str, Any]]:
         table = gold_table(plan, reports, inputs, seed, progress)
-        storage.write(table_file, json.dumps(table, indent=1).encode())
+        kept = {key: value for key, value in table.items() if key != "measures"}
+        storage.write(table_file, json.dumps(kept, indent=1).encode())
         return [table]
 
     outcome = run(config, workspace, progress, tables=measure)
@@ -157,7 +158,11 @@ def finals(config: Config) -> list[Any]:
 def gold_table(
     plan: Plan, reports: Sequence[StageReport], inputs: Any, seed: int, progress: Progress
 ) -> dict[str, Any]:
-    """Gold reward of the responses of every model to the held-out prompts, sampled and greedy."""
+    """Gold reward of the responses of every model to the held-out prompts, sampled and greedy.
+
+    Returns:
+        A table for the page; its `measures` hold the gold reward of every prompt by training, for paired differences.
+    """
     from prefsel.world.inputs import evaluate_gold, read_prompts
 
     prompts = read_prompts(inputs.heldout)
@@ -165,9 +170,10 @@ def gold_table(
     folders = {"untrained": (inputs.policy, 0)}
     for spec in finals(plan.config):
         report = trained[spec.name]
-        folders[spec.name.removeprefix("dpo-")] = (plan.storage.local(report.artifact), report.rows_out)
+        folders[spec.name] = (plan.storage.local(report.artifact), report.rows_out)
     rows: list[list[Any]] = []
     base: tuple[float, ...] = ()
+    measures: dict[str, dict[str, Sequence[float]]] = {"gold reward, T = 1": {}, "gold reward, greedy": {}}
     with progress.track("measure gold", len(folders), "models") as counter:
         for name, (folder, pairs) in folders.items():
             sampled = evaluate_gold(folder, prompts, seed=seed + 1)
@@ -175,7 +181,10 @@ def gold_table(
             base = base or sampled.per_prompt
             gain, error = paired(sampled.per_prompt, base)
             words = sampled.mean_length
-            rows.append([name, pairs, sampled.mean, sampled.sem, gain, error, greedy.mean, greedy.sem, words])
+            for by_training, found in zip(measures.values(), (sampled, greedy)):
+                by_training[name] = found.per_prompt
+            shown = name.removeprefix("dpo-")
+            rows.append([shown, pairs, sampled.mean, sampled.sem, gain, error, greedy.mean, greedy.sem, words])
             counter.advance()
     return {
         "title": "Gold reward of each model's responses",
@@ -189,6 +198,7 @@ def gold_table(
         ),
         "columns": ["model", "pairs", "gold T=1", "±", "gain", "±", "greedy", "±", "words"],
         "rows": rows,
+        "measures": measures,
     }
 
 

@@ -131,11 +131,10 @@ def run(
     is_new = any(report.computed_shards for report in reports)
     if until is not None:
         return Outcome(reports, None, is_new)
-    lineage = Lineage(config, storage)
-    page = last_report(lineage)
+    page = last_report(plan)
     if is_new or page is None or always_report:
         more = tables(plan, reports) if tables else []
-        page = write_report(lineage, reports, seconds=time.monotonic() - started, tables=more)
+        page = write_report(plan, reports, seconds=time.monotonic() - started, tables=more)
         is_new = True
     return Outcome(reports, page, is_new)
 

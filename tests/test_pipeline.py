@@ -18,6 +18,7 @@ from prefsel.errors import IntegrityError
 from prefsel.pipeline import Outcome, run
 from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
+from prefsel.train.heldout import read_margins
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import verify
@@ -26,6 +27,18 @@ pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]
 
 WORDS = ["red", "green", "blue", "small", "large", "round", "old", "new", "fast", "slow"]
 SHAPE = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "steps": 8, "batch_tokens": 512, "max_length": 64}
+
+
+DPO: dict[str, Any] = {
+    "model": "policy",
+    "reference": "policy",
+    "learning_rate": 1e-3,
+    "dtype": "fp32",
+    "zero_stage": 2,
+    "global_batch_pairs": 6,
+    "micro_batch_pairs": 2,
+    "max_steps": 3,
+}
 
 
 def corpus(path: Path) -> str:
@@ -59,20 +72,8 @@ def table(source: str) -> dict[str, Any]:
             }
         ],
         "train": [
-            {
-                "name": "dpo",
-                "selection": "half",
-                "model": "policy",
-                "reference": "policy",
-                "learning_rate": 1e-3,
-                "dtype": "fp32",
-                "zero_stage": 2,
-                "workers": 2,
-                "global_batch_pairs": 6,
-                "micro_batch_pairs": 2,
-                "max_steps": 3,
-                "checkpoint_every_steps": 2,
-            }
+            DPO | {"name": "dpo", "selection": "half", "workers": 2, "checkpoint_every_steps": 2},
+            DPO | {"name": "dpo-random", "selection": "half-random"},
         ],
     }
 
@@ -141,6 +142,38 @@ def test_the_report_and_the_manifest_are_there(done: tuple[Path, Any, Outcome]) 
     assert len(report["training"][0]["self_checks"]) == 3
     assert all(artifact["content"] for artifact in report["artifacts"])
     assert verify(Storage(str(workspace))).is_clean
+
+
+def test_two_trainings_are_compared_pair_by_pair(done: tuple[Path, Any, Outcome]) -> None:
+    workspace, _, outcome = done
+    storage = Storage(str(workspace))
+    margins = {}
+    for trained in (report for report in outcome.reports if report.stage == "train"):
+        found = read_margins(storage, trained.artifact)
+        assert found is not None
+        before, after = (record for record in trained.details["history"] if record["event"] == "eval")
+        assert "margins" not in before
+        for record, name in ((before, "before"), (after, "after")):
+            margin_N = found[name].to_numpy()
+            assert len(margin_N) == record["num_pairs"]
+            assert margin_N.mean() == pytest.approx(record["margin"], abs=1e-12)
+            assert ((margin_N > 0) + 0.5 * (margin_N == 0)).mean() == record["accuracy"]
+        margins[trained.name] = found
+    ours, theirs = margins["dpo"], margins["dpo-random"]
+    assert ours["pair_id"] == theirs["pair_id"]
+    agrees = [(one["after"].to_numpy() > 0) + 0.5 * (one["after"].to_numpy() == 0) for one in (ours, theirs)]
+    report = json.loads((workspace / str(outcome.page)).with_name("report.json").read_text())
+    (compared,) = report["comparisons"]
+    assert (compared["training"], compared["control"], compared["against"]) == ("dpo", "random", "dpo-random")
+    assert compared["unlike"] == []  # the number of workers makes no difference
+    # Every prompt has one pair here, so the interval is the textbook one.
+    difference_N = 100 * (agrees[0] - agrees[1])
+    error = difference_N.std(ddof=1) / math.sqrt(len(difference_N))
+    assert compared["difference"]["mean"] == pytest.approx(difference_N.mean())
+    assert compared["difference"]["high"] - compared["difference"]["mean"] == pytest.approx(1.959964 * error)
+    page = (workspace / str(outcome.page)).read_text()
+    assert "dpo against random" in page
+    assert "No model was trained on all eligible pairs" in page
 
 
 def test_again_is_nothing_to_do(done: tuple[Path, Any, Outcome]) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefsel.config import Selection
-from prefsel.plan.columns import scorers_for
-from prefsel.plan.lineage import Lineage
+from prefsel.plan.columns import length_scorer, scorers_for
 from prefsel.plan.node import Node
-from prefsel.plan.plan import in_order
+from prefsel.plan.plan import Plan, in_order
 from prefsel.plan.scores import metric_columns
 from prefsel.rules import rule_scores
 from prefsel.workspace.manifest import StageReport
@@ -17,7 +16,7 @@ from prefsel.workspace.manifest import StageReport
 TRAINED = ("train", "reward")
 
 
-def cost_table(lineage: Lineage, reports: Sequence[StageReport]) -> dict[str, Any] | None:
+def cost_table(plan: Plan, reports: Sequence[StageReport]) -> dict[str, Any] | None:
     """One row per selection: its scoring, its trainings and tangents, their sum and their seconds.
 
     The unit is one pass of the policy that counts the lengths over all completions, prompts shared; a training step
@@ -25,17 +24,17 @@ def cost_table(lineage: Lineage, reports: Sequence[StageReport]) -> dict[str, An
     share is counted in each. Returns None without a policy to measure by.
     """
     by_node = reports_of(reports)
-    unit = forward_flops(lineage, by_node)
-    if not unit or not lineage.config.selections:
+    unit = forward_flops(plan, by_node)
+    if not unit or not plan.config.selections:
         return None
     rows = []
-    for selection in lineage.config.selections:
-        found = [report for node in read_by(lineage, selection) for report in by_node.get((node.kind, node.name), [])]
+    for selection in plan.config.selections:
+        found = [report for node in read_by(plan, selection) for report in by_node.get((node.kind, node.name), [])]
         scoring = sum(flops(report) for report in found if report.stage == "score")
         training = sum(flops(report) for report in found if report.stage in (*TRAINED, "tangent"))
         seconds = sum(spent(report) for report in found)
         rows.append([selection.name, scoring / unit, training / unit, (scoring + training) / unit, seconds])
-    counted = lineage.length_scorer
+    counted = length_scorer(plan)
     assert counted is not None
     return {
         "title": "What each selection cost",
@@ -84,9 +83,8 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def read_by(lineage: Lineage, selection: Selection) -> list[Node]:
+def read_by(plan: Plan, selection: Selection) -> list[Node]:
     """The columns that the metrics of a selection's rule read, and all that those need; not what its dataset shows."""
-    plan = lineage.plan
     names = [column for metric in rule_scores(selection.rule) for column in metric_columns(plan, metric)]
     scorers = scorers_for(plan, names, field=f"selections.{selection.name}")
     return in_order(plan.node("columns", scorer.label) for scorer in scorers)
@@ -106,9 +104,9 @@ def reports_of(reports: Sequence[StageReport]) -> dict[Key, list[StageReport]]:
     return found
 
 
-def forward_flops(lineage: Lineage, by_node: Mapping[Key, list[StageReport]]) -> float:
+def forward_flops(plan: Plan, by_node: Mapping[Key, list[StageReport]]) -> float:
     """FLOPs of one pass over the corpus; 0 when nothing was measured."""
-    scorer = lineage.length_scorer
+    scorer = length_scorer(plan)
     return sum(flops(one) for one in by_node.get(("columns", scorer.label), [])) if scorer else 0.0
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from prefsel.errors import UserError
+from prefsel.numbers.histogram import Histogram
 from prefsel.report.contents import TEXTS, Contents, read_contents
 from prefsel.report.examples import transcript
+from prefsel.select.percentiles import Percentiles, selection_percentiles
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
@@ -67,20 +71,35 @@ def explain_row(contents: Contents, shard: ShardRef, pair_id: str) -> Iterator[s
 
 
 def explain_score(contents: Contents, shard: ShardRef, name: str, pair_id: str) -> str:
-    """The pair's score by one metric, or made for a selection, with its percentile among the pairs that have one."""
-    ids = pa.array([bytes.fromhex(pair_id)], pa.binary(16))
-    (row,) = contents.scored(name, shard, ids).to_pylist()
+    """The pair's score by one metric, or made for a selection, and where it stands among the pairs that have one.
+
+    That is told as far as the score's histogram knows it: from where to where its bin reaches.
+    """
+    row, report = _scored(contents, shard, name, pair_id), contents.scores[name]
     if row["score"] is None or row["dropped"]:
         return f"score     {name}: none ({row['dropped']})"
-    among = f"percentile {row['percentile']:.2f} of {contents.scores[name].rows_out:,} (binned)"
-    return f"score     {name}: {row['score']:.9g}, {among}"
+    total = Histogram.from_json(report.details["histogram"])
+    (low,), (high,) = Percentiles(total).ranges(np.array([row["score"]]))
+    return f"score     {name}: {row['score']:.9g}, percentile {low:.2f} to {high:.2f} of {report.rows_out:,} (its bin)"
 
 
 def explain_selection(contents: Contents, shard: ShardRef, name: str, pair_id: str, reason: str | None) -> str:
-    """Whether one selection kept the pair, or why not, and against which threshold."""
-    details = contents.selections[name].details
+    """Whether one selection kept the pair or why not, at which percentile of its score, and against which threshold."""
+    selection = contents.selections[name]
+    details = selection.details
     kept = {row["pair_id"].hex(): row for row in contents.kept(name, shard).to_pylist()}.get(pair_id)
     verdict = f"kept, stratum {kept['stratum']}" if kept else f"not kept ({reason})"
+    row = _scored(contents, shard, details["metric"], pair_id)
+    if row["score"] is not None:
+        (percentile,) = selection_percentiles(selection).of(np.array([row["score"]]))
+        verdict += f"; percentile {percentile:.2f} of {selection.rows_in:,}"
     reached = details.get("percentiles")
     middle = f"; percentiles reached {reached}" if reached else ""
     return f"selection {name}: {verdict}; thresholds {details['thresholds']}{middle}"
+
+
+def _scored(contents: Contents, shard: ShardRef, name: str, pair_id: str) -> dict[str, Any]:
+    """What `Contents.scored` says of one pair."""
+    ids = pa.array([bytes.fromhex(pair_id)], pa.binary(16))
+    row: dict[str, Any] = contents.scored(name, shard, ids).to_pylist()[0]
+    return row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, TypeGuard
@@ -117,6 +118,26 @@ def one_decimal(value: Any) -> str:
 def exact(value: Any) -> str:
     """A number with all its digits, to compare and to copy."""
     return repr(float(value)) if is_number(value) else ABSENT
+
+
+UNITS = {"h": 3600, "min": 60, "s": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def sort_key(text: str) -> str:
+    """The number that a cell shows, for sorting; empty where it shows none. Of several the first.
+
+    >>> sort_key("1,234"), sort_key("−0.5 to 2"), sort_key("<0.1 %"), sort_key("1 min 15 s"), sort_key("–")
+    ('1234.0', '-0.5', '0.1', '75.0', '')
+    """
+    plain_text = text.replace("−", "-").replace(",", "")
+    if "∞" in plain_text:
+        return "-Infinity" if "-∞" in plain_text else "Infinity"
+    parts = re.findall(r"([+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?: (h|min|s|B|KiB|MiB|GiB|TiB)\b)?", plain_text)
+    if not parts:
+        return ""
+    if not parts[0][1]:
+        return str(float(parts[0][0]))
+    return str(sum(float(value) * UNITS[unit] for value, unit in parts if unit))
 
 
 def cell(value: Any) -> str:

@@ -1,25 +1,29 @@
 """The record of a run → one self-contained page: text, tables and figures in a single file that asks for nothing.
 
-report ─┬─ flow: boxes and story ─┐
-        ├─ tables: rows of cells ─┼──▶ page.html.j2 ──▶ HTML
-        └─ plots: inline SVG ─────┘
+report ─┬─ verdict, story: sentences ─┐
+        ├─ tables, trained: rows ─────┤
+        ├─ flow: boxes ───────────────┼──▶ page.html.j2 ──▶ HTML
+        └─ plots: inline SVG ─────────┘
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 
-from prefsel.report import plots, tables, trained
+from prefsel.report import plots, tables, trained, verdict
 from prefsel.report.flow import accounting, flow
-from prefsel.report.formatting import duration, number, one_decimal, percent, text_of
+from prefsel.report.formatting import duration, is_number, number, one_decimal, percent, sort_key, text_of
 from prefsel.report.summary import story
 
 PREVIEW_CHARACTERS, PREVIEW_LINES = 420, 14
@@ -28,6 +32,13 @@ MAX_CHARACTERS = 20_000
 """Of one text; a page stays a page whatever lies in the corpus."""
 MANY_ROWS = 12
 """A table with more rows is folded."""
+EXAMPLES = {
+    "just kept": "Just kept: nearest to the cut, on its kept side",
+    "just dropped": "Just dropped: nearest to the cut, on its other side",
+    "kept": "Kept: a sample of all",
+    "dropped": "Dropped: a sample of all",
+}
+"""Titles of the kinds of examples."""
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 """What HTML or UTF-8 cannot hold: controls, halves of surrogate pairs."""
 
@@ -45,11 +56,15 @@ def render(report: Mapping[str, Any]) -> str:
                 computed_shards, seconds, artifact, fingerprint, details; of a failed one `status: failed`, error.
             scores: per metric: metric, kind, params, num_eligible, dropped, moments, length_correlation, length_unit,
                 statistics, histogram {edges [bins + 1], counts [bins]}; bins need not be even.
-            selections: per selection: name, metric, rule, num_eligible, num_kept, thresholds, all_histogram,
-                kept_histogram (equal edges), length {unit, all, kept}, strata, examples, dataset.
-            training: per training: name, selection, model, reference, num_pairs, settings, history, evaluations,
-                self_checks, seconds, artifact.
-            tables: given ones: title, note, columns, rows.
+            selections: per selection: name, metric, rule, num_eligible, num_kept, thresholds, marks, moments,
+                all_histogram, kept_histogram (equal edges), length {unit, all, kept}, strata, examples, dataset.
+            random: names of the selections that are drawn at random.
+            overlap: per two selections, see `overlap.overlaps`.
+            training: per training: name, kind, selection, model, reference, num_pairs, settings, history, evaluations,
+                held_out {before, after} (`Estimate`s of the accuracy in per cent), self_checks, seconds, artifact.
+            comparisons: per selection, control and measure, see `verdict.comparisons`.
+            warnings: sentences.
+            evaluations, tables: given ones: title, note, columns, rows; evaluations stand on top.
             artifacts: path, fingerprint, rows, bytes, content.
 
     Returns:
@@ -65,9 +80,17 @@ def render(report: Mapping[str, Any]) -> str:
             accounting=accounting(report),
             stages=report.get("stages") or [],
             scores=report.get("scores") or [],
-            selections=[dict(one, examples=_examples(one)) for one in report.get("selections") or []],
+            selections=[
+                dict(one, examples=_examples(one), is_random=one.get("name") in (report.get("random") or []))
+                for one in report.get("selections") or []
+            ],
+            examples_titles=EXAMPLES,
+            overlap=tables.overlap(report.get("overlap") or []),
             training=report.get("training") or [],
-            given=[one for one in report.get("tables") or [] if one.get("rows")],
+            comparisons=report.get("comparisons") or [],
+            warnings=_warnings(report),
+            evaluations=_with_rows(report.get("evaluations")),
+            given=_with_rows(report.get("tables")),
             artifacts=report.get("artifacts") or [],
             sections=sections(report),
         )
@@ -78,19 +101,37 @@ def render(report: Mapping[str, Any]) -> str:
 def sections(report: Mapping[str, Any]) -> dict[str, str]:
     """Anchor → title of the sections that have something to say, in order."""
     run, selections = report.get("run") or {}, report.get("selections") or []
+    training, evaluations = report.get("training") or [], _with_rows(report.get("evaluations"))
     has = {
-        "flow": ("Flow", bool(report.get("stages"))),
-        "scores": ("Scores", bool(report.get("scores"))),
+        "verdict": ("Verdict", bool(selections or training)),
+        "evaluation": ("Evaluation", bool(evaluations or training)),
         "selections": ("Selections", bool(selections)),
-        "length": ("Length bias", bool(tables.length_bias(selections).rows)),
+        "overlap": ("Overlap", bool(report.get("overlap"))),
         "examples": ("Examples", any(one.get("examples") for one in selections)),
-        "training": ("Training", bool(report.get("training"))),
-        "results": ("Results", any(one.get("rows") for one in report.get("tables") or [])),
+        "scores": ("Scores", bool(report.get("scores"))),
+        "length": ("Length bias", bool(tables.length_bias(selections).rows)),
+        "training": ("Training", bool(training)),
+        "flow": ("Flow", bool(report.get("stages"))),
+        "costs": ("Models and costs", bool(_with_rows(report.get("tables")))),
         "timings": ("Timings", bool(report.get("stages"))),
         "configuration": ("Configuration", bool(run.get("config_yaml") or run.get("versions") or run.get("hardware"))),
         "artifacts": ("Artifacts and hashes", bool(report.get("artifacts"))),
     }
     return {anchor: title for anchor, (title, is_there) in has.items() if is_there}
+
+
+def _with_rows(given: Any) -> list[Mapping[str, Any]]:
+    """The given tables that have rows."""
+    return [one for one in given or [] if one.get("rows")]
+
+
+def _warnings(report: Mapping[str, Any]) -> list[str]:
+    """What speaks against the numbers of the run, and what it did not measure."""
+    parts = (report.get(key) or [] for key in ("selections", "training", "random", "comparisons"))
+    selections, training, random, found = parts
+    policies = [one for one in training if one.get("kind") != "reward"]
+    unsaid = verdict.not_shown(selections, policies, random, found) if selections else ()
+    return [*(report.get("warnings") or []), *unsaid]
 
 
 def _examples(selection: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -136,6 +177,18 @@ def _breakable(text: Any) -> Markup:
     return Markup(re.sub(r"([_:/@])(?=.)", r"\1<wbr>", str(escape(text))))
 
 
+def _slug(judgement: str) -> str:
+    """A judgement as the name of a class."""
+    return judgement.replace(" ", "-")
+
+
+@cache
+def script() -> tuple[str, str]:
+    """The page's script, and its hash as a Content-Security-Policy names it."""
+    text = (files("prefsel.report") / "page.js").read_text(encoding="utf-8")
+    return text, f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
@@ -151,6 +204,7 @@ def _environment() -> Environment:
     made.filters |= {
         "number": number,
         "one_decimal": one_decimal,
+        "two_decimals": lambda value: f"{value:.2f}" if is_number(value) else text_of(None),
         "percent": percent,
         "duration": duration,
         "text": text_of,
@@ -160,7 +214,11 @@ def _environment() -> Environment:
         "one_line": _one_line,
         "json": _json,
         "breakable": _breakable,
+        "sort_key": sort_key,
+        "slug": _slug,
     }
     made.tests |= {"long": _is_long}
-    made.globals |= {"tables": tables, "trained": trained, "plots": plots, "MANY_ROWS": MANY_ROWS}
+    text, digest = script()
+    made.globals |= {"script": Markup(text), "script_hash": digest}  # our own text; everything else is escaped
+    made.globals |= {"tables": tables, "trained": trained, "verdict": verdict, "plots": plots, "MANY_ROWS": MANY_ROWS}
     return made

@@ -1,4 +1,4 @@
-"""A run's record → figures, as inline SVG that follows the page: its fonts, its light or dark colours, its width.
+"""A run's record → figures, as inline SVG that follows the page: its fonts, its colours, its width.
 
 Figures are `Figure` objects of the SVG backend; nothing of pyplot's global state is touched. Colours are stand-ins for
 CSS variables of the page (Okabe–Ito hues, told apart in every common colour blindness, and by line style too).
@@ -22,7 +22,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from prefsel.report.formatting import is_number, number, percent, signed
+from prefsel.report.formatting import is_number, number, signed
 
 INK, MUTED, GRID = "#010203", "#020304", "#030405"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -53,77 +53,84 @@ RC = {
     "legend.frameon": False,
     "lines.linewidth": 1.5,
 }
-WIDTH, HEIGHT = 6.4, 2.3
-"""Inches of a figure; the page scales it down to its column."""
+WIDTH, HEIGHT = 4.8, 2.3
+"""Inches of a figure; the page scales it down to its column. At 390 pixels its letters are 9 pixels high."""
 REM_PER_INCH = 6.6
 """The same for every figure, so that all have the same size of letters."""
-NARROW = 1 / 200
-"""A bin of less than this share of the range is a point mass: its density says nothing and would flatten the rest."""
+FLATTENED, MANY_BINS = 3, 8
+"""A bin more than so many times as high as the next lower one is cut off and named, where at least so many are filled:
+drawn in full it would flatten them."""
 
 
 # ------------------------------------------------------------------------------------------------- distributions
 
 
 def score_histogram(score: Mapping[str, Any]) -> Markup | None:
-    """The distribution of one metric's scores over the eligible pairs, with its mean."""
-    found = density(score.get("histogram"))
-    if found is None:
-        return None
-    edges, density_B, peaks = found
-    with matplotlib.rc_context(RC):
-        figure, axes = _figure()
-        axes.stairs(density_B, edges, fill=True, color=KEPT, alpha=0.35)
-        axes.stairs(density_B, edges, color=KEPT, linewidth=1.0)
-        mean = (score.get("moments") or {}).get("mean")
-        if is_number(mean) and edges[0] <= mean <= edges[-1]:
-            _mark(axes, mean, f"mean {number(mean, 3)}")
-        _finish_density(axes, edges, density_B, peaks, f"score_{score.get('metric')}")
-        return _svg(figure, f"Distribution of score_{score.get('metric')}")
+    """The distribution of one metric's scores over the pairs that have one."""
+    return _histogram(score.get("histogram"), None, (), score.get("metric"), "Distribution")
 
 
 def selection_histogram(selection: Mapping[str, Any]) -> Markup | None:
-    """The scores of all eligible pairs and, on the same scale, of the kept ones, with the threshold."""
-    found = density(selection.get("all_histogram"))
+    """The scores of all pairs a rule could keep and, on the same bins, of those it kept, with its cuts."""
+    title = f"Scores of the pairs that {selection.get('name')} kept, among all it could keep"
+    all_pairs, kept = selection.get("all_histogram"), selection.get("kept_histogram")
+    return _histogram(all_pairs, kept, cuts(selection), selection.get("metric"), title)
+
+
+def _histogram(all_pairs: Any, kept: Any, marks: Sequence[float], metric: Any, title: str) -> Markup | None:
+    found = bins(all_pairs)
     if found is None:
         return None
-    edges, density_B, peaks = found
-    total = float(np.sum(selection["all_histogram"]["counts"]))
-    kept = density(selection.get("kept_histogram"), total=total)
+    edges, count_B = found
+    limit, beyond = readable_height(count_B)
     with matplotlib.rc_context(RC):
         figure, axes = _figure()
-        axes.stairs(density_B, edges, fill=True, color=ALL, alpha=0.25, label="eligible")
-        axes.stairs(density_B, edges, color=ALL, linewidth=0.8)
-        if kept is not None:
-            axes.stairs(kept[1], kept[0], fill=True, color=KEPT, alpha=0.75, label="kept")
-        for edge in cuts(selection):
-            if edges[0] <= edge <= edges[-1]:
-                _mark(axes, edge, number(edge, 3))
-        _finish_density(axes, edges, density_B, peaks, f"score_{selection.get('metric')}")
-        _legend_above(axes)
-        return _svg(figure, f"Scores of the pairs that {selection.get('name')} kept, among all eligible ones")
+        part = bins(kept)
+        colour = KEPT if part is None else ALL
+        axes.stairs(count_B, edges, fill=True, color=colour, alpha=0.25, label="could be kept")
+        axes.stairs(count_B, edges, color=colour, linewidth=0.8)
+        if part is not None:
+            axes.stairs(part[1], part[0], fill=True, color=KEPT, alpha=0.85, label="kept")
+            _legend_above(axes)
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_ylim(0, 1.22 * limit)
+        shown = [mark for mark in marks if edges[0] <= mark <= edges[-1]]
+        names = [(mark, f"cut {number(mark, 4)}") for mark in shown]
+        for mark in shown:
+            axes.axvline(mark, color=INK, linewidth=1.0, linestyle="--")
+        names += [(edges[at : at + 2].mean(), f"↑ {number(round(count_B[at]))} pairs") for at in beyond]
+        for row, (place, text) in enumerate(names):
+            # Of two cuts the first one is named on its left, away from the second.
+            _annotate(axes, place, text, 0.98 - 0.11 * row, is_left=row == 0 and len(shown) == 2)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}".replace("-", "−")))
+        axes.xaxis.set_major_locator(MaxNLocator(7))
+        axes.grid(axis="y")
+        axes.set_xlabel(f"score_{metric}")
+        axes.set_ylabel("pairs per bin")
+        return _svg(figure, f"{title}: score_{metric}")
 
 
-def density(
-    histogram: Any, total: float | None = None
-) -> tuple[np.ndarray, np.ndarray, list[tuple[float, float]]] | None:
-    """Edges, density and point masses (centre, share) of a histogram; None when it is empty or not finite."""
+def bins(histogram: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """Edges and counts of a histogram; None when it is empty or not finite."""
     if not histogram or len(histogram.get("edges") or []) != len(histogram.get("counts") or []) + 1:
         return None
     edges, count_B = np.asarray(histogram["edges"], float), np.asarray(histogram["counts"], float)
-    if not count_B.size:
+    if not (count_B.size and np.isfinite(edges).all() and np.isfinite(count_B).all()):
         return None
-    whole = count_B.sum() if total is None else total
-    if not (np.isfinite(edges).all() and np.isfinite(count_B).all()) or whole <= 0 or edges[-1] <= edges[0]:
-        return None
-    width_B = np.diff(edges)
-    is_point_B = width_B <= NARROW * (edges[-1] - edges[0])
-    if is_point_B.all():
-        is_point_B[:] = False
-    density_B = np.divide(count_B / whole, width_B, out=np.zeros_like(count_B), where=width_B > 0)
-    top = density_B[~is_point_B].max()
-    places = [place for place in np.flatnonzero(is_point_B) if density_B[place] > 1.3 * top]
-    peaks = [(float(edges[p] + edges[p + 1]) / 2, float(count_B[p] / whole)) for p in places]
-    return edges, density_B, sorted(peaks, key=lambda peak: -peak[1])
+    return None if count_B.sum() <= 0 or edges[-1] <= edges[0] else (edges, count_B)
+
+
+def readable_height(count_B: np.ndarray) -> tuple[float, list[int]]:
+    """How high the axis goes, and the bins that are higher: up to three that would flatten many others."""
+    order = np.argsort(-count_B, kind="stable")
+    sorted_B = count_B[order]
+    if np.count_nonzero(count_B) >= MANY_BINS:
+        for beyond in (1, 2, 3):
+            if sorted_B[beyond - 1] > FLATTENED * sorted_B[beyond]:
+                return float(sorted_B[beyond]), order[:beyond].tolist()
+    return float(sorted_B[0]), []
 
 
 def cuts(selection: Mapping[str, Any]) -> list[float]:
@@ -132,44 +139,25 @@ def cuts(selection: Mapping[str, Any]) -> list[float]:
     `marks`, where given, are those of the score that is plotted: an intersection has thresholds of others too.
     """
     if selection.get("marks") is not None:
-        return list(selection["marks"])
+        return [mark for mark in selection["marks"] if is_number(mark)]
     found = list((selection.get("thresholds") or {}).values())
     edges = [value for value in found if is_number(value)]
     scores = [cut["score"] for cut in found if isinstance(cut, Mapping) and is_number(cut.get("score"))]
     return edges or (scores if len(found) == 1 else [])
 
 
-def _finish_density(axes: Any, edges: np.ndarray, density_B: np.ndarray, peaks: list[Any], label: str) -> None:
-    is_wide_B = np.diff(edges) > NARROW * (edges[-1] - edges[0])
-    shown = density_B[is_wide_B] if peaks and is_wide_B.any() else density_B
-    axes.set_ylim(0, 1.25 * float(shown.max()) or 1.0)
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_xlabel(label)
-    axes.set_ylabel("density of pairs")
-    for row, (place, share) in enumerate(peaks[:3]):
-        text = f"{percent(share)} at {number(place, 3)}"
-        axes.annotate(
-            text,
-            (place, 0.86 - 0.12 * row),
-            (4, 0),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            va="top",
-        )
-
-
-def _mark(axes: Any, place: float, text: str) -> None:
-    """A dashed line over a score, with its name beside it on the side where there is room."""
-    axes.axvline(place, color=INK, linewidth=1.0, linestyle="--")
+def _annotate(axes: Any, place: float, text: str, height: float, *, is_left: bool = False) -> None:
+    """A name beside a score: on its right, unless there is room on its left only."""
     low, high = axes.get_xlim()
-    is_right = place > low + 0.75 * (high - low)
+    share = (place - low) / (high - low)
+    is_left = share > 0.7 or (is_left and share > 0.3)
     axes.annotate(
         text,
-        (place, 0.98),
-        (-4 if is_right else 4, 0),
+        (place, height),
+        (-4 if is_left else 4, 0),
         xycoords=("data", "axes fraction"),
         textcoords="offset points",
-        ha="right" if is_right else "left",
+        ha="right" if is_left else "left",
         va="top",
     )
 
@@ -221,24 +209,18 @@ PANELS = {
 }
 
 
-def training_curves(training: Mapping[str, Any]) -> Markup | None:
-    """Every number of a training that has a course: the steps as a line, held-out evaluations as points on it."""
-    courses = {
-        key: (_course(training.get("history"), key), _course(training.get("evaluations"), key)) for key in PANELS
-    }
-    drawn = {key: found for key, found in courses.items() if len(found[0][0]) or len(found[1][0])}
-    if not drawn:
-        return None
-    columns = min(3, len(drawn))
-    lines = math.ceil(len(drawn) / columns)
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(max(3.2, 2.75 * columns), 2.0 * lines), layout="constrained")
-        grid = figure.subplots(lines, columns, squeeze=False).flatten()
-        for axes, (key, (steps, evaluations)) in zip(grid, drawn.items()):
+def training_curves(training: Mapping[str, Any]) -> list[Markup]:
+    """Every number of a training that has a course, a figure each: the steps as a line, held-out evaluations on it."""
+    figures = []
+    for key, title in PANELS.items():
+        steps, evaluations = (_course(training.get(part), key) for part in ("history", "evaluations"))
+        if not len(steps[0]) and not len(evaluations[0]):
+            continue
+        with matplotlib.rc_context(RC):
+            figure, axes = _figure(width=2.7, height=1.95)
             _course_panel(axes, key, steps, evaluations)
-        for axes in grid[len(drawn) :]:
-            axes.set_axis_off()
-        return _svg(figure, f"Training curves of {training.get('name')}: {', '.join(drawn)} by step")
+            figures.append(_svg(figure, f"{title} of {training.get('name')} by step"))
+    return figures
 
 
 def _course_panel(axes: Any, key: str, steps: Any, evaluations: Any) -> None:
@@ -247,7 +229,7 @@ def _course_panel(axes: Any, key: str, steps: Any, evaluations: Any) -> None:
     axes.plot(*evaluations, "o--", color=SERIES[1], markersize=4, linewidth=1.0, label="held out" if has_both else None)
     if key == "accuracy":
         axes.set_ylim(0, 1.02)
-        axes.axhline(0.5, color=GRID, linewidth=1.0)
+        axes.axhline(0.5, color=MUTED, linewidth=0.8, linestyle=":")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
     else:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
@@ -256,7 +238,7 @@ def _course_panel(axes: Any, key: str, steps: Any, evaluations: Any) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.grid(axis="y")
     axes.set_xlabel("step")
-    if key == "loss" and has_both:
+    if has_both:
         axes.legend(loc="best", fontsize=8, handlelength=1.4)
 
 
@@ -267,18 +249,18 @@ def held_out_accuracy(trainings: Sequence[Mapping[str, Any]]) -> Markup | None:
     if len(courses) < 2:
         return None
     with matplotlib.rc_context(RC):
-        figure, axes = _figure(height=2.6)
+        figure, axes = _figure(height=2.4 + 0.2 * -(-len(courses) // 2))
         for place, (name, (step, accuracy)) in enumerate(courses.items()):
             colour, style = SERIES[place % len(SERIES)], STYLES[place // len(SERIES) % len(STYLES)]
             marker = "os^Dvx"[place % 6]
             # A legend leaves out names that begin with an underscore; an invisible space before it does not.
             axes.plot(step, 100 * accuracy, style, marker=marker, markersize=4, color=colour, label=f"\u200b{name}")
-        axes.axhline(50, color=GRID, linewidth=1.0)
+        axes.axhline(50, color=MUTED, linewidth=0.8, linestyle=":")
         axes.set_xlabel("step")
         axes.set_ylabel("held-out accuracy, %")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.grid(axis="y")
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=2.2)
+        figure.legend(loc="outside lower center", ncols=2, handlelength=2.2)
         return _svg(figure, "Held-out accuracy by step of every training")
 
 
@@ -292,8 +274,8 @@ def _course(records: Any, key: str) -> tuple[np.ndarray, np.ndarray]:
 # ---------------------------------------------------------------------------------------------------------- SVG
 
 
-def _figure(*, height: float = HEIGHT) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+def _figure(*, width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
 
@@ -310,7 +292,8 @@ def _svg(figure: Figure, label: str) -> Markup:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = text.replace("xlink:href", "href")
-    mark = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=4).hexdigest()
+    # With the label: two trainings may have the same course of a learning rate.
+    mark = hashlib.blake2b((label + text).encode("utf-8", "replace"), digest_size=4).hexdigest()
     used = set(re.findall(r'(?:url\(|href=")#([^")]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda found: f' id="{mark}-{found[1]}"' if found[1] in used else "", text)
     text = re.sub(r'(url\(|href=")#', rf"\1#{mark}-", text)

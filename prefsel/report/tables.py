@@ -77,7 +77,7 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     kinds: Sequence[str]
-    """Per column: `text`, `num` (to the right), `mono` (hashes, ids), `bar` (a share from 0 to 1)."""
+    """Per column: `text`, `num` (to the right), `mono` (hashes, ids), `bar` (a share from 0 to 1), `verdict`."""
     title: str = ""
     note: str = ""
 
@@ -314,6 +314,30 @@ def thresholds(selection: Mapping[str, Any]) -> Table:
         elif not isinstance(cut, bool):
             rows.append((f"{stratum} edge", exact(cut), "all ties kept" if found.get("reverse") else "strict: none"))
     return table({"Threshold of": "text", "Score": "mono", "Last pair_id kept among ties": "mono"}, rows)
+
+
+def overlap(found: Sequence[Mapping[str, Any]]) -> Table:
+    """Every two selections: what they share, and what two of their size would share by chance."""
+    rows = []
+    for one in found:
+        shared, expected = one.get("num_shared"), one.get("expected")
+        times = shared / expected if is_number(shared) and is_number(expected) and expected > 0 else None
+        rows.append(
+            [
+                text_of(one.get("first")),
+                text_of(one.get("second")),
+                number(one.get("num_first")),
+                number(one.get("num_second")),
+                number(shared),
+                one_decimal(expected),
+                f"{times:.2f} ×" if times is not None else ABSENT,
+                percent(one.get("jaccard")),
+                one["jaccard"] if is_number(one.get("jaccard")) else ABSENT,
+            ]
+        )
+    columns = {"Selection": "text", "and": "text", "Kept by it": "num", "by the other": "num", "by both": "num"}
+    columns |= {"Expected at random": "num", "Against chance": "num", "Jaccard": "num", "": "bar"}
+    return table(columns, rows)
 
 
 def strata(selection: Mapping[str, Any]) -> Table:

@@ -26,6 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from prefsel.errors import NonFiniteError, UserError, invalid
 from prefsel.models.loading import no_bars
+from prefsel.numbers.agreement import agreement
 from prefsel.scratch.tokenizer import Indices, Messages, batches, encode, padded, train_tokenizer
 
 __all__ = ["OnStep", "RewardPair", "one_thread", "save", "train_policy", "train_reward", "train_tokenizer"]
@@ -143,7 +144,7 @@ def train_reward(
 
     Returns:
         The model in evaluation mode, its `id2label` naming the heads; and by head the accuracy on its held-out pairs (a
-        tie counts as wrong; NaN for a head that has none).
+        tie counts half; NaN for a head that has none).
 
     Raises:
         UserError: No head, no pair to train on, a pair that names an unknown head or none, or sizes that do not fit.
@@ -232,7 +233,7 @@ def _accuracy(
     with one_thread():
         margin_PH = torch.cat([margins_of(held_out[start : start + 64]) for start in range(0, len(held_out), 64)])
     is_counted_PH = is_label_PH[held_out]
-    right_H = ((margin_PH > 0) & is_counted_PH).sum(dim=0).tolist()
+    right_H = (agreement(margin_PH) * is_counted_PH).sum(dim=0).tolist()
     counted_H = is_counted_PH.sum(dim=0).tolist()
     return {name: right / total if total else math.nan for name, right, total in zip(names, right_H, counted_H)}
 

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
+import numpy as np
+
+from prefsel.config.lookup import find
+from prefsel.pairs.score_shards import ScoreReader
+from prefsel.plan.columns import dataset_scorers, pair_reader
+from prefsel.plan.derived import derived_scores, score_reader
 from prefsel.plan.lineage import Lineage
-from prefsel.report.cost import TRAINED, cost_table, scoring_table
-from prefsel.report.distributions import even_edges, even_histogram
-from prefsel.report.examples import examples
+from prefsel.plan.plan import Plan
+from prefsel.plan.scores import metric_specs
+from prefsel.report.cost import cost_table, scoring_table
+from prefsel.report.distributions import Drawn, bin_edges, counts, histograms, sketch
+from prefsel.report.examples import candidates, example_rows, examples_wanted, pick, shown
+from prefsel.report.overlap import overlaps, shared_pairs
 from prefsel.report.page import render
-from prefsel.report.rewards import reward_table, warnings_table
+from prefsel.report.paired import Values
+from prefsel.report.sections import score_section, selection_section, training_section, without_bulk
+from prefsel.report.trained import accuracies, held_out, reward_table, share_estimate, stage_warnings
+from prefsel.report.verdict import below_chance, comparisons, drawn_at_random
+from prefsel.rules import parse_rule
+from prefsel.select.compose import compile_rule
+from prefsel.select.percentiles import selection_percentiles
+from prefsel.stages.tasks import map_shards
+from prefsel.train.heldout import read_margins
 from prefsel.workspace.folders import read_seal, seal_files
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, config_text, hardware, seal, versions
@@ -23,31 +39,39 @@ from prefsel.workspace.recipes import canonical, hash_hex
 from prefsel.workspace.storage import digest, redact
 
 
-def config_hash(lineage: Lineage) -> str:
+def config_hash(plan: Plan) -> str:
     """Eight hex digits over the corpus and the configuration, except for where it runs."""
     # Without plugins the key is left out: runs from before there were any keep their names.
-    unused = {"ray"} if lineage.config.plugins else {"ray", "plugins"}
-    return digest(canonical([lineage.config.model_dump(mode="json", exclude=unused), lineage.corpus]))[:8]
+    unused = {"ray"} if plan.config.plugins else {"ray", "plugins"}
+    return digest(canonical([plan.config.model_dump(mode="json", exclude=unused), plan.corpus]))[:8]
 
 
-def last_report(lineage: Lineage) -> str | None:
+def last_report(plan: Plan) -> str | None:
     """The page of the newest finished run of this configuration on this corpus, or None."""
-    suffix = f"-{config_hash(lineage)}.json"
-    runs = [name for name in lineage.storage.files("runs") if name.endswith(suffix)]
+    suffix = f"-{config_hash(plan)}.json"
+    runs = [name for name in plan.storage.files("runs") if name.endswith(suffix)]
     return f"reports/{runs[-1].removeprefix('runs/').removesuffix('.json')}/index.html" if runs else None
 
 
 def write_report(
-    lineage: Lineage, reports: Sequence[StageReport], *, seconds: float, tables: Sequence[dict[str, Any]] = ()
+    plan: Plan, reports: Sequence[StageReport], *, seconds: float, tables: Sequence[dict[str, Any]] = ()
 ) -> str:
-    """Write the page, its data and the manifest of a run; returns the path of the page."""
-    storage = lineage.storage
+    """Write the page, its data and the manifest of a run; returns the path of the page.
+
+    Args:
+        plan: Of the run.
+        reports: Of its stages, those that had nothing to do included.
+        seconds: It took.
+        tables: Evaluations that a caller made; `measures` of one, {measure: {training: [a value per prompt]}}, are
+            compared pair by pair in the verdict.
+    """
+    storage = plan.storage
     now = datetime.now(timezone.utc)
-    run = f"{lineage.config.name}-{now:%Y%m%d-%H%M%S}-{config_hash(lineage)}"
-    config_yaml = config_text(lineage.config)
+    run = f"{plan.config.name}-{now:%Y%m%d-%H%M%S}-{config_hash(plan)}"
+    config_yaml = config_text(plan.config)
     header = {
         "run": run,
-        "name": lineage.config.name,
+        "name": plan.config.name,
         "started": datetime.fromtimestamp(time.time() - seconds, timezone.utc).isoformat(timespec="seconds"),
         "seconds": seconds,
         "versions": versions(),
@@ -56,138 +80,161 @@ def write_report(
         "workspace": redact(storage.uri),
         "config_yaml": config_yaml,
     }
-    more = (reward_table(reports), cost_table(lineage, reports), scoring_table(reports), warnings_table(reports))
-    page = collect(lineage, reports, header) | {"tables": [*tables, *(table for table in more if table)]}
+    page = collect(plan, reports, header, tables)
     folder = f"reports/{run}"
     files = {"report.json": json.dumps(page, indent=1).encode(), "index.html": render(page).encode()}
     seal_files(storage, folder, files, {"run": run})
     storage.write("config.yaml", config_yaml.encode())
-    manifest = {**header, "corpus": lineage.corpus, "report": folder, "artifacts": page["artifacts"]}
+    manifest = {**header, "corpus": plan.corpus, "report": folder, "artifacts": page["artifacts"]}
     seal(storage, run, {**manifest, "stages": [asdict(report) for report in reports]})
     return f"{folder}/index.html"
 
 
-def collect(lineage: Lineage, reports: Sequence[StageReport], header: dict[str, Any]) -> dict[str, Any]:
+def collect(
+    plan: Plan, reports: Sequence[StageReport], header: dict[str, Any], tables: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """The dictionary that `page.render` shows. Stages that had nothing to do appear with what they once did."""
     by_stage: dict[str, list[StageReport]] = {}
     for report in reports:
         by_stage.setdefault(report.stage, []).append(report)
     metrics = {report.name: report for stage in ("metric", "fuse") for report in by_stage.get(stage, [])}
+    selected = by_stage.get("select", [])
+    kinds = {name: spec.metric for name, spec in metric_specs(plan).items()}
+    random = [one.name for one in selected if drawn_at_random(one.details["rule"], kinds)]
+    selections = [selection_section(report, metrics[report.details["metric"]]) for report in selected]
+    for section, report in zip(selections, selected):
+        section |= selection_histograms(plan, report, metrics[report.details["metric"]])
+        section["examples"] = examples(plan, report, is_random=report.name in random)
+    scores = [score_section(report) for report in metrics.values()]
+    for section, report in zip(scores, metrics.values()):
+        if report.rows_out and report.name not in [one.details["metric"] for one in selected]:
+            section["histogram"] = drawn(plan, report.artifact)["all"]
+    policies, accuracy = policy_sections(plan, by_stage.get("train", []))
+    rewards = [
+        training_section(report, find(plan.config.train, report.details["training"]))
+        for report in by_stage.get("reward", [])
+    ]
+    measures = given_measures(tables) | ({"held-out accuracy, points": accuracy} if accuracy else {})
+    more = (reward_table(reports), cost_table(plan, reports), scoring_table(reports))
     return {
         "run": header,
         "stages": [without_bulk(report) for report in reports],
-        "scores": [score_section(report) for report in metrics.values()],
-        "selections": [
-            selection_section(lineage, report, metrics[report.details["metric"]])
-            for report in by_stage.get("select", [])
-        ],
-        "training": [training_section(report, lineage) for name in TRAINED for report in by_stage.get(name, [])],
-        "artifacts": [artifact_row(lineage, report) for report in reports],
+        "scores": scores,
+        "selections": selections,
+        "random": random,
+        "overlap": overlap(plan, selected),
+        "training": [*policies, *rewards],
+        "comparisons": comparisons(policies, random, measures),
+        "warnings": [*chance_warnings(policies, reports), *all_warnings(reports)],
+        "evaluations": [{key: value for key, value in table.items() if key != "measures"} for table in tables],
+        "tables": [table for table in more if table],
+        "artifacts": [artifact_row(plan, report) for report in reports],
     }
 
 
-BULKY = {
-    *("marks", "percentiles", "length_edges", "all_histogram", "kept_histogram", "histogram", "history"),
-    *("rule", "length", "strata", "thresholds"),
-}
+def policy_sections(plan: Plan, trained: Sequence[StageReport]) -> tuple[list[dict[str, Any]], dict[str, Values]]:
+    """The sections of trained policies, and for each whose margins were kept its accuracy on every held-out pair."""
+    sections, accuracy = [], {}
+    for report in trained:
+        section = training_section(report, find(plan.config.train, report.details["training"]))
+        margins = read_margins(plan.storage, report.artifact)
+        sections.append(section | {"held_out": held_out(section, margins)})
+        if margins is not None:
+            accuracy[report.name] = accuracies(margins, "after")
+    return sections, accuracy
 
 
-def without_bulk(report: StageReport) -> dict[str, Any]:
-    """A stage's report without what has a section of its own."""
-    return asdict(report) | {"details": {k: v for k, v in report.details.items() if k not in BULKY}}
+def given_measures(tables: Sequence[dict[str, Any]]) -> dict[str, dict[str, Values]]:
+    """The values per prompt that evaluations brought along: measure → training → values."""
+    found: dict[str, dict[str, Values]] = {}
+    for table in tables:
+        for measure, by_training in (table.get("measures") or {}).items():
+            for name, values in by_training.items():
+                prompts = [str(number) for number in range(len(values))]
+                found.setdefault(measure, {})[name] = Values(prompts, prompts, np.array(values, np.float64))
+    return found
 
 
-def score_section(report: StageReport) -> dict[str, Any]:
-    """The distribution of one metric's scores."""
-    details = report.details
-    section = {
-        "metric": report.name,
-        "kind": details["kind"],
-        "params": details["params"],
-        "num_eligible": report.rows_out,
-        "dropped": report.dropped,
-        "moments": details["moments"],
-        "length_correlation": details["length_correlation"],
-        "length_unit": details["length_unit"],
-        "statistics": details["fitted"],
-    }
-    if details["moments"]:
-        edges = even_edges(details["histogram"], details["moments"])
-        section["histogram"] = even_histogram(details["histogram"], edges, details["moments"])
-    return section
+def chance_warnings(policies: Sequence[dict[str, Any]], reports: Sequence[StageReport]) -> list[str]:
+    """One sentence per model that orders fewer held-out pairs as they are labelled than a coin would."""
+    found: list[str] = []
+    for section in policies:
+        found += below_chance(section["name"], section["held_out"].get("after"), "the held-out pairs")
+    for report in reports:
+        if report.stage == "reward":
+            after = share_estimate(report.details.get("holdout_after") or {})
+            found += below_chance(report.name, after, "its held-out pairs")
+    return found
 
 
-def selection_section(lineage: Lineage, report: StageReport, metric: StageReport) -> dict[str, Any]:
-    """What one selection kept, against everything it could have kept."""
-    details, moments = report.details, metric.details["moments"]
-    edges = even_edges(details["all_histogram"], moments)
-    kept, eligible = details["strata"]["kept"], details["strata"]["eligible"]
-    return {
-        "name": report.name,
-        "metric": details["metric"],
-        "rule": details["rule"],
-        "num_eligible": report.rows_in,
-        "num_kept": report.rows_out,
-        "thresholds": details["thresholds"],
-        **{key: details[key] for key in ("marks", "percentiles", "length_edges") if key in details},
-        "all_histogram": even_histogram(details["all_histogram"], edges, moments),
-        "kept_histogram": even_histogram(details["kept_histogram"], edges, moments),
-        "length": details["length"],
-        "strata": [{"stratum": s, "eligible": count, "kept": kept.get(s, 0)} for s, count in eligible.items()],
-        "examples": examples(lineage, report, lineage.config.report.examples),
-        "dataset": details["dataset"],
-    }
+def all_warnings(reports: Sequence[StageReport]) -> list[str]:
+    """What the stages warned of, each with who did."""
+    return [f"{report.stage} {report.name}: {text}" for report in reports for text in stage_warnings(report)]
 
 
-def training_section(report: StageReport, lineage: Lineage) -> dict[str, Any]:
-    """Curves, evaluations and self-checks of one training."""
-    history = report.details["history"]
-    spec = lineage.training(report.details["training"])
-    return {
-        "name": report.name,
-        "selection": spec.selection,
-        "model": spec.model,
-        "reference": report.details.get("reference"),
-        "num_pairs": report.rows_out,
-        "settings": spec.model_dump(mode="json", exclude={"kind", "name", "selection", "model", "reference"}),
-        "history": [record for record in history if record["event"] == "step"],
-        "evaluations": [record for record in history if record["event"] == "eval"],
-        "self_checks": self_checks(history, report.details),
-        "seconds": report.details.get("train_seconds", report.seconds),
-        "artifact": report.artifact,
-    }
+def overlap(plan: Plan, selected: Sequence[StageReport]) -> list[dict[str, Any]]:
+    """How far the selections agree, two by two."""
+    if len(selected) < 2:
+        return []
+    folders = [report.artifact for report in selected]
+    counts = map_shards(shared_pairs, plan.catalog.shards, shared=(plan.storage, folders))
+    return overlaps([{"name": report.name, "num_eligible": report.rows_in} for report in selected], counts)
 
 
-def self_checks(history: Sequence[dict[str, Any]], details: dict[str, Any]) -> list[dict[str, Any]]:
-    """The checks a training had to pass before its model was committed."""
-    found = next((record for record in history if record["event"] == "self_check"), {})
-    reference = "recomputed reference log-probs, largest relative error"
-    exported = "exported model, largest difference of its outputs"
-    difference = details.get("max_logit_difference", details.get("max_output_difference"))
-    rows = [
-        (
-            "loss before the first step, that of zero margins",
-            found.get("step0_loss"),
-            found.get("step0_expected", math.log(2)),
-            found.get("step0_tolerance"),
-        ),
-        (reference, found.get("reference_relative_error"), 0.0, found.get("reference_tolerance")),
-        (exported, difference, 0.0, details.get("export_tolerance")),
-    ]
-    return [
-        {"name": name, "value": value, "expected": expected, "tolerance": limit, "ok": abs(value - expected) <= limit}
-        for name, value, expected, limit in rows
-        if value is not None and limit is not None
-    ]
+def drawn(
+    plan: Plan,
+    scores: str,
+    kept: str | None = None,
+    marks: Sequence[float] = (),
+    *,
+    is_closed_right: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Histograms of a folder of scores, and of the ones that a selection kept, in two passes over the scores."""
+    shards = plan.catalog.shards
+    edges = bin_edges(map_shards(sketch, shards, shared=(plan.storage, scores)), marks)
+    asked = Drawn(plan.storage, scores, kept, edges, is_closed_right)
+    return histograms(asked, map_shards(counts, shards, shared=asked))
 
 
-def artifact_row(lineage: Lineage, report: StageReport) -> dict[str, Any]:
+def selection_histograms(plan: Plan, selection: StageReport, scores: StageReport) -> dict[str, Any]:
+    """The scores of all pairs that a selection could keep, and of those it kept."""
+    is_descending = compile_rule(parse_rule(selection.details["rule"])).descending
+    marks = selection.details.get("marks") or ()
+    found = drawn(plan, scores.artifact, selection.artifact, marks, is_closed_right=not is_descending)
+    return {f"{part}_histogram": histogram for part, histogram in found.items()}
+
+
+def examples(plan: Plan, selection: StageReport, *, is_random: bool) -> list[dict[str, Any]]:
+    """The examples of one selection, from all shards, in the order of the page."""
+    number, corpus = plan.config.report.examples, plan.catalog.shards
+    if not number:
+        return []
+    wanted = examples_wanted(rule_scores_reader(plan, selection), selection, number, is_random=is_random)
+    picked = pick(map_shards(candidates, corpus, shared=wanted), wanted)
+    rows: dict[int, list[int]] = {}
+    for shard, row in sorted(picked):
+        rows.setdefault(shard, []).append(row)
+    shards = {shard.number: shard for shard in corpus}
+    reader = pair_reader(plan, dataset_scorers(plan, selection.name))
+    texts = map_shards(example_rows, [(shards[number], rows[number]) for number in rows], shared=reader)
+    found = {(shard, row): text for shard, many in zip(rows, texts) for row, text in zip(rows[shard], many)}
+    percentiles = selection_percentiles(selection)
+    return [shown(kind, one, found[place], percentiles) for place, (kind, one) in picked.items()]
+
+
+def rule_scores_reader(plan: Plan, selection: StageReport) -> ScoreReader:
+    """A reader of every score that the rule of a selection reads or makes."""
+    rule, lineage = compile_rule(parse_rule(selection.details["rule"])), Lineage(plan.config, plan.storage)
+    return score_reader(lineage, rule, derived_scores(lineage, selection.name, rule))
+
+
+def artifact_row(plan: Plan, report: StageReport) -> dict[str, Any]:
     """Where an artifact lies and what it holds."""
-    sealed = read_seal(lineage.storage, report.artifact)
+    sealed = read_seal(plan.storage, report.artifact)
     if sealed:
         size, content = sum(file["bytes"] for file in sealed["files"].values()), sealed["content"]
     else:
-        entries = [entry for path in shard_folders(lineage, report) for entry in path.entries().values()]
+        entries = [entry for path in shard_folders(plan, report) for entry in path.entries().values()]
         size, content = sum(entry.bytes for entry in entries), hash_hex(*(entry.content for entry in entries))
     return {
         "path": report.artifact,
@@ -198,8 +245,8 @@ def artifact_row(lineage: Lineage, report: StageReport) -> dict[str, Any]:
     }
 
 
-def shard_folders(lineage: Lineage, report: StageReport) -> list[Artifact]:
+def shard_folders(plan: Plan, report: StageReport) -> list[Artifact]:
     """The folders of a sharded artifact: itself, or one per source."""
     if report.stage == "ingest":
-        return [Artifact(lineage.storage, report.artifact)]
-    return [Artifact(lineage.storage, f"{report.artifact}/{source}") for source in lineage.catalog.sources_of()]
+        return [Artifact(plan.storage, report.artifact)]
+    return [Artifact(plan.storage, f"{report.artifact}/{source}") for source in plan.catalog.sources_of()]

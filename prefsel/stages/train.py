@@ -201,6 +201,7 @@ def _worker(settings: dict[str, Any]) -> None:
     """One Ray Train worker."""
     from prefsel.train import loop
     from prefsel.train.data import TrainingPairs
+    from prefsel.train.heldout import save_margins, split_margins
 
     table, dropped = settings["pairs"].table()
     if table is None:
@@ -223,7 +224,13 @@ def _worker(settings: dict[str, Any]) -> None:
             report=partial(_report, settings["records"]),
             resume_dir=Path(checkpoint.to_directory()) if checkpoint else None,
         )
+        margins = None
+        if held_out is not None:
+            prompts = dict(zip(held_out["pair_id"].to_pylist(), held_out["prompt_id"].to_pylist()))
+            result["history"], margins = split_margins(result["history"], result["held_out_ids"], prompts)
         if ray.train.get_context().get_world_rank() == 0:
+            if margins is not None:
+                save_margins(settings["storage"], settings["path"], margins)
             _commit(settings, result, table.num_rows + sum(dropped.values()), dropped)
 
 
@@ -252,7 +259,7 @@ def _commit(settings: dict[str, Any], result: dict[str, Any], rows_in: int, drop
     """Copy the exported model into the workspace and seal it; adapter and Adam's moments have folders of their own."""
     from prefsel.train.export import EXPORT_TOLERANCE
 
-    bulky = {"model_dir", "adapter_dir", "optimizer_dir", "dropped"}
+    bulky = {"model_dir", "adapter_dir", "optimizer_dir", "dropped", "held_out_ids"}
     info = {key: value for key, value in result.items() if key not in bulky}
     info |= {"dropped": dict(result["dropped"]) | dropped, "rows_in": rows_in}
     info["export_tolerance"] = EXPORT_TOLERANCE[settings["config"]["dtype"]]

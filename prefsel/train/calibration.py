@@ -1,4 +1,4 @@
-"""How good a reward model's margins are on labelled pairs it was not trained on: pure functions of numbers.
+"""How good margins are on labelled pairs that were not trained on: pure functions of numbers.
 
 Shapes: N pairs.
 """
@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from prefsel.numbers.agreement import agreement
 
 Floats = npt.NDArray[np.float64]
 
@@ -25,22 +27,22 @@ def holdout_report(margin_N: Floats, length_difference_N: Floats) -> dict[str, A
 
     Returns:
         None for fewer than two pairs; else plain JSON:
-        `num_pairs`; `loss`, mean Bradley–Terry loss; `accuracy`, the share of margins above 0 (a tie counts as wrong);
+        `num_pairs`; `loss`, mean Bradley–Terry loss; `accuracy`, the mean `agreement` with the labels;
         `accuracy_longer_chosen` and `accuracy_shorter_chosen`, None without a pair, with `num_longer_chosen` and
         `num_shorter_chosen` (longer: at least as long, as in the sampling); `margin`, the mean; `length_correlation`,
         Pearson, of margin and length difference, None when one is constant; `calibration`, see `calibration`.
     """
     if len(margin_N) < 2:
         return None
-    is_right_N, is_longer_N = margin_N > 0, length_difference_N >= 0
+    agrees_N, is_longer_N = agreement(margin_N), length_difference_N >= 0
     return {
         "num_pairs": len(margin_N),
         "loss": float(np.logaddexp(0.0, -margin_N).mean()),
-        "accuracy": _mean(is_right_N),
+        "accuracy": _mean(agrees_N),
         "num_longer_chosen": int(is_longer_N.sum()),
-        "accuracy_longer_chosen": _mean(is_right_N[is_longer_N]),
+        "accuracy_longer_chosen": _mean(agrees_N[is_longer_N]),
         "num_shorter_chosen": int((~is_longer_N).sum()),
-        "accuracy_shorter_chosen": _mean(is_right_N[~is_longer_N]),
+        "accuracy_shorter_chosen": _mean(agrees_N[~is_longer_N]),
         "margin": _mean(margin_N),
         "length_correlation": _correlation(margin_N, length_difference_N),
         "calibration": calibration(margin_N),
@@ -66,7 +68,7 @@ def calibration(margin_N: Floats, num_bins: int = NUM_BINS) -> dict[str, Any]:
     Source: Guo et al. 2017 (arXiv 1706.04599), equations 2, 3 and 5.
     """
     confidence_N = 1.0 / (1.0 + np.exp(-np.abs(margin_N)))
-    agrees_N = np.where(margin_N == 0, 0.5, margin_N > 0)
+    agrees_N = agreement(margin_N)
     edges = 0.5 + np.arange(num_bins + 1) / (2 * num_bins)
     bin_N = np.searchsorted(edges[1:-1], confidence_N, side="right")
     bins = [

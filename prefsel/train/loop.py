@@ -58,6 +58,8 @@ def train(
         `num_truncated`; `flops_forward` of all training passes, by the formula of scoring, and `flops_train`, 3 times
         that, or 4 times with gradient checkpointing (with adapters an upper bound: frozen weights need no gradient);
         `model_dir` of the exported model, `adapter_dir` (None without LoRA); and what the objective adds in `finish`.
+        Where the objective says the `margins` of single pairs, the first and the last evaluation of `history` hold
+        them.
 
     Raises:
         UserError: Options, table, model folder or checkpoint do not fit together.
@@ -135,10 +137,16 @@ def _is_due(step: int, every_steps: int | None, num_steps: int) -> bool:
 
 
 def _eval_records(run: Run, corpus: Corpus, progress: Record) -> list[Record]:
-    """The evaluation as a record; none where nothing is held out."""
+    """The evaluation as a record; none where nothing is held out.
+
+    Two trainings are compared by the margins of single pairs at their ends; those on the way would only be bulk.
+    """
     if not len(corpus.eval_indices):
         return []
-    return [{"event": "eval", **progress, **evaluate(run, corpus.eval_pairs, corpus.eval_indices)}]
+    record = {"event": "eval", **progress, **evaluate(run, corpus.eval_pairs, corpus.eval_indices)}
+    if progress["step"] not in (0, run.num_steps):
+        record.pop("margins", None)
+    return [record]
 
 
 def train_step(run: Run, pairs: EncodedPairs, draws_B: Indices) -> Record:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from prefsel.config.losses import loss_named
 from prefsel.errors import UserError
+from prefsel.numbers.agreement import agreement
 
 
 def reward_margins(
@@ -300,8 +301,8 @@ def preference_stats(
         beta: Inverse temperature of the implicit reward, > 0.
 
     Returns:
-        `reward_chosen`, `reward_rejected`, `margin` and `accuracy` (1.0 where the margin is positive, a tie counts
-        as wrong), each [N].
+        `reward_chosen`, `reward_rejected`, `margin` and `accuracy` (`numbers.agreement`: 1.0 where the margin is
+        positive, 0.5 for a tie), each [N].
     """
     reward_chosen = (beta * (policy_chosen - reference_chosen)).detach()
     reward_rejected = (beta * (policy_rejected - reference_rejected)).detach()
@@ -310,7 +311,7 @@ def preference_stats(
         "reward_chosen": reward_chosen,
         "reward_rejected": reward_rejected,
         "margin": margin,
-        "accuracy": (margin > 0).to(margin.dtype),
+        "accuracy": agreement(margin).to(margin.dtype),
     }
 
 

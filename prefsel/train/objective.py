@@ -122,7 +122,7 @@ class Objective(Protocol):
         """Checks before the first step, as the first record of the history; raises where one fails."""
 
     def evaluation(self, pairs: EncodedPairs, indices_B: Indices, measured: Measured) -> Record:
-        """What an evaluation says about held-out pairs."""
+        """What an evaluation says about held-out pairs; `margins`, if there, are those of single pairs, in order."""
 
     def probe(self, run: Run, corpus: Corpus) -> Probe:
         """What the exported model is compared on."""

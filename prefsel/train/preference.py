@@ -108,8 +108,9 @@ class Preference:
         return self_check(self.config, run, corpus)
 
     def evaluation(self, pairs: EncodedPairs, indices_B: Indices, measured: Measured) -> Record:
-        """Means over the pairs."""
-        return {"loss": None, **mean_record(pairs, indices_B, measured)}
+        """Means over the pairs, and `margins`, those of every pair."""
+        margins = measured.numbers["margin"].tolist()
+        return {"loss": None, **mean_record(pairs, indices_B, measured), "margins": margins}
 
     def probe(self, run: Run, corpus: Corpus) -> Probe:
         """The first tokens of the first pair: their logits are compared."""
@@ -117,12 +118,15 @@ class Preference:
         return Probe(torch.tensor([tokens]), [tokens])
 
     def finish(self, run: Run, corpus: Corpus, history: list[Record], output_dir: Path) -> Record:
-        """`optimizer_dir`, the folder of Adam's moments; None unless kept."""
+        """`held_out_ids`, the pairs that `margins` of evaluations are of; `optimizer_dir`, Adam's moments, None unless
+        kept.
+        """
+        found: Record = {"held_out_ids": [corpus.eval_pairs.pair_ids[index] for index in corpus.eval_indices]}
         if not self.config.keep_optimizer_state:
-            return {"optimizer_dir": None}
+            return found | {"optimizer_dir": None}
         rate = [record["lr"] for record in history if record["event"] == "step"][-1]
         folder = export_optimizer_state(self.config, run.engine, output_dir, step=run.num_steps, learning_rate=rate)
-        return {"optimizer_dir": str(folder)}
+        return found | {"optimizer_dir": str(folder)}
 
 
 def _with_equal_head_calls(model: nn.Module, row: PackedBatch) -> Tensor:

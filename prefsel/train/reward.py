@@ -26,6 +26,7 @@ from prefsel.models.packing import PackedBatch
 from prefsel.models.padded import padded_rewards
 from prefsel.models.pair_batch import Batch, pair_batch
 from prefsel.models.reward import packed_rewards, supports_packed_rewards
+from prefsel.numbers.agreement import agreement
 from prefsel.train.calibration import holdout_report
 from prefsel.train.data import EncodedPairs, Indices, Numbers, TrainingPairs, encode_pairs
 from prefsel.train.draws import balanced_by_length
@@ -120,7 +121,7 @@ class BradleyTerry:
         margin_B = debiased_margins(margins_B, difference_B, rho=self.config.length_penalty_rho)
         return {
             "loss": np.logaddexp(0.0, -margin_B),
-            "accuracy": (margin_B > 0).astype(np.float64),
+            "accuracy": agreement(margin_B),
             "margin": margin_B,
             "reward_chosen": outputs_B2[:, 0],
             "reward_rejected": outputs_B2[:, 1],

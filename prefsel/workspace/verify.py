@@ -16,7 +16,7 @@ from prefsel.workspace.manifest import load_summary
 from prefsel.workspace.storage import Storage
 
 SHARDED = ("groups", "pairs", "quarantine", "eligible", "columns", "pair_columns", "scores", "selections")
-SEALED = ("datasets", "models", "tangents", "reports")
+SEALED = ("datasets", "models", "evaluations", "tangents", "reports")
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def example(kind: str, place: int, prompt: str, chosen: str, rejected: str, valu
         "chosen": chosen,
         "rejected": rejected,
         "score": value,
-        "percentile": 99.2 - place if kind == "kept" else None,
+        "percentile": 99.2 - place if "kept" in kind else None,
         "source": "uf",
         "aspect": "helpfulness" if place else None,
         "numbers": {
@@ -119,9 +119,9 @@ def examples() -> list[dict[str, Any]]:
         "First, rinse the rice until the water runs clear.\n\n1. Add one and a half cups of water.\n2. Simmer. " * 12
     )
     return [
-        example("kept", 0, "How do I cook rice without burning it?", answer, "Use a rice cooker.", 3.31),
+        example("just kept", 0, "How do I cook rice without burning it?", answer, "Use a rice cooker.", 3.31),
         example("kept", 1, HOSTILE, ADDRESS, LONG_WORD, 2.94),
-        example("dropped", 0, "user: Hi\n\nassistant: Hello!\n\nuser: \u202etpircs", "Sure.", answer, -3.02),
+        example("just dropped", 0, "user: Hi\n\nassistant: Hello!\n\nuser: \u202etpircs", "Sure.", answer, -3.02),
         example("dropped", 1, "Wie heißt die Hauptstadt von 日本?", "東京です。", "Berlin.", -2.75),
     ]
 
@@ -136,6 +136,8 @@ def selection(name: str, rule: dict[str, Any], metric: str, kept_gap: float, **m
         "num_eligible": 2_091,
         "num_kept": 627,
         "thresholds": {"all": {"score": 0.5731250000000001 if metric == "map" else 0.7, "pair_id": None}},
+        "marks": [0.5731250000000001 if metric == "map" else 0.7],
+        "moments": {"min": -5.72, "max": 4.4} if metric == "map" else {"min": 0.001, "max": 0.999},
         "all_histogram": histogram,
         "kept_histogram": top_of(histogram, 627),
         "length": {
@@ -181,8 +183,10 @@ def training(name: str, chosen_by: str, reached: float) -> dict[str, Any]:
         ("loss before the first step", 0.6931467, "ln 2 = 0.693147", 1e-4, True),
         ("recomputed reference log-probs, largest relative error", 2.6e-7, 0.0, 1e-4, True),
     ]
+    share = 100 * evaluations[-1]["accuracy"]
     return {
         "name": name,
+        "kind": "dpo",
         "selection": chosen_by,
         "model": "policy",
         "reference": "policy",
@@ -199,6 +203,10 @@ def training(name: str, chosen_by: str, reached: float) -> dict[str, Any]:
         },
         "history": history,
         "evaluations": evaluations,
+        "held_out": {
+            "before": {"mean": 48.85, "low": 43.6, "high": 54.1, "num_items": 348, "num_prompts": 120},
+            "after": {"mean": share, "low": share - 5.5, "high": share + 5.5, "num_items": 348, "num_prompts": 120},
+        },
         "self_checks": [dict(zip(("name", "value", "expected", "tolerance", "ok"), check)) for check in checks],
         "seconds": 41.7,
         "artifact": f"models/{name}@{hash_of(name):016x}",
@@ -243,6 +251,19 @@ def stages() -> list[dict[str, Any]]:
     ]
 
 
+def comparison(measure: str, mean: float, low: float, high: float) -> dict[str, Any]:
+    estimate = {"mean": mean, "low": low, "high": high, "num_items": 348, "num_prompts": 120}
+    return {
+        "training": "dpo-map30",
+        "selection": "map30",
+        "control": "random",
+        "against": "dpo-random",
+        "measure": measure,
+        "difference": estimate,
+        "unlike": [],
+    }
+
+
 def record() -> dict[str, Any]:
     """Everything a run can say."""
     made = stages()
@@ -267,8 +288,33 @@ def record() -> dict[str, Any]:
             selection("map30", {"kind": "top", "score": "score_map", "ratio": 0.3}, "map", 31.9, examples=examples()),
             selection("map30-random", {"kind": "top", "score": "score_random", "count": 627}, "random", 12.4),
         ],
+        "random": ["map30-random"],
+        "overlap": [
+            {
+                "first": "map30",
+                "second": "map30-random",
+                "num_first": 627,
+                "num_second": 627,
+                "num_shared": 200,
+                "jaccard": 200 / 1054,
+                "expected": 627 * 627 / 2_091,
+            }
+        ],
         "training": [training("dpo-map30", "map30", 1.0), training("dpo-random", "map30-random", 0.4)],
+        "comparisons": [
+            comparison("gold reward", 0.63, 0.5, 0.76),
+            comparison("held-out accuracy, points", 9.4, -1.2, 20.0),
+        ],
+        "warnings": ["metric map: warning: a lot of ties"],
         "tables": [
+            {
+                "title": "What each selection cost",
+                "note": "In forwards.",
+                "columns": ["selection", "together"],
+                "rows": [["map30", 2.5], ["map30-random", 1.0]],
+            }
+        ],
+        "evaluations": [
             {
                 "title": "Gold reward of 512 held-out prompts",
                 "note": "Δ against all data, ± standard error.",

@@ -114,3 +114,36 @@ def test_signed(value: object, text: str) -> None:
 
 def test_exact_keeps_every_digit() -> None:
     assert float(cells.exact(0.1 + 0.2)) == 0.1 + 0.2
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1,234,567", 1_234_567.0),
+        ("−0.5000", -0.5),
+        ("1.234e−05", 1.234e-05),
+        ("30.0 %", 30.0),
+        ("<0.1 %", 0.1),
+        ("+0.40 to +0.60", 0.4),
+        ("−2.15 to +16.2", -2.15),
+        ("1.06 ×", 1.06),
+        ("41.7 s", 41.7),
+        ("1 min 15 s", 75.0),
+        ("2 h 05 min", 7_500.0),
+        ("1.5 KiB", 1_536.0),
+        ("4 of 5", 4.0),
+        ("−∞", -math.inf),
+    ],
+)
+def test_a_cell_sorts_by_the_number_it_shows(text: str, value: float) -> None:
+    assert float(cells.sort_key(text)) == value
+
+
+@pytest.mark.parametrize("text", ["–", "", "reused"])
+def test_what_shows_no_number_sorts_as_absent(text: str) -> None:
+    assert cells.sort_key(text) == ""
+
+
+def test_every_number_we_write_sorts_as_itself() -> None:
+    for value in (0, 7, -12, 1_234, 0.5, -1234.5678, 1.5e-7, 2e20):
+        assert float(cells.sort_key(cells.number(value))) == pytest.approx(value, rel=1e-3)

@@ -21,7 +21,7 @@ def drawings(report: dict[str, Any]) -> list[str]:
             plots.score_histogram(report["scores"][0]),
             plots.selection_histogram(report["selections"][0]),
             plots.length_bias(report["selections"]),
-            plots.training_curves(report["training"][0]),
+            *plots.training_curves(report["training"][0]),
             plots.held_out_accuracy(report["training"]),
         )
     ]
@@ -66,26 +66,29 @@ def test_names_are_not_formulas(report: dict[str, Any]) -> None:
     assert {f"\u200b_0{name}", f"\u200b_1{name}"} <= words(plots.held_out_accuracy(trained))
 
 
-def test_density_of_uneven_bins_has_area_one() -> None:
-    found = plots.density({"edges": [0, 1, 3, 4], "counts": [10, 20, 10]})
-    assert found is not None
-    edges, density_B, peaks = found
-    assert density_B.tolist() == [0.25, 0.25, 0.25]  # equal densities although the middle bin holds twice as many
-    assert (density_B * np.diff(edges)).sum() == 1
-    assert peaks == []
-    part = plots.density({"edges": [0, 1, 3, 4], "counts": [10, 0, 0]}, total=40)
-    assert part is not None
-    assert part[1].tolist() == [0.25, 0, 0]  # on the scale of the whole
+def test_a_bin_that_would_flatten_the_others_is_cut_off_and_named() -> None:
+    counts = [30, 40, 50, 9_000, 50, 40, 30, 20]
+    assert plots.readable_height(np.array(counts)) == (50.0, [3])
+    assert plots.readable_height(np.array([30, 40, 50, 9_000, 8_000, 40, 30, 20])) == (50.0, [3, 4])
+    # Not where few bins are filled, or where the next one is as high as a third.
+    assert plots.readable_height(np.array([1, 5, 0, 0, 0, 0, 0, 0])) == (5.0, [])
+    assert plots.readable_height(np.array([30, 40, 50, 150, 50, 40, 30, 20])) == (150.0, [])
+    drawing = plots.score_histogram({"metric": "m", "histogram": {"edges": list(range(9)), "counts": counts}})
+    shown = words(drawing)
+    assert "↑ 9,000 pairs" in shown
+    assert {"20", "40", "60"} <= shown  # the axis is that of the others
+    assert not {"5,000", "9,000"} & shown
 
 
-def test_a_point_mass_is_named_and_flattens_nothing() -> None:
-    histogram = {"edges": [-1, -1e-9, 1e-9, 1], "counts": [30, 60, 30]}
-    found = plots.density(histogram)
-    assert found is not None
-    assert found[2] == [(0.0, 0.5)]
-    drawing = plots.score_histogram({"metric": "m", "histogram": histogram})
-    assert "50.0 % at 0" in words(drawing)
-    assert "0.25" in words(drawing)  # the axis is that of the other bins: 0.25, where the point is 2.5e8
+def test_cuts_are_drawn_and_named(report: dict[str, Any]) -> None:
+    one = report["selections"][0]
+    assert "cut 0.5731" in words(plots.selection_histogram(one))
+    band = dict(one, marks=[-1.0, 1.0])
+    assert {"cut −1.000", "cut 1.000", "kept", "could be kept", "pairs per bin"} <= words(
+        plots.selection_histogram(band)
+    )
+    outside = dict(one, marks=[99.0])
+    assert not any(word.startswith("cut") for word in words(plots.selection_histogram(outside)))
 
 
 @pytest.mark.parametrize(
@@ -113,22 +116,24 @@ def test_only_the_histogram_is_needed() -> None:
         plots.score_histogram({"histogram": histogram, "moments": {"mean": None}}),
         plots.selection_histogram({"all_histogram": histogram, "thresholds": None}),
     ):
-        assert "density of pairs" in words(drawing)
+        assert "pairs per bin" in words(drawing)
 
 
 def test_training_without_numbers_has_no_curves() -> None:
-    assert plots.training_curves({"name": "t", "history": [], "evaluations": None}) is None
-    assert plots.training_curves({"name": "t", "history": [{"step": 1, "loss": math.nan}]}) is None
+    assert plots.training_curves({"name": "t", "history": [], "evaluations": None}) == []
+    assert plots.training_curves({"name": "t", "history": [{"step": 1, "loss": math.nan}]}) == []
     assert plots.held_out_accuracy([{"name": "t", "evaluations": [{"step": 0, "accuracy": 0.5}]}] * 2) is None
     assert plots.length_bias([{"name": "s", "length": {"all": {"difference": 1.0}, "kept": None}}]) is None
 
 
 def test_only_curves_with_numbers_are_drawn() -> None:
     history = [{"step": step, "loss": 0.7 - step / 100, "accuracy": None} for step in range(5)]
-    shown = words(plots.training_curves({"name": "t", "history": history}))
-    assert "loss, nats" in shown
-    assert "accuracy" not in shown
-    assert "held out" not in shown
+    (panel,) = plots.training_curves({"name": "t", "history": history})
+    assert "loss, nats" in words(panel)
+    assert "held out" not in words(panel)
+    evaluations = [{"step": 4, "loss": 0.6}]
+    (panel,) = plots.training_curves({"name": "t", "history": history, "evaluations": evaluations})
+    assert {"training batch", "held out"} <= words(panel)
 
 
 def test_cuts_that_are_drawn() -> None:

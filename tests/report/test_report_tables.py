@@ -49,6 +49,12 @@ def test_length_bias_shift(report: dict[str, Any]) -> None:
     assert not tables.length_bias([{"name": "x", "length": {}}]).rows
 
 
+def test_overlap_against_chance(report: dict[str, Any]) -> None:
+    found = tables.overlap(report["overlap"])
+    # 627 · 627 / 2,091 = 188.0; 200 / 188.0 = 1.06; 200 / (627 + 627 − 200) = 19.0 %
+    assert found.rows[0][:8] == ["map30", "map30-random", "627", "627", "200", "188.0", "1.06 ×", "19.0 %"]
+
+
 def test_strata_shares(report: dict[str, Any]) -> None:
     found = tables.strata(report["selections"][0])
     assert column(found, "Kept of it") == ["33.3 %", "25.5 %"]
@@ -91,7 +97,7 @@ def test_example_numbers_stand_side_by_side() -> None:
 
 
 def test_given_tables_align_numbers(report: dict[str, Any]) -> None:
-    found = tables.given(report["tables"][0])
+    found = tables.given(report["evaluations"][0])
     assert found.kinds == ["text", "num", "num", "num", "num"]
     assert [row[2] for row in found.rows] == ["0.3123", "−0.2900", "–"]
     assert found.rows[1][4] == "–"

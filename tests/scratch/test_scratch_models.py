@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.generate.sample import sample
-from prefsel.scratch.models import RewardPair, save, train_policy, train_reward, train_tokenizer
+from prefsel.scratch.models import RewardPair, _accuracy, save, train_policy, train_reward, train_tokenizer
 
 QUESTIONS = ["ant", "bee", "cat", "dog", "eel", "fox"]
 ANSWERS = ["six legs", "six legs", "four legs", "four legs", "no legs at all", "four legs"]
@@ -168,6 +168,13 @@ def test_prompts_are_held_out_whole(tokenizer):
         except UserError:
             seen.add("all held out")
     assert seen == {True, "all held out"}
+
+
+def test_a_tie_counts_half():
+    margin_PH = torch.tensor([[1.0, 0.0], [0.0, -2.0], [-1.0, 0.0], [0.0, 3.0]])
+    is_label_PH = torch.tensor([[True, True], [True, False], [True, True], [True, False]])
+    found = _accuracy(lambda batch: margin_PH[batch], np.arange(4), is_label_PH, ["a", "b"])
+    assert found == {"a": (1 + 0.5 + 0 + 0.5) / 4, "b": (0.5 + 0.5) / 2}  # what a head does not label is not counted
 
 
 def test_a_head_without_held_out_pairs_has_no_accuracy(tokenizer):

@@ -20,10 +20,10 @@ from prefsel.ingest.identity import completion_id, pair_id, prompt_id
 from prefsel.plan.lineage import Lineage
 from prefsel.progress import Progress
 from prefsel.report.contents import Contents
-from prefsel.report.examples import examples
 from prefsel.report.explain import explain_row, find_pair
 from prefsel.rules import reversed_rule, rule_scores
 from prefsel.stages import select as stage
+from prefsel.stages.report import examples
 from prefsel.stages.tasks import map_shards
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
@@ -234,11 +234,13 @@ def test_explanations_and_examples_follow_the_derived_scores(done: Any) -> None:
     assert any(line.startswith("selection middle:") and "percentiles reached {'a':" in line for line in lines)
     for name, sign in (("once", 1), ("once-reverse", -1), ("both", 1), ("middle", 1)):
         report = next(one for one in reports if one.stage == "select" and one.name == name)
-        shown = examples(lineage, report, 4)
-        assert {one["kind"] for one in shown} == {"kept", "dropped"}
+        shown = examples(lineage.plan, report, is_random=False)
+        assert {one["kind"] for one in shown} == {"just kept", "just dropped", "kept", "dropped"}
+        ids = dataset(lineage, name)["pair_id"].to_pylist()
+        assert all((one["pair_id"] in ids) == ("kept" in one["kind"]) for one in shown)
         if name != "both":
-            best = min(sign * one["score"] for one in shown if one["kind"] == "kept")
-            assert all(sign * one["score"] <= best for one in shown if one["kind"] == "dropped")
+            worst = min(sign * one["score"] for one in shown if "kept" in one["kind"])
+            assert all(sign * one["score"] <= worst for one in shown if "dropped" in one["kind"])
 
 
 def test_a_second_run_computes_nothing(done: Any) -> None:

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefsel.errors import IntegrityError, NonFiniteError, UserError
 from prefsel.train import loop
+from prefsel.train.batch import evaluate
 from prefsel.train.checkpoint import latest_checkpoint
 
 BETA = 0.5
@@ -269,7 +270,7 @@ def test_flops_are_those_that_torch_counts(
 
     def counting_step(run_: Any, pairs: Any, batch_B: Any) -> dict[str, Any]:
         with FlopCounterMode(display=False) as of_forward:
-            loop.evaluate(run_, pairs, batch_B)
+            evaluate(run_, pairs, batch_B)
         with FlopCounterMode(display=False) as of_step:
             record = step(run_, pairs, batch_B)
         counted["forward"] += of_forward.get_total_flops()

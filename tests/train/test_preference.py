@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from tiny_policy import naive_logps
-from tiny_runs import Case, losses, policy_case, replaced
+from tiny_runs import POLICY, Case, losses, policy_case, replaced
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
 from prefsel.errors import IntegrityError, UserError
@@ -36,6 +36,36 @@ def test_records(policy: Case, plain_policy: dict[str, Any]) -> None:
         assert record["grad_norm"] > 0
     written = (Path(plain_policy["model_dir"]).parent / "history.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in written] == plain_policy["history"]
+
+
+def test_the_first_and_the_last_evaluation_keep_the_margin_of_every_pair(policy: Case, tmp_path: Path) -> None:
+    result = policy.run(tmp_path, eval_every_steps=2, micro_batch_pairs=2)
+    evaluations = [record for record in result["history"] if record["event"] == "eval"]
+    assert [(record["step"], "margins" in record) for record in evaluations] == [
+        (0, True), (2, False), (4, False), (6, True)
+    ]  # fmt: skip
+    assert policy.held_out is not None
+    rows = policy.held_out.to_pylist()
+    assert result["held_out_ids"] == [row["pair_id"] for row in rows]
+    # One sequence at a time, under the exported weights and under those it started from.
+    for record, folder in ((evaluations[0], policy.model_dir), (evaluations[-1], result["model_dir"])):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(policy.model_dir)
+        with torch.no_grad():
+            expected = [
+                POLICY["beta"]
+                * (
+                    naive_logps(model, tokenizer, row["prompt"], row["chosen"]).item()
+                    - row["reference_logps_chosen"]
+                    - naive_logps(model, tokenizer, row["prompt"], row["rejected"]).item()
+                    + row["reference_logps_rejected"]
+                )
+                for row in rows
+            ]
+        assert record["margins"] == pytest.approx(expected, abs=1e-4)
+        assert record["margin"] == pytest.approx(sum(record["margins"]) / len(rows), abs=1e-12)
+        agrees = [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in record["margins"]]
+        assert record["accuracy"] == sum(agrees) / len(rows)
 
 
 def test_a_model_that_cannot_be_packed_is_padded_and_the_run_says_so(policy: Case, tmp_path: Path) -> None:

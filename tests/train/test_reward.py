@@ -80,8 +80,9 @@ def test_the_holdout_is_measured_on_debiased_margins(
     got = result[f"holdout_{when}"]
     assert got["num_pairs"] == len(margins) == result["dropped"]["reward_holdout"]
     assert got["loss"] == pytest.approx(np.mean([math.log1p(math.exp(-m)) for m in margins]), abs=1e-5)
-    assert got["accuracy"] == pytest.approx(np.mean([m > 0 for m in margins]))
-    assert got["accuracy_longer_chosen"] == pytest.approx(np.mean([m > 0 for m, long in zip(margins, longer) if long]))
+    agrees = [1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margins]
+    assert got["accuracy"] == pytest.approx(np.mean(agrees))
+    assert got["accuracy_longer_chosen"] == pytest.approx(np.mean([a for a, long in zip(agrees, longer) if long]))
     assert sum(entry["num_pairs"] for entry in got["calibration"]["bins"]) == len(margins)
 
 

@@ -145,6 +145,9 @@ def assert_same_history(got: list[dict[str, Any]], want: list[dict[str, Any]]) -
             {k: v for k, v in record.items() if isinstance(v, int | float)} for record in (got_record, want_record)
         ]
         assert numbers[0] == pytest.approx(numbers[1], rel=1e-4, abs=2e-5)
+        # Of every held-out pair, whichever worker saw it.
+        assert ("margins" in got_record) == ("margins" in want_record)
+        assert got_record.get("margins", []) == pytest.approx(want_record.get("margins", []), rel=1e-4, abs=2e-5)
 
 
 def replaced(table: pa.Table, name: str, values: Any) -> pa.Table:
