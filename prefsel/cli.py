@@ -189,7 +189,8 @@ def export(
     from prefsel.report.opened import open_workspace
 
     names = [name.strip() for given in columns for name in given.split(",") if name.strip()]
-    pairs = open_workspace(workspace).pairs(names or None, selection=selection)
+    opened = open_workspace(workspace)
+    pairs = opened.pairs(names or None, selection=selection)
     if output is None:
         try:
             write_batches(pairs.schema, pairs, sys.stdout.buffer, ".jsonl")
@@ -199,6 +200,9 @@ def export(
         return
     rows = export_file(pairs.schema, pairs, output)
     typer.echo(f"export: {rows:,} pairs, {len(pairs.schema)} columns: {output}")
+    if any(name == "dropped" or name.startswith("reason_") for name in pairs.schema.names):
+        for reason, meaning in opened.reasons.items():
+            typer.echo(f"  {reason}: {meaning}")
 
 
 @app.command()

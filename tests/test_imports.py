@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "prefsel"
 
 # From the ground up: a room imports only itself and rooms of lines above its own.
 FLOORS = (
-    {"__init__", "errors", "schema", "progress", "interrupts"},
+    {"__init__", "errors", "reasons", "schema", "progress", "interrupts"},
     {"plugins"},
     {"config"},
     {"rules"},

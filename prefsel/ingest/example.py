@@ -15,7 +15,7 @@ _MAX_FIELDS_NAMED = 20
 
 
 class RowError(Exception):
-    """A row that its format does not allow; `reason` is a key of `rows.REASONS`."""
+    """A row that its format does not allow; `reason` is a key of `reasons.QUARANTINE`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")

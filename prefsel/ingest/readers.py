@@ -12,9 +12,9 @@ from prefsel.ingest import hub
 from prefsel.ingest.columnar import guarded, read_arrow, read_parquet
 from prefsel.ingest.jsonl import read_jsonl
 from prefsel.ingest.locations import kind_of, list_files, open_random, open_stream
-from prefsel.ingest.rows import OVERSIZE_KEPT_BYTES, REASONS, BadRow, RawRow
+from prefsel.ingest.rows import OVERSIZE_KEPT_BYTES, BadRow, RawRow
 
-__all__ = ["OVERSIZE_KEPT_BYTES", "REASONS", "BadRow", "RawRow", "list_files", "read_rows"]
+__all__ = ["OVERSIZE_KEPT_BYTES", "BadRow", "RawRow", "list_files", "read_rows"]
 
 
 def read_rows(uri: str, *, max_row_bytes: int, filesystem: pafs.FileSystem | None = None) -> Iterator[RawRow | BadRow]:

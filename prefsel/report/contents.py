@@ -25,14 +25,13 @@ from prefsel.numbers.histogram import Histogram
 from prefsel.pairs.export import export_rows, hex_ids
 from prefsel.pairs.join import completion_positions, rows_of
 from prefsel.pairs.reader import PairReader
+from prefsel.reasons import NOT_SELECTED
 from prefsel.rules import rule_scores
 from prefsel.workspace.catalog import Catalog, FileRecord, ShardRef, read_catalog
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage, redact
 
-NOT_SELECTED = "not_selected"
-"""Why a selection did not keep a pair that it could have kept."""
 TEXTS = ("prompt", "chosen", "rejected")
 RATINGS = ("ratings_chosen", "ratings_rejected")
 

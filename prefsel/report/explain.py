@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from prefsel.errors import UserError
 from prefsel.numbers.histogram import Histogram
+from prefsel.reasons import meaning
 from prefsel.report.contents import TEXTS, Contents, read_contents
 from prefsel.report.examples import transcript
 from prefsel.select.percentiles import Percentiles, selection_percentiles
@@ -57,7 +58,7 @@ def explain_row(contents: Contents, shard: ShardRef, pair_id: str) -> Iterator[s
     yield f"pair      {pair_id}"
     yield f"from      {shard.key}, {shown['file']} row {shown['row']}"
     yield f"source    {shown['source']}; aspect {shown['aspect'] or '–'}"
-    yield f"dropped   {shown['dropped'] or 'no: eligible'}"
+    yield f"dropped   {_told(shown['dropped']) or 'no: eligible'}"
     for side in TEXTS:
         yield f"{side:<9} {transcript(shown[side])[:SHOWN_CHARACTERS]!r}"
     told = {f"{what}_{name}" for name in contents.scores for what in ("score", "percentile")}
@@ -77,7 +78,7 @@ def explain_score(contents: Contents, shard: ShardRef, name: str, pair_id: str) 
     """
     row, report = _scored(contents, shard, name, pair_id), contents.scores[name]
     if row["score"] is None or row["dropped"]:
-        return f"score     {name}: none ({row['dropped']})"
+        return f"score     {name}: none ({_told(row['dropped'])})"
     total = Histogram.from_json(report.details["histogram"])
     (low,), (high,) = Percentiles(total).ranges(np.array([row["score"]]))
     return f"score     {name}: {row['score']:.9g}, percentile {low:.2f} to {high:.2f} of {report.rows_out:,} (its bin)"
@@ -88,7 +89,7 @@ def explain_selection(contents: Contents, shard: ShardRef, name: str, pair_id: s
     selection = contents.selections[name]
     details = selection.details
     kept = {row["pair_id"].hex(): row for row in contents.kept(name, shard).to_pylist()}.get(pair_id)
-    verdict = f"kept, stratum {kept['stratum']}" if kept else f"not kept ({reason})"
+    verdict = f"kept, stratum {kept['stratum']}" if kept else f"not kept ({_told(reason)})"
     row = _scored(contents, shard, details["metric"], pair_id)
     if row["score"] is not None:
         (percentile,) = selection_percentiles(selection).of(np.array([row["score"]]))
@@ -96,6 +97,11 @@ def explain_selection(contents: Contents, shard: ShardRef, name: str, pair_id: s
     reached = details.get("percentiles")
     middle = f"; percentiles reached {reached}" if reached else ""
     return f"selection {name}: {verdict}; thresholds {details['thresholds']}{middle}"
+
+
+def _told(reason: str | None) -> str:
+    """A reason with its meaning; empty for none."""
+    return " – ".join(filter(None, (reason, meaning(reason or ""))))
 
 
 def _scored(contents: Contents, shard: ShardRef, name: str, pair_id: str) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prefsel.reasons import MISSING, SET_ASIDE, meaning
 from prefsel.report.formatting import is_number, number, percent, text_of
-from prefsel.report.tables import STEPS, carried, meaning
+from prefsel.report.tables import STEPS, carried
 
 WHAT = {
     "ingest": "input rows become prompts with their completions, and labelled pairs",
@@ -24,9 +25,6 @@ WHAT = {
 }
 OPTIONAL = ("scratch", "reward", "tangent", "fuse", "holdout")
 """Steps whose absence says nothing."""
-MORE_SET_ASIDE = ("over_max_pairs", "reward_holdout", "ineligible", "other_stratum")
-SET_ASIDE = ("not_selected", "holdout", "validation", "proxy", "unused", "trained_on", "own_aspect", *MORE_SET_ASIDE)
-"""Reasons that are no fault of the row."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def box(stage: Mapping[str, Any], report: Mapping[str, Any]) -> Box:
 def loss(reason: str, count: Any, rows_in: Any, *, kind: str, why: str) -> Loss:
     """A loss with its share of what came in."""
     # The rest of missing_* is the name of a column, and stays one.
-    column = reason.removeprefix("missing_")
+    column = reason.removeprefix(MISSING)
     shown = f"missing {column}" if column != reason else reason.replace("_", " ").replace(":", ": ")
     return Loss(shown, number(count), percent(count, rows_in), width(count, rows_in) or 0.0, why, kind)
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 from prefsel.config import Config
 from prefsel.config.file import parse_config
 from prefsel.errors import UserError
+from prefsel.reasons import meaning
 from prefsel.report.contents import Contents, configuration, read_contents
 from prefsel.report.explain import explain_in
 from prefsel.workspace.catalog import ShardRef
@@ -90,6 +91,13 @@ class Workspace:
     def selections(self) -> dict[str, StageReport]:
         """Every selection and control by name, with its rule and thresholds under `details`."""
         return self.contents.selections
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Every reason for which this run left pairs out (`dropped`, `reason_<name>`), with its meaning."""
+        counts = [stage.dropped for stage in self.stages if stage.unit == "pairs"]
+        found = dict.fromkeys(reason for dropped in counts for reason, count in dropped.items() if count)
+        return {reason: meaning(reason) for reason in found}
 
     def pairs(self, columns: Sequence[str] | None = None, *, selection: str | None = None) -> PairTable:
         """Every pair of the corpus with its text, its numbers, and what was decided about it.

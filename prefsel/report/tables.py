@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from prefsel.ingest.rows import REASONS as QUARANTINE_REASONS
+from prefsel.reasons import meaning
 from prefsel.report.formatting import (
     ABSENT,
     aligned,
@@ -29,30 +29,6 @@ from prefsel.report.formatting import (
     text_of,
 )
 
-REASONS = {
-    "duplicate": "the same came earlier; the first one stays",
-    "contradiction": "the same two completions are labelled both ways",
-    "holdout": "kept for evaluation: never selected, never trained on",
-    "holdout_prompt": "its prompt also stands in a held-out source",
-    "excluded_prompt": "its prompt stands in a set that must stay unseen",
-    "proxy": "its prompt trains the models made here, so they may not score it",
-    "too_long": "longer than the model's max_length",
-    "poisoned": "the model gave NaN or infinity, also when it was asked alone",
-    "not_selected": "scored, but outside what the rule keeps",
-    "validation": "what selection aims at: never selected, never evaluated on",
-    "trained_on": "the model was trained on this prompt, so it may not score it",
-    "own_aspect": "labelled with the aspect the model was trained for, so it may not score it",
-    "ineligible": "cannot be selected, so its gradient was not taken",
-    "other_stratum": "of no stratum that the tangent was asked for",
-    "reward_holdout": "kept to measure the reward model on",
-    "over_max_pairs": "beyond the number of pairs this training was told to use",
-    "generated_nothing": "the policy's own response was empty",
-    "generated_unscored": "the policy's own response is too long for the reward model",
-    "same_prompt": "another pair of its prompt has a better score",
-    "same_pair": "the same two completions stand under another aspect with a better score",
-    "unused": "the training of this model did not need it",
-}
-"""What a drop reason means; `quarantined:*` and `missing_*` are explained by `meaning`."""
 STEPS = {
     "ingest": "Ingest",
     "eligible": "Eligibility",
@@ -92,15 +68,6 @@ def table(columns: Mapping[str, str], rows: Iterable[Sequence[Any]], *, title: s
 
 
 # ------------------------------------------------------------------------------------------------------- stages
-
-
-def meaning(reason: str) -> str:
-    """A drop reason in words; empty for one that is not known here."""
-    if reason.startswith("quarantined:"):
-        return QUARANTINE_REASONS.get(reason.removeprefix("quarantined:"), "")
-    if reason.startswith("missing_"):
-        return f"no number in {reason.removeprefix('missing_')}"
-    return REASONS.get(reason, "")
 
 
 def carried(stage: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> set[str]:

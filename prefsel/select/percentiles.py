@@ -18,6 +18,7 @@ import numpy as np
 
 from prefsel.numbers.histogram import DIGIT_BITS, NUM_BINS, Histogram, order_keys
 from prefsel.numbers.ranges import WORD_BITS
+from prefsel.reasons import NOT_SELECTED
 from prefsel.rules import Band, Top, parse_rule, rule_budget
 from prefsel.select.compose import CompiledRule, compile_rule
 from prefsel.workspace.manifest import StageReport
@@ -99,6 +100,6 @@ def pins(plan: CompiledRule, marks: Sequence[float], num_pairs: int) -> tuple[Pi
 def selection_percentiles(selection: StageReport) -> Percentiles:
     """The percentiles of the score that a selection was made by, from the report it left."""
     plan = compile_rule(parse_rule(selection.details["rule"]))
-    lacking = sum(count for reason, count in selection.dropped.items() if reason != "not_selected")
+    lacking = sum(count for reason, count in selection.dropped.items() if reason != NOT_SELECTED)
     histogram = Histogram.from_json(selection.details["all_histogram"])
     return Percentiles.of_rule(histogram, plan, selection.details.get("marks", ()), selection.rows_in - lacking)

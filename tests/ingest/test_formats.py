@@ -8,7 +8,7 @@ import pytest
 from prefsel.config import FormatOptions
 from prefsel.errors import UserError
 from prefsel.ingest.formats import FORMATS, RowError, detect, prompt_adapter
-from prefsel.ingest.rows import REASONS
+from prefsel.reasons import QUARANTINE
 
 OPTIONS = FormatOptions()
 
@@ -65,7 +65,7 @@ def adapt(name, value):
 def refused(name, value):
     with pytest.raises(RowError) as caught:
         FORMATS[name](value, OPTIONS)
-    assert caught.value.reason in REASONS
+    assert caught.value.reason in QUARANTINE
     return caught.value.reason
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prefsel.config import FormatOptions
 from prefsel.ingest.formats import FORMATS, RowError
 from prefsel.ingest.identity import prompt_id
-from prefsel.ingest.rows import REASONS
+from prefsel.reasons import QUARANTINE
 
 ASSIGN, ALL = FormatOptions(), FormatOptions(aspects="all")
 OVERALL, MEAN = FormatOptions(label="overall"), FormatOptions(label="mean")
@@ -37,7 +37,7 @@ def told(name, value, options=ASSIGN):
 def refused(name, value, options=ASSIGN):
     with pytest.raises(RowError) as caught:
         FORMATS[name](value, options)
-    assert caught.value.reason in REASONS
+    assert caught.value.reason in QUARANTINE
     return caught.value.reason
 
 

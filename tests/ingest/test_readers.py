@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from prefsel.errors import UserError
 from prefsel.ingest.jsonl import read_jsonl
-from prefsel.ingest.readers import OVERSIZE_KEPT_BYTES, REASONS, BadRow, RawRow, read_rows
+from prefsel.ingest.readers import OVERSIZE_KEPT_BYTES, BadRow, RawRow, read_rows
+from prefsel.reasons import QUARANTINE
 
 LIMIT = 1 << 20
 
@@ -64,7 +65,7 @@ def test_a_bad_row_keeps_its_place_and_bytes(tmp_path, line, reason):
     rows = read(tmp_path / "a.jsonl", b'{"a":1}\n' + line + b'\n{"b":2}\n')
     assert told(rows) == [(0, {"a": 1}), (1, reason), (2, {"b": 2})]
     assert (rows[1].raw, rows[1].byte_position) == (line, 8)
-    assert reason in REASONS
+    assert reason in QUARANTINE
 
 
 def test_a_surrogate_pair_and_an_escaped_backslash_are_fine(tmp_path):

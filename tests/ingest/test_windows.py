@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from prefsel.config import FormatOptions
 from prefsel.errors import UserError
 from prefsel.ingest.identity import completion_id, pair_id, prompt_id
-from prefsel.ingest.readers import REASONS, BadRow, RawRow, read_rows
+from prefsel.ingest.readers import BadRow, RawRow, read_rows
 from prefsel.ingest.windows import ingest_windows
+from prefsel.reasons import QUARANTINE as QUARANTINE_REASONS
 from prefsel.schema import GROUPS, PAIRS, QUARANTINE
 
 ASPECTS = FormatOptions(aspects="all")
@@ -52,7 +53,7 @@ def check(window):
         assert table.schema.equals(schema)
     assert window.num_rows == window.num_accepted + window.num_quarantined + window.num_duplicate
     assert window.num_quarantined == window.quarantine.num_rows == sum(window.reasons.values())
-    assert window.reasons.keys() <= REASONS.keys()
+    assert window.reasons.keys() <= QUARANTINE_REASONS.keys()
     groups = {group["prompt_id"]: group for group in window.groups.to_pylist()}
     assert len(groups) == window.groups.num_rows
     for key, group in groups.items():

@@ -216,7 +216,7 @@ def test_explain_says_the_same(opened: Workspace, rows: Any) -> None:
             # The table has the middle of the bin whose ends are told here.
             assert percentile == pytest.approx((float(found[1]) + float(found[2])) / 2, abs=0.01)
         for name in opened.selections:
-            verdict = "kept, stratum" if row[f"kept_{name}"] else f"not kept ({row[f'reason_{name}']})"
+            verdict = "kept, stratum" if row[f"kept_{name}"] else f"not kept ({row[f'reason_{name}']} – "
             assert f"selection {name}: {verdict}" in told
 
 

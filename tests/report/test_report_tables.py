@@ -25,12 +25,6 @@ def test_every_loss_stands_once(report: dict[str, Any]) -> None:
     assert "0" not in column(found, "Lost")
 
 
-def test_reasons_are_explained() -> None:
-    assert tables.meaning("quarantined:not_json") == "the line is not JSON"
-    assert tables.meaning("missing_rm_x_chosen") == "no number in rm_x_chosen"
-    assert tables.meaning("nobody_knows") == ""
-
-
 def test_a_rate_needs_a_whole_computation(report: dict[str, Any]) -> None:
     stages = report["stages"]
     stages[0] |= {"shards": 4, "computed_shards": 1}

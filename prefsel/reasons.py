@@ -1,0 +1,67 @@
+"""Why a row, a completion or a pair went no further: every reason that a stage counts, once, and what it means.
+
+A reason is a word in an artifact (`dropped`, `reason_<selection>`) and in the counts of a stage. Two kinds end in a
+name: `quarantined:<reason>`, whose rest is a key of `QUARANTINE`, and `missing_<column>`.
+"""
+
+from __future__ import annotations
+
+NOT_SELECTED = "not_selected"
+"""Of a pair that has every score its rule reads."""
+QUARANTINED, MISSING = "quarantined:", "missing_"
+"""How reasons begin that end in a name."""
+
+QUARANTINE = {
+    "not_json": "the line is not JSON",
+    "missing_field": "a field the format needs is absent or null",
+    "wrong_type": "a field, or the row itself, has another type than the format says",
+    "empty_prompt": "the prompt has no text",
+    "empty_completion": "a completion, or a message of it, has no text",
+    "identical_completions": "chosen and rejected, or all completions, are the same text",
+    "too_few_completions": "fewer than two completions",
+    "prompt_mismatch": "chosen and rejected do not answer the same prompt",
+    "non_finite_score": "a score is NaN or infinite",
+    "undecodable": "the bytes are not UTF-8, or the text holds lone surrogates",
+    "row_too_large": "the row is over the size limit",
+    "truncated_gzip": "the gzip data ends early or is corrupt; stands for the rest of the file",
+    "truncated_parquet": "the Parquet file, or one of its row groups, is cut or corrupt; stands for all rows of it",
+    "truncated_arrow": "the Arrow data is cut or corrupt; stands for the rest of the file",
+}
+"""Why an input row cannot be used."""
+LOST = {
+    "duplicate": "the same came earlier; the first one stays",
+    "contradiction": "the same two completions are labelled both ways",
+    "holdout_prompt": "its prompt also stands in a held-out source",
+    "excluded_prompt": "its prompt stands in a set that must stay unseen",
+    "too_long": "longer than the model's max_length",
+    "template_error": "the chat template cannot tell the response from its prompt",
+    "poisoned": "the model gave NaN or infinity, also when it was asked alone",
+    "generated_nothing": "the policy's own response was empty",
+    "generated_unscored": "the policy's own response is too long for the reward model",
+    "same_prompt": "another pair of its prompt has a better score",
+    "same_pair": "the same two completions stand under another aspect with a better score",
+}
+"""Why something was lost that might have been used."""
+SET_ASIDE = {
+    NOT_SELECTED: "scored, but outside what the rule keeps",
+    "holdout": "kept for evaluation: never selected, never trained on",
+    "validation": "what selection aims at: never selected, never evaluated on",
+    "proxy": "its prompt trains the models made here, so they may not score it",
+    "unused": "the training of this model did not need it",
+    "trained_on": "the model was trained on this prompt, so it may not score it",
+    "own_aspect": "labelled with the aspect the model was trained for, so it may not score it",
+    "over_max_pairs": "beyond the number of pairs this training was told to use",
+    "reward_holdout": "kept to measure the reward model on",
+    "ineligible": "cannot be selected, so its gradient was not taken",
+    "other_stratum": "of no stratum that the tangent was asked for",
+}
+"""Why something was put to another use, or to none, without a fault of its own."""
+
+
+def meaning(reason: str) -> str:
+    """A reason in words; empty for one that no stage here gives."""
+    if reason.startswith(QUARANTINED):
+        return QUARANTINE.get(reason.removeprefix(QUARANTINED), "")
+    if reason.startswith(MISSING):
+        return f"no number in {reason.removeprefix(MISSING)}"
+    return LOST.get(reason) or SET_ASIDE.get(reason, "")
