@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from jsonschema import Draft202012Validator
 
 from prefsel.cli import app, guarded
-from prefsel.config import FormatOptions
 from prefsel.config.file import parse_config
 from prefsel.config.losses import LOSSES
-from prefsel.ingest.example import RowError
-from prefsel.metrics import METRICS, score_table
+from prefsel.metrics import METRICS
 from prefsel.plan.config_schema import full_schema
 from prefsel.rules import RULES
 from prefsel.select import select_table
@@ -148,14 +142,29 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def timeless(text: str) -> list[str]:
+    """The lines of a run without times, what is slowest, fingerprints and where the workspace lies, which vary."""
+    lines = [line for line in text.splitlines() if not re.search(r"… \d:\d\d:\d\d$", line)]  # still at it
+    for pattern in (
+        r"; [\d.]+ s$",
+        r"\d:\d\d:\d\d",
+        r"(?<=^  seconds   ).*",
+        r"(?<=@)[0-9a-f]{16}",
+        r"\S*(?=/W/reports/)",
+        r"(?<=/W/reports/own-)[\w-]+",
+    ):
+        lines = [re.sub(pattern, "", line) for line in lines]
+    return lines
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_getting_started_says_what_a_run_prints(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own, _ = blocks(DOCS / "getting-started.md", "yaml")
     (here / "own.yaml").write_text(own)
     assert guarded(app, ["run", "own.yaml", "--workspace", "W"]) == 0
-    printed = [re.sub(r"; [\d.]+ s$", "", line) for line in capsys.readouterr().out.splitlines()]
+    printed = timeless(capsys.readouterr().out)
     (shown,) = blocks(DOCS / "getting-started.md", "text")
-    assert printed[:-1] == [re.sub(r"; [\d.]+ s$", "", line) for line in shown.splitlines()][:-1]
+    assert printed == timeless(shown)
     (python,) = blocks(DOCS / "getting-started.md", "python")
     exec(python, {})
     assert re.match(r"19 \d+\.\d+ Look at", capsys.readouterr().out)
@@ -171,50 +180,6 @@ def test_the_configurations_of_the_pages_fit_the_data(here: Path) -> None:
         check(parse_config(table), Storage(str(here / "W")))
     (shell,) = (block for block in blocks(ROOT / "README.md", "bash") if "own.yaml" in block)
     check(parse_config(yaml.safe_load(shell.split("<<'END'\n")[1].split("END\n")[0])), Storage(str(here / "W")))
-
-
-# -------------------------------------------------------------------------------------------------------- extending
-
-
-@pytest.fixture
-def extending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Imports the page's Python example that begins so, as the module it would be."""
-
-    def imported(beginning: str) -> ModuleType:
-        (code,) = (block for block in blocks(DOCS / "extending.md", "python") if block.startswith(beginning))
-        (tmp_path / "example_of_extending.py").write_text(code, encoding="utf-8")
-        monkeypatch.syspath_prepend(str(tmp_path))
-        monkeypatch.delitem(sys.modules, "example_of_extending", raising=False)
-        return importlib.import_module("example_of_extending")
-
-    return imported
-
-
-def test_the_metric_of_the_page_scores(extending: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
-    metric = extending('"""Brevity').METRIC
-    monkeypatch.setitem(METRICS, metric.name, metric)
-    table = pa.table({"num_tokens_m_chosen": [3, 8, None], "num_tokens_m_rejected": [5, 2, 1]})
-    np.testing.assert_array_equal(score_table(table, "brevity", policy="m"), [2.0, -6.0, np.nan])
-    properties = full_schema()["$defs"]["Brevity"]["properties"]
-    assert properties["policy"]["description"] == (
-        "Name of the model whose tokens are counted: reads `num_tokens_<policy>_chosen|rejected`."
-    )
-
-
-def test_the_format_of_the_page_reads(extending: Callable[[str], ModuleType]) -> None:
-    adapt = extending("from prefsel.ingest.example").adapt_thumbs
-    example = adapt({"question": "why?", "up": "because", "down": "no"}, FormatOptions())
-    assert example.prompt == [{"role": "user", "content": "why?"}]
-    assert [one.messages[0]["content"] for one in example.completions] == ["because", "no"]
-    assert [(one.chosen, one.rejected) for one in example.preferences] == [(0, 1)]
-    with pytest.raises(RowError, match="missing_field"):
-        adapt({"question": "why?", "up": "because"}, FormatOptions())
-
-
-def test_the_imported_score_of_the_page_is_valid() -> None:
-    (text,) = blocks(DOCS / "extending.md", "yaml")
-    table = {"name": "x", "sources": [{"name": "a", "paths": ["a"]}], **yaml.safe_load(text)}
-    assert [error.message for error in Draft202012Validator(full_schema()).iter_errors(table)] == []
 
 
 # ----------------------------------------------------------------------------------------------------- the workshop
