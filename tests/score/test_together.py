@@ -171,7 +171,7 @@ def test_the_graph_puts_them_side_by_side_and_the_fingerprint_does_not_know(tmp_
 
 
 def kill_an_actor(ledger, is_over):
-    """SIGKILL the actor's process when five shards are committed; returns the thread that does it, and whom it killed."""
+    """SIGKILL to the actor's process when five shards are committed; the thread that does it, and whom it killed."""
     killed = []
 
     def kill():
@@ -227,4 +227,4 @@ def test_actors_that_die_too_often_end_the_run(tmp_path, folders, monkeypatch):
         watcher.join()
     committed = len(artifact.entries())
     assert 5 <= committed < 80
-    assert [one.computed_shards for one in score_together(graph, graph.scorers, QUIET)][0] == 80 - committed
+    assert score_together(graph, graph.scorers, QUIET)[0].computed_shards == 80 - committed
