@@ -36,8 +36,8 @@ def closing(
     yield f"done in {clock(seconds)}; workspace {workspace}" + (f"; {there} stages were there already" if there else "")
     made = Counter(WORDS[report.stage] for report in computed if report.stage in WORDS)
     if made:
-        counts = (f"{count} {what}{'s' if count > 1 else ''}" for what, count in made.items())
-        yield f"  {'made':<9} {', '.join(counts)}"
+        parts = (f"{count} {what}{'s' if count > 1 else ''}" for what, count in made.items())
+        yield f"  {'made':<9} {', '.join(parts)}"
     for stage, told in (("eligible", "eligible"), ("select", "kept"), ("train", "trained"), ("reward", "trained")):
         for report in (report for report in reports if report.stage == stage):
             name = "" if stage == "eligible" else f" {report.name}:"

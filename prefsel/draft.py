@@ -21,8 +21,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from prefsel.config import Ingest
 from prefsel.config.file import parse_config
 from prefsel.errors import UserError
-from prefsel.ingest.rows import REASONS
 from prefsel.ingest.sniff import FieldUse, Sniffed, sniff
+from prefsel.reasons import QUARANTINE
 
 WHOLE = ("overall", "score", "fine_grained")
 """Numbers that judge a completion as a whole, the best first; every other one is taken for an aspect."""
@@ -149,7 +149,7 @@ def lines(name: str, one: Sniffed) -> Iterator[str]:
     if any(odd.values()):
         yield "  " + ", ".join(f"{count:,} {what}" for what, count in odd.items() if count)
     for reason, count in one.reasons.items():
-        yield f"  {count:,} rows cannot be used: {reason} ({REASONS[reason]})"
+        yield f"  {count:,} rows cannot be used: {reason} ({QUARANTINE[reason]})"
     if one.characters:
         sizes = [f"{side} {half:,} ({most:,}; {top:,})" for side, (half, most, top) in one.characters.items()]
         told = f"chosen is the longer one in {one.longer_share:.0%}"

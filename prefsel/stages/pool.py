@@ -75,10 +75,9 @@ def run_pool(
             except RayActorError as error:
                 lost += 1
                 if not is_own() or lost > MAX_LOST_ACTORS:
-                    why = "too little memory is the usual cause; try a smaller pool.size or token_budget"
-                    raise PrefselError(
-                        f"score {label}: {lost} actors died ({why}), the last one so: {error}"
-                    ) from error
+                    hint = "too little memory is the usual cause: try a smaller pool.size or token_budget"
+                    told = f"score {label}: an actor died for the {lost}. time; {hint}; {error}"
+                    raise PrefselError(told) from error
             left = [item for item in left if not _is_done(folders, storage, *item)]
             for key in waiting - {shard.key for shard, _ in left}:  # committed, but not told any more
                 counter.advance(size=sizes[key])
