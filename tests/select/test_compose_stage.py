@@ -345,7 +345,7 @@ def test_a_rule_of_one_leaf_takes_one_light_pass(
         taken.append(function.__name__)
         return map_shards(function, *args, **kwargs)
 
-    monkeypatch.setattr(stage, "over_shards", noted)
+    monkeypatch.setattr(stage, "map_shards", noted)
     stage.select_rule(lineage, name, RULES[name], QUIET)
     assert taken == passes
     assert dataset(lineage, name).equals(dataset(done[2], name))
