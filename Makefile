@@ -1,4 +1,4 @@
-# make demo | test | check | bench. The environment is made once, in .venv.
+# make demo | test | test-all | check | bench. The environment is made once, in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ WORKSPACE ?= demo-workspace
 BENCHMARKS := score_throughput score_flops influence_cost select_scale select_quota train_step end_to_end \
 	read_through ray_overhead resume_cost ingest_scale
 
-.PHONY: demo test check format bench bench-quick
+.PHONY: demo test test-all check format bench bench-quick
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,8 +19,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/prefsel demo --workspace $(WORKSPACE)
 
+# Two processes: tests that use Ray share one of them, see tests/conftest.py. What is marked slow is left to test-all.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-all: $(STAMP)
+	$(PYTEST)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

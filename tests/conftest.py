@@ -8,9 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+
+if TYPE_CHECKING:
+    from prefsel.world.demo import DemoInputs
 
 # One thread per process: two cores are shared by the driver, Ray's workers and DeepSpeed.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,10 +24,44 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under `-n 2 --dist loadgroup`: what uses Ray stays in one process, so does what trains; the rest goes by file.
+
+    One Ray serves all tests of its process. A second Ray or DeepSpeed beside it would only share its two cores.
+    """
+    for item in items:
+        shared = [name for name in ("local_ray", "small_world") if name in getattr(item, "fixturenames", ())]
+        group = "train" if item.path.parent.name == "train" else shared[0] if shared else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def golden() -> dict[str, dict[str, Any]]:
     """The golden examples by name: see `golden/README.md`."""
     return json.loads((REPOSITORY / "tests/golden/examples.json").read_text())
+
+
+class SmallWorld(NamedTuple):
+    """Inputs of the demonstration in a few rows: 8 prompts, 10 policy steps, 60 labels, 8 reward steps."""
+
+    home: Path
+    inputs: DemoInputs
+    seed: int
+    scale: float
+    told: list[tuple[str, int, int]]
+    """What `make_inputs` reported while it made them."""
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
+    """Two small models and a corpus of the second's responses, made once."""
+    from prefsel.world.demo import make_inputs
+
+    home, seed, scale = tmp_path_factory.mktemp("world"), 3, 0.005
+    told: list[tuple[str, int, int]] = []
+    inputs = make_inputs(home, seed=seed, scale=scale, on_progress=lambda *record: told.append(record))
+    return SmallWorld(home, inputs, seed, scale, told)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,6 @@ from prefsel.errors import UserError
 from prefsel.pipeline import run
 from prefsel.progress import Progress
 from prefsel.workspace.storage import Storage
-from prefsel.world.demo import DemoInputs, make_inputs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "jobs/configs"
@@ -23,19 +23,14 @@ ON_DEMO = sorted(
 )
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> DemoInputs:
-    return make_inputs(tmp_path_factory.mktemp("inputs"), seed=1, scale=0.005)
-
-
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: file.stem)
 def test_it_parses(file: Path) -> None:
     load_config(file)
 
 
 @pytest.mark.parametrize("file", ON_DEMO, ids=lambda file: file.stem)
-def test_it_fits_the_inputs_of_the_demo(file: Path, inputs: DemoInputs, tmp_path: Path) -> None:
-    check(parse_config(on_inputs(file, inputs)), Storage(str(tmp_path)))
+def test_it_fits_the_inputs_of_the_demo(file: Path, small_world: Any, tmp_path: Path) -> None:
+    check(parse_config(on_inputs(file, small_world.inputs)), Storage(str(tmp_path)))
 
 
 @pytest.mark.slow

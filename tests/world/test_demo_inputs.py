@@ -13,19 +13,9 @@ from prefsel.world import demo
 from prefsel.world.demo import Sizes, evaluate_gold, make_inputs, read_prompts
 from prefsel.world.labels import part_of
 
-SCALE = 0.005  # 8 prompts, 10 policy steps, 60 labels, 8 reward steps
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    told = []
-    home = tmp_path_factory.mktemp("demo")
-    inputs = make_inputs(home, seed=3, scale=SCALE, on_progress=lambda *record: told.append(record))
-    return home, inputs, told
-
-
-def test_all_pieces_are_made_and_reported(made):
-    _, inputs, told = made
+def test_all_pieces_are_made_and_reported(small_world):
+    inputs, told = small_world.inputs, small_world.told
     rows = [json.loads(line) for line in inputs.corpus.read_text().splitlines()]
     assert len(rows) == 8
     assert all(len(row["completions"]) == 4 and detect(row) == "ultrafeedback" for row in rows)
@@ -38,29 +28,31 @@ def test_all_pieces_are_made_and_reported(made):
     assert {("policy", 10, 10), ("reward model", 8, 8), ("corpus", 8, 8)} <= set(told)
 
 
-def test_the_configuration_of_the_demo_fits_what_is_made(made, tmp_path):
-    _, inputs, _ = made
-    check(parse_config(demo_config(inputs, seed=3)), Storage(str(tmp_path)))
+def test_the_configuration_of_the_demo_fits_what_is_made(small_world, tmp_path):
+    check(parse_config(demo_config(small_world.inputs, seed=3)), Storage(str(tmp_path)))
 
 
-def test_a_second_call_makes_nothing(made, monkeypatch):
-    home, inputs, _ = made
+def made_again(world):
+    return make_inputs(world.home, seed=world.seed, scale=world.scale)
+
+
+def test_a_second_call_makes_nothing(small_world, monkeypatch):
     monkeypatch.setattr(demo, "make_side_by_side", lambda *_: pytest.fail("models are made again"))
     monkeypatch.setattr(demo, "make", lambda *_: pytest.fail("the corpus is made again"))
-    assert make_inputs(home, seed=3, scale=SCALE) == inputs
+    assert made_again(small_world) == small_world.inputs
 
 
-def test_a_missing_piece_is_made_again_the_same(made, monkeypatch):
-    home, inputs, _ = made
-    before = inputs.corpus.read_bytes()
-    inputs.corpus.unlink()
+def test_a_missing_piece_is_made_again_the_same(small_world, monkeypatch):
+    corpus = small_world.inputs.corpus
+    before = corpus.read_bytes()
+    corpus.unlink()
     monkeypatch.setattr(demo, "make_side_by_side", lambda *_: pytest.fail("models are made again"))
-    make_inputs(home, seed=3, scale=SCALE)
-    assert inputs.corpus.read_bytes() == before
+    made_again(small_world)
+    assert corpus.read_bytes() == before
 
 
-def test_gold_of_a_policy(made):
-    _, inputs, _ = made
+def test_gold_of_a_policy(small_world):
+    inputs = small_world.inputs
     prompts = read_prompts(inputs.heldout)
     first, again, other = (evaluate_gold(inputs.policy, prompts, seed=seed) for seed in (0, 0, 1))
     assert first == again
