@@ -34,8 +34,9 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 # Every claim of the README beside its peer: about an hour on two quiet cores, 8 GB of disk. Writes results and table.
+# DATA=FOLDER: samples of public data sets, see benchmarks/README.md; without it, the repository's own.
 bench: $(STAMP)
-	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --write; done
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --write $(if $(DATA),--data $(DATA)); done
 	$(BIN)/python benchmarks/table.py
 	$(BIN)/python benchmarks/table.py --readme
 

@@ -1,6 +1,6 @@
 """Score, select and train on 30 % against training on all pairs, one epoch, and against stock TRL on all pairs.
 
-    python benchmarks/end_to_end.py [--data ../shared/data/real] [--repeats 5] [--write] [--quick]
+    python benchmarks/end_to_end.py [--data FOLDER] [--repeats 5] [--write] [--quick]
 
 One process, product functions, no Ray: a reward model with an eighth of the policy's trunk scores every completion,
 `score_table` takes explicit margins, `select_table` keeps the top 30 %, `train_step` takes one epoch over them. Peers
@@ -210,9 +210,7 @@ def measure(corpus: Corpus, args: Any) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     sizes = SIZES | NUM_GROUPS
-    args = harness.arguments(
-        __doc__, data="../shared/data/real", threads=2, batch=8, trl_repeats=2, samples="UF,HH", **sizes
-    )
+    args = harness.arguments(__doc__, threads=2, batch=8, trl_repeats=2, samples="UF,HH", **sizes)
     if args.quick:
         shrink(args)
         args.layers = 2  # a reward model has half

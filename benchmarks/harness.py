@@ -72,6 +72,7 @@ def arguments(description: str | None, **more: Any) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--write", action="store_true", help="keep the result file")
     parser.add_argument("--quick", action="store_true", help="tiny, equality and counters only, no times")
+    parser.add_argument("--data", default="", help="folder of public samples; default: the repository's own, made anew")
     for name, default in more.items():
         parser.add_argument(f"--{name.replace('_', '-')}", default=default, type=type(default))
     return parser.parse_args()

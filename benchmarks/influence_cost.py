@@ -1,6 +1,6 @@
 r"""Influence of every pair: derivatives of log-probs along v, against a gradient per pair and its product with v.
 
-    python benchmarks/influence_cost.py [--data ../shared/data/real] [--repeats 5] [--write]
+    python benchmarks/influence_cost.py [--data FOLDER] [--repeats 5] [--write]
 
 Both sides give \(\langle\nabla\ell(d), v\rangle\) of the DPO loss of every pair, from token ids, with the reference's
 log-probs at hand. Ours takes one number per completion, exact or by a finite difference (whose log-probs at the weights
@@ -164,7 +164,7 @@ def claims_of(line: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    args = harness.arguments(__doc__, data="../shared/data/real", threads=2, validation_groups=4, **SIZES)
+    args = harness.arguments(__doc__, threads=2, validation_groups=4, **SIZES)
     if args.quick:
         shrink(args)
         args.validation_groups, args.repeats = 1, 1

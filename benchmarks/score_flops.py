@@ -1,6 +1,6 @@
 """FLOPs of scoring real pairs, counted by torch: our packed rows and TRL's reference pass, over F_min.
 
-    python benchmarks/score_flops.py [--data ../shared/data/real] [--write]
+    python benchmarks/score_flops.py [--data FOLDER] [--write]
 
 No clock is read. The counter sees matrix products and attention kernels; an attention kernel counts as its full square
 whatever it skips, so TRL's count lies above its formula, which has the causal half.
@@ -50,7 +50,7 @@ def measure(case: Case) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    args = harness.arguments(__doc__, data="../shared/data/real", threads=2, **SIZES)
+    args = harness.arguments(__doc__, threads=2, **SIZES)
     if args.quick:
         shrink(args)
     rows = [{"formula": "-", "error": "-", "goal": "-"} | line for case in cases(args) for line in measure(case)]

@@ -1,6 +1,6 @@
 """Log-probs of real pairs: our packed rows against TRL's own reference pass, same weights, same tokens, same pairs.
 
-    python benchmarks/score_throughput.py [--data ../shared/data/real] [--repeats 5] [--write]
+    python benchmarks/score_throughput.py [--data FOLDER] [--repeats 5] [--write]
 
 Both sides start from token ids (TRL's own tokenisation is compared with ours) and end with numbers on the host: ours
 packs and scores, with the route and the token budget of `CausalLogpsScorer`; TRL collates and calls
@@ -14,6 +14,8 @@ is HH under one system prompt, which ours computes once for all groups of a row:
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,10 +41,12 @@ from prefsel.score.probes import calibrate_budget
 from prefsel.train.scratch_tokenizer import train_tokenizer
 
 FILES = {
-    "UF": "ultrafeedback_binarized_1k.jsonl.gz",
-    "HH": "hh_rlhf_harmless_1156.jsonl.gz",
-    "QA": "qa_feedback_250x4.jsonl.gz",
+    "UF": ("ultrafeedback_binarized_1k.jsonl.gz", "pairs.jsonl"),
+    "HH": ("hh_rlhf_harmless_1156.jsonl.gz", "transcripts.jsonl"),
+    "QA": ("qa_feedback_250x4.jsonl.gz", "ranked.jsonl"),
 }
+"""Samples of public data sets, and what stands for them in the repository's own."""
+MAKE_SAMPLES = Path(__file__).resolve().parents[1] / "jobs/data/make_samples.py"
 SIZES = {"uf_groups": 16, "hh_groups": 32, "qa_groups": 10, "hidden_size": 256, "layers": 5, "vocab_size": 8192}
 """Options that all three scripts on these samples share."""
 QUICK_SIZES = {"uf_groups": 2, "hh_groups": 4, "qa_groups": 2, "hidden_size": 64, "layers": 2, "vocab_size": 1024}
@@ -77,11 +81,8 @@ class Case:
 
 
 def cases(args: Any) -> Iterator[Case]:
-    """The three samples, two of them once more as the file's head says; none, with a message, if absent."""
+    """The three samples, two of them once more as the file's head says."""
     torch.set_num_threads(args.threads)
-    if missing := [file for file in FILES.values() if not (Path(args.data) / file).is_file()]:
-        print(f"skipped: {args.data} lacks {', '.join(missing)}")
-        return
     for name in FILES:
         case = load(name, args)
         yield case
@@ -98,8 +99,11 @@ def shrink(args: Any) -> None:
 
 def load(name: str, args: Any, *, system: str = "") -> Case:
     """Random groups of a sample, a tokenizer trained on all of it, and a random model of the size asked for."""
-    rows = read_rows(str(Path(args.data) / FILES[name]), max_row_bytes=1 << 24)
-    (window,) = ingest_windows(rows, file=name, format="auto", options=FormatOptions(), rows_per_shard=4096)
+    with tempfile.TemporaryDirectory() as made:
+        if not args.data:
+            subprocess.run([sys.executable, str(MAKE_SAMPLES), "--into", made], check=True)
+        rows = read_rows(str(sample_file(name, Path(args.data or made))), max_row_bytes=1 << 24)
+        (window,) = ingest_windows(rows, file=name, format="auto", options=FormatOptions(), rows_per_shard=4096)
     labelled: dict[bytes, list[tuple[int, int]]] = {}
     for pair in window.pairs.to_pylist():
         labelled.setdefault(pair["prompt_id"], []).append((pair["chosen"], pair["rejected"]))
@@ -120,6 +124,14 @@ def load(name: str, args: Any, *, system: str = "") -> Case:
         tokenizer=tokenizer,
         model=small_model(tokenizer, args).to(args.device),
     )
+
+
+def sample_file(name: str, folder: Path) -> Path:
+    """The file of a sample, under either of its names."""
+    for file in FILES[name]:
+        if (folder / file).is_file():
+            return folder / file
+    raise SystemExit(f"--data: {folder} holds neither {' nor '.join(FILES[name])}")
 
 
 def small_model(tokenizer: Any, args: Any) -> LlamaForCausalLM:
@@ -263,7 +275,7 @@ def measure(case: Case, repeats: int) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    args = harness.arguments(__doc__, data="../shared/data/real", threads=2, **SIZES)
+    args = harness.arguments(__doc__, threads=2, **SIZES)
     if args.quick:
         shrink(args)
         for case in cases(args):

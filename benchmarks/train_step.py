@@ -1,6 +1,6 @@
 """A DPO optimizer step on real pairs: packed rows and stored reference log-probs against TRL's, same weights and batch.
 
-    python benchmarks/train_step.py [--data ../shared/data/real] [--batch 8] [--repeats 5] [--write] [--quick]
+    python benchmarks/train_step.py [--data FOLDER] [--batch 8] [--repeats 5] [--write] [--quick]
 
 Ours is the product's `train_step`, DeepSpeed engine included (stage 0, fp32: a plain torch AdamW). TRL's is
 `DPOTrainer.training_step` on its collator's batch, then what its loop does next: clipping, torch AdamW, zeroed
@@ -263,7 +263,7 @@ def measure(case: Case, args: Any) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    args = harness.arguments(__doc__, data="../shared/data/real", threads=2, batch=8, **SIZES | NUM_GROUPS)
+    args = harness.arguments(__doc__, threads=2, batch=8, **SIZES | NUM_GROUPS)
     if args.quick:
         shrink(args)
     rows = [line for case in cases(args) for line in measure(case, args)]
