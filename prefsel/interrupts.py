@@ -79,7 +79,7 @@ def _end(number: int, frame: object) -> None:
             os.write(1, b"\r\x1b[2K\x1b[?25h")  # away with the line of a bar; back with the cursor that it hides
         os.write(2, f"prefsel: {name}; committed so far: {committed}; run again to continue\n".encode())
     _mute()
-    end_children()
+    _end_children()
     os._exit(code)
 
 
@@ -91,7 +91,7 @@ def _mute() -> None:
         os.dup2(nowhere, 2)
 
 
-def end_children() -> None:
+def _end_children() -> None:
     """Kill every process below this one, parents first, so that none is started again, and wait until they are gone."""
     processes = psutil.Process().children(recursive=True)
     for process in processes:

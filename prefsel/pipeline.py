@@ -105,8 +105,8 @@ def run(
     started = time.monotonic()
     storage = Storage(workspace)
     check(config, storage)
-    start_ray(config, progress)
-    keep_config(config, storage)
+    _start_ray(config, progress)
+    _keep_config(config, storage)
     reports: list[StageReport] = []
 
     def done(stage: list[StageReport]) -> None:
@@ -141,7 +141,7 @@ def run(
     return Outcome(reports, page, is_new)
 
 
-def start_ray(config: Config, progress: Progress) -> None:
+def _start_ray(config: Config, progress: Progress) -> None:
     """Join or start a Ray that can hold every pool and every training; a cluster may still grow.
 
     Raises:
@@ -155,7 +155,7 @@ def start_ray(config: Config, progress: Progress) -> None:
         check_resources(config, {name: have.get(name, 0.0) for name in ("CPU", "GPU")})
 
 
-def keep_config(config: Config, storage: Storage) -> None:
+def _keep_config(config: Config, storage: Storage) -> None:
     """Write the resolved configuration into the workspace, before anything else.
 
     Raises:

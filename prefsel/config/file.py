@@ -30,15 +30,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     table = read_table(Path(path).expanduser())
     for override in overrides:
         apply_override(table, override)
-    return parse_config(with_home(table))
+    return parse_config(_with_home(table))
 
 
-def with_home(value: Any) -> Any:
+def _with_home(value: Any) -> Any:
     """`value`, a table as read from YAML, with the home directory for `~/` at the beginning of every text in it."""
     if isinstance(value, dict):
-        return {key: with_home(inside) for key, inside in value.items()}
+        return {key: _with_home(inside) for key, inside in value.items()}
     if isinstance(value, list):
-        return [with_home(inside) for inside in value]
+        return [_with_home(inside) for inside in value]
     if isinstance(value, str) and value.removeprefix("datasets:").startswith("~/"):
         kind = "datasets:" if value.startswith("datasets:") else ""
         return kind + os.path.expanduser(value.removeprefix(kind))
@@ -64,14 +64,14 @@ def read_table(file: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = table.pop("base", None)
     if base is None:
         return table
-    return laid_over(read_table(file.parent / Path(str(base)).expanduser(), (*below, file.resolve())), table)
+    return _laid_over(read_table(file.parent / Path(str(base)).expanduser(), (*below, file.resolve())), table)
 
 
-def laid_over(base: Any, over: Any) -> Any:
+def _laid_over(base: Any, over: Any) -> Any:
     """`over` on top of `base`: tables key by key, everything else replaced as a whole, lists too."""
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return over
-    joined = {key: laid_over(base[key], over[key]) if key in over else base[key] for key in base}
+    joined = {key: _laid_over(base[key], over[key]) if key in over else base[key] for key in base}
     return joined | {key: value for key, value in over.items() if key not in base}
 
 
@@ -145,7 +145,7 @@ def _index(items: list[Any], part: str, key: str) -> int:
 
 def _problem(details: Any, table: Any) -> str:
     location = details["loc"]
-    field = ".".join(as_written(location, table)) or "configuration"
+    field = ".".join(_as_written(location, table)) or "configuration"
     valid: Collection[str] = ()
     if details["type"] == "extra_forbidden":
         valid = _valid_keys(location[:-1])
@@ -154,7 +154,7 @@ def _problem(details: Any, table: Any) -> str:
     return problem(details, field, valid)
 
 
-def as_written(location: Sequence[Any], table: Any) -> list[str]:
+def _as_written(location: Sequence[Any], table: Any) -> list[str]:
     """A location as the user wrote it, the members of a list by their names where they have some.
 
     Pydantic names the member of a union on the way, which stands in no file.

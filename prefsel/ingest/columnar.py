@@ -89,16 +89,16 @@ def read_arrow(file: Any, *, max_row_bytes: int) -> Iterator[RawRow | BadRow]:
         is_file = watched.read(6) == b"ARROW1"
         watched.seek(0)
         if not is_file:
-            yield from map(validated, pa.ipc.open_stream(watched))
+            yield from map(_validated, pa.ipc.open_stream(watched))
             return
         reader = pa.ipc.open_file(watched)
         for number in range(reader.num_record_batches):
-            yield validated(reader.get_batch(number))
+            yield _validated(reader.get_batch(number))
 
     return guarded(batches, watched, "truncated_arrow", "Arrow data", 0, max_row_bytes)
 
 
-def validated(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _validated(batch: pa.RecordBatch) -> pa.RecordBatch:
     """`batch`, its offsets known to stay inside their buffers: Arrow reads corrupt ones and crashes later.
 
     Text is checked as bytes, so that a text that is not UTF-8 costs its own row and not the batch.

@@ -31,15 +31,15 @@ _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 _CHOSEN, _REJECTED = "_chosen", "_rejected"
 
 
-def adapt_prompt_chosen_rejected(value: Mapping[str, Any], options: FormatOptions) -> Example:
+def _adapt_prompt_chosen_rejected(value: Mapping[str, Any], options: FormatOptions) -> Example:
     """`prompt`, `chosen`, `rejected` as strings."""
     for name in ("prompt", "chosen", "rejected"):
         if not isinstance(field(value, name), str):
             raise wrong_type(name, value[name], "a string")
-    return adapt_messages_explicit(value, options)
+    return _adapt_messages_explicit(value, options)
 
 
-def adapt_messages_explicit(value: Mapping[str, Any], options: FormatOptions) -> Example:
+def _adapt_messages_explicit(value: Mapping[str, Any], options: FormatOptions) -> Example:
     """`prompt` as messages, `chosen` and `rejected` as messages that follow it; each may also be a string."""
     prompt = prompt_of(field(value, "prompt"), "prompt")
     chosen = completion_of(field(value, "chosen"), "chosen")
@@ -47,14 +47,14 @@ def adapt_messages_explicit(value: Mapping[str, Any], options: FormatOptions) ->
     return _pair(value, prompt, chosen, rejected)
 
 
-def adapt_messages_implicit(value: Mapping[str, Any], options: FormatOptions) -> Example:
+def _adapt_messages_implicit(value: Mapping[str, Any], options: FormatOptions) -> Example:
     """`chosen` and `rejected` as whole conversations; the messages they share from the start are the prompt."""
     chosen = messages_of(field(value, "chosen"), "chosen")
     rejected = messages_of(field(value, "rejected"), "rejected")
     return _shared_prompt(value, chosen, rejected)
 
 
-def adapt_transcript(value: Mapping[str, Any], options: FormatOptions) -> Example:
+def _adapt_transcript(value: Mapping[str, Any], options: FormatOptions) -> Example:
     r"""`chosen` and `rejected` as whole transcripts of `\n\nHuman:` and `\n\nAssistant:` turns (HH-RLHF).
 
     The turns they share from the start are the prompt. White space around a turn is not part of it; text before the
@@ -166,9 +166,9 @@ def _is_plain(value: Mapping[str, Any]) -> bool:
 
 
 FORMATS = (
-    Format("prompt_chosen_rejected", adapt_prompt_chosen_rejected, _is_plain),
-    Format("transcript", adapt_transcript, _is_transcript),
-    Format("messages_implicit", adapt_messages_implicit, _is_implicit),
-    Format("messages_explicit", adapt_messages_explicit, _is_explicit),
+    Format("prompt_chosen_rejected", _adapt_prompt_chosen_rejected, _is_plain),
+    Format("transcript", _adapt_transcript, _is_transcript),
+    Format("messages_implicit", _adapt_messages_implicit, _is_implicit),
+    Format("messages_explicit", _adapt_messages_explicit, _is_explicit),
 )
 """In the order in which they are tried."""

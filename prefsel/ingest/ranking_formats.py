@@ -33,7 +33,7 @@ OVERALL, FINE_GRAINED, SCORE = "overall", "fine_grained", "score"
 Margin = Callable[[int, int], float | None]
 
 
-def adapt_ultrafeedback(value: Mapping[str, Any], options: FormatOptions) -> Example:
+def _adapt_ultrafeedback(value: Mapping[str, Any], options: FormatOptions) -> Example:
     """`instruction`; `completions` of `{response, annotations: {aspect: {Rating}}, overall_score, fine-grained_score}`.
 
     Every two completions with different ratings are a pair, equal ratings a tie. By default one aspect per prompt
@@ -62,7 +62,7 @@ def adapt_ultrafeedback(value: Mapping[str, Any], options: FormatOptions) -> Exa
     return Example(prompt, kept, preferences, ties)
 
 
-def adapt_ranked(value: Mapping[str, Any], options: FormatOptions) -> Example:
+def _adapt_ranked(value: Mapping[str, Any], options: FormatOptions) -> Example:
     """`question` or `prompt`, K `completions`, and `preference`: one label per two completions, 1v2 1v3 … 1vK 2v3 ….
 
     1: the first is better, 2: the second is, 0: a tie. Two completions of the same text are a tie whatever the label.
@@ -85,7 +85,7 @@ def adapt_ranked(value: Mapping[str, Any], options: FormatOptions) -> Example:
     return Example(prompt, kept, preferences, len(duels) - len(preferences))
 
 
-def adapt_scored(value: Mapping[str, Any], options: FormatOptions) -> Example:
+def _adapt_scored(value: Mapping[str, Any], options: FormatOptions) -> Example:
     """`prompt` (or `question`, `instruction`), K `completions` (or `responses`), K numbers in `rewards` (or `scores`).
 
     A null reward is absent. With `pairs: best_worst` the first highest is chosen over the first lowest; with `all`
@@ -246,8 +246,8 @@ def _is_annotated(value: Mapping[str, Any]) -> bool:
 
 
 FORMATS = (
-    Format("ranked", adapt_ranked, _is_ranked),
-    Format("scored", adapt_scored, _is_scored),
-    Format("ultrafeedback", adapt_ultrafeedback, _is_annotated),
+    Format("ranked", _adapt_ranked, _is_ranked),
+    Format("scored", _adapt_scored, _is_scored),
+    Format("ultrafeedback", _adapt_ultrafeedback, _is_annotated),
 )
 """In the order in which they are tried."""

@@ -57,7 +57,7 @@ class DualMargin(Options):
 
     @model_validator(mode="after")
     def _sources_fit(self) -> DualMargin:
-        names = source_names(self)
+        names = _source_names(self)
         if not names or len(set(names)) < len(names):
             raise ValueError(f"explicit, implicit: got {names or 'none'}; needs one source or more, each once")
         if isinstance(self.upper, tuple) and len(self.upper) != len(names):
@@ -82,7 +82,7 @@ class DualMargin(Options):
         return self
 
 
-def source_names(params: DualMargin) -> list[str]:
+def _source_names(params: DualMargin) -> list[str]:
     """What the sources are called in errors and fitted numbers."""
     return [f"rm_{rm}" for rm in params.explicit] + [f"{one.policy}/{one.reference}" for one in params.implicit]
 
@@ -103,7 +103,7 @@ def margins(columns: Columns, params: DualMargin) -> list[np.ndarray]:
 def _edges(columns: Columns, params: DualMargin, fitted: Fitted) -> dict[str, Need]:
     """What the bounds are made from."""
     needs = {}
-    for place, (name, margin_N) in enumerate(zip(source_names(params), margins(columns, params))):
+    for place, (name, margin_N) in enumerate(zip(_source_names(params), margins(columns, params))):
         what = f"dual_margin: the margin of {name}"
         if params.upper == "search":
             divisor = EXPLICIT_DIVISOR if place < len(params.explicit) else IMPLICIT_DIVISOR
@@ -122,7 +122,7 @@ def bounds(params: DualMargin, fitted: Fitted) -> list[tuple[float, float]]:
     Raises:
         UserError: U is not above L.
     """
-    names = source_names(params)
+    names = _source_names(params)
     if params.upper == "search":
         found = [(params.lower, fitted[f"upper {name}"]["upper"]) for name in names]
     elif params.upper == "quantile":
@@ -142,7 +142,7 @@ def bounds(params: DualMargin, fitted: Fitted) -> list[tuple[float, float]]:
 def _saturation(columns: Columns, params: DualMargin, fitted: Fitted) -> dict[str, Need]:
     """The shares of the pairs on and beyond each bound."""
     needs = {}
-    for name, margin_N, (lower, upper) in zip(source_names(params), margins(columns, params), bounds(params, fitted)):
+    for name, margin_N, (lower, upper) in zip(_source_names(params), margins(columns, params), bounds(params, fitted)):
         what = f"dual_margin: the margin of {name}"
         needs[f"saturated low {name}"] = Need(Statistic("share", what), margin_N <= lower)
         needs[f"saturated high {name}"] = Need(Statistic("share", what), margin_N >= upper)
@@ -159,7 +159,7 @@ def rounds(params: DualMargin) -> tuple:
 def warnings(params: DualMargin, fitted: Fitted) -> list[str]:
     """One line per source with more than half of the pairs at its bounds."""
     found = []
-    for name in source_names(params) if params.mode == "mul" else []:
+    for name in _source_names(params) if params.mode == "mul" else []:
         low, high = (fitted[f"saturated {end} {name}"]["share"] for end in ("low", "high"))
         if low + high > MAX_SATURATED:
             found.append(

@@ -40,7 +40,7 @@ class Less(Options):
         return self
 
 
-def weighted_tangents(params: Less) -> list[tuple[tuple[str, ...], float]]:
+def _weighted_tangents(params: Less) -> list[tuple[tuple[str, ...], float]]:
     """The subtasks' tangents of each checkpoint, with its share of the weight."""
     if params.checkpoints is None:
         assert params.tangent is not None
@@ -51,7 +51,7 @@ def weighted_tangents(params: Less) -> list[tuple[tuple[str, ...], float]]:
 
 def columns(params: Less) -> tuple[str, ...]:
     """Flat columns that are read; they belong to pairs, not to completions."""
-    names = dict.fromkeys(name for tangents, _ in weighted_tangents(params) for name in tangents)
+    names = dict.fromkeys(name for tangents, _ in _weighted_tangents(params) for name in tangents)
     return tuple(f"gamma_{what}_{name}" for name in names for what in ("dot", "norm"))
 
 
@@ -77,7 +77,7 @@ def score(columns: Columns, params: Less, fitted: Fitted) -> np.ndarray:
     exact), and learning rates divided by their sum, which changes no order. The paper keeps the first 5 %.
     """
     total_N: np.ndarray | float = 0.0
-    for tangents, weight in weighted_tangents(params):
+    for tangents, weight in _weighted_tangents(params):
         total_N = total_N + weight * np.max([cosine(columns, name) for name in tangents], axis=0)
     return np.asarray(total_N)
 

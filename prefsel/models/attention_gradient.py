@@ -71,8 +71,8 @@ class BlockAttention(torch.autograd.Function):
                 scores_KMN = grad_KMD @ values_KND[:, seen].transpose(1, 2)
                 scores_KMN = torch._softmax_backward_data(scores_KMN.to(wide), weights_KMN.to(wide), -1, wide)
                 scores_KMN = scores_KMN.to(key_KTD.dtype)
-                add_product(added_value_KND[:, seen], weights_KMN.transpose(1, 2), grad_KMD)
-                add_product(added_key_KND[:, seen], scores_KMN.transpose(1, 2), query_KMD)
+                _add_product(added_value_KND[:, seen], weights_KMN.transpose(1, 2), grad_KMD)
+                _add_product(added_key_KND[:, seen], scores_KMN.transpose(1, 2), query_KMD)
                 grad_query_KMD = scores_KMN @ keys_KND[:, seen]
                 grad_query_KGTD[:, :, rows] = grad_query_KMD.view(num_key_heads, -1, block.end - block.start, head_dim)
             first = 0
@@ -86,7 +86,7 @@ class BlockAttention(torch.autograd.Function):
         return grad_query_HTD, grad_key_KTD.to(key_KTD.dtype), grad_value_KTD.to(value_KTD.dtype), None, None, None
 
 
-def add_product(sum_KND: Tensor, left_KNM: Tensor, right_KMD: Tensor) -> None:
+def _add_product(sum_KND: Tensor, left_KNM: Tensor, right_KMD: Tensor) -> None:
     """sum += left @ right, in the dtype of the sum."""
     if sum_KND.dtype == left_KNM.dtype:
         torch.baddbmm(sum_KND, left_KNM, right_KMD, out=sum_KND)  # torch's FLOP counter does not know baddbmm_

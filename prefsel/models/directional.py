@@ -135,7 +135,7 @@ def directional_route(model: nn.Module, directions: Directions, *, pad_token_id:
         UserError, NonFiniteError: A direction does not fit the model, see `check_direction`.
     """
     base = logps_route(model, pad_token_id)
-    duals = _Placed(model, packed_dual_logps if base.is_packed else padded_dual_logps)
+    duals = _Placed(model, _packed_dual_logps if base.is_packed else _padded_dual_logps)
     placed = [_scaled(model, name, direction) for name, direction in directions.items()]
     return replace(
         base,
@@ -191,7 +191,7 @@ def _scaled(model: nn.Module, name: str, direction: Direction) -> tuple[dict[str
     }, scale
 
 
-def packed_dual_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
+def _packed_dual_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
     r"""`packed_logps` of a model whose weights are dual numbers, as dual numbers, [C] float64.
 
     The trunk's derivative is automatic. The head's is written out: with p = softmax(Wh),
@@ -219,7 +219,7 @@ def packed_dual_logps(model: nn.Module, batch: PackedBatch) -> Tensor:
 
 
 def _head_parts(head: nn.Linear, hidden_RD: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probs of the targets and their derivatives, [R] each; see `packed_dual_logps`."""
+    """Log-probs of the targets and their derivatives, [R] each; see `_packed_dual_logps`."""
     hidden_RD, hidden_dot_RD = forward_ad.unpack_dual(hidden_RD)
     weight_VD, weight_dot_VD = forward_ad.unpack_dual(head.weight)
     bias_V, bias_dot_V = (None, None) if head.bias is None else forward_ad.unpack_dual(head.bias)
@@ -237,7 +237,7 @@ def _head_parts(head: nn.Linear, hidden_RD: Tensor, targets_R: Tensor) -> tuple[
     return logps_R, dots_R
 
 
-def padded_dual_logps(model: nn.Module, batch: PaddedBatch) -> Tensor:
+def _padded_dual_logps(model: nn.Module, batch: PaddedBatch) -> Tensor:
     """`padded_logps` with the attention that has a forward derivative: fused kernels have none."""
     with sdpa_kernel(SDPBackend.MATH):
         return padded_logps(model, batch)

@@ -66,10 +66,10 @@ def head_logps(model: nn.Module, hidden_TD: Tensor, rows_R: Tensor, targets_R: T
 def is_plain(head: nn.Module) -> bool:
     """Whether the head is its weight and bias and nothing else, so that products with slices of them can stand in."""
     is_watched = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
-    return type(head) is nn.Linear and not is_watched and not is_partitioned(head)
+    return type(head) is nn.Linear and not is_watched and not _is_partitioned(head)
 
 
-def is_partitioned(head: nn.Module) -> bool:
+def _is_partitioned(head: nn.Module) -> bool:
     """Whether ZeRO-3 gathers the weights in every call, so that all workers must make equally many."""
     return any(hasattr(parameter, "ds_id") for parameter in head.parameters())
 
@@ -86,7 +86,7 @@ def target_logps(logits_RV: Tensor, targets_R: Tensor) -> Tensor:
 
 def chunk_rows(model: nn.Module, head: nn.Module, hidden_TD: Tensor, most_rows: int = 1024) -> int:
     """Rows of a call of the head: all of them where it is partitioned, or autograd would keep all logits anyway."""
-    if is_partitioned(head) or (torch.is_grad_enabled() and hidden_TD.requires_grad):
+    if _is_partitioned(head) or (torch.is_grad_enabled() and hidden_TD.requires_grad):
         return max(1, len(hidden_TD))
     return min(most_rows, _fitting(unwrapped(model).config.vocab_size, hidden_TD, CACHED_ROWS))
 

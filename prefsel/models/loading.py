@@ -232,7 +232,7 @@ def head_names(path: str, *, revision: str | None = None, trust_remote_code: boo
     Raises:
         UserError: The configuration cannot be had.
     """
-    config = declared_config(path, revision, trust_remote_code)
+    config = _declared_config(path, revision, trust_remote_code)
     return [str(config.id2label[number]) for number in range(config.num_labels)]
 
 
@@ -254,11 +254,11 @@ def max_positions(path: str, revision: str | None = None, trust_remote_code: boo
     Raises:
         UserError: The configuration cannot be had.
     """
-    config = declared_config(path, revision, trust_remote_code)
+    config = _declared_config(path, revision, trust_remote_code)
     return getattr(config, "max_position_embeddings", None)
 
 
-def declared_config(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+def _declared_config(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """A model's configuration, without its weights.
 
     Raises:

@@ -40,11 +40,11 @@ def packed_rewards(model: nn.Module, batch: PackedBatch, *, kernel: Kernel = "au
     if not is_supported:
         raise UserError(f"this reward model cannot be packed: {reason}")
     hidden_TD = packed_hidden(model, batch, kernel=kernel)
-    rows_C = reward_rows(batch, unwrapped(model).config.pad_token_id).to(hidden_TD.device)
+    rows_C = _reward_rows(batch, unwrapped(model).config.pad_token_id).to(hidden_TD.device)
     return unwrapped(model).score(hidden_TD.index_select(0, rows_C)).double()
 
 
-def reward_rows(batch: PackedBatch, pad_token_id: int | None) -> Tensor:
+def _reward_rows(batch: PackedBatch, pad_token_id: int | None) -> Tensor:
     """The hidden row each completion is judged by, [C]: its last token that is not `pad_token_id`, else its first."""
     ids_T = batch.input_ids_T
     row_T = torch.arange(len(ids_T), device=ids_T.device)

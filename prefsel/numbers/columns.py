@@ -49,11 +49,11 @@ def float_column(table: pa.Table, name: str) -> np.ndarray:
     if not np.isfinite(value_N).all():
         bad_N = ~np.isfinite(value_N) & ~pc.is_null(column).to_numpy(zero_copy_only=False)
         if bad_N.any():
-            raise non_finite_column(table, name, np.flatnonzero(bad_N))
+            raise _non_finite_column(table, name, np.flatnonzero(bad_N))
     return value_N
 
 
-def non_finite_column(table: pa.Table, name: str, rows: np.ndarray) -> NonFiniteError:
+def _non_finite_column(table: pa.Table, name: str, rows: np.ndarray) -> NonFiniteError:
     """The error for NaN or infinite values of column `name` at `rows`: how many, and the first pair_ids."""
     where = f"first at rows {rows[:5].tolist()}"
     if "pair_id" in table.column_names:

@@ -10,14 +10,14 @@ from prefsel.numbers.order import Located, locate, target
 from prefsel.numbers.ranges import Ask, Summary
 
 
-def quantile_position(num_rows: int, q: float) -> tuple[int, int, float]:
+def _quantile_position(num_rows: int, q: float) -> tuple[int, int, float]:
     """Ranks below and above the quantile `q` (0 to 1) and the way between them (numpy's `linear`)."""
     position = (num_rows - 1) * q
     below = int(position)
     return below, min(below + 1, num_rows - 1), position - below
 
 
-def interpolate(below: float, above: float, fraction: float) -> float:
+def _interpolate(below: float, above: float, fraction: float) -> float:
     """The point `fraction` of the way from `below` to `above`, rounded as numpy's quantiles are."""
     step = above - below
     return above - step * (1 - fraction) if fraction >= 0.5 else below + step * fraction
@@ -46,11 +46,11 @@ def quantiles(
     """
     positions = {}
     for name, (label, share) in wanted.items():
-        positions[name] = label, *quantile_position(sum(one.count for one in summaries[label]), share)
+        positions[name] = label, *_quantile_position(sum(one.count for one in summaries[label]), share)
     ranks = {(label, rank) for label, below, above, _ in positions.values() for rank in (below, above)}
     found = locate({(label, rank): target(summaries[label], rank + 1) for label, rank in sorted(ranks, key=str)}, ask)
     solved = {}
     for name, (label, low, high, fraction) in positions.items():
         (below,), (above,) = found[label, low], found[label, high]
-        solved[name] = Quantile(interpolate(float(below.value), float(above.value), fraction), below, above)
+        solved[name] = Quantile(_interpolate(float(below.value), float(above.value), fraction), below, above)
     return solved

@@ -207,10 +207,10 @@ def finite(value_N: np.ndarray) -> np.ndarray:
     """
     is_finite_N = np.isfinite(value_N)
     if not is_finite_N.all():
-        raise non_finite(np.flatnonzero(~is_finite_N))
+        raise _non_finite(np.flatnonzero(~is_finite_N))
     return value_N
 
 
-def non_finite(rows: np.ndarray) -> NonFiniteError:
+def _non_finite(rows: np.ndarray) -> NonFiniteError:
     """The error for scores at `rows` that are NaN or infinite."""
     return NonFiniteError(f"score: {len(rows)} values are NaN or infinite, first at rows {rows[:5].tolist()}")

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def search_start(high: float, divisor: float) -> float:
+def _search_start(high: float, divisor: float) -> float:
     """Where the search begins: the largest value divided and cut towards zero, as Python's `int` does."""
     return float(math.trunc(high / divisor)) if math.isfinite(high) else high
 
 
 @dataclass(frozen=True)
 class UpperTail:
-    """Counts of the values above `search_start`, each in the bin of the integer it is rounded up to.
+    """Counts of the values above `_search_start`, each in the bin of the integer it is rounded up to.
 
     For an integer U, `m > U` is `ceil(m) > U`: counts above integers are exact. A shard starts at or before the corpus,
     because its largest value is not above that of the corpus, so nothing the corpus needs is cut off.
@@ -40,7 +40,7 @@ class UpperTail:
         """The tail of finite float64 values."""
         high = float(value_N.max()) if len(value_N) else -math.inf
         bin_N = np.ceil(value_N)
-        bins_B, counts_B = np.unique(bin_N[bin_N > search_start(high, divisor)], return_counts=True)
+        bins_B, counts_B = np.unique(bin_N[bin_N > _search_start(high, divisor)], return_counts=True)
         return cls(len(value_N), high, divisor, bins_B, counts_B.astype(np.int64))
 
     @classmethod
@@ -51,11 +51,11 @@ class UpperTail:
         bins_B, place_P = np.unique(bin_P, return_inverse=True)
         counts_B = np.zeros(len(bins_B), np.int64)
         np.add.at(counts_B, place_P, np.concatenate([part.counts_B for part in many]))
-        is_tail_B = bins_B > search_start(high, divisor)
+        is_tail_B = bins_B > _search_start(high, divisor)
         return cls(sum(part.count for part in many), high, divisor, bins_B[is_tail_B], counts_B[is_tail_B])
 
     def upper_bound(self, min_above: int) -> tuple[float, int]:
-        r"""The smallest integer U from `search_start` on with fewer than `min_above`, or than max − U, values above it.
+        r"""The smallest integer U from `_search_start` on with fewer than `min_above` values above it, or than max − U.
 
         The search ends at the integer part of the largest value: margins that are all below one have U = 0. Stepping by
         one is not needed: between two bins the count stays and max − U falls, so only the start and the bins can be the
@@ -65,7 +65,7 @@ class UpperTail:
             U, and how many values lie above it.
         """
         above_B = np.append(np.cumsum(self.counts_B[::-1])[::-1], 0)
-        start = search_start(self.high, self.divisor)
+        start = _search_start(self.high, self.divisor)
         bounds_B = np.append(start, self.bins_B)
         is_bound_B = (above_B < min_above) | (above_B < self.high - bounds_B)
         first = int(np.argmax(is_bound_B))  # nothing lies above the last bin, so one of them always is

@@ -53,14 +53,14 @@ def as_table(data: Any, *, name: str = "table") -> pa.Table:
 def _table(data: Any) -> pa.Table | None:
     if isinstance(data, pa.Table):
         return data
-    if is_table(data) and not hasattr(data, "with_format"):
+    if _is_table(data) and not hasattr(data, "with_format"):
         return pa.table(dict(data) if isinstance(data, Mapping) else data)
     if hasattr(data, "with_format") and hasattr(data, "__len__") and not isinstance(data, Mapping):
         return data.with_format("arrow")[:]
     return None
 
 
-def is_table(data: Any) -> bool:
+def _is_table(data: Any) -> bool:
     """Whether something is a table rather than rows one after another."""
     return isinstance(data, Mapping) or any(hasattr(data, how) for how in ("__arrow_c_stream__", "with_format"))
 
@@ -87,7 +87,7 @@ def as_rows(data: Any, needs: Sequence[str], *, uses: Sequence[str] = (), name: 
     Raises:
         UserError: It is neither, or a row lacks what it needs; names the first that does.
     """
-    if is_table(data):
+    if _is_table(data):
         table = as_table(data, name=name)
         if missing := [column for column in needs if column not in table.column_names]:
             raise UserError(f"{name}: needs {', '.join(missing)}; the table has {', '.join(table.column_names)}")

@@ -66,14 +66,14 @@ def reference_scorer(plan: Plan, model: str) -> Any:
     return scorers_for(plan, [f"logps_{model}_chosen"], field=f"reference {model}")[0]
 
 
-def needs_no_training(plan: Plan, scorer: Any) -> bool:
+def _needs_no_training(plan: Plan, scorer: Any) -> bool:
     """Whether the columns of a scorer can be there before anything is trained."""
     return not any(find(plan.config.train, name) for name in scorer.models(plan.config))
 
 
 def length_scorer(plan: Plan) -> Any:
     """Whose token counts are the lengths of reports and of `length_bin`; None: characters are counted."""
-    return next((one for one in plan.scorers if one.reference_model and needs_no_training(plan, one)), None)
+    return next((one for one in plan.scorers if one.reference_model and _needs_no_training(plan, one)), None)
 
 
 def dataset_scorers(plan: Plan, name: str) -> list[Any]:
@@ -82,7 +82,7 @@ def dataset_scorers(plan: Plan, name: str) -> list[Any]:
     Those that need no training, what its rule reads, and the references of the trainings on it: all of them are there
     when the dataset is written, and a scorer that runs on a model trained on it is not among them.
     """
-    wanted = [scorer for scorer in plan.scorers if needs_no_training(plan, scorer)]
+    wanted = [scorer for scorer in plan.scorers if _needs_no_training(plan, scorer)]
     for selection in plan.config.selections:
         if name in selection.names:
             for metric in rule_scores(selection.rule):

@@ -16,8 +16,8 @@ def in_passes(order: Sequence[Node]) -> list[list[Node]]:
     done: set[Node] = set()
     while left:
         together = [left.pop(0)]
-        if shares_pass(together[0]):
-            alike = [node for node in left if shares_pass(node) and node.kind == together[0].kind]
+        if _shares_pass(together[0]):
+            alike = [node for node in left if _shares_pass(node) and node.kind == together[0].kind]
             together += [node for node in alike if done.issuperset(need.node for need in node.needs)]
             left = [node for node in left if node not in together]
         passes.append(together)
@@ -25,6 +25,6 @@ def in_passes(order: Sequence[Node]) -> list[list[Node]]:
     return passes
 
 
-def shares_pass(node: Node) -> bool:
+def _shares_pass(node: Node) -> bool:
     """Whether other nodes of its kind may be made in one pass with it."""
     return node.kind == "scratch" or (node.kind == "columns" and node.spec.can_share_pass)

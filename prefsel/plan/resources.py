@@ -47,7 +47,7 @@ def check_resources(config: Config, have: Mapping[str, float]) -> None:
     Raises:
         UserError: names the field, what it asks for and what there is.
     """
-    for demand in demands(config, have):
+    for demand in _demands(config, have):
         known = have.get(demand.resource)
         if known is not None and demand.amount > known:
             raise UserError(
@@ -56,7 +56,7 @@ def check_resources(config: Config, have: Mapping[str, float]) -> None:
             )
 
 
-def demands(config: Config, have: Mapping[str, float]) -> Iterator[Demand]:
+def _demands(config: Config, have: Mapping[str, float]) -> Iterator[Demand]:
     """Everything that must fit; without GPUs an actor or worker asks for one only where the configuration says so."""
     spread = {spec.name: spec.gpus_per_replica for spec in config.models}
     scorers: Sequence[Any] = config.scorers

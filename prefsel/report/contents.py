@@ -220,14 +220,14 @@ def read_contents(storage: Storage) -> Contents:
     Raises:
         UserError: No run has finished here, or the corpus changed since then.
     """
-    manifest = last_manifest(storage)
+    manifest = _last_manifest(storage)
     catalog = read_catalog(storage)
     if catalog.fingerprint(storage) != manifest["corpus"]:
         raise UserError("workspace: the corpus changed since the last run; run again first (`prefsel run`)")
     return Contents(storage, catalog, tuple(StageReport(**stage) for stage in manifest["stages"]))
 
 
-def last_manifest(storage: Storage) -> dict[str, Any]:
+def _last_manifest(storage: Storage) -> dict[str, Any]:
     """The manifest of the newest run that left the workspace's `config.yaml`.
 
     Raises:

@@ -23,13 +23,13 @@ def cost_table(plan: Plan, reports: Sequence[StageReport]) -> dict[str, Any] | N
     counts as three forwards (four with activation checkpointing), a directional derivative as three. What selections
     share is counted in each. Returns None without a policy to measure by.
     """
-    by_node = reports_of(reports)
-    unit = forward_flops(plan, by_node)
+    by_node = _reports_of(reports)
+    unit = _forward_flops(plan, by_node)
     if not unit or not plan.config.selections:
         return None
     rows = []
     for selection in plan.config.selections:
-        found = [report for node in read_by(plan, selection) for report in by_node.get((node.kind, node.name), [])]
+        found = [report for node in _read_by(plan, selection) for report in by_node.get((node.kind, node.name), [])]
         scoring = sum(flops(report) for report in found if report.stage == "score")
         training = sum(flops(report) for report in found if report.stage in (*TRAINED, "tangent"))
         seconds = sum(spent(report) for report in found)
@@ -92,7 +92,7 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def read_by(plan: Plan, selection: Selection) -> list[Node]:
+def _read_by(plan: Plan, selection: Selection) -> list[Node]:
     """The columns that the metrics of a selection's rule read, and all that those need; not what its dataset shows."""
     names = [column for metric in rule_scores(selection.rule) for column in metric_columns(plan, metric)]
     scorers = scorers_for(plan, names, field=f"selections.{selection.name}")
@@ -103,7 +103,7 @@ Key = tuple[str, str]
 """Kind and name of a node."""
 
 
-def reports_of(reports: Sequence[StageReport]) -> dict[Key, list[StageReport]]:
+def _reports_of(reports: Sequence[StageReport]) -> dict[Key, list[StageReport]]:
     """Stage reports by the node that they are of."""
     kinds = {"score": "columns", "tangent": "tangent", **dict.fromkeys(TRAINED, "model")}
     found: dict[Key, list[StageReport]] = {}
@@ -113,7 +113,7 @@ def reports_of(reports: Sequence[StageReport]) -> dict[Key, list[StageReport]]:
     return found
 
 
-def forward_flops(plan: Plan, by_node: Mapping[Key, list[StageReport]]) -> float:
+def _forward_flops(plan: Plan, by_node: Mapping[Key, list[StageReport]]) -> float:
     """FLOPs of one pass over the corpus; 0 when nothing was measured."""
     scorer = length_scorer(plan)
     return sum(flops(one) for one in by_node.get(("columns", scorer.label), [])) if scorer else 0.0

@@ -66,12 +66,12 @@ def explain_row(contents: Contents, shard: ShardRef, pair_id: str) -> Iterator[s
         if isinstance(value, float) and name not in told:
             yield f"  {name:<40} {value:.9g}"
     for name in contents.scores:
-        yield explain_score(contents, shard, name, pair_id)
+        yield _explain_score(contents, shard, name, pair_id)
     for name in contents.selections:
-        yield explain_selection(contents, shard, name, pair_id, shown[f"reason_{name}"])
+        yield _explain_selection(contents, shard, name, pair_id, shown[f"reason_{name}"])
 
 
-def explain_score(contents: Contents, shard: ShardRef, name: str, pair_id: str) -> str:
+def _explain_score(contents: Contents, shard: ShardRef, name: str, pair_id: str) -> str:
     """The pair's score by one metric, or made for a selection, and where it stands among the pairs that have one.
 
     That is told as far as the score's histogram knows it: from where to where its bin reaches.
@@ -84,7 +84,7 @@ def explain_score(contents: Contents, shard: ShardRef, name: str, pair_id: str) 
     return f"score     {name}: {row['score']:.9g}, percentile {low:.2f} to {high:.2f} of {report.rows_out:,} (its bin)"
 
 
-def explain_selection(contents: Contents, shard: ShardRef, name: str, pair_id: str, reason: str | None) -> str:
+def _explain_selection(contents: Contents, shard: ShardRef, name: str, pair_id: str, reason: str | None) -> str:
     """Whether one selection kept the pair or why not, at which percentile of its score, and against which threshold."""
     selection = contents.selections[name]
     details = selection.details

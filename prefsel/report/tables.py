@@ -94,7 +94,7 @@ def losses(stages: Sequence[Mapping[str, Any]]) -> Table:
     return table(columns | {"Lost": "num", "Unit": "text", "Of what came in": "num"}, rows)
 
 
-def stage_title(stage: Mapping[str, Any]) -> str:
+def _stage_title(stage: Mapping[str, Any]) -> str:
     """Step and name of a stage."""
     return " ".join(_where(stage))
 
@@ -148,7 +148,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def key_values(values: Mapping[str, Any], *, title: str = "") -> Table:
+def _key_values(values: Mapping[str, Any], *, title: str = "") -> Table:
     """Settings, one per row."""
     return table({"Key": "mono", "Value": "mono"}, flat(values), title=title)
 
@@ -221,13 +221,13 @@ def length_bias(selections: Sequence[Mapping[str, Any]]) -> Table:
     return table(columns | {"Shift": "num"}, rows)
 
 
-def budget_words(rule: Mapping[str, Any]) -> str:
+def _budget_words(rule: Mapping[str, Any]) -> str:
     """A share or a number of pairs."""
     ratio, count = rule.get("ratio"), rule.get("count")
     return f"{plain(100 * ratio)} %" if is_number(ratio) else f"{number(count)} pairs"
 
 
-def compound_sentence(rule: Mapping[str, Any], budget: str, end: str) -> str:
+def _compound_sentence(rule: Mapping[str, Any], budget: str, end: str) -> str:
     """What a rule made of scores or rules keeps; empty for a leaf."""
     inside = [rule_sentence(one) for one in rule.get("rules") or []]
     if rule.get("kind") == "fuse":
@@ -237,7 +237,7 @@ def compound_sentence(rule: Mapping[str, Any], budget: str, end: str) -> str:
     if rule.get("kind") == "random":
         return f"{budget} at random"
     if rule.get("kind") == "intersect" and (most := rule.get("budget")):
-        return f"the {budget_words(most)} nearest to the medians of all of: {'; '.join(inside)}"
+        return f"the {_budget_words(most)} nearest to the medians of all of: {'; '.join(inside)}"
     if rule.get("kind") == "intersect":
         return f"what {'not ' if rule.get('reverse') else ''}all of these keep: {'; '.join(inside)}"
     if rule.get("kind") == "dedupe":
@@ -250,8 +250,8 @@ def rule_sentence(rule: Mapping[str, Any]) -> str:
     """What a rule keeps, in words; empty for a kind that is not known here."""
     score, reverse = rule.get("score"), bool(rule.get("reverse"))
     end = "lowest" if reverse else "highest"
-    budget = budget_words(rule)
-    if compound := compound_sentence(rule, budget, end):
+    budget = _budget_words(rule)
+    if compound := _compound_sentence(rule, budget, end):
         return compound
     if not score:
         return ""

@@ -125,7 +125,7 @@ def reward_table(reports: Sequence[StageReport]) -> dict[str, Any] | None:
     Returns:
         None when none was trained.
     """
-    rows = [reward_row(report) for report in reports if report.stage == "reward"]
+    rows = [_reward_row(report) for report in reports if report.stage == "reward"]
     if not rows:
         return None
     return {
@@ -142,7 +142,7 @@ def reward_table(reports: Sequence[StageReport]) -> dict[str, Any] | None:
     }
 
 
-def reward_row(report: StageReport) -> list[Any]:
+def _reward_row(report: StageReport) -> list[Any]:
     """Cells of one reward model; None where nothing was measured."""
     before, after = (report.details.get(f"holdout_{when}") or {} for when in ("before", "after"))
     sampling = report.details.get("sampling") or {}

@@ -109,7 +109,7 @@ def clauses(selection: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) ->
     for one in found:
         if one.get("selection") == selection.get("name"):
             size = (one.get("difference") or {}).get("mean")
-            shown = f" ({difference_text(size)})" if is_number(size) else ""
+            shown = f" ({_difference_text(size)})" if is_number(size) else ""
             key = f"{text_of(one.get('training'))} against {text_of(one.get('control'))}"
             told.setdefault(key, []).append(
                 (judgement(one.get("difference")), f"in {text_of(one.get('measure'))}{shown}")
@@ -134,8 +134,8 @@ def compared(found: Sequence[Mapping[str, Any]]) -> Table:
                 text_of(one.get("training")) if several else ABSENT,
                 f"{text_of(one.get('control'))}: {text_of(one.get('against'))}",
                 text_of(one.get("measure")),
-                difference_text(difference.get("mean")),
-                f"{difference_text(low)} to {difference_text(high)}" if is_told else ABSENT,
+                _difference_text(difference.get("mean")),
+                f"{_difference_text(low)} to {_difference_text(high)}" if is_told else ABSENT,
                 judgement(difference),
                 number(difference.get("num_items")),
                 number(num_prompts),
@@ -147,7 +147,7 @@ def compared(found: Sequence[Mapping[str, Any]]) -> Table:
     return table(columns, rows)
 
 
-def difference_text(value: Any) -> str:
+def _difference_text(value: Any) -> str:
     """A difference with its sign: in points of accuracy, or in a reward, which is small."""
     return signed(value, 1 if is_number(value) and abs(value) >= 10 else 2)
 

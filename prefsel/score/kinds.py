@@ -41,7 +41,7 @@ def load(jobs: Sequence[Job], storage: Storage) -> Loaded:
     """
     from prefsel.score.probes import matmul_flops_per_s
 
-    ready = load_together(jobs, storage) if len(jobs) > 1 else load_one(jobs[0], storage)
+    ready = _load_together(jobs, storage) if len(jobs) > 1 else load_one(jobs[0], storage)
     for engine in ready.engines:
         _ = getattr(engine, "token_budget", None)  # probed now that all models are in memory
     first = next(iter(ready.engines), None)
@@ -91,7 +91,7 @@ def origin(scorer: Any) -> str:
     return str(getattr(loader, "__module__", None) or getattr(loader, "func", loader).__module__)
 
 
-def windowed(scorer: Any) -> Begin:
+def _windowed(scorer: Any) -> Begin:
     """`Begin` of a scorer that prepares with `begin(groups)` and runs its model with `score(what that gave)`."""
 
     def begin(shard: ShardRef, groups: pa.Table) -> Compute:
@@ -101,11 +101,11 @@ def windowed(scorer: Any) -> Begin:
     return begin
 
 
-def load_together(jobs: Sequence[Job], storage: Storage) -> Ready:
+def _load_together(jobs: Sequence[Job], storage: Storage) -> Ready:
     """Causal models that need the same tokens, in one pass."""
     from prefsel.score.multi_model import MultiModelScorer
 
-    together = MultiModelScorer([causal_scorer(job, storage) for job in jobs])
+    together = MultiModelScorer([_causal_scorer(job, storage) for job in jobs])
 
     def begin(shard: ShardRef, groups: pa.Table) -> Compute:
         return partial(together.score, together.begin(groups))
@@ -113,7 +113,7 @@ def load_together(jobs: Sequence[Job], storage: Storage) -> Ready:
     return Ready(begin, together.engines)
 
 
-def causal_scorer(job: Job, storage: Storage, number: int = 0) -> Any:
+def _causal_scorer(job: Job, storage: Storage, number: int = 0) -> Any:
     """Log-probs of one of the job's models."""
     from prefsel.score.scorers import CausalLogpsScorer
 
@@ -121,7 +121,7 @@ def causal_scorer(job: Job, storage: Storage, number: int = 0) -> Any:
     return CausalLogpsScorer(**job.loading(storage, number), **options, name=job.scorer.model)  # type: ignore[attr-defined]
 
 
-def reward_scorer(job: Job, storage: Storage, number: int = 0) -> Any:
+def _reward_scorer(job: Job, storage: Storage, number: int = 0) -> Any:
     """Rewards of one of the job's models."""
     from prefsel.score.scorers import RewardModelScorer
 
@@ -130,7 +130,7 @@ def reward_scorer(job: Job, storage: Storage, number: int = 0) -> Any:
     return RewardModelScorer(**job.loading(storage, number), **options, name=name)
 
 
-def cross_fitted(make: Callable[[Job, Storage, int], Any], job: Job, storage: Storage) -> Ready:
+def _cross_fitted(make: Callable[[Job, Storage, int], Any], job: Job, storage: Storage) -> Ready:
     """One model for all groups, or those of a training, each for the prompts that it may score."""
     from prefsel.score.cross_fit_scoring import CrossFitScorer, FoldModel, trained_on
 
@@ -140,7 +140,7 @@ def cross_fitted(make: Callable[[Job, Storage, int], Any], job: Job, storage: St
         candidates.append(FoldModel(make(job, storage, number), fold, seen))
     engines = [candidate.scorer.engine for candidate in candidates]
     if not job.is_trained:
-        return Ready(windowed(candidates[0].scorer), engines)
+        return Ready(_windowed(candidates[0].scorer), engines)
     assigned = CrossFitScorer(candidates, job.cross_fit, job.own_aspect)
 
     def begin(shard: ShardRef, groups: pa.Table) -> Compute:
@@ -170,7 +170,7 @@ def directional_logps(job: Job, storage: Storage) -> Ready:
 
     options = job.scorer.model_dump(include={"token_budget", "method", "step"})
     scorer = DirectionalScorer(**job.loading(storage), **options, tangent_dir=str(fetch_folder(storage, job.tangent)))
-    return Ready(windowed(scorer), [one for one in (scorer.engine, scorer.checker) if one])
+    return Ready(_windowed(scorer), [one for one in (scorer.engine, scorer.checker) if one])
 
 
 def pair_gradients(job: Job, storage: Storage) -> Ready:
@@ -193,8 +193,8 @@ def pair_gradients(job: Job, storage: Storage) -> Ready:
 
 
 KINDS: Final[Mapping[str, Loader]] = {
-    "causal_logps": partial(cross_fitted, causal_scorer),
-    "reward_model": partial(cross_fitted, reward_scorer),
+    "causal_logps": partial(_cross_fitted, _causal_scorer),
+    "reward_model": partial(_cross_fitted, _reward_scorer),
     "generated_reward": generated_reward,
     "directional_logps": directional_logps,
     "pair_gradients": pair_gradients,

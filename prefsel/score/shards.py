@@ -31,10 +31,10 @@ def commit_scored(
     """
     if artifact.path.startswith(PAIR_COLUMNS):
         pairs = Artifact(artifact.storage, f"pairs/{shard.source}").read(shard.shard, ["pair_id"])
-        table = pair_columns_table(pairs, scored.columns)
+        table = _pair_columns_table(pairs, scored.columns)
         rows = table.num_rows
     else:
-        table = columns_table(groups, scored.columns)
+        table = _columns_table(groups, scored.columns)
         rows = len(pc.list_flatten(table["completion_ids"]))
     known = {
         "dropped": dict(scored.dropped),
@@ -48,7 +48,7 @@ def commit_scored(
     artifact.commit(shard.shard, table, made_from=made_from, attempt=attempt, info=known | info)
 
 
-def columns_table(groups: pa.Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+def _columns_table(groups: pa.Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
     """Columns beside the identifiers they belong to; −0.0 becomes 0.0."""
     completions = groups["completions"].combine_chunks()
     # Cut out by Arrow: as Python objects, all texts of a shard would be made while the other thread runs a model.
@@ -63,7 +63,7 @@ def columns_table(groups: pa.Table, columns: Mapping[str, Sequence[Any]]) -> pa.
     return pa.table(arrays, schema=columns_schema(list(columns)))
 
 
-def pair_columns_table(pairs: pa.Table, columns: Mapping[str, Sequence[float | None]]) -> pa.Table:
+def _pair_columns_table(pairs: pa.Table, columns: Mapping[str, Sequence[float | None]]) -> pa.Table:
     """Pair-level columns beside the pair_ids; −0.0 becomes 0.0."""
     values = {
         name: pa.array([None if v is None else v + 0.0 for v in row], pa.float64()) for name, row in columns.items()

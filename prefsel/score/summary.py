@@ -27,7 +27,7 @@ def report(node: Any, done: Mapping[str, Entry], computed: int, seconds: float) 
     infos = [entry.info for entry in done.values()]
     dropped = merge_counts(info["dropped"] for info in infos)
     completions = sum(info["completions"] for info in infos)
-    require_scored(node.name, infos, dropped, completions, node.spec.max_poison_fraction)
+    _require_scored(node.name, infos, dropped, completions, node.spec.max_poison_fraction)
     return StageReport(
         stage="score",
         name=node.name,
@@ -43,7 +43,7 @@ def report(node: Any, done: Mapping[str, Entry], computed: int, seconds: float) 
     )
 
 
-def require_scored(
+def _require_scored(
     label: str, infos: Sequence[Mapping[str, Any]], dropped: Mapping[str, int], completions: int, allowed: float
 ) -> None:
     """Refuse columns with too many holes; errors as `report`."""

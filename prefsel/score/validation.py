@@ -45,14 +45,14 @@ def compute_tangent(spec: Tangent, loading: dict[str, Any], table: pa.Table, fol
     loading = dict(loading)
     path = loading.pop("path")
     encoding = {key: loading.pop(key) for key in ("template", "max_length", "truncation")}
-    chosen, dropped = wanted_pairs(spec, table)
+    chosen, dropped = _wanted_pairs(spec, table)
     tokenizer = load_tokenizer(path, revision=loading["revision"], trust_remote_code=loading["trust_remote_code"])
     limit = encoding["max_length"] or context_length(path, loading["revision"], loading["trust_remote_code"])
     encoder = Encoder(tokenizer, encoding["template"], limit, encoding["truncation"])
     pairs = encode_pairs(TrainingPairs.from_table(chosen), encoder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_causal(path, **(loading | {"dtype": spec.dtype, "device": device}))
-    strata = strata_of(spec, chosen, pairs.pair_ids)
+    strata = _strata_of(spec, chosen, pairs.pair_ids)
     groups = [pairs.group(number) for number in range(len(pairs))]
     reference_N2 = pairs.reference_logps_N2
     assert reference_N2 is not None, "the table has the reference's log-probs"
@@ -77,7 +77,7 @@ def compute_tangent(spec: Tangent, loading: dict[str, Any], table: pa.Table, fol
     return facts | {"dropped": counts, "flops_train": flops, "seconds": time.monotonic() - started}
 
 
-def wanted_pairs(spec: Tangent, table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+def _wanted_pairs(spec: Tangent, table: pa.Table) -> tuple[pa.Table, dict[str, int]]:
     """The pairs that count, in the order of their strata, then ids; and how many were left out.
 
     Raises:
@@ -102,7 +102,7 @@ def wanted_pairs(spec: Tangent, table: pa.Table) -> tuple[pa.Table, dict[str, in
     return table, dropped
 
 
-def strata_of(spec: Tangent, table: pa.Table, pair_ids: list[str]) -> list[str] | None:
+def _strata_of(spec: Tangent, table: pa.Table, pair_ids: list[str]) -> list[str] | None:
     """The stratum of every encoded pair; None: there is one."""
     if spec.by is None:
         return None

@@ -60,7 +60,7 @@ def make_model(spec: ScratchPolicy | ScratchReward, pairs: Sequence[dict[str, An
     if isinstance(spec, ScratchPolicy):
         model: Any = train_policy(tokenizer, [pair["prompt"] + pair["chosen"] for pair in pairs], **shape)
     else:
-        labelled = reward_pairs(spec, pairs)
+        labelled = _reward_pairs(spec, pairs)
         heads, union = (spec.heads, None) if spec.heads else ([], spec.name)
         model, accuracy = train_reward(tokenizer, labelled, heads=heads, union_head=union, **shape)
         facts |= {"num_pairs": len(labelled), "heldout_accuracy": accuracy}
@@ -68,7 +68,7 @@ def make_model(spec: ScratchPolicy | ScratchReward, pairs: Sequence[dict[str, An
     return facts
 
 
-def reward_pairs(spec: ScratchReward, pairs: Sequence[dict[str, Any]]) -> list[RewardPair]:
+def _reward_pairs(spec: ScratchReward, pairs: Sequence[dict[str, Any]]) -> list[RewardPair]:
     """Pairs as whole conversations; with named heads only the pairs of those aspects."""
     labelled = [
         RewardPair(pair["prompt"] + pair["chosen"], pair["prompt"] + pair["rejected"], pair["aspect"])

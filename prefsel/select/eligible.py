@@ -60,7 +60,7 @@ def shared_prompts(pairs: pa.Table, shard: ShardRef, rules: Rules, validation: p
     """
     if shard.role != "train":
         return []
-    codes_N = base_codes(pairs, shard, rules)
+    codes_N = _base_codes(pairs, shard, rules)
     prompts = pairs["prompt_id"].combine_chunks()
     is_used_N = ~np.isin(codes_N, (EXCLUDED, HOLDOUT_PROMPT, VALIDATION))
     is_shared_N = pc.is_in(prompts, value_set=validation).to_numpy(zero_copy_only=False) & is_used_N
@@ -89,7 +89,7 @@ def require_disjoint(shards: Sequence[ShardRef], found: Sequence[Sequence[bytes]
         )
 
 
-def base_codes(pairs: pa.Table, shard: ShardRef, rules: Rules) -> np.ndarray:
+def _base_codes(pairs: pa.Table, shard: ShardRef, rules: Rules) -> np.ndarray:
     """Reason code of each pair before duplicates, int8 [pairs]."""
     prompts = pairs["prompt_id"].combine_chunks()
     codes_N = np.full(len(prompts), -1, np.int8)
@@ -120,7 +120,7 @@ class EligiblePass:
     def send(self, shard: ShardRef, num_partitions: int) -> list[duplicates.PartitionRows]:
         """What the duplicate search needs of a shard, by partition: pairs that would otherwise stay in their split."""
         pairs = self._pairs(shard, ["pair_id", "mirror_id", "prompt_id"])
-        codes_N = base_codes(pairs, shard, self.rules)
+        codes_N = _base_codes(pairs, shard, self.rules)
         row_N = np.flatnonzero((codes_N != EXCLUDED) & (codes_N != HOLDOUT_PROMPT))
         pair_NW, mirror_NW = id_words(pairs["pair_id"])[row_N], id_words(pairs["mirror_id"])[row_N]
         return duplicates.partition(pair_NW, mirror_NW, shard.number, num_partitions, row_N)
@@ -137,8 +137,8 @@ class EligiblePass:
         """Commit one shard; returns its pairs by drop reason, plus `eligible`."""
         artifact = Artifact(self.storage, f"{self.folder}/{shard.source}")
         attempt = artifact.log_attempt(shard.shard)
-        table = eligible_table(self._pairs(shard, ["pair_id", "prompt_id"]), shard, self.rules, drops)
-        counts = count_reasons(table)
+        table = _eligible_table(self._pairs(shard, ["pair_id", "prompt_id"]), shard, self.rules, drops)
+        counts = _count_reasons(table)
         made_from = self.inputs[shard.key]
         artifact.commit(shard.shard, table, made_from=made_from, attempt=attempt, info={"counts": counts})
         return counts
@@ -147,9 +147,9 @@ class EligiblePass:
         return Artifact(self.storage, f"pairs/{shard.source}").read(shard.shard, columns)
 
 
-def eligible_table(pairs: pa.Table, shard: ShardRef, rules: Rules, drops: Sequence[duplicates.Drops]) -> pa.Table:
+def _eligible_table(pairs: pa.Table, shard: ShardRef, rules: Rules, drops: Sequence[duplicates.Drops]) -> pa.Table:
     """pair_id and drop reason (null: eligible) of every pair of a shard, in order."""
-    codes_N = base_codes(pairs, shard, rules)
+    codes_N = _base_codes(pairs, shard, rules)
     for drop in drops:
         is_mine_M = drop.shard_M == shard.number
         codes_N[drop.row_M[is_mine_M]] = FIRST_DUPLICATE + drop.reason_M[is_mine_M]
@@ -158,7 +158,7 @@ def eligible_table(pairs: pa.Table, shard: ShardRef, rules: Rules, drops: Sequen
     return pa.table({"pair_id": pairs["pair_id"], "dropped": dropped})
 
 
-def count_reasons(table: pa.Table) -> dict[str, int]:
+def _count_reasons(table: pa.Table) -> dict[str, int]:
     """Dropped rows by reason, plus `eligible`."""
     counted = pc.value_counts(table["dropped"].combine_chunks().cast(pa.string()))
     return {(row["values"].as_py() or "eligible"): row["counts"].as_py() for row in counted}

@@ -124,12 +124,12 @@ def table_rows(table: pa.Table, plan: CompiledRule, purpose: str) -> Rows:
         ids_NW=ids_NW,
         texts={name: table[name] for name in texts},
         lengths=(sides[0], sides[1]) if sides else None,
-        keys={key: table_keys(table, key) for key in plan.keys},
+        keys={key: _table_keys(table, key) for key in plan.keys},
         complete_columns=frozenset(name for name in plan.inputs if table[name].null_count == 0),
     )
 
 
-def table_keys(table: pa.Table, by: str) -> np.ndarray:
+def _table_keys(table: pa.Table, by: str) -> np.ndarray:
     """Numbers that are equal for rows of one prompt (uint64 [N, 1]), or of the same two completions of it ([N, 3]).
 
     Raises:

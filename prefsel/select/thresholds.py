@@ -171,11 +171,11 @@ def keep_mask(
         is_kept_N[block] = score_B >= limit_B if given[0].descending else score_B <= limit_B
         if any(cut.needs_ids for cut in given):
             tie_M = np.flatnonzero(score_B == limit_B) + start
-            is_kept_N[tie_M] = ids_up_to(ids_NW, tie_M, cuts, 0 if code_N is None else code_N[tie_M])
+            is_kept_N[tie_M] = _ids_up_to(ids_NW, tie_M, cuts, 0 if code_N is None else code_N[tie_M])
     return is_kept_N
 
 
-def ids_up_to(
+def _ids_up_to(
     ids_NW: np.ndarray | None, row_M: np.ndarray, cuts: Sequence[Threshold | None], code_M: np.ndarray | int
 ) -> np.ndarray:
     """Whether the pair_id of each row is at or before that of its stratum's cut."""

@@ -82,11 +82,11 @@ def count_kept(shard: ShardRef, decision: Decision) -> ShardCounts:
     ids = bool(shown) or any(one.needs_ids for one in decision.thresholds)
     rows = decision.reader.rows(shard, list(dict.fromkeys((*decision.columns, *shown))), ids=ids, by=decision.by)
     row_K = np.flatnonzero(kept(compiled.keep, decision.thresholds, rows))
-    ends = {column: first_and_last(rows, column, row_K) for column in shown if len(row_K)}
+    ends = {column: _first_and_last(rows, column, row_K) for column in shown if len(row_K)}
     return ShardCounts(len(row_K), _missing(shard, decision, rows), ends)
 
 
-def first_and_last(rows: Rows, column: str, row_K: np.ndarray) -> tuple[Threshold, Threshold]:
+def _first_and_last(rows: Rows, column: str, row_K: np.ndarray) -> tuple[Threshold, Threshold]:
     """The first and the last of some rows under (score descending, pair_id ascending)."""
     assert rows.ids_NW is not None, "whoever asks for ends has read the pair_ids"
     ids_KW, score_K = rows.ids_NW[row_K].astype(np.uint64), rows.scores[column][row_K]
@@ -263,7 +263,7 @@ def write_file(file: OutputFile, writer: SelectionWriter) -> None:
             found = _commit_selected(shard, content, writer, pairs)
         infos.append(found.info)
         tables.append(export_rows(found.row_K, pairs, writer.reader.groups(shard), flat, found.attached))
-    info = {"lengths": added_lengths(infos)}
+    info = {"lengths": _added_lengths(infos)}
     artifact.commit(file.name, pa.concat_tables(tables), made_from=file.made_from, attempt=attempt, info=info)
 
 
@@ -284,7 +284,7 @@ def _commit_selected(shard: ShardRef, made_from: str, writer: SelectionWriter, p
     return found
 
 
-def added_lengths(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _added_lengths(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The `lengths` of several pieces, added."""
     return {key: sum(info["lengths"][key] for info in infos) for key in ("count", "chosen", "rejected")}
 

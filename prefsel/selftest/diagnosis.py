@@ -89,12 +89,12 @@ def compare_paths(subject: Subject, progress: Progress, label: str) -> tuple[lis
     failed = {c.check: c for c in comparisons if not c.is_ok}
     for is_padded in (False, True):  # the first failure of each kind: the others repeat it
         for path in [path for path in ways if path.label in failed and path.is_padded == is_padded][:1]:
-            cause = diagnose(Case(subject, path, failed[path.label], expected))
+            cause = _diagnose(Case(subject, path, failed[path.label], expected))
             causes.setdefault(cause.cause, cause)
     return comparisons, list(causes.values())
 
 
-def diagnose(case: Case) -> Finding:
+def _diagnose(case: Case) -> Finding:
     """The first experiment that explains the difference."""
     for experiment in EXPERIMENTS:
         try:
@@ -124,7 +124,7 @@ def not_finite(case: Case) -> Cause:
     return "not finite", f"{told}, and in {_name(WIDER[dtype])} too: its weights are broken"
 
 
-def not_deterministic(case: Case) -> Cause:
+def _not_deterministic(case: Case) -> Cause:
     """Does the same sequence, alone, give other numbers a second time, and still when nothing runs in between?"""
     subject = case.subject
     second = compare("", subject, reference(subject), case.expected)
@@ -156,7 +156,7 @@ def dtype_noise(case: Case) -> Cause:
     )
 
 
-def pad_in_text(case: Case) -> Cause:
+def _pad_in_text(case: Case) -> Cause:
     """Do all agree when the pad token is one that no sequence holds?"""
     subject, fill = case.subject, case.subject.pad_token_id
     used = {token for key in subject.keys for part in subject.sequence(key) for token in part}
@@ -178,7 +178,7 @@ def pad_in_text(case: Case) -> Cause:
     return "pad = eos", told
 
 
-def mask_ignored(case: Case) -> Cause:
+def _mask_ignored(case: Case) -> Cause:
     """Does padding alone, with no other sequence in the row, change the numbers?"""
     subject, bad = case.subject, case.failed.disagreeing
     key = min(bad, key=subject.length)
@@ -201,7 +201,7 @@ def mask_ignored(case: Case) -> Cause:
     return "mask", f"{width} pad tokens after one sequence alone change it by {alone.difference:.1e}: {told}"
 
 
-def truncated_only(case: Case) -> Cause:
+def _truncated_only(case: Case) -> Cause:
     """Are only truncated completions off, and do all agree without them?"""
     subject, bad = case.subject, case.failed.disagreeing
     whole = set(subject.keys) - subject.cut
@@ -213,7 +213,7 @@ def truncated_only(case: Case) -> Cause:
     )
 
 
-def neighbours_matter(case: Case) -> Cause:
+def _neighbours_matter(case: Case) -> Cause:
     """Do the same sequences agree, made the same way, but alone in their rows?"""
     some = sorted(case.failed.disagreeing)[:4]
     for key in some:
@@ -232,7 +232,7 @@ def _culprit(model: Any) -> str:
 
 
 EXPERIMENTS: tuple[Callable[[Case], Cause], ...] = (
-    *(not_finite, not_deterministic, dtype_noise, pad_in_text, mask_ignored, truncated_only, neighbours_matter),
+    *(not_finite, _not_deterministic, dtype_noise, _pad_in_text, _mask_ignored, _truncated_only, _neighbours_matter),
 )
 
 

@@ -43,18 +43,18 @@ def paths(subject: Subject) -> list[Path]:
     """Every way that must give the reference's numbers."""
     is_padded = not subject.route.is_packed
     rows = "padded by length" if is_padded else "packed"
-    engine = [("all groups together", together), ("reversed", in_reverse)]
+    engine = [("all groups together", together), ("reversed", _in_reverse)]
     engine += [(f"{size} group{'s' * (size > 1)} a row", partial(grouped, size=size)) for size in BATCH_SIZES]
     found = [Path(f"{rows}, {what}", compute, is_padded) for what, compute in engine]
     sizes = BATCH_SIZES if subject.pad_token_id is not None else (1,)
-    padded = [(f"padded, {n} sequence{'s' * (n > 1)}", partial(padded_unequal, size=n)) for n in sizes]
+    padded = [(f"padded, {n} sequence{'s' * (n > 1)}", partial(_padded_unequal, size=n)) for n in sizes]
     return found + [Path(label, compute, True) for label, compute in padded]
 
 
 def reference(subject: Subject) -> Values:
     """Every completion alone: the model's plain forward without padding, mask or packing, its own attention."""
     found: Values = {}
-    with torch.inference_mode(), own_attention(subject.model):
+    with torch.inference_mode(), _own_attention(subject.model):
         for key in subject.keys:
             prompt, response = subject.sequence(key)
             ids_1T = torch.tensor([prompt + response], device=model_device(subject.model))
@@ -80,7 +80,7 @@ def together(subject: Subject) -> Values:
     return {key: found.get(key, [math.nan]) for key in subject.keys}
 
 
-def in_reverse(subject: Subject) -> Values:
+def _in_reverse(subject: Subject) -> Values:
     """Groups from the last to the first, and so the completions of each."""
     turned = [
         replace(
@@ -105,7 +105,7 @@ def grouped(subject: Subject, size: int) -> Values:
     return found
 
 
-def padded_unequal(subject: Subject, size: int) -> Values:
+def _padded_unequal(subject: Subject, size: int) -> Values:
     """Rows of `size` sequences, long ones beside short ones, padded and called as transformers would be."""
     config = unwrapped(subject.model).config.get_text_config()
     most_tokens = MOST_TOKENS
@@ -139,7 +139,7 @@ def _forward(subject: Subject, rows: Iterable[Any], forward: Callable[[Any], Ten
 
 
 @contextmanager
-def own_attention(model: Any) -> Iterator[None]:
+def _own_attention(model: Any) -> Iterator[None]:
     """Attention that transformers ships, in place of ours."""
     model = unwrapped(model)
     before = model.config._attn_implementation

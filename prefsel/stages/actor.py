@@ -102,14 +102,14 @@ class ScoreShards:
         scored[0].counters["groups_read"] = float(groups.num_rows)
         for place in (place for place, o in enumerate(is_open) if o):
             one = scored[place]
-            gauges = add_peak(one, loaded)
+            gauges = _add_peak(one, loaded)
             more = {"made_from": made_from, "attempt": attempts[place]}
             commit_scored(artifacts[place], shard, groups, one, **more, span=span, seconds=time.time() - began)
             self._record(self._jobs[place].label, one.counters, gauges)
         return int(sum(one.counters.get("trunk_tokens", 0.0) for one in scored))
 
 
-def add_peak(scored: Any, loaded: Loaded) -> dict[str, float]:
+def _add_peak(scored: Any, loaded: Loaded) -> dict[str, float]:
     """Count what the device could have done in the shard's model seconds; the shares that follow, for gauges."""
     if loaded.flops_per_s is not None:
         scored.counters["flops_possible"] = loaded.flops_per_s * scored.counters.get("seconds_model", 0.0)

@@ -51,18 +51,18 @@ def ingest(config: Config, storage: Storage, progress: Progress) -> list[StageRe
         UserError: a missing file, an empty corpus, or more rows quarantined than allowed. The catalog is then left as
             it was; the quarantine stays for reading.
     """
-    sources = all_sources(config)
-    uris = [(source, travelling(uri)) for source in sources for path in source.paths for uri in list_files(path)]
+    sources = _all_sources(config)
+    uris = [(source, _travelling(uri)) for source in sources for path in source.paths for uri in list_files(path)]
     with progress.track("hash inputs", len(uris), "files") as counter:
         contents = map_shards(_hash_file, [uri for _, uri in uris], counter=counter)
-    tasks = [file_task(source, config, uri, content) for (source, uri), content in zip(uris, contents)]
+    tasks = [_file_task(source, config, uri, content) for (source, uri), content in zip(uris, contents)]
     first_of = {(task.source, task.record): task for task in reversed(tasks)}
     pending = [task for task in first_of.values() if not storage.exists(task.record)]
     with progress.track("ingest", len(pending), "files", commits=True) as counter:
         shared = {"storage": storage, "config": config, "sources": {source.name: source for source in sources}}
         map_shards(_ingest_file, pending, shared=shared, counter=counter)
     catalog, reports = compose(sources, tasks, storage, {task.record for task in pending})
-    check_quality(config, catalog, storage)
+    _check_quality(config, catalog, storage)
     write_catalog(storage, catalog)
     for source in catalog.sources:
         for kind in KINDS:
@@ -70,7 +70,7 @@ def ingest(config: Config, storage: Storage, progress: Progress) -> list[StageRe
     return reports
 
 
-def travelling(uri: str) -> str:
+def _travelling(uri: str) -> str:
     """A local path as workers can open it, whose working directory is another; names of `save_to_disk` folders too."""
     if uri.startswith("datasets:"):
         folder = Path(uri.removeprefix("datasets:"))
@@ -78,7 +78,7 @@ def travelling(uri: str) -> str:
     return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
-def all_sources(config: Config) -> list[Source]:
+def _all_sources(config: Config) -> list[Source]:
     """The configured sources, and the excluded prompts as one more."""
     if EXCLUDED in {source.name for source in config.sources}:
         raise UserError(f"sources: the name {EXCLUDED!r} is taken by `exclude_prompts`")
@@ -90,7 +90,7 @@ def all_sources(config: Config) -> list[Source]:
     return [*config.sources, Source(name=EXCLUDED, paths=config.exclude_prompts, role="exclude")]
 
 
-def file_task(source: Source, config: Config, uri: str, content: str) -> FileTask:
+def _file_task(source: Source, config: Config, uri: str, content: str) -> FileTask:
     """The task of one file; its record is named by content and by every setting that changes the rows."""
     settings = [content, source.format, source.options.model_dump(), config.ingest.rows_per_shard]
     settings += [config.ingest.max_row_mib, source.role == "exclude", *code_of("formats", source.format).values()]
@@ -120,15 +120,15 @@ def _ingest_file(task: FileTask, shared: dict[str, Any]) -> None:
     shards = []
     for number, window in enumerate(windows):
         shard = f"{window.digest[:16]}-{number:05d}"
-        commit_window(storage, task.source, shard, quarantine_name(shard, redact(task.uri)), window, known)
+        _commit_window(storage, task.source, shard, quarantine_name(shard, redact(task.uri)), window, known)
         shards.append(
-            {"shard": shard, "counts": window_counts(window), "reasons": window.reasons, "format": window.format}
+            {"shard": shard, "counts": _window_counts(window), "reasons": window.reasons, "format": window.format}
         )
     seconds = time.monotonic() - started
     storage.write(task.record, json.dumps({"uri": redact(task.uri), "shards": shards, "seconds": seconds}).encode())
 
 
-def window_counts(window: Window) -> dict[str, int]:
+def _window_counts(window: Window) -> dict[str, int]:
     """What became of the rows of a window."""
     return {
         "rows": window.num_rows,
@@ -142,7 +142,7 @@ def window_counts(window: Window) -> dict[str, int]:
     }
 
 
-def commit_window(
+def _commit_window(
     storage: Storage, source: str, shard: str, quarantine: str, window: Window, known: Mapping[str, set[str]]
 ) -> None:
     """Commit the three tables of a window, except those that an earlier attempt or an equal file already did."""
@@ -208,7 +208,7 @@ def report(source: Source, files: list[FileRecord], computed: int, seconds: floa
     )
 
 
-def check_quality(config: Config, catalog: Catalog, storage: Storage) -> None:
+def _check_quality(config: Config, catalog: Catalog, storage: Storage) -> None:
     """Refuse an empty corpus and one that is mostly quarantined."""
     files = [file for source in catalog.sources for file in source.files]
     counts = merge_counts(file.counts for file in files)

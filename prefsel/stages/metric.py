@@ -83,7 +83,7 @@ def score_metric(plan: Plan, node: Node, progress: Progress) -> StageReport:
     told = metric.warnings(params, fitted)
     for text in told:
         progress.line(f"metric    {name}: warning: {text}")
-    inputs = shard_inputs(plan, fitted)
+    inputs = _shard_inputs(plan, fitted)
     entries = committed(storage, catalog, folder, inputs)
     pending = [shard for shard in shards if shard.key not in entries]
     with progress.track(f"metric {name}", len(pending)) as counter:
@@ -104,7 +104,7 @@ def score_metric(plan: Plan, node: Node, progress: Progress) -> StageReport:
     return report
 
 
-def shard_inputs(plan: Plan, fitted: Fitted) -> dict[str, str]:
+def _shard_inputs(plan: Plan, fitted: Fitted) -> dict[str, str]:
     """What each shard's scores are made from: its pairs and the numbers of the corpus. (Columns are in the recipe.)"""
     pairs = plan.catalog.entries(plan.storage, "pairs")
     numbers = hash_hex(repr(sorted((name, sorted(values.items())) for name, values in fitted.items())))

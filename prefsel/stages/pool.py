@@ -95,7 +95,7 @@ def _stream(
     pool = jobs[0].scorer.pool
     num_gpus = gpus_per_actor(pool, jobs[0].gpus_per_replica)
     size = min(pool.size or fitting_actors(pool, num_gpus), len(items))
-    require_cpus(pool, pool.min_size or size)
+    _require_cpus(pool, pool.min_size or size)
     scaled = {"min_size": pool.min_size, "max_size": pool.max_size} if pool.min_size else {"size": size}
     strategy = ray.data.ActorPoolStrategy(
         **scaled,
@@ -146,7 +146,7 @@ def gpus_per_actor(pool: Pool, gpus_per_replica: float) -> float:
     return wanted
 
 
-def require_cpus(pool: Pool, size: int) -> None:
+def _require_cpus(pool: Pool, size: int) -> None:
     """Refuse a pool that a Ray of this process can never hold; a cluster may grow.
 
     Raises:

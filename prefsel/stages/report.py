@@ -38,7 +38,7 @@ from prefsel.workspace.recipes import canonical, hash_hex
 from prefsel.workspace.storage import digest, redact
 
 
-def config_hash(plan: Plan) -> str:
+def _config_hash(plan: Plan) -> str:
     """Eight hex digits over the corpus and the configuration, except for where it runs."""
     # Without plugins the key is left out: runs from before there were any keep their names.
     unused = {"ray"} if plan.config.plugins else {"ray", "plugins"}
@@ -47,7 +47,7 @@ def config_hash(plan: Plan) -> str:
 
 def last_report(plan: Plan) -> str | None:
     """The page of the newest finished run of this configuration on this corpus, or None."""
-    suffix = f"-{config_hash(plan)}.json"
+    suffix = f"-{_config_hash(plan)}.json"
     runs = [name for name in plan.storage.files("runs") if name.endswith(suffix)]
     return f"reports/{runs[-1].removeprefix('runs/').removesuffix('.json')}/index.html" if runs else None
 
@@ -66,7 +66,7 @@ def write_report(
     """
     storage = plan.storage
     now = datetime.now(UTC)
-    run = f"{plan.config.name}-{now:%Y%m%d-%H%M%S}-{config_hash(plan)}"
+    run = f"{plan.config.name}-{now:%Y%m%d-%H%M%S}-{_config_hash(plan)}"
     config_yaml = config_text(plan.config)
     header = {
         "run": run,
@@ -102,18 +102,18 @@ def collect(
     random = [one.name for one in selected if drawn_at_random(one.details["rule"], kinds)]
     selections = [selection_section(report, metrics[report.details["metric"]]) for report in selected]
     for section, report in zip(selections, selected):
-        section |= selection_histograms(plan, report, metrics[report.details["metric"]])
+        section |= _selection_histograms(plan, report, metrics[report.details["metric"]])
         section["examples"] = examples(plan, report, is_random=report.name in random)
     scores = [score_section(report) for report in metrics.values()]
     for section, report in zip(scores, metrics.values()):
         if report.rows_out and report.name not in [one.details["metric"] for one in selected]:
             section["histogram"] = drawn(plan, report.artifact)["all"]
-    policies, accuracy = policy_sections(plan, by_stage.get("train", []))
+    policies, accuracy = _policy_sections(plan, by_stage.get("train", []))
     rewards = [
         training_section(report, find(plan.config.train, report.details["training"]))
         for report in by_stage.get("reward", [])
     ]
-    measures = given_measures(tables) | ({"held-out accuracy, points": accuracy} if accuracy else {})
+    measures = _given_measures(tables) | ({"held-out accuracy, points": accuracy} if accuracy else {})
     more = (reward_table(reports), cost_table(plan, reports), scoring_table(reports))
     return {
         "run": header,
@@ -124,14 +124,14 @@ def collect(
         "overlap": overlap(plan, selected),
         "training": [*policies, *rewards],
         "comparisons": comparisons(policies, random, measures),
-        "warnings": [*chance_warnings(policies, reports), *all_warnings(reports)],
+        "warnings": [*_chance_warnings(policies, reports), *_all_warnings(reports)],
         "evaluations": [{key: value for key, value in table.items() if key != "measures"} for table in tables],
         "tables": [table for table in more if table],
-        "artifacts": [artifact_row(plan, report) for report in reports],
+        "artifacts": [_artifact_row(plan, report) for report in reports],
     }
 
 
-def policy_sections(plan: Plan, trained: Sequence[StageReport]) -> tuple[list[dict[str, Any]], dict[str, Values]]:
+def _policy_sections(plan: Plan, trained: Sequence[StageReport]) -> tuple[list[dict[str, Any]], dict[str, Values]]:
     """The sections of trained policies, and for each whose margins were kept its accuracy on every held-out pair."""
     sections, accuracy = [], {}
     for report in trained:
@@ -143,7 +143,7 @@ def policy_sections(plan: Plan, trained: Sequence[StageReport]) -> tuple[list[di
     return sections, accuracy
 
 
-def given_measures(tables: Sequence[dict[str, Any]]) -> dict[str, dict[str, Values]]:
+def _given_measures(tables: Sequence[dict[str, Any]]) -> dict[str, dict[str, Values]]:
     """The values per prompt that evaluations brought along: measure → training → values."""
     found: dict[str, dict[str, Values]] = {}
     for table in tables:
@@ -154,7 +154,7 @@ def given_measures(tables: Sequence[dict[str, Any]]) -> dict[str, dict[str, Valu
     return found
 
 
-def chance_warnings(policies: Sequence[dict[str, Any]], reports: Sequence[StageReport]) -> list[str]:
+def _chance_warnings(policies: Sequence[dict[str, Any]], reports: Sequence[StageReport]) -> list[str]:
     """One sentence per model that orders fewer held-out pairs as they are labelled than a coin would."""
     found: list[str] = []
     for section in policies:
@@ -166,7 +166,7 @@ def chance_warnings(policies: Sequence[dict[str, Any]], reports: Sequence[StageR
     return found
 
 
-def all_warnings(reports: Sequence[StageReport]) -> list[str]:
+def _all_warnings(reports: Sequence[StageReport]) -> list[str]:
     """What the stages warned of, each with who did."""
     return [f"{report.stage} {report.name}: {text}" for report in reports for text in stage_warnings(report)]
 
@@ -195,7 +195,7 @@ def drawn(
     return histograms(asked, map_shards(counts, shards, shared=asked))
 
 
-def selection_histograms(plan: Plan, selection: StageReport, scores: StageReport) -> dict[str, Any]:
+def _selection_histograms(plan: Plan, selection: StageReport, scores: StageReport) -> dict[str, Any]:
     """The scores of all pairs that a selection could keep, and of those it kept."""
     is_descending = compile_rule(parse_rule(selection.details["rule"])).descending
     marks = selection.details.get("marks") or ()
@@ -208,7 +208,7 @@ def examples(plan: Plan, selection: StageReport, *, is_random: bool) -> list[dic
     number, corpus = plan.config.report.examples, plan.catalog.shards
     if not number:
         return []
-    wanted = examples_wanted(rule_scores_reader(plan, selection), selection, number, is_random=is_random)
+    wanted = examples_wanted(_rule_scores_reader(plan, selection), selection, number, is_random=is_random)
     picked = pick(map_shards(candidates, corpus, shared=wanted), wanted)
     rows: dict[int, list[int]] = {}
     for shard, row in sorted(picked):
@@ -221,19 +221,19 @@ def examples(plan: Plan, selection: StageReport, *, is_random: bool) -> list[dic
     return [shown(kind, one, found[place], percentiles) for place, (kind, one) in picked.items()]
 
 
-def rule_scores_reader(plan: Plan, selection: StageReport) -> ScoreReader:
+def _rule_scores_reader(plan: Plan, selection: StageReport) -> ScoreReader:
     """A reader of every score that the rule of a selection reads or makes."""
     rule = compile_rule(parse_rule(selection.details["rule"]))
     return score_reader(plan, rule, derived_scores(plan, selection.name, rule))
 
 
-def artifact_row(plan: Plan, report: StageReport) -> dict[str, Any]:
+def _artifact_row(plan: Plan, report: StageReport) -> dict[str, Any]:
     """Where an artifact lies and what it holds."""
     sealed = read_seal(plan.storage, report.artifact)
     if sealed:
         size, content = sum(file["bytes"] for file in sealed["files"].values()), sealed["content"]
     else:
-        entries = [entry for path in shard_folders(plan, report) for entry in path.entries().values()]
+        entries = [entry for path in _shard_folders(plan, report) for entry in path.entries().values()]
         size, content = sum(entry.bytes for entry in entries), hash_hex(*(entry.content for entry in entries))
     return {
         "path": report.artifact,
@@ -244,7 +244,7 @@ def artifact_row(plan: Plan, report: StageReport) -> dict[str, Any]:
     }
 
 
-def shard_folders(plan: Plan, report: StageReport) -> list[Artifact]:
+def _shard_folders(plan: Plan, report: StageReport) -> list[Artifact]:
     """The folders of a sharded artifact: itself, or one per source."""
     if report.stage == "ingest":
         return [Artifact(plan.storage, report.artifact)]

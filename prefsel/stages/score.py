@@ -50,12 +50,12 @@ def score(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageRe
         A report per node, in their order, counts in completions. Seconds of a shared pass stand in each.
     """
     groups = plan.catalog.entries(plan.storage, "groups")
-    pending = {node.name: Pending(node, pending_shards(plan, node.path, groups)[0]) for node in nodes}
+    pending = {node.name: Pending(node, _pending_shards(plan, node.path, groups)[0]) for node in nodes}
     work = [one for one in pending.values() if one.shards]
     for one in work:
         if not one.node.spec.runs_models:
             started = time.monotonic()
-            import_all(plan, one.node, [(shard, groups[shard.key].content) for shard in one.shards], progress)
+            _import_all(plan, one.node, [(shard, groups[shard.key].content) for shard in one.shards], progress)
             one.seconds = time.monotonic() - started
     jobs = [scoring_job(plan, one.node) for one in work if one.node.spec.runs_models]
     for together in shared_passes(jobs, plan.storage, len(groups), progress):
@@ -92,7 +92,7 @@ def split_by_pending(pending: Sequence[Pending]) -> list[tuple[list[Pending], li
 def reported(plan: Plan, one: Pending, groups: Mapping[str, Entry], progress: Progress) -> StageReport:
     """Compact the ledgers of a column set and tell what is in it."""
     node = one.node
-    _, done = pending_shards(plan, node.path, groups)
+    _, done = _pending_shards(plan, node.path, groups)
     for source in plan.catalog.sources_of():
         Artifact(plan.storage, f"{node.path}/{source}").compact()
     require_columns(plan, node, done)
@@ -141,7 +141,7 @@ def _rating_names(shard: ShardRef, storage: Storage) -> list[str]:
     return rating_names(Artifact(storage, f"groups/{shard.source}").read(shard.shard, [RATINGS]))
 
 
-def import_all(plan: Plan, node: Node, items: Sequence[tuple[ShardRef, str]], progress: Progress) -> None:
+def _import_all(plan: Plan, node: Node, items: Sequence[tuple[ShardRef, str]], progress: Progress) -> None:
     """Numbers that came with the data, shard by shard."""
     shared = (node.spec.fields, plan.storage, node.path)
     with progress.track(f"score {node.name}", len(items), commits=True) as counter:
@@ -158,7 +158,7 @@ def _import_shard(item: tuple[ShardRef, str], shared: Any) -> None:
     commit_scored(artifact, shard, groups, scored, made_from=made_from, attempt=attempt, seconds=seconds)
 
 
-def pending_shards(plan: Plan, folder: str, groups: Mapping[str, Entry]) -> tuple[list[ShardRef], dict[str, Entry]]:
+def _pending_shards(plan: Plan, folder: str, groups: Mapping[str, Entry]) -> tuple[list[ShardRef], dict[str, Entry]]:
     """Shards still to score, and the ledger entries of those that are done."""
     done: dict[str, Entry] = {}
     for source, shards in plan.catalog.sources_of().items():

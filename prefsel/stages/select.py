@@ -86,7 +86,7 @@ def select(plan: Plan, node: Node, progress: Progress) -> list[StageReport]:
     compiled = compile_rule(parse_rule(rule))
     made = derived_scores(plan, name, compiled)
     reader = score_reader(plan, compiled, made)
-    reports = [make_score(plan, one, reader, made, progress) for one in made]
+    reports = [_make_score(plan, one, reader, made, progress) for one in made]
     folder = node.path
     dataset = plan.node("dataset", name).path if writes_dataset(plan, name) else None
     done = load_summary(storage, folder)
@@ -97,9 +97,9 @@ def select(plan: Plan, node: Node, progress: Progress) -> list[StageReport]:
     if not summary.rows_out:
         raise UserError(f"selections.{name}: no pair is eligible; dropped: {summary.dropped}")
     shards = plan.catalog.shards
-    decided = [find_thresholds(plan, leaf, reader) for leaf in compiled.leaves]
+    decided = [_find_thresholds(plan, leaf, reader) for leaf in compiled.leaves]
     decision = Decision(reader, compiled, tuple(one.thresholds for one in decided))
-    counts = count_rows(decision, decided[0], shards)
+    counts = _count_rows(decision, decided[0], shards)
     kept = sum(count.kept for count in counts)
     if not kept:
         raise UserError(f"selections.{name}: keeps none of {summary.rows_out:,} eligible pairs; widen its rule")
@@ -107,7 +107,7 @@ def select(plan: Plan, node: Node, progress: Progress) -> list[StageReport]:
     # Without a dataset no number is carried along, only the lengths are looked at.
     exported = pair_reader(plan, dataset_scorers(plan, name) if dataset else [])
     writer = SelectionWriter(exported, dataset, decision, total, folder)
-    written = write_files(plan, writer, [count.kept for count in counts], progress, f"select {name}")
+    written = _write_files(plan, writer, [count.kept for count in counts], progress, f"select {name}")
     about: dict[str, Any] = {
         "rule": rule,
         "metric": score_name(compiled.score, made),
@@ -116,11 +116,11 @@ def select(plan: Plan, node: Node, progress: Progress) -> list[StageReport]:
     }
     if bins := [list(one.length_edges) for one in decision.thresholds if one.length_edges is not None]:
         about["length_edges"] = bins
-    if reached := percentiles_reached(plan, reader, made, counts):
+    if reached := _percentiles_reached(plan, reader, made, counts):
         about["percentiles"] = reached
     if dataset is not None:
         seal_dataset(storage, dataset, name, "train", written, about)
-    by_shard = shard_entries(plan, folder).values()
+    by_shard = _shard_entries(plan, folder).values()
     details = about | {
         "dataset": dataset,
         "marks": marks(compiled, decision.thresholds),
@@ -150,7 +150,7 @@ def select(plan: Plan, node: Node, progress: Progress) -> list[StageReport]:
     return [*reports, report]
 
 
-def make_score(
+def _make_score(
     plan: Plan, one: DerivedScore, reader: ScoreReader, made: Sequence[DerivedScore], progress: Progress
 ) -> StageReport:
     """Fit and commit one derived score, if it is not there.
@@ -162,8 +162,8 @@ def make_score(
     if (done := load_summary(plan.storage, one.folder)) is not None:
         return done
     storage, catalog = plan.storage, plan.catalog
-    parts = cut_into_parts(plan, one, reader) if one.step.is_by_rank else ()
-    fitted = fit_score(plan, one, reader) if one.step.how == "zscore" else counts_of(one.step, parts)
+    parts = _cut_into_parts(plan, one, reader) if one.step.is_by_rank else ()
+    fitted = _fit_score(plan, one, reader) if one.step.how == "zscore" else counts_of(one.step, parts)
     numbers = {column: dict(found or {}) for column, found in fitted.items()}
     pairs = catalog.entries(storage, "pairs")
     inputs = {key: hash_hex(entry.content, repr(sorted(numbers.items()))) for key, entry in pairs.items()}
@@ -195,12 +195,12 @@ def make_score(
     return report
 
 
-def fit_score(plan: Plan, one: DerivedScore, reader: ScoreReader) -> Fitted:
+def _fit_score(plan: Plan, one: DerivedScore, reader: ScoreReader) -> Fitted:
     """The moments of a derived score's population, in one pass over shards."""
     return fit(one.step, map_shards(count_statistics, plan.catalog.shards, shared=(reader, one)))
 
 
-def cut_into_parts(plan: Plan, one: DerivedScore, reader: ScoreReader) -> tuple[Parts, ...]:
+def _cut_into_parts(plan: Plan, one: DerivedScore, reader: ScoreReader) -> tuple[Parts, ...]:
     """Every score that ranks are taken of, cut evenly for the pass that sorts them."""
     shards = plan.catalog.shards
 
@@ -215,7 +215,7 @@ def cut_into_parts(plan: Plan, one: DerivedScore, reader: ScoreReader) -> tuple[
     return tuple(found)
 
 
-def percentiles_reached(
+def _percentiles_reached(
     plan: Plan, reader: ScoreReader, made: Sequence[DerivedScore], counts: Sequence[ShardCounts]
 ) -> dict[str, list[float]]:
     """The smallest and largest percentile of the kept pairs in every score of an intersection with a budget."""
@@ -232,7 +232,7 @@ def percentiles_reached(
     return found
 
 
-def find_thresholds(plan: Plan, leaf: Keep, reader: ScoreReader) -> Decided:
+def _find_thresholds(plan: Plan, leaf: Keep, reader: ScoreReader) -> Decided:
     """The thresholds of one leaf, begun from what its scores were committed with where that is of its very pairs."""
 
     def ask(asked: ShardQuery) -> Sequence[Mapping[Any, Any]]:
@@ -240,12 +240,12 @@ def find_thresholds(plan: Plan, leaf: Keep, reader: ScoreReader) -> Decided:
 
     if not leaf.has_own_scores or "length_bin" in leaf.by:
         return decide_leaf(leaf, ask)
-    entries = shard_entries(plan, reader.folders[leaf.column])
+    entries = _shard_entries(plan, reader.folders[leaf.column])
     summaries = committed_summaries((entries[shard.key] for shard in plan.catalog.shards), leaf.by)
     return decide_leaf(leaf, ask, committed=summaries)
 
 
-def count_rows(decision: Decision, first: Decided, shards: Sequence[ShardRef]) -> list[ShardCounts]:
+def _count_rows(decision: Decision, first: Decided, shards: Sequence[ShardRef]) -> list[ShardCounts]:
     """What is kept of every shard: as the search has told for a rule of one leaf, else counted."""
     compiled = decision.compiled
     is_plain = (
@@ -277,9 +277,9 @@ def write_holdout(plan: Plan, progress: Progress) -> list[StageReport]:
     if not held_out or done is not None:
         return [done] if done else []
     writer = SelectionWriter(pair_reader(plan, dataset_scorers(plan, "holdout")), dataset, held_out="holdout")
-    entries = shard_entries(plan, plan.node("eligible", "all").path)
+    entries = _shard_entries(plan, plan.node("eligible", "all").path)
     counts = [entries[shard.key].info["counts"].get("holdout", 0) for shard in plan.catalog.shards]
-    files = write_files(plan, writer, counts, progress, "holdout")
+    files = _write_files(plan, writer, counts, progress, "holdout")
     seal_dataset(plan.storage, dataset, "holdout", "test", files, {"kept": "pairs of held-out prompts"})
     report = StageReport(
         stage="holdout",
@@ -298,7 +298,7 @@ def write_holdout(plan: Plan, progress: Progress) -> list[StageReport]:
     return [report]
 
 
-def shard_entries(plan: Plan, folder: str) -> dict[str, Entry]:
+def _shard_entries(plan: Plan, folder: str) -> dict[str, Entry]:
     """Ledger entries of a complete artifact by shard key.
 
     Raises:
@@ -314,7 +314,7 @@ def shard_entries(plan: Plan, folder: str) -> dict[str, Entry]:
     return entries
 
 
-def write_files(
+def _write_files(
     plan: Plan, writer: SelectionWriter, counts: Sequence[int], progress: Progress, label: str
 ) -> list[Entry]:
     """Write the files that are not there yet; `counts` are the rows each shard gives.

@@ -58,10 +58,10 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
     seal = read_seal(storage, path)
     if seal is None:  # a sealed model without a summary: the driver died after the workers were done
         Artifact(storage, path).log_attempt("training")
-        settings = worker_settings(plan, node)
+        settings = _worker_settings(plan, node)
         steps, note = num_steps(plan, node), f"starting workers, loading {spec.model}"
         with progress.track(f"train {node.name}", steps, "steps", note=note) as counter:
-            run_trainer(storage, spec, path, settings, counter)
+            _run_trainer(storage, spec, path, settings, counter)
         seal = read_seal(storage, path)
     if seal is None:
         raise PrefselError(f"train {node.name}: the workers ended without a sealed model in {path}")
@@ -102,7 +102,7 @@ def num_steps(plan: Plan, node: Node) -> int:
     return max(1, spec.num_epochs * -(-(rows or 0) // spec.global_batch_pairs))
 
 
-def worker_settings(plan: Plan, node: Node) -> dict[str, Any]:
+def _worker_settings(plan: Plan, node: Node) -> dict[str, Any]:
     """Everything a worker needs, as plain values."""
     spec, model = node.spec, find_model(plan, node.spec.model)
     config: dict[str, Any] = spec.model_dump(include=set(spec.options.model_fields))
@@ -131,7 +131,7 @@ def worker_settings(plan: Plan, node: Node) -> dict[str, Any]:
     }
 
 
-def run_trainer(storage: Storage, spec: Training, path: str, settings: dict[str, Any], counter: Counter) -> None:
+def _run_trainer(storage: Storage, spec: Training, path: str, settings: dict[str, Any], counter: Counter) -> None:
     """Run the workers to the end under Ray Train; what worker 0 reports moves the counter."""
     have = ray.cluster_resources()
     gpus = spec.gpus_per_worker if spec.gpus_per_worker is not None else (1 if have.get("GPU") else 0)
@@ -157,7 +157,7 @@ def run_trainer(storage: Storage, spec: Training, path: str, settings: dict[str,
     )
     # In a thread, because `fit` blocks until the end and says nothing on the way; a daemon: an interrupt ends it.
     outcome: list[BaseException | None] = []
-    fitting = Thread(target=lambda: outcome.append(failure_of(trainer.fit)), daemon=True)
+    fitting = Thread(target=lambda: outcome.append(_failure_of(trainer.fit)), daemon=True)
     fitting.start()
     while fitting.is_alive():
         follow(records, counter)
@@ -174,7 +174,7 @@ def run_trainer(storage: Storage, spec: Training, path: str, settings: dict[str,
         raise error
 
 
-def failure_of(call: Callable[[], Any]) -> BaseException | None:
+def _failure_of(call: Callable[[], Any]) -> BaseException | None:
     """What `call` raised, to be raised again by another thread; None when it ended well."""
     try:
         call()
@@ -193,7 +193,7 @@ def follow(records: Queue, counter: Counter) -> None:
         counter.advance(1, f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.2f}")
 
 
-def model_folder(storage: Storage, model: ModelRef) -> str:
+def _model_folder(storage: Storage, model: ModelRef) -> str:
     """Where a worker finds a model: a local folder or a hub id."""
     return str(fetch_folder(storage, model.path)) if model.made_here else model.path
 
@@ -217,10 +217,10 @@ def _worker(settings: dict[str, Any]) -> None:
     checkpoint = ray.train.get_checkpoint()
     with tempfile.TemporaryDirectory() as folder:
         result = loop.train(
-            objective_of(settings),
+            _objective_of(settings),
             TrainingPairs.from_table(table),
             None if held_out is None else TrainingPairs.from_table(held_out),
-            model_dir=model_folder(settings["storage"], settings["model"]),
+            model_dir=_model_folder(settings["storage"], settings["model"]),
             output_dir=folder,
             report=partial(_report, settings["records"]),
             resume_dir=Path(checkpoint.to_directory()) if checkpoint else None,
@@ -235,7 +235,7 @@ def _worker(settings: dict[str, Any]) -> None:
             _commit(settings, result, table.num_rows + sum(dropped.values()), dropped)
 
 
-def objective_of(settings: dict[str, Any]) -> Objective:
+def _objective_of(settings: dict[str, Any]) -> Objective:
     """What a worker trains."""
     from prefsel.train.preference import Preference
     from prefsel.train.reward import BradleyTerry
@@ -244,7 +244,7 @@ def objective_of(settings: dict[str, Any]) -> Objective:
     if settings["kind"] == "reward":
         return BradleyTerry(RewardConfig(**settings["config"]))
     reference = settings["reference"]
-    reference_dir = None if reference is None else model_folder(settings["storage"], reference)
+    reference_dir = None if reference is None else _model_folder(settings["storage"], reference)
     return Preference(DpoConfig(**settings["config"], reference_dir=reference_dir))
 
 

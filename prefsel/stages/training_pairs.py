@@ -35,7 +35,7 @@ def pair_source(plan: Plan, node: Node) -> PairSource:
         rows = Dataset(plan.storage, plan.node("dataset", spec.selection).path)
     else:
         selection = plan.node("selection", spec.selection).path
-        rows = SelectionPairs(logps_reader(plan, spec.reference), tuple(plan.catalog.shards), selection)
+        rows = SelectionPairs(_logps_reader(plan, spec.reference), tuple(plan.catalog.shards), selection)
     return PairSource(
         rows,
         reference=spec.reference,
@@ -46,7 +46,7 @@ def pair_source(plan: Plan, node: Node) -> PairSource:
     )
 
 
-def logps_reader(plan: Plan, reference: str | None) -> PairReader:
+def _logps_reader(plan: Plan, reference: str | None) -> PairReader:
     """A reader of pairs with the log-probs of a reference, if there is one."""
     return pair_reader(plan, [reference_scorer(plan, reference)] if reference else [], lengths=False)
 
@@ -62,7 +62,7 @@ def corpus_part(plan: Plan, reference: str | None, reason: str | None, *, field:
     if not (eligible.rows_out if reason is None else eligible.dropped.get(reason, 0)):
         hint = {"validation": "set split.validation, or give a source the role validation"}.get(reason or "", "")
         raise UserError(f"{field}: no pair is in the part {reason or 'all'!r}" + (f"; {hint}" if hint else ""))
-    return SplitPairs(logps_reader(plan, reference), tuple(plan.catalog.shards), reason)
+    return SplitPairs(_logps_reader(plan, reference), tuple(plan.catalog.shards), reason)
 
 
 def holdout_source(plan: Plan, spec: Any) -> PairSource | None:
