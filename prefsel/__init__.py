@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from prefsel.version import __version__
+from prefsel.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from prefsel import config, errors, metrics, models, plugins, select
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = [
     "PairTable",
     "Workspace",
-    "__version__",
     "config",
     "errors",
     "metrics",

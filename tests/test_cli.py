@@ -59,7 +59,7 @@ def refused(here: Path, capsys: pytest.CaptureFixture[str], table: dict[str, Any
         ({"metrics": [{"name": "margin", "metric": "explicit_margin", "params": {"rmm": "x"}}]}, ["rmm", "'rm'"]),
         (
             {"metrics": [{"name": "margin", "metric": "explicit_margin", "params": {"rm": "x"}}]},
-            ["metrics.margin", "'rm_x'", "reward_model or imported", "made: rm_gold"],
+            ["metrics.margin", "'rm_x'", "reward_model, or imported", "made: rm_gold"],
         ),
         ({"selections": [{"name": "s", "rule": {"kind": "tip"}}]}, ["selections.s", "tip", "band"]),
         (
@@ -324,8 +324,9 @@ def test_version_and_completion() -> None:
 def test_the_schema_lists_rules_and_metrics() -> None:
     schema = json.loads(CliRunner().invoke(app, ["config-schema"]).stdout)
     assert "sources" in schema["properties"]
-    assert {"top", "band", "quota"} <= set(schema["rules"])
-    assert "gamma" in schema["metrics"]["preference_divergence"]["properties"]
+    kinds = {found.get("properties", {}).get("kind", {}).get("const") for found in schema["$defs"].values()}
+    assert {"top", "band", "quota"} <= kinds
+    assert "gamma" in schema["$defs"]["PreferenceDivergence"]["properties"]
 
 
 def test_jobs_take_the_option_with_an_equals_sign(tmp_path: Path) -> None:

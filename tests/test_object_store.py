@@ -36,9 +36,9 @@ def test_an_object_store_gives_what_a_directory_gives(tmp_path: Path, bucket: st
     made = config({"a": write(tmp_path / "a.jsonl", [row(n) for n in range(20)])}, ingest={"rows_per_shard": 5})
     local, _ = run(made, tmp_path / "w")
     remote, reports = run(made, bucket)
-    assert remote.selected_dataset("top") == local.selected_dataset("top")
-    folder = fetch_folder(remote.storage, remote.selected_dataset("top"))
-    expected = local.storage.local(local.selected_dataset("top"))
+    assert remote.node("dataset", "top").path == local.node("dataset", "top").path
+    folder = fetch_folder(remote.storage, remote.node("dataset", "top").path)
+    expected = local.storage.local(local.node("dataset", "top").path)
     for file in ("README.md", "data/train-00000-of-00001.parquet"):
         assert (folder / file).read_bytes() == (expected / file).read_bytes()
     opened = [Contents(one.storage, one.catalog, tuple(reports)) for one in (local, remote)]

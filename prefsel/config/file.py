@@ -16,6 +16,7 @@ from prefsel.config import Config
 from prefsel.config.problems import problem
 from prefsel.errors import UserError
 from prefsel.plugins.registry import load as load_plugins
+from prefsel.plugins.scorers import BUILT_IN, ELSEWHERE
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -163,7 +164,8 @@ def _as_written(location: Sequence[Any], table: Any) -> list[str]:
     node = table
     for number, part in enumerate(location):
         is_last = number == len(location) - 1
-        if isinstance(node, dict) and part not in node and (not is_last or part == node.get("kind", "dpo")):
+        tags = (node.get("kind", "dpo"), BUILT_IN, ELSEWHERE) if isinstance(node, dict) else ()
+        if isinstance(node, dict) and part not in node and (not is_last or part in tags):
             continue
         inside: Any = None
         if (isinstance(node, dict) and part in node) or (isinstance(node, list) and part in range(len(node))):

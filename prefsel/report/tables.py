@@ -94,7 +94,7 @@ def losses(stages: Sequence[Mapping[str, Any]]) -> Table:
     return table(columns | {"Lost": "num", "Unit": "text", "Of what came in": "num"}, rows)
 
 
-def _stage_title(stage: Mapping[str, Any]) -> str:
+def stage_title(stage: Mapping[str, Any]) -> str:
     """Step and name of a stage."""
     return " ".join(_where(stage))
 
@@ -148,7 +148,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def _key_values(values: Mapping[str, Any], *, title: str = "") -> Table:
+def key_values(values: Mapping[str, Any], *, title: str = "") -> Table:
     """Settings, one per row."""
     return table({"Key": "mono", "Value": "mono"}, flat(values), title=title)
 

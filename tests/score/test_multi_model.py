@@ -146,7 +146,7 @@ def test_a_shared_pass_makes_the_same_artifacts_and_reads_once(tmp_path, folders
 @pytest.mark.usefixtures("local_ray")
 def test_models_that_do_not_fit_together_go_one_after_another(tmp_path, folders, monkeypatch):
     graph = plan(tmp_path, folders, "w")
-    jobs = [sharing.Job(one, ((None, {}),), label=one.model) for one in graph.scorers]
+    jobs = [sharing.Job(one, ((None, {"gpus_per_replica": 1}),), label=one.model) for one in graph.scorers]
     size = weights_bytes(folders["policy"], "fp32")
     monkeypatch.setattr(sharing, "sharing_key", lambda job: "same")
     monkeypatch.setattr(sharing, "_by_tokenizer", lambda jobs, storage: {"same": jobs})
@@ -159,7 +159,7 @@ def test_models_that_do_not_fit_together_go_one_after_another(tmp_path, folders,
 
 def test_share_never_or_another_pool_is_not_alike(tmp_path, folders):
     graph = plan(tmp_path, folders, "w")
-    first, second = (scoring_job(graph.plan, graph.plan.node("columns", one.label)) for one in graph.scorers)
+    first, second = (scoring_job(graph, graph.node("columns", one.label)) for one in graph.scorers)
     assert sharing.sharing_key(first) == sharing.sharing_key(second) is not None
     alone = replace(first, scorer=first.scorer.model_copy(update={"pool": Pool(size=1, share="never")}))
     assert sharing.sharing_key(alone) is None
