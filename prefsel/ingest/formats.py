@@ -13,7 +13,6 @@ from prefsel.plugins.registry import Registry
 
 __all__ = [
     "FORMATS",
-    "Adapter",
     "Completion",
     "Example",
     "Format",

@@ -152,4 +152,4 @@ def test_typos_are_answered_before_anything_starts(elsewhere: Elsewhere) -> None
     finally:
         (elsewhere.folder / "c.yaml").write_text(yaml.safe_dump(configuration()))
     assert refused.returncode == 2
-    assert "metrics.m: metric centred: facter: unknown; did you mean 'factor'?" in refused.stderr
+    assert "metrics.m: metric centred: facter: unknown key; did you mean 'factor'?" in refused.stderr
