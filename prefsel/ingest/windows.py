@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from prefsel.config import FormatOptions
 from prefsel.errors import UserError, invalid
-from prefsel.ingest.example import Example, RowError
-from prefsel.ingest.formats import FORMATS, Adapter, detect, prompt_adapter
+from prefsel.ingest.example import Adapter, Example, RowError
+from prefsel.ingest.formats import FORMATS, detect, prompt_adapter
 from prefsel.ingest.identity import ID_BYTES, completion_id, pair_id, prompt_id
 from prefsel.ingest.rows import BadRow, RawRow
 from prefsel.ingest.window_tables import Group, Pair, groups_table, pairs_table, quarantine_table
