@@ -54,21 +54,26 @@ class Percentiles:
 
     def of(self, score_N: np.ndarray) -> np.ndarray:
         """The percentile of each score, float64 [N]: the middle of its piece of a bin, exact at a pin."""
-        low_N, high_N = self.ranges(score_N)
-        return (low_N + high_N) / 2
+        (low_N, high_N), whole = self.ranges(score_N), self._bins(score_N)
+        is_split_N = (low_N != whole[0]) | (high_N != whole[1])
+        # A bin in one piece has its middle to the last bit: nothing moves but what a cut splits.
+        return np.where(is_split_N, (low_N + high_N) / 2, self.histogram.percentile(score_N))
 
     def ranges(self, score_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The two ends of the piece that each score lies in, [N] each."""
-        score_N = np.asarray(score_N, np.float64)
-        dense = np.zeros(NUM_BINS + 1)
-        dense[self.histogram.bins.astype(np.intp) + 1] = self.histogram.counts
-        ends = 100.0 * np.cumsum(dense) / max(self.histogram.total, 1)
-        bin_N = (order_keys(score_N) >> np.uint64(WORD_BITS - DIGIT_BITS)).astype(np.intp)
-        low_N, high_N = ends[bin_N], ends[bin_N + 1]
+        low_N, high_N = self._bins(score_N)
         for pin in self.pins:
             low_N = np.where(score_N >= pin.score, np.maximum(low_N, pin.percentile), low_N)
             high_N = np.where(score_N <= pin.score, np.minimum(high_N, pin.percentile), high_N)
         return low_N, np.maximum(low_N, high_N)
+
+    def _bins(self, score_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The two ends of the whole bin that each score lies in."""
+        dense = np.zeros(NUM_BINS + 1)
+        dense[self.histogram.bins.astype(np.intp) + 1] = self.histogram.counts
+        ends = 100.0 * np.cumsum(dense) / max(self.histogram.total, 1)
+        bin_N = (order_keys(score_N) >> np.uint64(WORD_BITS - DIGIT_BITS)).astype(np.intp)
+        return ends[bin_N], ends[bin_N + 1]
 
 
 def pins(plan: CompiledRule, marks: Sequence[float], num_pairs: int) -> tuple[Pin, ...]:

@@ -54,6 +54,16 @@ def test_without_a_cut_it_is_the_middle_of_the_bin() -> None:
     assert [part.tolist() for part in found.ranges(asked[:3])] == [[0, 0, 50], [50, 50, 75]]
 
 
+@given(SCORES)
+def test_where_nothing_is_cut_no_bit_moves(scores: list[float]) -> None:
+    score_N, total = np.array(scores), radix.histogram(np.array(scores))
+    assert Percentiles(total).of(score_N).tolist() == total.percentile(score_N).tolist()
+    # Nor beside a cut: only the bin that it splits has two middles.
+    found = Percentiles(total, (Pin(0.5, 100.0 * int((score_N < 0.5).sum()) / len(scores)),)).of(score_N)
+    is_beside_N = (score_N < 0.5) | (score_N >= 0.53125)
+    assert found[is_beside_N].tolist() == total.percentile(score_N)[is_beside_N].tolist()
+
+
 @given(SCORES, st.integers(1, 100), st.booleans())
 def test_a_top_never_shows_a_pair_on_the_other_side(scores: list[float], percent: int, is_reverse: bool) -> None:
     num_kept = percent * len(scores) // 100
