@@ -80,10 +80,11 @@ def scoring_table(reports: Sequence[StageReport]) -> dict[str, Any] | None:
     columns = ["scorer", "trunk tokens", "head rows", "model seconds", "padding %", "useful MFU %", "FLOPs over least"]
     columns += ["peak GFLOP/s", "token budget", "in the end", "halved", "pool busy %"]
     note = (
-        "Useful MFU: the least FLOPs that the groups need, over what the device's matrix products, measured when an "
-        "actor starts, could have done in the model's seconds. The token budget of a row is probed at the start and "
-        "halved when memory runs out. Pool busy: model seconds over wall time of each actor, its first and last shard "
-        "apart where it had three or more."
+        "Trunk tokens: tokens through the layers, shared beginnings once; head rows: response tokens whose probability "
+        "was computed. Useful MFU: the least FLOPs (floating-point operations) that the groups need, over what the "
+        "device's matrix products, measured when an actor starts, could have done in the model's seconds. The token "
+        "budget of a row is probed at the start and halved when memory runs out. Pool busy: model seconds over wall "
+        "time of each actor, its first and last shard apart where it had three or more."
     )
     return {"title": "What scoring took", "note": note, "columns": columns, "rows": rows} if rows else None
 

@@ -55,7 +55,7 @@ def render(report: Mapping[str, Any]) -> str:
             stages: per stage and artifact: stage, name, unit, rows_in, rows_out, dropped {reason: count}, shards,
                 computed_shards, seconds, artifact, fingerprint, details; of a failed one `status: failed`, error.
             scores: per metric: metric, kind, params, num_eligible, dropped, moments, length_correlation, length_unit,
-                statistics, histogram {edges [bins + 1], counts [bins]}; bins need not be even.
+                statistics, histogram {edges [bins + 1], counts [bins]} where no selection draws it; bins are even.
             selections: per selection: name, metric, rule, num_eligible, num_kept, thresholds, marks, moments,
                 all_histogram, kept_histogram (equal edges), length {unit, all, kept}, strata, examples, dataset.
             random: names of the selections that are drawn at random.
