@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from prefsel.world.inputs import DemoInputs
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A busy machine is no fault of a property.
+settings.register_profile("prefsel", deadline=None)
+settings.load_profile("prefsel")
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]

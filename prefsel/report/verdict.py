@@ -110,7 +110,8 @@ def clauses(selection: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) ->
         if one.get("selection") == selection.get("name"):
             size = (one.get("difference") or {}).get("mean")
             shown = f" ({_difference_text(size)})" if is_number(size) else ""
-            key = f"{text_of(one.get('training'))} against {text_of(one.get('control'))}"
+            other = f" (other settings: {', '.join(one['unlike'])})" if one.get("unlike") else ""
+            key = f"{text_of(one.get('training'))} against {text_of(one.get('control'))}{other}"
             told.setdefault(key, []).append(
                 (judgement(one.get("difference")), f"in {text_of(one.get('measure'))}{shown}")
             )

@@ -76,6 +76,7 @@ def test_other_settings_are_told() -> None:
     found = verdict.comparisons(trainings, RANDOM, {"accuracy": {"a": values(1, 2), "r": values(0, 2)}})
     assert found[0]["unlike"] == ["beta", "seed"]
     assert "other settings: beta, seed" in verdict.compared(found).rows[0][-1]
+    assert list(verdict.clauses({"name": "top"}, found)) == ["a against random (other settings: beta, seed)"]
 
 
 def test_two_models_of_one_selection_are_told_apart() -> None:
