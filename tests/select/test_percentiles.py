@@ -56,7 +56,7 @@ def test_without_a_cut_it_is_the_middle_of_the_bin() -> None:
 
 @given(SCORES)
 def test_where_nothing_is_cut_no_bit_moves(scores: list[float]) -> None:
-    score_N, total = np.array(scores), radix.histogram(np.array(scores))
+    score_N, total = np.array(scores), histogram(np.array(scores))
     assert Percentiles(total).of(score_N).tolist() == total.percentile(score_N).tolist()
     # Nor beside a cut: only the bin that it splits has two middles.
     found = Percentiles(total, (Pin(0.5, 100.0 * int((score_N < 0.5).sum()) / len(scores)),)).of(score_N)
