@@ -23,6 +23,7 @@ from prefsel.pipeline import run
 from prefsel.plan.columns import pair_reader
 from prefsel.plan.nodes import make_plan
 from prefsel.progress import Progress
+from prefsel.stages.select import select
 from prefsel.train.pair_source import TEXT, Dataset, SelectionPairs
 from prefsel.workspace.storage import Storage
 
@@ -79,7 +80,7 @@ def main() -> None:
         reader = pair_reader(plan, [], lengths=False)
         through = SelectionPairs(reader, tuple(plan.catalog.shards), selection)
 
-        def select(config: Any) -> None:
+        def keep(config: Any) -> None:
             storage.delete_tree(selection)
             if config is always:
                 storage.delete_tree(dataset)
@@ -89,7 +90,7 @@ def main() -> None:
         def read(source: Dataset | SelectionPairs) -> pa.Table:
             return pa.concat_tables(table.select(COLUMNS) for table in source.tables(COLUMNS))
 
-        select(never)
+        keep(never)
         written = Dataset(storage, dataset)
         if not read(through).equals(read(written)):
             raise SystemExit("the rows read through the selection are not those of its dataset")
@@ -98,8 +99,8 @@ def main() -> None:
             print(f"{kept} of {args.rows} rows, read through their selection: those of its dataset, in its order")
             return
         sides = {
-            "select_never": lambda: select(never),
-            "select_always": lambda: select(always),
+            "select_never": lambda: keep(never),
+            "select_always": lambda: keep(always),
             "through": lambda: read(through),
             "dataset": lambda: read(written),
         }
