@@ -78,12 +78,16 @@ class Corpus:
 
     @cached_property
     def plan(self) -> Plan:
+        return self.planned(TOP)
+
+    def planned(self, rule: Mapping[str, Any]) -> Plan:
+        """The plan of a run that selects by a rule."""
         table = {
             "name": "scale",
             "sources": [{"name": SOURCE, "paths": ["generated.jsonl"]}],
             "scorers": [{"kind": "imported", "name": "gold", "field": "gold"}],
             "metrics": [{"name": METRIC, "metric": "explicit_margin", "params": {"rm": "gold"}}],
-            "selections": [{"name": NAME, "rule": TOP, "dataset": "never"}],
+            "selections": [{"name": NAME, "rule": dict(rule), "dataset": "never"}],
         }
         return make_plan(parse_config(table), self.storage)
 
@@ -143,7 +147,8 @@ class Corpus:
     def select(self, rule: Mapping[str, Any]) -> StageReport:
         """The whole stage: kept rows are committed, after those of the run before are removed."""
         self.storage.delete_tree("selections")
-        (report,) = select(self.plan, self.plan.node("selection", NAME), Progress(quiet=True))
+        plan = self.planned(rule)
+        (report,) = select(plan, plan.node("selection", NAME), Progress(quiet=True))
         return report
 
     def kept(self, report: StageReport) -> np.ndarray:
