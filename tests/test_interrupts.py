@@ -135,12 +135,13 @@ def test_a_cluster_that_was_joined_is_left_without_our_actors(folder: Path) -> N
 
     def workers() -> list[str]:
         names = [process.name() for process in psutil.Process().children(recursive=True)]
-        return [name for name in names if name.startswith("ray::") and "IDLE" not in name]
+        return [name for name in names if name.startswith("ray::MapWorker")]  # Ray's own agents stay with the cluster
 
     try:
         more = ("--workspace", "joined", "--set", f"ray.address={cluster.address}")
         code, stderr, _ = run_until(folder, "score policy: 0/4", signal.SIGTERM, *more, wait_s=4.0)
-        assert (code, stderr.count("\n")) == (143, 1), stderr
+        told = [line for line in stderr.splitlines() if "core_worker.cc" not in line]  # Ray's own, see DECISIONS.md
+        assert (code, len(told)) == (143, 1), stderr
         assert "committed so far: ingest a, eligible all, scratch policy, score policy" in stderr
         until = time.monotonic() + 60
         while workers() and time.monotonic() < until:

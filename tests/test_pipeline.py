@@ -238,4 +238,4 @@ def test_a_wrong_reference_fails_the_run(done: tuple[Path, Any, Outcome], tmp_pa
             run(parse_config(made), str(workspace), Progress(quiet=True))
     finally:
         file.write_bytes(original)
-    assert not list((workspace / "models").glob("wrong@*/_ledger"))
+    assert not list((workspace / "models").glob("wrong@*/_ledger/files.json"))  # begun, and never sealed
