@@ -1,7 +1,7 @@
 """Generated workspaces with committed scores, and the two ways in which selecting from them is timed.
 
     the stage        what `prefsel select` runs: committed scores in, kept rows committed; on a Ray that is running
-    the mechanism    only its search: scores are read and the thresholds found, in one process; nothing is written
+    the mechanism    only its search: scores are read and the thresholds found, on one core; nothing is written
 
 What `select_scale` and `select_quota` have in common. Of pairs only what a selection without a dataset reads is there.
 
@@ -121,17 +121,13 @@ class Corpus:
         )
 
     def each(self, work: Callable[[ShardRef], Found]) -> list[Found]:
-        """One result per shard, runs of shards in a thread per core."""
-        threads = os.cpu_count() or 1
-        runs = np.array_split(np.arange(len(self.shards)), min(len(self.shards), 4 * threads))
-        with ThreadPoolExecutor(threads) as pool:
-            found = pool.map(lambda run: [work(self.shards[number]) for number in run], runs)
-            return [one for run in found for one in run]
+        """One result per shard, one after the other: what is measured is the time of one core."""
+        return [work(shard) for shard in self.shards]
 
     # ------------------------------------------------------------------------------------------------- mechanism
 
     def locate(self, rule: Mapping[str, Any]) -> Decided:
-        """The thresholds of a rule of one leaf: the functions of the stage, threads instead of tasks."""
+        """The thresholds of a rule of one leaf: the functions of the stage, called one shard after the other."""
         compiled = compile_rule(parse_rule(rule))
         leaf, reader = compiled.keep, score_reader(self.plan, compiled, [])
         assert isinstance(leaf, Keep)

@@ -6,9 +6,9 @@
 prompt_id, score, percentile, stratum and row of each, hashed, with a ledger object per shard). Its peers read the same
 Parquet shards and write the pair_ids of the k best by (score descending, pair_id ascending) to one Parquet file; what
 is kept is compared before anything is timed, and each has several formulations, of which the fastest is timed.
-*mechanism*: only the search for the threshold, by the functions of the stage in one process, against reading the score
-column once. Ray sorts at most 1e7 rows. Memory is the peak of the driver and of the largest worker of a fresh process
-that selects from N rows and from N/100. 1e8 rows of a shape are 6 GB on disk.
+*mechanism*: only the search for the threshold, by the functions of the stage on one core, against reading the score
+column once there. Ray sorts at most 1e7 rows. Memory is the peak of the driver and of the largest worker of a fresh
+process that selects from N rows and from N/100. 1e8 rows of a shape are 6 GB on disk.
 """
 
 from __future__ import annotations

@@ -24,6 +24,6 @@ def dataset_card(*, name: str, split: str, rows: int, columns: list[str], facts:
         f"{header}\n# {name}\n\n{rows:,} preference pairs, chosen by prefsel.\n\n"
         f"```json\n{json.dumps(dict(facts), indent=1)}\n```\n\n"
         "`prompt`, `chosen` and `rejected` are lists of role/content messages. `percentile` is read from a binned\n"
-        "distribution function (a bin is a sixteenth of a power of two). Log-probs are natural logarithms, summed\n"
-        f"over the response tokens.\n\nColumns:\n\n{listed}\n"
+        "distribution function (a bin is a sixteenth of a power of two) whose bins are split where the rule cuts.\n"
+        f"Log-probs are natural logarithms, summed over the response tokens.\n\nColumns:\n\n{listed}\n"
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -54,14 +55,19 @@ class Percentiles:
 
     def of(self, score_N: np.ndarray) -> np.ndarray:
         """The percentile of each score, float64 [N]: the middle of its piece of a bin, exact at a pin."""
-        (low_N, high_N), whole = self.ranges(score_N), self._bins(score_N)
-        is_split_N = (low_N != whole[0]) | (high_N != whole[1])
-        # A bin in one piece has its middle to the last bit: nothing moves but what a cut splits.
-        return np.where(is_split_N, (low_N + high_N) / 2, self.histogram.percentile(score_N))
+        whole_low_N, whole_high_N = self._bins(score_N)
+        low_N, high_N = self._split(score_N, whole_low_N, whole_high_N)
+        share_N = self.histogram.percentile(score_N)
+        # A bin in one piece keeps its middle to the last bit: nothing moves but what a cut splits.
+        row_M = np.flatnonzero((low_N != whole_low_N) | (high_N != whole_high_N))
+        share_N[row_M] = (low_N[row_M] + high_N[row_M]) / 2
+        return share_N
 
     def ranges(self, score_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The two ends of the piece that each score lies in, [N] each."""
-        low_N, high_N = self._bins(score_N)
+        return self._split(score_N, *self._bins(score_N))
+
+    def _split(self, score_N: np.ndarray, low_N: np.ndarray, high_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         for pin in self.pins:
             low_N = np.where(score_N >= pin.score, np.maximum(low_N, pin.percentile), low_N)
             high_N = np.where(score_N <= pin.score, np.minimum(high_N, pin.percentile), high_N)
@@ -69,11 +75,15 @@ class Percentiles:
 
     def _bins(self, score_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The two ends of the whole bin that each score lies in."""
+        bin_N = (order_keys(score_N) >> np.uint64(WORD_BITS - DIGIT_BITS)).astype(np.intp)
+        return self._ends[bin_N], self._ends[bin_N + 1]
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """Percentile at which every bin begins, and the last ends, float64 [65 537]."""
         dense = np.zeros(NUM_BINS + 1)
         dense[self.histogram.bins.astype(np.intp) + 1] = self.histogram.counts
-        ends = 100.0 * np.cumsum(dense) / max(self.histogram.total, 1)
-        bin_N = (order_keys(score_N) >> np.uint64(WORD_BITS - DIGIT_BITS)).astype(np.intp)
-        return ends[bin_N], ends[bin_N + 1]
+        return 100.0 * np.cumsum(dense) / max(self.histogram.total, 1)
 
 
 def pins(plan: CompiledRule, marks: Sequence[float], num_pairs: int) -> tuple[Pin, ...]:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from prefsel.errors import IntegrityError
 from prefsel.numbers.columns import id_words
-from prefsel.numbers.histogram import Histogram, histogram
+from prefsel.numbers.histogram import histogram
 from prefsel.numbers.ranges import WORD_BITS
 from prefsel.pairs.card import dataset_card
 from prefsel.pairs.export import export_rows
@@ -32,6 +32,7 @@ from prefsel.pairs.score_shards import ScoreReader
 from prefsel.schema import SELECTION
 from prefsel.select.compose import CompiledRule, columns_of
 from prefsel.select.evaluate import kept, stratum_names
+from prefsel.select.percentiles import Percentiles
 from prefsel.select.thresholds import Threshold, Thresholds
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import write_seal
@@ -184,8 +185,8 @@ class SelectionWriter:
     dataset: str | None
     """Folder of the dataset; None: only the selection is written."""
     decision: Decision | None = None
-    total: Histogram | None = None
-    """Of the rule's score over all pairs that have it: percentiles are read from it."""
+    percentiles: Percentiles | None = None
+    """Of the rule's score."""
     folder: str | None = None
     """Of the selection."""
     held_out: str | None = None
@@ -207,7 +208,7 @@ class SelectionWriter:
             IntegrityError: they are of others.
         """
         assert self.decision is not None
-        assert self.total is not None
+        assert self.percentiles is not None
         compiled, thresholds = self.decision.compiled, self.decision.thresholds
         by = [*self.decision.by, "aspect"]
         rows = self.decision.reader.rows(shard, self.decision.columns, ids=True, by=by, lengths=True)
@@ -219,7 +220,7 @@ class SelectionWriter:
         score_K = rows.scores[compiled.score][row_K]
         attached = {
             "score": pa.array(score_K),
-            "percentile": pa.array(self.total.percentile(score_K)),
+            "percentile": pa.array(self.percentiles.of(score_K)),
             "stratum": stratum_names(compiled, thresholds, rows, row_K),
         }
         info = _numbers(shard, row_K, rows.texts["aspect"], rows.lengths)
@@ -280,7 +281,7 @@ def _commit_selected(shard: ShardRef, made_from: str, writer: SelectionWriter, p
     row_K = pa.array(found.row_K)
     ids = {name: pairs[name].take(row_K) for name in ("pair_id", "prompt_id")}
     table = pa.table({**ids, **found.attached, "row": row_K}, schema=SELECTION)
-    artifact.commit(shard.shard, table, made_from=made_from, attempt=attempt, info=found.info)
+    artifact.commit(shard.shard, table, made_from=made_from, attempt=attempt, info=found.info, plain_numbers=True)
     return found
 
 

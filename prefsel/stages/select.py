@@ -37,6 +37,7 @@ from prefsel.rules import Top, parse_rule
 from prefsel.select.compose import Keep, compile_rule
 from prefsel.select.evaluate import ShardQuery, answer, ask_about, by_label, decide_leaf
 from prefsel.select.fuse import Fitted, fit
+from prefsel.select.percentiles import Percentiles
 from prefsel.select.ranks import Parts, percentiles, split_evenly
 from prefsel.select.thresholds import Decided
 from prefsel.select.writer import (
@@ -104,9 +105,12 @@ def select(plan: Plan, node: Node, progress: Progress) -> list[StageReport]:
     if not kept:
         raise UserError(f"selections.{name}: keeps none of {summary.rows_out:,} eligible pairs; widen its rule")
     total = Histogram.from_json(summary.details["histogram"])
+    missing = merge_counts(count.dropped for count in counts)
+    ranked = summary.rows_out - sum(missing.values())
+    in_percent = Percentiles.of_rule(total, compiled, marks(compiled, decision.thresholds), ranked)
     # Without a dataset no number is carried along, only the lengths are looked at.
     exported = pair_reader(plan, dataset_scorers(plan, name) if dataset else [])
-    writer = SelectionWriter(exported, dataset, decision, total, folder)
+    writer = SelectionWriter(exported, dataset, decision, in_percent, folder)
     written = _write_files(plan, writer, [count.kept for count in counts], progress, f"select {name}")
     about: dict[str, Any] = {
         "rule": rule,
@@ -132,7 +136,6 @@ def select(plan: Plan, node: Node, progress: Progress) -> list[StageReport]:
             "kept": merge_counts(one.info["strata"] for one in by_shard),
         },
     }
-    missing = merge_counts(count.dropped for count in counts)
     report = StageReport(
         stage="select",
         name=name,

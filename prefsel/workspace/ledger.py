@@ -57,20 +57,25 @@ def _column_summary(table: pa.Table) -> dict[str, dict[str, Any]]:
     return summary
 
 
-def _table_bytes(table: pa.Table) -> bytes:
-    """`table` as one Parquet file: numbers and identifiers as they are, everything else compressed.
+def _table_bytes(table: pa.Table, plain_numbers: bool = False) -> bytes:
+    """`table` as one Parquet file: float64 and identifiers as they are, everything else compressed.
 
     Of 100 000 scores with ids, plain ones took 24.4 bytes a row, 5.6 ms to write and 0.19 ms to read (ids 0.22);
     with dictionaries and zstd 27.8 bytes, 11.7 ms, 1.23 ms (1.41): neither hashes nor float64 scores repeat or shrink.
     Splitting their bytes before zstd saved 0.8 bytes and doubled the reading.
+
+    With `plain_numbers` integers that hardly repeat are taken as they are too, and no page has statistics: the 30 000
+    rows that a selection keeps of such a shard took 1.2 ms to write instead of 3.6, and 56 bytes a row instead of 51.
     """
     compression: dict[str, str] = {}
     with_dictionary: list[str] = []
     for path, kind in leaves(table.schema):
         is_plain = pa.types.is_floating(kind) or pa.types.is_fixed_size_binary(kind)
+        is_plain |= plain_numbers and pa.types.is_integer(kind)
         compression[path] = "none" if is_plain else "zstd"
         with_dictionary += [] if is_plain else [path]
     options: dict[str, Any] = {"compression": compression, "use_dictionary": with_dictionary or False}
+    options["write_statistics"] = not plain_numbers
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=ROW_GROUP_ROWS, **options)
     return sink.getvalue().to_pybytes()
@@ -147,10 +152,20 @@ class Artifact:
         return Counter(name.rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in names)
 
     def commit(
-        self, shard: str, table: pa.Table, *, made_from: str, attempt: str, info: Mapping[str, Any] | None = None
+        self,
+        shard: str,
+        table: pa.Table,
+        *,
+        made_from: str,
+        attempt: str,
+        info: Mapping[str, Any] | None = None,
+        plain_numbers: bool = False,
     ) -> Entry:
-        """Write the data of `shard` under its final name, then its ledger object."""
-        data = _table_bytes(table)
+        """Write the data of `shard` under its final name, then its ledger object.
+
+        `plain_numbers` stores integers and identifiers for fast writing, see `_table_bytes`.
+        """
+        data = _table_bytes(table, plain_numbers)
         self.storage.write(self.file(shard), data)
         entry = Entry(
             shard=shard,

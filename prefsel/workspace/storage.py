@@ -143,8 +143,9 @@ class Storage:
         temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
         with open(temporary, "wb") as stream:
             stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if data:  # an empty file is a name alone, such as that of an attempt: nothing to wait for the disk for
+                stream.flush()
+                os.fsync(stream.fileno())
         os.replace(temporary, target)
 
     def delete(self, path: str) -> None:

@@ -116,20 +116,36 @@ def test_a_kept_pair_is_never_shown_below_the_cut(done: Any) -> None:
             assert (example["pair_id"] in kept) == ("kept" in example["kind"])
 
 
+def test_the_dataset_and_the_selection_store_the_percentiles_that_are_shown(done: Any) -> None:
+    plan, outcome, _, _ = done
+    for report in selected(outcome).values():
+        files = sorted((plan.storage.local(report.details["dataset"]) / "data").glob("train-*.parquet"))
+        rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+        shown_K = selection_percentiles(report).of(np.array([row["score"] for row in rows]))
+        assert [row["percentile"] for row in rows] == shown_K.tolist()
+        stored = sorted(plan.storage.local(report.artifact).glob("*/*.parquet"))
+        by_id = {row["pair_id"].hex(): row["percentile"] for file in stored for row in pq.read_table(file).to_pylist()}
+        assert by_id == {row["pair_id"]: row["percentile"] for row in rows}
+
+
 def test_explain_and_the_page_name_the_same_percentile(done: Any) -> None:
-    plan, _, record, page = done
+    plan, outcome, record, page = done
+    reports = selected(outcome)
     for section in record["selections"]:
         for example in section["examples"][:3]:
             lines = list(explain_pair(plan.storage, example["pair_id"]))
             (told,) = [line for line in lines if line.startswith(f"selection {section['name']}: ")]
-            assert f"percentile {example['percentile']:.2f} of {NUM_PAIRS}" in told
+            assert f"percentile {example['percentile']:.2f} among {NUM_PAIRS} pairs" in told
             assert ("not kept" in told) == ("dropped" in example["kind"])
             assert f"percentile {example['percentile']:.2f}</small>" in page
             if section["name"] != "top-random":
                 (score,) = [line for line in lines if line.startswith("score     margin: ")]
-                found = re.search(r"percentile ([\d.]+) to ([\d.]+) of", score)
+                found = re.search(r"percentile ([\d.]+) to ([\d.]+) ", score)
                 assert found is not None
-                assert float(found[1]) - 0.01 <= example["percentile"] <= float(found[2]) + 0.01
+                # Split where any selection cuts the score: inside the piece of this one.
+                percentiles = selection_percentiles(reports[section["name"]])
+                (low,), (high,) = percentiles.ranges(np.array([example["score"]]))
+                assert low - 0.01 <= float(found[1]) <= float(found[2]) <= high + 0.01
 
 
 def test_the_examples_are_the_nearest_of_all_shards(done: Any) -> None:
