@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from prefsel.config.options import Fraction, Name, Options
+
+
+Path = Annotated[str, Field(pattern=r"^[^.\[\]]+(\[-?\d*\])*(\.[^.\[\]]+(\[-?\d*\])*)*$")]
+"""`a`, `a.b`, `a[].b` or `a[0].b`."""
 
 
 class FormatOptions(Options):
@@ -26,10 +30,96 @@ class FormatOptions(Options):
     """Which pairs are made of K completions with scalar rewards (format `scored`): `best_worst` gives one, the best
     against the worst; `all` gives every two completions with different rewards."""
 
+    aspect: str | None = None
+    """The one aspect that labels pairs, where rows have several; None: as `aspects` says."""
+    ignore: list[str] = []
+    """Fields that may be left out although they change what the model saw, such as `system` or `images`. Without this
+    a row with such a field that the format does not read is refused."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the shards of a source are named by: every option, those of later versions where they are used."""
+        return self.model_dump(exclude={name for name in ("aspect", "ignore") if not getattr(self, name)})
+
     @model_validator(mode="after")
     def _turned_by_another(self) -> FormatOptions:
         if self.relabel and self.label == "aspect":
             raise ValueError("relabel: got True with label 'aspect'; valid: label overall or mean")
+        return self
+
+
+class Verdict(Options):
+    """A field that says which of two responses is better."""
+
+    field: Path
+    """Where it stands."""
+    first: list[str | int | float | bool] = []
+    """Values that prefer the first response."""
+    second: list[str | int | float | bool] = []
+    """Values that prefer the second one."""
+    tie: list[str | int | float | bool] = []
+    """Values that prefer neither; such a row gives no pair and is counted."""
+    sign: Literal["first", "second"] | None = None
+    """Instead of values: a number, of which a positive one prefers this response, a negative one the other, and 0
+    neither. Its size is the margin of the label."""
+    zero: float = 0.0
+    """With `sign`: the number that prefers neither."""
+    aspect: str | None = None
+    """What the two are compared by, where a row has several such fields."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Verdict:
+        if self.sign is None and not (self.first and self.second):
+            raise ValueError("preference: needs the values of first and second, or sign")
+        return self
+
+
+class FieldMap(Options):
+    """Which field of a row is what, where no format fits: the paths of its fields.
+
+    A path is `field`, `field.inside`, `list[].inside` for every element of a list, or `list[0]` for one of them. A
+    conversation may be text, a message, a list of messages (role and content, or from and value), or their JSON text.
+    """
+
+    prompt: Path | None = None
+    """The prompt: the user's text, or a conversation. It may be left out where the responses are whole conversations,
+    which then share it."""
+    system: Path | None = None
+    """A system message before the prompt; of empty text there is none."""
+    history: Path | None = None
+    """Earlier turns before the prompt: pairs of user and assistant, or messages."""
+    input: Path | None = None
+    """Text that follows the prompt's after a blank line, as in Alpaca's instruction and input."""
+    tools: Path | None = None
+    """Tools that the template is given, a list of objects or their JSON text."""
+    chosen: Path | None = None
+    """The better response, where the row has one of each: text, or messages that may repeat the prompt."""
+    rejected: Path | None = None
+    """The worse one."""
+    responses: Path | list[Path] | None = None
+    """Several responses: a list (`answers[].text`), or one field for each."""
+    scores: Path | list[Path] | None = None
+    """A number for each response, of which the larger is better."""
+    ranks: Path | list[Path] | None = None
+    """A place for each response, of which the smaller is better."""
+    ratings: dict[str, Path | list[Path]] = {}
+    """Further numbers for each response by name; they are kept beside it, and with `options.label: aspect` (and no
+    scores, ranks or preference) they are the aspects that label pairs."""
+    preference: Verdict | list[Verdict] | None = None
+    """Which of exactly two responses is better."""
+    aspect: Path | None = None
+    """What the pair is labelled for, as a text of the row."""
+
+    @model_validator(mode="after")
+    def _two_sides(self) -> FieldMap:
+        has_sides = self.chosen is not None or self.rejected is not None
+        if has_sides == (self.responses is not None) or (has_sides and None in (self.chosen, self.rejected)):
+            raise ValueError("map: needs chosen and rejected, or responses")
+        labels = [name for name in ("scores", "ranks", "preference") if getattr(self, name) is not None]
+        if self.responses is not None and len(labels) + bool(self.ratings and not labels) != 1:
+            raise ValueError(f"map: got {labels or 'nothing'} beside responses; valid: one of scores, ranks, preference")
+        if has_sides and labels:
+            raise ValueError(f"map: got {', '.join(labels)} beside chosen and rejected, which are labelled already")
         return self
 
 
@@ -45,6 +135,8 @@ class Source(Options):
     format: str = "auto"
     """How a row is read: `auto` takes the format of the first row that looks like one; otherwise the name of a
     format."""
+    map: FieldMap | None = None
+    """Which field of a row is what, where no format fits; `format` is then left out."""
     options: FormatOptions = FormatOptions()
     """How a row with several completions becomes pairs."""
     role: Literal["train", "validation", "holdout", "exclude"] = "train"

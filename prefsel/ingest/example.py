@@ -1,33 +1,27 @@
-"""What an adapter makes of a row, and the checks its fields go through on the way."""
+"""What an adapter makes of a row: a prompt, its distinct completions, and the preferences among them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, NamedTuple, TypeAlias
 
-from prefsel.config import FormatOptions
+from prefsel.config import FieldMap, FormatOptions
+from prefsel.ingest.identity import canonical
+from prefsel.ingest.messages import Messages, has_text, messages_of, require_text
+from prefsel.ingest.row_error import RowError, missing, wrong_type
 
-Messages: TypeAlias = list[dict[str, str]]
-
-_MAX_FIELDS_NAMED = 20
-
-
-class RowError(Exception):
-    """A row that its format does not allow; `reason` is a key of `reasons.QUARANTINE`."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+Margin: TypeAlias = Callable[[int, int], float | None]
+"""The difference of two completions' ratings; None when one of them lacks the rating."""
 
 
 class Completion(NamedTuple):
     """One answer and every number that came with it."""
 
     messages: Messages
-    """As dictionaries with `role` and `content`; the first is the assistant's."""
+    """As dictionaries with `role` and `content`, and what else came with them; the first is the assistant's."""
     ratings: dict[str, float]
     """By name: aspects, `score`, columns of the data's own; finite."""
 
@@ -57,10 +51,13 @@ class Example:
     """Pairs of different completions."""
     ties: int = 0
     """Comparisons of the row that preferred neither."""
+    absent: int = 0
+    """Ratings that were there and are taken as absent: out of their scale."""
 
 
-Adapter: TypeAlias = Callable[[Mapping[str, Any], FormatOptions], Example]
-"""(row, options of its source) → what it holds, or a `RowError`; it reads nothing but its arguments."""
+Adapter: TypeAlias = Callable[[Mapping[str, Any], FormatOptions], Example | Sequence[Example]]
+"""(row, options of its source) → what it holds, or a `RowError`; it reads nothing but its arguments. A row that holds
+several prompts, such as a tree, gives several examples."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +70,13 @@ class Format:
     """How a row of it is read."""
     matches: Callable[[Mapping[str, Any]], bool]
     """Whether a row looks like it, as far as its fields and their types say."""
+    needs: tuple[str, ...] = ()
+    """Fields without which a row is none of it: what the message of a failed detection compares with."""
+    fields: FieldMap | None = None
+    """Which field is what, where that is all there is to it."""
 
-    def __call__(self, value: Mapping[str, Any], options: FormatOptions) -> Example:
-        """The example of a row; raises `RowError` for a row that the format does not allow."""
+    def __call__(self, value: Mapping[str, Any], options: FormatOptions) -> Example | Sequence[Example]:
+        """The examples of a row; raises `RowError` for a row that the format does not allow."""
         return self.adapt(value, options)
 
 
@@ -88,13 +89,7 @@ def field(value: Mapping[str, Any], *names: str) -> Any:
     for name in names:
         if value.get(name) is not None:
             return value[name]
-    present = ", ".join(list(value)[:_MAX_FIELDS_NAMED]) or "nothing"
-    raise RowError("missing_field", f"{' or '.join(names)}: absent or null; the row has {present}")
-
-
-def wrong_type(name: str, got: object, valid: str) -> RowError:
-    """The error for a field that holds another type than it should."""
-    return RowError("wrong_type", f"{name}: got {type(got).__name__}; valid: {valid}")
+    raise missing(value, " or ".join(names))
 
 
 def list_field(value: Mapping[str, Any], *names: str) -> list[Any]:
@@ -105,50 +100,24 @@ def list_field(value: Mapping[str, Any], *names: str) -> list[Any]:
     return found
 
 
-def messages_of(found: object, name: str) -> Messages:
-    """`found` as messages with nothing but role and content."""
-    if not isinstance(found, list):
-        raise wrong_type(name, found, "a list of messages")
-    messages = []
-    for number, message in enumerate(found):
-        if not isinstance(message, dict):
-            raise wrong_type(f"{name}[{number}]", message, "an object with role and content")
-        role, content = field(message, "role"), field(message, "content")
-        if not isinstance(role, str) or not role:
-            raise wrong_type(f"{name}[{number}].role", role, "a string")
-        if not isinstance(content, str):
-            raise wrong_type(f"{name}[{number}].content", content, "a string")
-        messages.append({"role": role, "content": content})
-    return messages
-
-
 def prompt_of(found: object, name: str) -> Messages:
-    """A prompt given as a string (one user message) or as messages; it must hold some text."""
-    messages = [{"role": "user", "content": found}] if isinstance(found, str) else messages_of(found, name)
-    if not any(message["content"].strip() for message in messages):
+    """A prompt given as text (one user message) or as messages; it must hold some text."""
+    messages = messages_of(found, name, role="user")
+    if not any(has_text(message) for message in messages):
         raise RowError("empty_prompt", f"{name}: no text")
     return messages
 
 
 def completion_of(found: object, name: str) -> Messages:
-    """A completion given as a string (one assistant message) or as messages that begin with the assistant."""
+    """A completion given as text (one assistant message) or as messages that begin with the assistant."""
     if isinstance(found, str):
-        messages = [{"role": "assistant", "content": found}]
-    elif not isinstance(found, list):
-        raise wrong_type(name, found, "a string, or a list of messages")
+        messages: Messages = [{"role": "assistant", "content": found}]
     else:
-        messages = messages_of(found, name)
-        if messages and messages[0]["role"] != "assistant":
-            valid = "messages that begin with the assistant's; use messages_implicit if they repeat the prompt"
-            raise RowError("wrong_type", f"{name}: begins with role {messages[0]['role']!r}; valid: {valid}")
+        messages = messages_of(found, name, role="assistant")
+    if messages and messages[0]["role"] != "assistant":
+        raise RowError("wrong_type", f"{name}: begins with role {messages[0]['role']!r}; valid: the assistant's")
     require_text(messages, name)
     return messages
-
-
-def require_text(messages: Messages, name: str) -> None:
-    """Raise `empty_completion` unless there are messages and every one holds text."""
-    if not messages or not all(message["content"].strip() for message in messages):
-        raise RowError("empty_completion", f"{name}: no text")
 
 
 def number(found: object, name: str) -> float:
@@ -170,18 +139,18 @@ def difference(first: float, second: float) -> float:
 
 
 def distinct(completions: list[Completion]) -> tuple[list[Completion], list[int]]:
-    """`completions` with equal texts stored once (a rating keeps its first value), and the new index of each.
+    """`completions` with equal messages stored once (a rating keeps its first value), and the new index of each.
 
     Raises:
         RowError: fewer than two are left.
     """
     if len(completions) < 2:
         raise RowError("too_few_completions", f"completions: got {len(completions)}; at least 2 are needed")
-    places: dict[tuple[tuple[str, str], ...], int] = {}
+    places: dict[bytes, int] = {}
     kept: list[Completion] = []
     index = []
     for messages, ratings in completions:
-        place = places.setdefault(tuple((m["role"], m["content"]) for m in messages), len(kept))
+        place = places.setdefault(canonical(messages), len(kept))
         if place == len(kept):
             kept.append(Completion(messages, dict(ratings)))
         else:
@@ -191,3 +160,19 @@ def distinct(completions: list[Completion]) -> tuple[list[Completion], list[int]
     if len(kept) < 2:
         raise RowError("identical_completions", f"all {len(completions)} completions are the same text")
     return kept, index
+
+
+def mine(num_completions: int, aspect: str | None, margin: Margin) -> tuple[list[Preference], int]:
+    """A preference for every two completions with a margin other than 0, and how many had 0."""
+    preferences, ties = [], 0
+    for first, second in combinations(range(num_completions), 2):
+        value = margin(first, second)
+        if value is None:
+            continue
+        if value == 0:
+            ties += 1
+        elif value > 0:
+            preferences.append(Preference(first, second, aspect, value))
+        else:
+            preferences.append(Preference(second, first, aspect, -value))
+    return preferences, ties

@@ -8,7 +8,9 @@ from typing import Any
 
 from prefsel.config import FormatOptions
 from prefsel.errors import UserError
-from prefsel.ingest.example import Adapter, Completion, Example, Format, Preference, RowError, field, prompt_of
+from prefsel.ingest.example import Adapter, Completion, Example, Format, Preference, field, prompt_of
+from prefsel.ingest.fields import is_empty, lookup
+from prefsel.ingest.row_error import RowError
 from prefsel.plugins.registry import Registry
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
 ]
 
 FILES = (
+    "comparison_formats",
     "pair_formats",
     "ranking_formats",
 )
@@ -39,25 +42,63 @@ def detect(value: Mapping[str, Any]) -> str:
     """The format a row looks like.
 
     Raises:
-        UserError: none of them; lists the fields seen and the formats.
+        UserError: none of them; shows the fields seen, the nearest format with what it lacks, and a map to start from.
     """
     for name, one in FORMATS.builtin.items():
         if isinstance(one, Format) and one.matches(value):
             return name
     fields = ", ".join(f"{key} ({type(found).__name__})" for key, found in value.items()) or "none"
-    raise UserError(f"format: cannot tell from the fields {fields}; name one of {', '.join(FORMATS)}")
+    raise UserError(
+        f"format: cannot tell from the fields {fields}.{_nearest(value)} Name one of {', '.join(FORMATS)}; or say "
+        f"which field is what, such as\n  map: {_first_map(value)}"
+    )
+
+
+def _nearest(value: Mapping[str, Any]) -> str:
+    """The format that lacks the smallest share of its fields, as a sentence; empty where a row has none of any."""
+    found = []
+    for name, one in FORMATS.builtin.items():
+        needs = one.needs if isinstance(one, Format) else ()
+        lacking = [path for path in needs if lookup(value, path) is None]
+        if needs and len(lacking) < len(needs):
+            found.append((len(lacking) / len(needs), name, lacking))
+    if not found:
+        return ""
+    _, name, lacking = min(found, key=lambda one: one[0])
+    if not lacking:
+        return f" The nearest is {name}, but a field of it holds another type."
+    return f" The nearest is {name}, which lacks {', '.join(lacking)}."
+
+
+GUESSES = {
+    "prompt": ("prompt", "question", "instruction", "query", "input", "context", "post", "messages", "conversation"),
+    "chosen": ("chosen", "preferred", "better", "winner", "accepted", "positive", "good", "win", "up"),
+    "rejected": ("rejected", "dispreferred", "worse", "loser", "negative", "bad", "lose", "down"),
+}
+"""What fields are called in data that no format fits, for a first map."""
+
+
+def _first_map(value: Mapping[str, Any]) -> str:
+    """A map that may fit a row: fields whose names hint at it, else the names to fill in."""
+    names = [key for key, found in value.items() if isinstance(found, str | list | Mapping) and not is_empty(found)]
+    found = {}
+    for role, hints in GUESSES.items():
+        near = (name for hint in hints for name in names if hint in name.lower() and name not in found.values())
+        found[role] = next(near, f"FIELD_OF_{role.upper()}")
+    return "{" + ", ".join(f"{role}: {name}" for role, name in found.items()) + "}"
 
 
 def prompt_adapter(name: str | None) -> Adapter:
-    """An adapter that keeps a row's prompt only: as format `name` (None: the row's own) finds it, else a prompt field.
+    """An adapter that keeps a row's prompts only: as format `name` (None: the row's own) finds them, else a prompt field.
 
     For sets of prompts to leave out of a corpus: such a row may have no completions, or useless ones.
     """
 
-    def adapt(value: Mapping[str, Any], options: FormatOptions) -> Example:
+    def adapt(value: Mapping[str, Any], options: FormatOptions) -> list[Example]:
         try:
-            return Example(FORMATS[name or detect(value)](value, options).prompt, [], [])
+            found = FORMATS[name or detect(value)](value, options)
+            return [Example(one.prompt, [], []) for one in ([found] if isinstance(found, Example) else found)]
         except (UserError, RowError):
-            return Example(prompt_of(field(value, "prompt", "question", "instruction"), "prompt"), [], [])
+            return [Example(prompt_of(field(value, "prompt", "question", "instruction"), "prompt"), [], [])]
 
     return adapt

@@ -20,7 +20,7 @@ from prefsel.errors import invalid
 from prefsel.ingest import hub
 from prefsel.ingest.locations import is_dataset_name, open_stream
 
-Message: TypeAlias = Mapping[str, str]
+Message: TypeAlias = Mapping[str, Any]
 
 ID_BYTES = 16
 TRAIN, HOLDOUT, PROXY, VALIDATION = 0, 1, 2, 3
@@ -33,10 +33,30 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 def canonical(messages: Iterable[Message]) -> bytes:
     """The bytes that identify `messages`: compact JSON of `[[role, content], …]` in UTF-8.
 
+    A message with further keys is `[role, content, {…}]`, keys sorted.
+
     Raises:
         UnicodeEncodeError: a message holds a lone surrogate.
     """
-    return _encode([[message["role"], message["content"]] for message in messages]).encode("utf-8")
+    return _encode([_parts(message) for message in messages]).encode("utf-8")
+
+
+def _parts(message: Message) -> list[Any]:
+    if len(message) == 2:
+        return [message["role"], message["content"]]
+    return [message["role"], message["content"], sorted_keys(rest_of(message))]
+
+
+def rest_of(message: Message) -> dict[str, Any]:
+    """What a message holds besides role and content."""
+    return {key: value for key, value in message.items() if key not in ("role", "content")}
+
+
+def sorted_keys(value: Any) -> Any:
+    """A JSON value whose objects have their keys in order, at every depth."""
+    if isinstance(value, Mapping):
+        return {key: sorted_keys(value[key]) for key in sorted(value)}
+    return [sorted_keys(one) for one in value] if isinstance(value, list) else value
 
 
 def _hash(data: bytes) -> bytes:

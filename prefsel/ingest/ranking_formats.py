@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from itertools import combinations
 from typing import Any
@@ -13,24 +13,27 @@ from prefsel.ingest.example import (
     Completion,
     Example,
     Format,
-    Messages,
+    Margin,
     Preference,
-    RowError,
     completion_of,
     difference,
     distinct,
     field,
     list_field,
+    mine,
     number,
     prompt_of,
-    wrong_type,
 )
+from prefsel.ingest.fields import parsed_number
 from prefsel.ingest.identity import prompt_id
+from prefsel.ingest.mapping import with_surroundings
+from prefsel.ingest.messages import Messages
+from prefsel.ingest.row_error import RowError, wrong_type
 
 OVERALL, FINE_GRAINED, SCORE = "overall", "fine_grained", "score"
 
-# The difference of two completions' ratings; None when one of them lacks the rating.
-Margin = Callable[[int, int], float | None]
+OVERALL_MAX = 10.0
+"""UltraFeedback rates from 1 to 10; some of its rows say 85 for 8.5, and nobody knows which."""
 
 
 def _adapt_ultrafeedback(value: Mapping[str, Any], options: FormatOptions) -> Example:
@@ -43,6 +46,7 @@ def _adapt_ultrafeedback(value: Mapping[str, Any], options: FormatOptions) -> Ex
     completion. The labels `overall` and `mean` belong to no aspect.
     """
     prompt = prompt_of(field(value, "instruction", "prompt"), "instruction")
+    prompt = with_surroundings(value, prompt, options, used=("instruction", "prompt"))
     rows = list_field(value, "completions")
     aspects = [_aspects(row, f"completions[{k}]") for k, row in enumerate(rows)]
     kept, _ = distinct(
@@ -56,10 +60,10 @@ def _adapt_ultrafeedback(value: Mapping[str, Any], options: FormatOptions) -> Ex
     preferences: list[Preference] = []
     ties = 0
     for aspect, margin in _labels(prompt, kept, of_aspects, options):
-        found, equal = _mine(len(kept), aspect, margin)
+        found, equal = mine(len(kept), aspect, margin)
         preferences += found
         ties += equal
-    return Example(prompt, kept, preferences, ties)
+    return Example(prompt, kept, preferences, ties, absent=sum(map(_num_off_scale, rows)))
 
 
 def _adapt_ranked(value: Mapping[str, Any], options: FormatOptions) -> Example:
@@ -68,6 +72,7 @@ def _adapt_ranked(value: Mapping[str, Any], options: FormatOptions) -> Example:
     1: the first is better, 2: the second is, 0: a tie. Two completions of the same text are a tie whatever the label.
     """
     prompt = prompt_of(field(value, "question", "prompt"), "question or prompt")
+    prompt = with_surroundings(value, prompt, options, used=("question", "prompt"))
     kept, index = distinct(_completions(value))
     labels = list_field(value, "preference")
     duels = list(combinations(index, 2))
@@ -92,6 +97,7 @@ def _adapt_scored(value: Mapping[str, Any], options: FormatOptions) -> Example:
     every two completions of different reward are a pair. The rewards stay with the completions as rating `score`.
     """
     prompt = prompt_of(field(value, "prompt", "question", "instruction"), "prompt")
+    prompt = with_surroundings(value, prompt, options, used=("prompt", "question", "instruction"))
     completions = _completions(value)
     rewards = list_field(value, "rewards", "scores")
     if len(rewards) != len(completions):
@@ -103,7 +109,7 @@ def _adapt_scored(value: Mapping[str, Any], options: FormatOptions) -> Example:
         ]
     )
     if options.pairs == "all":
-        return Example(prompt, kept, *_mine(len(kept), None, _margin_of([row.ratings for row in kept], SCORE)))
+        return Example(prompt, kept, *mine(len(kept), None, _margin_of([row.ratings for row in kept], SCORE)))
     rated = [(row.ratings[SCORE], k) for k, row in enumerate(kept) if SCORE in row.ratings]
     if len(rated) < 2:
         return Example(prompt, kept, [])
@@ -116,23 +122,6 @@ def _adapt_scored(value: Mapping[str, Any], options: FormatOptions) -> Example:
 def _completions(value: Mapping[str, Any]) -> list[Completion]:
     rows = list_field(value, "completions", "responses")
     return [Completion(completion_of(row, f"completions[{k}]"), {}) for k, row in enumerate(rows)]
-
-
-def _mine(num_completions: int, aspect: str | None, margin: Margin) -> tuple[list[Preference], int]:
-    """A preference for every two completions with a margin other than 0, and how many had 0."""
-    preferences = []
-    ties = 0
-    for first, second in combinations(range(num_completions), 2):
-        value = margin(first, second)
-        if value is None:
-            continue
-        if value == 0:
-            ties += 1
-        elif value > 0:
-            preferences.append(Preference(first, second, aspect, value))
-        else:
-            preferences.append(Preference(second, first, aspect, -value))
-    return preferences, ties
 
 
 def _labels(
@@ -149,6 +138,8 @@ def _labels(
         return [(None, _turned(whole, [margin for _, margin in own]))]
     names = sorted({name for ratings in of_aspects for name in ratings})
     names = [name for name in names if sum(name in ratings for ratings in of_aspects) >= 2]
+    if options.aspect is not None:
+        return [(name, _margin_of(of_aspects, name)) for name in names if name == options.aspect]
     if options.aspects == "assign" and names:
         hashed = blake2b(b"aspect" + prompt_id(prompt), digest_size=8).digest()
         names = [names[int.from_bytes(hashed, "big") % len(names)]]
@@ -204,22 +195,22 @@ def _aspects(row: object, name: str) -> dict[str, float]:
 
 
 def _scores(row: Mapping[str, Any]) -> dict[str, float]:
+    """The overall scores of one completion, those that are on the scale."""
     fields = {OVERALL: "overall_score", FINE_GRAINED: "fine-grained_score"}
     scores = {key: _rating(row.get(name), name) for key, name in fields.items()}
-    return {key: score for key, score in scores.items() if score is not None}
+    return {key: score for key, score in scores.items() if score is not None and score <= OVERALL_MAX}
+
+
+def _num_off_scale(row: Mapping[str, Any]) -> int:
+    scores = (_rating(row.get(name), name) for name in ("overall_score", "fine-grained_score"))
+    return sum(score is not None and score > OVERALL_MAX for score in scores)
 
 
 def _rating(found: object, name: str) -> float | None:
     """A rating given as a number or as text; None for "N/A", null and everything else that is no number."""
-    if isinstance(found, str):
-        try:
-            parsed = float(found)
-        except ValueError:
-            return None
-        return parsed + 0.0 if math.isfinite(parsed) else None
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        return None
-    return number(found, name)
+    if isinstance(found, int | float) and not isinstance(found, bool):
+        return number(found, name)
+    return parsed_number(found)
 
 
 # ------------------------------------------------------------------------------------------------ what rows look like

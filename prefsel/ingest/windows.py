@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from prefsel.config import FormatOptions
 from prefsel.errors import UserError, invalid
-from prefsel.ingest.example import Adapter, Example, RowError
+from prefsel.ingest.example import Adapter, Example, Format
 from prefsel.ingest.formats import FORMATS, detect, prompt_adapter
 from prefsel.ingest.identity import ID_BYTES, completion_id, pair_id, prompt_id
+from prefsel.ingest.row_error import RowError
 from prefsel.ingest.rows import BadRow, RawRow
 from prefsel.ingest.window_tables import Group, Pair, groups_table, pairs_table, quarantine_table
 from prefsel.plugins.registry import code_of
@@ -48,6 +49,8 @@ class Window:
     """Preferences of accepted rows that are none: equal ratings, or labelled as ties."""
     num_rating_conflicts: int
     """Ratings that came again with another value; the first is kept."""
+    num_absent: int
+    """Ratings out of their scale, taken as absent."""
     reasons: dict[str, int]
     """Quarantined rows by reason."""
     digest: str
@@ -79,6 +82,7 @@ class _Open:
     num_accepted: int = 0
     num_ties: int = 0
     num_rating_conflicts: int = 0
+    num_absent: int = 0
 
 
 def ingest_windows(
@@ -183,7 +187,7 @@ def _never(value: Mapping[str, Any], options: FormatOptions) -> Example:
 
 def _windows(rows: Iterator[RawRow | BadRow], settings: _Settings, name: str, adapt: Adapter) -> Iterator[Window]:
     code = code_of("formats", name.removeprefix(PROMPTS_OF))
-    salt = json.dumps([name, settings.options.model_dump(), *code.values()], sort_keys=True).encode()
+    salt = json.dumps([name, settings.options.identity, *code.values()], sort_keys=True).encode()
     is_first = True
     window = _Open(blake2b(salt, digest_size=ID_BYTES))
     for row in rows:
@@ -207,15 +211,21 @@ def _take(window: _Open, row: RawRow | BadRow, adapt: Adapter, options: FormatOp
         window.bad.append(row)
         return
     try:
-        example = adapt(row.value, options)
-        prompt = prompt_id(example.prompt)
-        ids = [completion_id(prompt, completion.messages) for completion in example.completions]
+        found = adapt(row.value, options)
+        examples = [found] if isinstance(found, Example) else found
+        identified = [(one, *_ids(one)) for one in examples]
     except RowError as error:
         window.bad.append(BadRow(row.row, row.byte_position, row.raw, error.reason, error.detail))
     else:
-        if _merge(window, example, prompt, ids, row.row):
-            window.num_accepted += 1
-            window.num_ties += example.ties
+        new = [example for example, prompt, ids in identified if _merge(window, example, prompt, ids, row.row)]
+        window.num_accepted += bool(new)
+        window.num_ties += sum(example.ties for example in new)
+        window.num_absent += sum(example.absent for example in new)
+
+
+def _ids(example: Example) -> tuple[bytes, list[bytes]]:
+    prompt = prompt_id(example.prompt)
+    return prompt, [completion_id(prompt, completion.messages) for completion in example.completions]
 
 
 def _merge(window: _Open, example: Example, prompt: bytes, ids: list[bytes], row: int) -> bool:
@@ -260,6 +270,7 @@ def _closed(window: _Open, file: str, name: str) -> Window:
         num_duplicate=window.num_rows - window.num_accepted - len(window.bad),
         num_ties=window.num_ties,
         num_rating_conflicts=window.num_rating_conflicts,
+        num_absent=window.num_absent,
         reasons=reasons,
         digest=window.hash.hexdigest(),
         format=name,

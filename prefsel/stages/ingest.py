@@ -92,7 +92,7 @@ def _all_sources(config: Config) -> list[Source]:
 
 def _file_task(source: Source, config: Config, uri: str, content: str) -> FileTask:
     """The task of one file; its record is named by content and by every setting that changes the rows."""
-    settings = [content, source.format, source.options.model_dump(), config.ingest.rows_per_shard]
+    settings = [content, source.format, source.options.identity, config.ingest.rows_per_shard]
     settings += [config.ingest.max_row_mib, source.role == "exclude", *code_of("formats", source.format).values()]
     record = f"groups/{source.name}/_files/{digest(canonical(settings))}.json"
     return FileTask(source.name, uri, content, record)

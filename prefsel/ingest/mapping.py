@@ -1,0 +1,435 @@
+"""A row → an `Example`, by a map that says which field is what: the ground on which the formats stand.
+
+    prompt, system, history, input, tools ─▶ prompt            chosen, rejected ─▶ two completions, one preference
+                                                               responses + scores | ranks | preference ─▶ K and theirs
+
+Fields that every map reads where a row has them: `system`, `history`, `input` and `tools` beside the prompt, ratings
+under the names the field uses. A field that changes what the model saw, and that nothing reads, refuses the row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+from prefsel.config import FieldMap, FormatOptions, Verdict
+from prefsel.ingest.example import Completion, Example, Format, Margin, Preference, difference, distinct, mine, number
+from prefsel.ingest.fields import is_empty, lookup, parsed_number, top_field
+from prefsel.ingest.messages import Messages, has_text, messages_of, prompt_transcript, require_text
+from prefsel.ingest.row_error import RowError, missing, wrong_type
+
+AROUND: dict[str, tuple[str, ...]] = {
+    "input": ("input",),
+    "history": ("history",),
+    "system": ("system", "system_prompt", "system_message"),
+    "tools": ("tools", "functions"),
+}
+"""What stands beside a prompt, and what it is usually called, in the order in which it is put there."""
+SEEN = frozenset(
+    "system system_prompt system_message history input tools functions tool_calls images image audios audio videos video "
+    "documents context reasoning reasoning_content thinking".split()
+)
+"""Fields that change what the model saw: a row is never read without one that says something."""
+
+
+def read(value: Mapping[str, Any], options: FormatOptions, *, fields: FieldMap) -> Example:
+    """The example of a row.
+
+    Raises:
+        RowError: A field is absent or of another kind than the map says, or a field is left over that changes what the
+            model saw.
+    """
+    if fields.responses is None:
+        assert fields.chosen is not None and fields.rejected is not None, "a map has sides or responses"
+        return pair(value, fields, sides(value, (fields.chosen, fields.rejected)), options)
+    return _several(value, fields, options)
+
+
+def pair(value: Mapping[str, Any], fields: FieldMap, both: tuple[Messages, Messages], options: FormatOptions) -> Example:
+    """The example of a row with one labelled pair, from its two sides, which may repeat the prompt or not."""
+    if both[0] == both[1]:
+        raise RowError("identical_completions", "chosen and rejected are the same text")
+    prompt, (chosen, rejected) = split(_prompt(value, fields), both, ("chosen", "rejected"))
+    prompt = _around(value, fields, prompt, options)
+    first, second = pair_ratings(value)
+    for name, path in fields.ratings.items():
+        for ratings, found in zip((first, second), _each(value, path, 2)):
+            _put(ratings, name, found)
+    margin = difference(first["score"], second["score"]) if "score" in first and "score" in second else None
+    preference = Preference(0, 1, _aspect(value, fields.aspect or "aspect"), margin)
+    return Example(prompt, [Completion(chosen, first), Completion(rejected, second)], [preference])
+
+
+def sides(value: Mapping[str, Any], paths: tuple[str, str]) -> tuple[Messages, Messages]:
+    """The two sides of a labelled pair as messages, a text being the assistant's.
+
+    A text that is the JSON of a message list is that list, where the other side is one too: an answer may be JSON.
+    """
+    found = [_required(value, path) for path in paths]
+    if all(isinstance(one, str) for one in found):
+        lists = [messages_of(one, path, role="assistant") for one, path in zip(found, paths)]
+        is_held = [len(one) != 1 or one[0]["content"] != text for one, text in zip(lists, found)]
+        if all(is_held):
+            return lists[0], lists[1]
+        return _said(found[0]), _said(found[1])
+    first, second = (messages_of(one, path, role="assistant") for one, path in zip(found, paths))
+    return first, second
+
+
+def _said(text: str) -> Messages:
+    return [{"role": "assistant", "content": text}]
+
+
+# -------------------------------------------------------------------------------------------------------------- prompt
+
+
+def _prompt(value: Mapping[str, Any], fields: FieldMap) -> Messages:
+    """What the row calls its prompt; nothing where it names none, and whole conversations say it."""
+    found = None if fields.prompt is None else lookup(value, fields.prompt)
+    if is_empty(found):
+        return []
+    turns = prompt_transcript(found) if isinstance(found, str) else None
+    return turns or messages_of(found, fields.prompt or "", role="user")
+
+
+def split(prompt: Messages, many: Iterable[Messages], names: Iterable[str]) -> tuple[Messages, list[Messages]]:
+    """Prompt and completions: what all conversations share from the start belongs to the prompt, whoever opens them.
+
+    Args:
+        prompt: What the row calls its prompt; may be empty.
+        many: Completions, or conversations that repeat the prompt and perhaps more before it.
+        names: What errors call them.
+
+    Raises:
+        RowError: They share no prompt, or part at a message that is no answer.
+    """
+    rest = [one[len(prompt) :] if prompt and _same(one[: len(prompt)], prompt) else one for one in many]
+    limit = min(len(one) for one in rest) - 1
+    shared = 0
+    while shared < limit and all(one[shared] == rest[0][shared] for one in rest):
+        shared += 1
+    before = rest[0][:shared]
+    if before and prompt and not _holds(before, prompt):
+        if before[0]["role"] != "assistant":
+            raise RowError("prompt_mismatch", "prompt: it does not stand in the conversations, which have another one")
+        before = [*prompt, *before]
+    for name, one in zip(names, rest):
+        require_text(one[shared:], name)
+        if one[-1]["role"] != "assistant":
+            raise RowError("wrong_type", f"{name}: ends with role {one[-1]['role']!r}; valid: the assistant's")
+        # Parting at a user's message means that two different questions were answered: no preference between answers.
+        if one[shared]["role"] != "assistant":
+            raise RowError("prompt_mismatch", f"{name}: parts from the others at message {shared}, which is no answer")
+    if not (before or prompt):
+        raise RowError("prompt_mismatch", "the conversations share no message before the answer")
+    return before or prompt, [one[shared:] for one in rest]
+
+
+def _same(some: Messages, others: Messages) -> bool:
+    """Whether two message lists say the same; white space around a text does not matter."""
+    return len(some) == len(others) and all(_text(one) == _text(other) for one, other in zip(some, others))
+
+
+def _text(message: Mapping[str, Any]) -> tuple[str, str]:
+    return message["role"], (message["content"] or "").strip()
+
+
+def _holds(conversation: Messages, prompt: Messages) -> bool:
+    """Whether all messages of a prompt stand in a conversation, in their order."""
+    rest = iter(_text(one) for one in conversation)
+    return all(_text(one) in rest for one in prompt)
+
+
+def _around(value: Mapping[str, Any], fields: FieldMap, prompt: Messages, options: FormatOptions) -> Messages:
+    given = {role: path for role in AROUND if (path := getattr(fields, role)) is not None}
+    return with_surroundings(value, prompt, options, used={top_field(one) for one in paths(fields)}, given=given)
+
+
+def with_surroundings(
+    value: Mapping[str, Any],
+    prompt: Messages,
+    options: FormatOptions,
+    *,
+    used: Iterable[str],
+    given: Mapping[str, str] | None = None,
+) -> Messages:
+    """The prompt with the system text, earlier turns, input and tools that stand beside it in the row.
+
+    Args:
+        value: The row.
+        prompt: What it calls its prompt, or what its conversations share.
+        options: Of the source; `ignore` names fields that may be left out.
+        used: Fields that were read already.
+        given: Paths of surroundings, by role (a key of `AROUND`), where they are not the usual names.
+
+    Raises:
+        RowError: The prompt has no text, or a field that changes what the model saw would be left out.
+    """
+    is_used, texts = {*used, *options.ignore}, [one["content"] or "" for one in prompt]
+    for role, names in AROUND.items():
+        path = (given or {}).get(role) or next((one for one in names if one not in is_used and one in value), None)
+        found = None if path is None else lookup(value, path)
+        if path is None or is_empty(found) or _is_told(found, texts):
+            continue
+        is_used.add(top_field(path))
+        prompt = _PUT[role](prompt, found, path)
+    texts = [one["content"] or "" for one in prompt]
+    for name in sorted((value.keys() & SEEN) - is_used):
+        if not is_empty(value[name]) and not _is_told(value[name], texts):
+            raise RowError(
+                "unread_field",
+                f"{name}: it changes what the model sees, and nothing reads it; name it in sources[].map, or in "
+                "sources[].options.ignore to leave it out",
+            )
+    if not any(has_text(message) for message in prompt):
+        raise RowError("empty_prompt", "prompt: no text")
+    return prompt
+
+
+def _is_told(found: object, texts: Iterable[str]) -> bool:
+    return isinstance(found, str) and any(found.strip() in text for text in texts)
+
+
+def _put_input(prompt: Messages, found: object, path: str) -> Messages:
+    if not isinstance(found, str) or len(prompt) != 1 or prompt[0]["role"] != "user":
+        raise RowError("unread_field", f"{path}: text that follows an instruction can only be put behind a text")
+    return [{**prompt[0], "content": f"{prompt[0]['content']}\n\n{found}"}]
+
+
+def _put_history(prompt: Messages, found: object, path: str) -> Messages:
+    if isinstance(found, list) and all(isinstance(one, list) and len(one) == 2 for one in found):
+        roles = ("user", "assistant")
+        turns = [{"role": role, "content": text} for one in found for role, text in zip(roles, one) if text]
+        return [*messages_of(turns, path, role="user"), *prompt]
+    if isinstance(found, str):
+        raise RowError("unread_field", f"{path}: got a text; valid: pairs of user and assistant, or messages")
+    return [*messages_of(found, path, role="user"), *prompt]
+
+
+def _put_system(prompt: Messages, found: object, path: str) -> Messages:
+    if not isinstance(found, str):
+        raise wrong_type(path, found, "text")
+    if any(one["role"] == "system" for one in prompt):
+        raise RowError("unread_field", f"{path}: the conversation has another system message")
+    return [{"role": "system", "content": found}, *prompt]
+
+
+def _put_tools(prompt: Messages, found: object, path: str) -> Messages:
+    """Tools travel with the first message; the template gets them as its `tools`."""
+    try:
+        tools = json.loads(found) if isinstance(found, str) else found
+    except ValueError:
+        tools = None
+    if not isinstance(tools, list) or not all(isinstance(one, Mapping) for one in tools):
+        raise wrong_type(path, found, "a list of tools, or its JSON text")
+    return [{**prompt[0], "tools": tools}, *prompt[1:]] if tools and prompt else prompt
+
+
+_PUT = {"input": _put_input, "history": _put_history, "system": _put_system, "tools": _put_tools}
+
+
+# ----------------------------------------------------------------------------------------------------- K responses
+
+
+def _several(value: Mapping[str, Any], fields: FieldMap, options: FormatOptions) -> Example:
+    """The example of a row with several responses and what labels them."""
+    assert fields.responses is not None, "the caller has looked"
+    found = _each(value, fields.responses)
+    if len(found) < 2:
+        raise RowError("too_few_completions", f"{_named(fields.responses)}: got {len(found)}; at least 2 are needed")
+    names = [f"{_named(fields.responses)}[{k}]" for k in range(len(found))]
+    many = [messages_of(_there(one, name), name, role="assistant") for one, name in zip(found, names)]
+    prompt, answers = split(_prompt(value, fields), many, names)
+    prompt = _around(value, fields, prompt, options)
+    ratings: list[dict[str, float]] = [{} for _ in answers]
+    for name, path in {**_label_ratings(fields), **fields.ratings}.items():
+        for one, got in zip(ratings, _each(value, path, len(answers))):
+            _put(one, name, got)
+    kept, index = distinct([Completion(*one) for one in zip(answers, ratings)])
+    if fields.preference is not None:
+        many_verdicts = fields.preference if isinstance(fields.preference, list) else [fields.preference]
+        told = [_verdict(value, one, index) for one in many_verdicts]
+        preferences = [one for one in told if one is not None]
+        return Example(prompt, kept, preferences, ties=len(told) - len(preferences))
+    return Example(prompt, kept, *_by_rating(kept, fields, options))
+
+
+def _label_ratings(fields: FieldMap) -> dict[str, Any]:
+    found = {"score": fields.scores, "rank": fields.ranks}
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def _by_rating(kept: list[Completion], fields: FieldMap, options: FormatOptions) -> tuple[list[Preference], int]:
+    name, sign = ("score", 1.0) if fields.scores is not None else ("rank", -1.0)
+    rated = {k: sign * one.ratings[name] for k, one in enumerate(kept) if name in one.ratings}
+    if options.pairs == "all":
+        margin: Margin = lambda a, b: difference(rated[a], rated[b]) if a in rated and b in rated else None  # noqa: E731
+        return mine(len(kept), None, margin)
+    if len(rated) < 2:
+        return [], 0
+    best, worst = max(rated, key=rated.__getitem__), min(rated, key=rated.__getitem__)
+    if rated[best] == rated[worst]:
+        return [], 1
+    return [Preference(best, worst, None, difference(rated[best], rated[worst]))], 0
+
+
+def _verdict(value: Mapping[str, Any], one: Verdict, index: list[int]) -> Preference | None:
+    """The preference that a field tells; None of a tie."""
+    if len(index) != 2:
+        raise RowError("wrong_type", f"{one.field}: got {len(index)} responses; a preference is between two")
+    found = _required(value, one.field)
+    if one.sign is not None:
+        parsed = parsed_number(found)
+        if parsed is None:
+            raise wrong_type(one.field, found, "a number")
+        strength = parsed - one.zero
+        winner = int((strength > 0) == (one.sign == "second"))
+        return None if strength == 0 else Preference(index[winner], index[1 - winner], one.aspect, abs(strength))
+    for winner, values in enumerate((one.first, one.second)):
+        if _is_among(found, values):
+            return Preference(index[winner], index[1 - winner], one.aspect, None)
+    if _is_among(found, one.tie):
+        return None
+    valid = ", ".join(repr(each) for each in (*one.first, *one.second, *one.tie))
+    raise RowError("wrong_type", f"{one.field}: got {found!r}; valid: {valid}")
+
+
+def _is_among(found: object, values: Iterable[Any]) -> bool:
+    """Whether a value, or the number that it is the text of, is one of some; true and false are not 1 and 0."""
+    for one in values:
+        if isinstance(one, bool) or isinstance(found, bool):
+            if found is one or (isinstance(found, str) and found.strip().lower() == str(one).lower()):
+                return True
+        elif isinstance(one, str):
+            if isinstance(found, str) and found.strip() == one:
+                return True
+        elif parsed_number(found) == float(one):
+            return True
+    return False
+
+
+# -------------------------------------------------------------------------------------------------- fields and numbers
+
+
+def paths(fields: FieldMap) -> list[str]:
+    """Every path of a map."""
+    found: list[str] = []
+    for name in ("prompt", *AROUND, "chosen", "rejected", "responses", "scores", "ranks", "aspect"):
+        one = getattr(fields, name)
+        found += one if isinstance(one, list) else [] if one is None else [one]
+    for one in fields.ratings.values():
+        found += one if isinstance(one, list) else [one]
+    verdicts = fields.preference if isinstance(fields.preference, list) else [fields.preference]
+    return found + [one.field for one in verdicts if one is not None]
+
+
+def _required(value: Mapping[str, Any], path: str) -> Any:
+    """What lies at a path.
+
+    Raises:
+        RowError: Nothing does.
+    """
+    found = lookup(value, path)
+    if found is None:
+        raise missing(value, path)
+    return found
+
+
+def _there(found: Any, name: str) -> Any:
+    if found is None:
+        raise RowError("missing_field", f"{name}: absent or null")
+    return found
+
+
+def _each(value: Mapping[str, Any], path: str | list[str], count: int | None = None) -> list[Any]:
+    """One value per response.
+
+    Raises:
+        RowError: Not a list, or of another length than there are responses.
+    """
+    if isinstance(path, list):
+        found: Any = [lookup(value, one) for one in path]
+    else:
+        found = _required(value, path)
+    if not isinstance(found, list):
+        raise wrong_type(_named(path), found, "a list")
+    if count is not None and len(found) != count:
+        raise RowError("wrong_type", f"{_named(path)}: got {len(found)} for {count} responses")
+    return found
+
+
+def _named(path: str | list[str]) -> str:
+    return path if isinstance(path, str) else ", ".join(path)
+
+
+def _put(ratings: dict[str, float], name: str, found: object) -> None:
+    """Add a number; a text that is none, such as "N/A", is absent.
+
+    Raises:
+        RowError: NaN or infinite, or neither number nor text.
+    """
+    if isinstance(found, float | int) and not isinstance(found, bool):
+        ratings.setdefault(name, number(found, name))
+    elif (parsed := parsed_number(found)) is not None:
+        ratings.setdefault(name, parsed)
+    elif not isinstance(found, str | None):
+        raise wrong_type(name, found, "a number")
+
+
+def _aspect(value: Mapping[str, Any], path: str) -> str | None:
+    found = lookup(value, path)
+    if found is not None and not isinstance(found, str):
+        raise wrong_type(path, found, "a string")
+    return found or None
+
+
+def pair_ratings(value: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """Numbers that a row holds for both sides: `<x>_chosen`, `chosen_<x>` and `chosen-<x>`, by `<x>`.
+
+    Text that is a number is one; what is none, such as "N/A" or the name of a model, is no rating.
+
+    Raises:
+        RowError: A number is NaN or infinite.
+    """
+    both: tuple[dict[str, float], dict[str, float]] = ({}, {})
+    for key, found in value.items():
+        named = _rating_name(key)
+        if named is not None and isinstance(found, str | int | float | Decimal) and not isinstance(found, bool):
+            _put(both[named[0]], named[1], found)
+    return both
+
+
+def _rating_name(key: str) -> tuple[int, str] | None:
+    """Side (0 chosen, 1 rejected) and name of a rating's field; None of every other field."""
+    for side, word in enumerate(("chosen", "rejected")):
+        for mark in ("_", "-"):
+            if key.endswith(f"{mark}{word}") and len(key) > len(word) + 1:
+                return side, key[: -len(word) - 1]
+            if key.startswith(f"{word}{mark}") and len(key) > len(word) + 1:
+                return side, key[len(word) + 1 :]
+    return None
+
+
+def mapped(
+    name: str,
+    fields: FieldMap,
+    matches: Callable[[Mapping[str, Any]], bool] | None = None,
+    needs: tuple[str, ...] = (),
+) -> Format:
+    """A format that a map says all about.
+
+    Args:
+        name: What configurations call it.
+        fields: Which field is what.
+        matches: Which rows look like it; None: those in which all of `needs` are there.
+        needs: Fields without which a row is none of it; default, every path of the map.
+    """
+    needed = needs or tuple(dict.fromkeys(paths(fields)))
+
+    def has_all(value: Mapping[str, Any]) -> bool:
+        return all(lookup(value, path) is not None for path in needed)
+
+    return Format(name, partial(read, fields=fields), matches or has_all, needed, fields)

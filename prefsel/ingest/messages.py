@@ -1,0 +1,173 @@
+"""What the field's data keeps as a conversation, or one side of it → messages.
+
+    text · one message · messages · from/value turns · their JSON text · a transcript   ──▶   [{role, content, …}, …]
+
+A message keeps every key that could change what a model sees, as it came; the tokenizer's own template decides what
+becomes of them. Only what cannot matter goes: nulls, and the bookkeeping of exports.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from prefsel.ingest.fields import is_empty
+from prefsel.ingest.row_error import RowError, wrong_type
+
+Message: TypeAlias = dict[str, Any]
+"""`role` and `content` (text, or None beside a tool call), and further keys as they came."""
+Messages: TypeAlias = list[Message]
+
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "bot": "assistant",
+    "chatbot": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "observation": "tool",
+}
+"""Names of roles in the field, in lower case; every other name stays as it came, for the template to judge."""
+BOOKKEEPING = frozenset(
+    "id uuid message_id parent_id timestamp tstamp created_at updated_at create_time date language lang model weight "
+    "turn turn_identifier index num_tokens token_count toxic redacted source train loss loss_weight score rating "
+    "openai_moderation moderation detoxify_moderation feedback_options".split()
+)
+"""Keys of a message that no chat template writes."""
+CALLS = ("tool_calls", "function_call")
+TRANSCRIPT_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+"""Where a turn of an HH transcript begins."""
+_TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+def messages_of(found: object, name: str, *, role: str) -> Messages:
+    """A conversation, or a part of it, in any of the shapes above.
+
+    Args:
+        found: What stands in the row.
+        name: What errors call it.
+        role: Whose a plain text is.
+
+    Raises:
+        RowError: It is none of these shapes.
+    """
+    if isinstance(found, str):
+        held = held_messages(found)
+        return [{"role": role, "content": found}] if held is None else messages_of(held, name, role=role)
+    if isinstance(found, Mapping):
+        return [message_of(found, name)]
+    if not isinstance(found, list):
+        raise wrong_type(name, found, "text, a message, or a list of messages")
+    return [message_of(one, f"{name}[{number}]") for number, one in enumerate(found)]
+
+
+def message_of(found: object, name: str) -> Message:
+    """One message, as `role` and `content`, or as `from` and `value`.
+
+    Raises:
+        RowError: It lacks one of the two, or its content is neither text nor parts of text.
+    """
+    if not isinstance(found, Mapping):
+        raise wrong_type(name, found, "an object with role and content")
+    role_key, content_key = ("from", "value") if "from" in found and "role" not in found else ("role", "content")
+    role = found.get(role_key)
+    if not isinstance(role, str) or not role.strip():
+        raise RowError("missing_field", f"{name}.{role_key}: absent, or no text; the message has {', '.join(found)}")
+    rest = {
+        key: one
+        for key, one in found.items()
+        if key not in (role_key, content_key, *BOOKKEEPING) and not is_empty(one)
+    }
+    if role == "function_call" and content_key == "value":  # a turn of ShareGPT that is a call as JSON text
+        return {"role": "assistant", "content": None, "tool_calls": [_call(found.get("value"), name)], **rest}
+    content = _content(found.get(content_key), f"{name}.{content_key}", may_lack=any(key in rest for key in CALLS))
+    return {"role": ROLES.get(role.strip().lower(), role), "content": content, **rest}
+
+
+def _content(found: object, name: str, *, may_lack: bool) -> str | None:
+    if isinstance(found, str) or (found is None and may_lack):
+        return found
+    if found is None:
+        raise RowError("missing_field", f"{name}: absent or null, in a message without tool calls")
+    if not isinstance(found, list):
+        raise wrong_type(name, found, "text, or a list of text parts")
+    texts = []
+    for part in found:
+        text = part.get("text") if isinstance(part, Mapping) else part
+        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+        if kind != "text" or not isinstance(text, str):
+            raise RowError("content_part", f"{name}: a part of type {kind!r}; only text can be read")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _call(text: object, name: str) -> dict[str, Any]:
+    try:
+        call = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        call = None
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        raise RowError("wrong_type", f"{name}.value: a function call is JSON text with name and arguments")
+    return {"type": "function", "function": {"name": call["name"], "arguments": call.get("arguments", {})}}
+
+
+def held_messages(text: str) -> list[Any] | None:
+    """The message list that a text is the JSON of; None for every other text, also other JSON."""
+    if not text.lstrip().startswith("[") or not text.rstrip().endswith("]"):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    is_conversation = isinstance(found, list) and found and all(_is_message(one) for one in found)
+    return found if is_conversation else None
+
+
+def _is_message(found: object) -> bool:
+    if not isinstance(found, dict):
+        return False
+    return {"role", "content"} <= found.keys() or {"from", "value"} <= found.keys()
+
+
+def transcript_of(text: str, name: str) -> Messages:
+    r"""A transcript of `\n\nHuman:` and `\n\nAssistant:` turns (HH-RLHF).
+
+    White space around a turn is not part of it; text before the first turn is a system message.
+
+    Raises:
+        RowError: It holds no turn.
+    """
+    before, *parts = TRANSCRIPT_TURN.split(text)
+    if not parts:
+        raise RowError("wrong_type", f"{name}: holds no 'Human:' or 'Assistant:' turn")
+    system = [{"role": "system", "content": before.strip()}] if before.strip() else []
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    return system + [{"role": _TRANSCRIPT_ROLES[role], "content": content.strip()} for role, content in turns]
+
+
+def prompt_transcript(text: str) -> Messages | None:
+    """The turns of a prompt that is a transcript waiting for an answer; None for every other text."""
+    if not re.match(r"\s*Human:", text) or not re.search(r"\n\nAssistant:\s*\Z", text):
+        return None
+    return transcript_of("\n\n" + text.strip(), "prompt")[:-1]
+
+
+def has_text(message: Message) -> bool:
+    """Whether a message says something: text, or a call."""
+    return bool((message["content"] or "").strip()) or any(key in message for key in CALLS)
+
+
+def require_text(messages: Messages, name: str) -> None:
+    """Refuse a completion of nothing.
+
+    Raises:
+        RowError: There is no message, or one of them says nothing.
+    """
+    if not messages or not all(has_text(message) for message in messages):
+        raise RowError("empty_completion", f"{name}: no text")
