@@ -9,29 +9,44 @@ from __future__ import annotations
 import pyarrow as pa
 
 ID = pa.binary(16)
-MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
-MESSAGES = pa.list_(MESSAGE)
+REST = "rest"
+"""What a message holds besides role and content (tool calls, names, reasoning, tools), as the JSON of an object. Only
+where a message of the shard has some; null in the others."""
 
-COMPLETION = pa.struct(
-    [
-        ("completion_id", ID),
-        ("messages", MESSAGES),
-        # Every number that came with the completion: per-aspect ratings, "score", the user's own columns.
-        ("ratings", pa.map_(pa.string(), pa.float64())),
-    ]
-)
+
+def _message(has_rest: bool) -> pa.DataType:
+    names = ("role", "content", REST) if has_rest else ("role", "content")
+    return pa.struct([(name, pa.string()) for name in names])
+
+
 # The row in its file. The file itself is what the catalog lists the shard under: a path inside the shard would make
 # two equal files two different shards.
 PROVENANCE = pa.struct([("row", pa.int64())])
 
-GROUPS = pa.schema(
-    [
-        ("prompt_id", ID),
-        ("prompt", MESSAGES),
-        ("completions", pa.list_(COMPLETION)),
-        ("provenance", PROVENANCE),
-    ]
-)
+
+def groups_schema(*, has_rest: bool) -> pa.Schema:
+    """Of a shard of groups; `has_rest` adds `rest` to every message."""
+    messages = pa.list_(_message(has_rest))
+    completion = pa.struct(
+        [
+            ("completion_id", ID),
+            ("messages", messages),
+            # Every number that came with the completion: per-aspect ratings, "score", the user's own columns.
+            ("ratings", pa.map_(pa.string(), pa.float64())),
+        ]
+    )
+    return pa.schema(
+        [
+            ("prompt_id", ID),
+            ("prompt", messages),
+            ("completions", pa.list_(completion)),
+            ("provenance", PROVENANCE),
+        ]
+    )
+
+
+MESSAGES = pa.list_(_message(False))
+GROUPS = groups_schema(has_rest=False)
 
 PAIRS = pa.schema(
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
@@ -9,9 +10,10 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from prefsel.ingest.example import Messages
+from prefsel.ingest.identity import rest_of, sorted_keys
+from prefsel.ingest.messages import Messages
 from prefsel.ingest.rows import BadRow
-from prefsel.schema import COMPLETION, GROUPS, ID, MESSAGE, PAIRS, PROVENANCE, QUARANTINE
+from prefsel.schema import ID, PAIRS, PROVENANCE, QUARANTINE, REST, groups_schema
 
 
 @dataclass
@@ -40,20 +42,24 @@ class Pair(NamedTuple):
 
 
 def groups_table(groups: list[Group]) -> pa.Table:
-    """The `GROUPS` table of `groups`."""
+    """The table of `groups`, schema `GROUPS`, with what messages hold besides role and content where some do."""
     ids = list(chain.from_iterable(group.places for group in groups))
-    messages = list(chain.from_iterable(group.messages for group in groups))
+    prompts = [group.prompt for group in groups]
+    completions = list(chain.from_iterable(group.messages for group in groups))
     ratings = list(chain.from_iterable(group.ratings for group in groups))
-    completions = pa.StructArray.from_arrays(
-        [pa.array(ids, ID), _messages(messages), _ratings(ratings)], fields=list(COMPLETION)
-    )
+    has_rest = any(len(message) > 2 for message in chain.from_iterable(chain(prompts, completions)))
+    schema = groups_schema(has_rest=has_rest)
+    kind = schema.field("completions").type.value_type
+    arrays = [pa.array(ids, ID), _messages(completions, has_rest), _ratings(ratings)]
     columns = [
         pa.array([group.prompt_id for group in groups], ID),
-        _messages([group.prompt for group in groups]),
-        pa.ListArray.from_arrays(_offsets(group.places for group in groups), completions),
+        _messages(prompts, has_rest),
+        pa.ListArray.from_arrays(
+            _offsets(group.places for group in groups), pa.StructArray.from_arrays(arrays, fields=list(kind))
+        ),
         _provenance([group.row for group in groups]),
     ]
-    return pa.Table.from_arrays(columns, schema=GROUPS)
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def pairs_table(pairs: list[Pair]) -> pa.Table:
@@ -81,10 +87,13 @@ def _offsets(lists: Iterable[Sequence | dict]) -> pa.Array:
     return pa.array(accumulate((len(one) for one in lists), initial=0), pa.int32())
 
 
-def _messages(lists: list[Messages]) -> pa.Array:
+def _messages(lists: list[Messages], has_rest: bool) -> pa.Array:
     flat = list(chain.from_iterable(lists))
-    columns = [pa.array([message[name] for message in flat], pa.string()) for name in ("role", "content")]
-    return pa.ListArray.from_arrays(_offsets(lists), pa.StructArray.from_arrays(columns, fields=list(MESSAGE)))
+    columns = {name: pa.array([message[name] for message in flat], pa.string()) for name in ("role", "content")}
+    if has_rest:
+        texts = [json.dumps(sorted_keys(rest_of(one)), ensure_ascii=False) if len(one) > 2 else None for one in flat]
+        columns[REST] = pa.array(texts, pa.string())
+    return pa.ListArray.from_arrays(_offsets(lists), pa.StructArray.from_arrays(list(columns.values()), list(columns)))
 
 
 def _ratings(maps: list[dict[str, float]]) -> pa.Array:

@@ -10,6 +10,7 @@ and `hh` tokenise prompt and response apart and join the ids, so that their boun
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +20,9 @@ from typing import Any, Literal
 import jinja2
 
 from prefsel.errors import TemplateError, UserError, invalid
+from prefsel.schema import REST
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 Truncation = Literal["drop", "right", "left"]
 
 VALID_TEMPLATES = "auto, tokenizer, plain, hh, a Jinja file, or an inline Jinja template"
@@ -120,6 +122,9 @@ class Encoder:
 
     def _texts(self, prompt: Messages, completions: Sequence[Messages]) -> list[str]:
         """The prompt's text, then one per completion: whole conversations for Jinja, else responses alone."""
+        prompt, completions = as_they_came(prompt), [as_they_came(messages) for messages in completions]
+        if self.template in ("plain", "hh"):
+            _refuse_more_than_text(self.template, [prompt, *completions])
         if self.template == "plain":
             return ["".join(message["content"] for message in messages) for messages in (prompt, *completions)]
         if self.template == "hh":
@@ -127,12 +132,14 @@ class Encoder:
         return [self._render(prompt, True), *(self._render([*prompt, *messages], False) for messages in completions)]
 
     def _render(self, messages: Messages, add_generation_prompt: bool) -> str:
+        tools = next((message["tools"] for message in messages if "tools" in message), None)
         try:
             return self.tokenizer.apply_chat_template(
-                list(messages),
+                [{key: value for key, value in message.items() if key != "tools"} for message in messages],
                 chat_template=self._jinja,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
+                **({} if tools is None else {"tools": tools}),
             )
         except jinja2.TemplateError as error:
             roles = [message["role"] for message in messages]
@@ -248,6 +255,24 @@ def _outer_tokens(tokenizer: Any, template: str) -> tuple[list[int], list[int]]:
     if not last:
         raise UserError(f"template: {template!r} ends a response with the eos token, but this tokenizer has none")
     return list(dressed[:start]), last
+
+
+def as_they_came(messages: Messages) -> list[dict[str, Any]]:
+    """Stored messages with every key they came with: what `rest` holds as JSON is put back in its place."""
+    found = []
+    for message in messages:
+        rest = message.get(REST)
+        own = {key: value for key, value in message.items() if key != REST}
+        found.append({**own, **json.loads(rest)} if isinstance(rest, str) else own)
+    return found
+
+
+def _refuse_more_than_text(template: str, many: Sequence[Messages]) -> None:
+    """Refuse messages of which a template that writes text alone would leave something out."""
+    for message in itertools.chain.from_iterable(many):
+        if len(message) > 2 or message["content"] is None:
+            keys = ", ".join(key for key in message if key != "role")
+            raise TemplateError(f"template {template!r} writes text alone; a message holds {keys}")
 
 
 def _hh_text(messages: Messages) -> str:
