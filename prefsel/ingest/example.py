@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple, TypeAlias
 
-from prefsel.config import FieldMap, FormatOptions
+from prefsel.config import FormatOptions
 from prefsel.ingest.identity import canonical
 from prefsel.ingest.messages import Messages, has_text, messages_of, require_text
 from prefsel.ingest.row_error import RowError, missing, wrong_type
@@ -59,6 +59,8 @@ Adapter: TypeAlias = Callable[[Mapping[str, Any], FormatOptions], Example | Sequ
 """(row, options of its source) → what it holds, or a `RowError`; it reads nothing but its arguments. A row that holds
 several prompts, such as a tree, gives several examples."""
 
+PairUp: TypeAlias = Callable[[Messages, Sequence[Completion], FormatOptions], tuple[list[Preference], int]]
+
 
 @dataclass(frozen=True)
 class Format:
@@ -72,8 +74,9 @@ class Format:
     """Whether a row looks like it, as far as its fields and their types say."""
     needs: tuple[str, ...] = ()
     """Fields without which a row is none of it: what the message of a failed detection compares with."""
-    fields: FieldMap | None = None
-    """Which field is what, where that is all there is to it."""
+    pair_up: PairUp | None = None
+    """Of a format whose rows hold one response: the preferences among those of a prompt, which stand one after the
+    other, and how many ties; (prompt, completions, options)."""
 
     def __call__(self, value: Mapping[str, Any], options: FormatOptions) -> Example | Sequence[Example]:
         """The examples of a row; raises `RowError` for a row that the format does not allow."""

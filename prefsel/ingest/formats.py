@@ -28,7 +28,9 @@ __all__ = [
 FILES = (
     "comparison_formats",
     "pair_formats",
+    "response_formats",
     "ranking_formats",
+    "tree_formats",
 )
 """The files of this folder that hold `FORMATS`, in the order in which they are tried."""
 

@@ -432,4 +432,4 @@ def mapped(
     def has_all(value: Mapping[str, Any]) -> bool:
         return all(lookup(value, path) is not None for path in needed)
 
-    return Format(name, partial(read, fields=fields), matches or has_all, needed, fields)
+    return Format(name, partial(read, fields=fields), matches or has_all, needed)

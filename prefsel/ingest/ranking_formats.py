@@ -59,7 +59,7 @@ def _adapt_ultrafeedback(value: Mapping[str, Any], options: FormatOptions) -> Ex
     of_aspects = [{name: row.ratings[name] for name in row.ratings if name in names} for row in kept]
     preferences: list[Preference] = []
     ties = 0
-    for aspect, margin in _labels(prompt, kept, of_aspects, options):
+    for aspect, margin in labels(prompt, kept, of_aspects, options):
         found, equal = mine(len(kept), aspect, margin)
         preferences += found
         ties += equal
@@ -124,17 +124,24 @@ def _completions(value: Mapping[str, Any]) -> list[Completion]:
     return [Completion(completion_of(row, f"completions[{k}]"), {}) for k, row in enumerate(rows)]
 
 
-def _labels(
+def labels(
     prompt: Messages, kept: list[Completion], of_aspects: list[dict[str, float]], options: FormatOptions
 ) -> list[tuple[str | None, Margin]]:
-    """The aspects that label this row's pairs, each with its margin; a holistic label has no aspect."""
+    """The aspects that label the pairs of a prompt, each with its margin; a holistic label has no aspect.
+
+    Args:
+        prompt: Whose hash says which aspect labels, where one is to be assigned.
+        kept: Its completions.
+        of_aspects: Their ratings, those of aspects alone.
+        options: Of the source.
+    """
     if options.label != "aspect":
         whole = _mean_margin(of_aspects)
         if options.label == "overall":
             whole = _margin_of([row.ratings for row in kept], OVERALL)
         if not options.relabel:
             return [(None, whole)]
-        own = _labels(prompt, kept, of_aspects, options.model_copy(update={"label": "aspect"}))
+        own = labels(prompt, kept, of_aspects, options.model_copy(update={"label": "aspect"}))
         return [(None, _turned(whole, [margin for _, margin in own]))]
     names = sorted({name for ratings in of_aspects for name in ratings})
     names = [name for name in names if sum(name in ratings for ratings in of_aspects) >= 2]

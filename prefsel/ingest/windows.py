@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from prefsel.config import FormatOptions
 from prefsel.errors import UserError, invalid
-from prefsel.ingest.example import Adapter, Example, Format
+from prefsel.ingest.example import Adapter, Completion, Example, Format, PairUp, Preference
 from prefsel.ingest.formats import FORMATS, detect, prompt_adapter
 from prefsel.ingest.identity import ID_BYTES, completion_id, pair_id, prompt_id
 from prefsel.ingest.row_error import RowError
@@ -28,6 +28,8 @@ from prefsel.plugins.registry import code_of
 DETECT_ROWS = 100
 """At least so many rows, in whole windows, are tried before an automatic format is given up."""
 PROMPTS_OF = "prompts of "
+MAX_RUN = 1024
+"""A window of rows with one response each goes on for so many rows more, to hold a prompt whole."""
 WINDOW_BYTES = 256 << 20
 """A window of fewer rows ends after so many raw bytes: rows near the size limit would fill the memory otherwise."""
 
@@ -83,6 +85,8 @@ class _Open:
     num_ties: int = 0
     num_rating_conflicts: int = 0
     num_absent: int = 0
+    last_prompt: bytes = b""
+    """Of the last row that could be read."""
 
 
 def ingest_windows(
@@ -191,13 +195,26 @@ def _windows(rows: Iterator[RawRow | BadRow], settings: _Settings, name: str, ad
     is_first = True
     window = _Open(blake2b(salt, digest_size=ID_BYTES))
     for row in rows:
-        _take(window, row, adapt, settings.options)
-        if window.num_rows == settings.rows_per_shard or window.num_bytes >= WINDOW_BYTES:
-            yield _closed(window, settings.file, name)
+        is_full = window.num_rows >= settings.rows_per_shard or window.num_bytes >= WINDOW_BYTES
+        if is_full and not _continues(window, row, adapt, settings):
+            yield _closed(window, settings, name, adapt)
             is_first = False
             window = _Open(blake2b(salt, digest_size=ID_BYTES))
+        _take(window, row, adapt, settings.options)
     if window.num_rows or is_first:
-        yield _closed(window, settings.file, name)
+        yield _closed(window, settings, name, adapt)
+
+
+def _continues(window: _Open, row: RawRow | BadRow, adapt: Adapter, settings: _Settings) -> bool:
+    """Whether a row belongs to the prompt that a full window ends with, where rows hold one response each."""
+    is_long = window.num_rows >= settings.rows_per_shard + MAX_RUN
+    if not isinstance(adapt, Format) or adapt.pair_up is None or is_long or not isinstance(row, RawRow):
+        return False
+    try:
+        found = adapt(row.value, settings.options)
+    except RowError:
+        return False
+    return isinstance(found, Example) and prompt_id(found.prompt) == window.last_prompt
 
 
 def _take(window: _Open, row: RawRow | BadRow, adapt: Adapter, options: FormatOptions) -> None:
@@ -217,6 +234,7 @@ def _take(window: _Open, row: RawRow | BadRow, adapt: Adapter, options: FormatOp
     except RowError as error:
         window.bad.append(BadRow(row.row, row.byte_position, row.raw, error.reason, error.detail))
     else:
+        window.last_prompt = identified[-1][1] if identified else b""
         new = [example for example, prompt, ids in identified if _merge(window, example, prompt, ids, row.row)]
         window.num_accepted += bool(new)
         window.num_ties += sum(example.ties for example in new)
@@ -246,17 +264,37 @@ def _merge(window: _Open, example: Example, prompt: bytes, ids: list[bytes], row
             is_new |= name not in ratings
             window.num_rating_conflicts += ratings.setdefault(name, rating) != rating
     for preference in example.preferences:
-        chosen, rejected = ids[preference.chosen], ids[preference.rejected]
-        one = pair_id(prompt, chosen, rejected, preference.aspect)
-        if one not in window.pairs:
-            mirror = pair_id(prompt, rejected, chosen, preference.aspect)
-            places = group.places[chosen], group.places[rejected]
-            window.pairs[one] = Pair(one, mirror, prompt, *places, preference.aspect, preference.margin, row)
-            is_new = True
+        is_new |= _add_pair(window, group, ids[preference.chosen], ids[preference.rejected], preference, row)
     return is_new
 
 
-def _closed(window: _Open, file: str, name: str) -> Window:
+def _add_pair(window: _Open, group: Group, chosen: bytes, rejected: bytes, told: Preference, row: int) -> bool:
+    """Put a pair into the window; whether it was not there."""
+    prompt = group.prompt_id
+    one = pair_id(prompt, chosen, rejected, told.aspect)
+    if one in window.pairs:
+        return False
+    mirror = pair_id(prompt, rejected, chosen, told.aspect)
+    places = group.places[chosen], group.places[rejected]
+    window.pairs[one] = Pair(one, mirror, prompt, *places, told.aspect, told.margin, row)
+    return True
+
+
+def _pair_up(window: _Open, pair_up: PairUp, options: FormatOptions) -> None:
+    """The pairs among the responses that the window's rows gave to each prompt."""
+    for group in window.groups.values():
+        ids = list(group.places)
+        completions = [Completion(*one) for one in zip(group.messages, group.ratings)]
+        preferences, ties = pair_up(group.prompt, completions, options)
+        window.num_ties += ties
+        for one in preferences:
+            _add_pair(window, group, ids[one.chosen], ids[one.rejected], one, group.row)
+
+
+def _closed(window: _Open, settings: _Settings, name: str, adapt: Adapter) -> Window:
+    file = settings.file
+    if isinstance(adapt, Format) and adapt.pair_up is not None:
+        _pair_up(window, adapt.pair_up, settings.options)
     reasons: dict[str, int] = {}
     for row in window.bad:
         reasons[row.reason] = reasons.get(row.reason, 0) + 1
