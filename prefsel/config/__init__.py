@@ -10,7 +10,7 @@ A record knows its label, the columns it makes, the models it needs, and checks 
 metric parameters stand here as plain tables; `rules.py` and `metrics/*.py` define and check them.
 """
 
-from prefsel.config.data import Duplicates, FormatOptions, Ingest, Source, Split
+from prefsel.config.data import Duplicates, FieldMap, FormatOptions, Ingest, Source, Split, Verdict
 from prefsel.config.models import Model, PretrainedModel, ScratchModel, ScratchPolicy, ScratchReward, ScratchTokenizer
 from prefsel.config.options import Dtype, Fraction, Name, Options
 from prefsel.config.run import Config, RayOptions, ReportOptions
@@ -43,7 +43,6 @@ from prefsel.config.training import (
 )
 
 __all__ = [
-    "PARTS",
     "CausalLogps",
     "Config",
     "CrossFit",
@@ -51,6 +50,7 @@ __all__ = [
     "DpoOptions",
     "Dtype",
     "Duplicates",
+    "FieldMap",
     "FormatOptions",
     "Fraction",
     "GeneratedReward",
@@ -63,6 +63,7 @@ __all__ = [
     "Name",
     "Optimization",
     "Options",
+    "PARTS",
     "PairGradients",
     "Placement",
     "Pool",
@@ -85,4 +86,5 @@ __all__ = [
     "TrainReward",
     "TrainedModel",
     "Training",
+    "Verdict",
 ]

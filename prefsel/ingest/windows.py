@@ -15,11 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from prefsel.config import FormatOptions
+from prefsel.config import FieldMap, FormatOptions
 from prefsel.errors import UserError, invalid
 from prefsel.ingest.example import Adapter, Completion, Example, Format, PairUp, Preference
 from prefsel.ingest.formats import FORMATS, detect, prompt_adapter
 from prefsel.ingest.identity import ID_BYTES, completion_id, pair_id, prompt_id
+from prefsel.ingest.mapping import mapped
 from prefsel.ingest.row_error import RowError
 from prefsel.ingest.rows import BadRow, RawRow
 from prefsel.ingest.window_tables import Group, Pair, groups_table, pairs_table, quarantine_table
@@ -28,6 +29,8 @@ from prefsel.plugins.registry import code_of
 DETECT_ROWS = 100
 """At least so many rows, in whole windows, are tried before an automatic format is given up."""
 PROMPTS_OF = "prompts of "
+MAP = "map"
+"""What a window's format is called that was read by the map of its source."""
 MAX_RUN = 1024
 """A window of rows with one response each goes on for so many rows more, to hold a prompt whole."""
 WINDOW_BYTES = 256 << 20
@@ -69,6 +72,7 @@ class _Settings:
     file: str
     options: FormatOptions
     rows_per_shard: int
+    fields: FieldMap | None
 
 
 @dataclass
@@ -97,6 +101,7 @@ def ingest_windows(
     options: FormatOptions,
     rows_per_shard: int,
     prompts_only: bool = False,
+    fields: FieldMap | None = None,
 ) -> Iterator[Window]:
     """Cut the rows of one file into windows of `rows_per_shard` rows and make each one's tables.
 
@@ -109,6 +114,7 @@ def ingest_windows(
         format: a key of `FORMATS`, or None or "auto": that of the first row that looks like one.
         options: how rows with several completions become pairs.
         rows_per_shard: input rows per window, at least 1.
+        fields: which field is what, instead of a format.
         prompts_only: make groups without completions and no pairs, from rows of which only the prompt counts.
 
     Raises:
@@ -119,7 +125,9 @@ def ingest_windows(
     if format not in (None, "auto", *FORMATS):
         raise invalid("format", format, ["auto", *FORMATS])
     named = None if format == "auto" else format
-    settings = _Settings(file, options, rows_per_shard)
+    settings = _Settings(file, options, rows_per_shard, fields)
+    if fields is not None and not prompts_only:
+        return _windows(iter(rows), settings, MAP, mapped(MAP, fields))
     if prompts_only:
         adapt = prompt_adapter(named)
         return _detected(iter(rows), settings, lambda value: (_prompts_name(adapt, value, settings, named), adapt))
@@ -191,7 +199,8 @@ def _never(value: Mapping[str, Any], options: FormatOptions) -> Example:
 
 def _windows(rows: Iterator[RawRow | BadRow], settings: _Settings, name: str, adapt: Adapter) -> Iterator[Window]:
     code = code_of("formats", name.removeprefix(PROMPTS_OF))
-    salt = json.dumps([name, settings.options.identity, *code.values()], sort_keys=True).encode()
+    mapped_by = [] if settings.fields is None else [settings.fields.model_dump()]
+    salt = json.dumps([name, settings.options.identity, *mapped_by, *code.values()], sort_keys=True).encode()
     is_first = True
     window = _Open(blake2b(salt, digest_size=ID_BYTES))
     for row in rows:

@@ -93,6 +93,7 @@ def _all_sources(config: Config) -> list[Source]:
 def _file_task(source: Source, config: Config, uri: str, content: str) -> FileTask:
     """The task of one file; its record is named by content and by every setting that changes the rows."""
     settings = [content, source.format, source.options.identity, config.ingest.rows_per_shard]
+    settings += [] if source.map is None else [source.map.model_dump()]
     settings += [config.ingest.max_row_mib, source.role == "exclude", *code_of("formats", source.format).values()]
     record = f"groups/{source.name}/_files/{digest(canonical(settings))}.json"
     return FileTask(source.name, uri, content, record)
@@ -116,6 +117,7 @@ def _ingest_file(task: FileTask, shared: dict[str, Any]) -> None:
         options=source.options,
         rows_per_shard=config.ingest.rows_per_shard,
         prompts_only=source.role == "exclude",
+        fields=source.map,
     )
     shards = []
     for number, window in enumerate(windows):
