@@ -15,6 +15,8 @@ QUARANTINE = {
     "not_json": "the line is not JSON",
     "missing_field": "a field the format needs is absent or null",
     "wrong_type": "a field, or the row itself, has another type than the format says",
+    "unread_field": "a field that changes what the model saw, and that the format does not read, is filled",
+    "content_part": "a message holds a part that is no text, such as an image",
     "empty_prompt": "the prompt has no text",
     "empty_completion": "a completion, or a message of it, has no text",
     "identical_completions": "chosen and rejected, or all completions, are the same text",

@@ -43,6 +43,7 @@ from prefsel.config.training import (
 )
 
 __all__ = [
+    "PARTS",
     "CausalLogps",
     "Config",
     "CrossFit",
@@ -63,7 +64,6 @@ __all__ = [
     "Name",
     "Optimization",
     "Options",
-    "PARTS",
     "PairGradients",
     "Placement",
     "Pool",

@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from prefsel.config.options import Fraction, Name, Options
 
-
 Path = Annotated[str, Field(pattern=r"^[^.\[\]]+(\[-?\d*\])*(\.[^.\[\]]+(\[-?\d*\])*)*$")]
 """`a`, `a.b`, `a[].b` or `a[0].b`."""
 
@@ -117,7 +116,8 @@ class FieldMap(Options):
             raise ValueError("map: needs chosen and rejected, or responses")
         labels = [name for name in ("scores", "ranks", "preference") if getattr(self, name) is not None]
         if self.responses is not None and len(labels) + bool(self.ratings and not labels) != 1:
-            raise ValueError(f"map: got {labels or 'nothing'} beside responses; valid: one of scores, ranks, preference")
+            got = ", ".join(labels) or "nothing"
+            raise ValueError(f"map: got {got} beside responses; valid: one of scores, ranks, preference")
         if has_sides and labels:
             raise ValueError(f"map: got {', '.join(labels)} beside chosen and rejected, which are labelled already")
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefsel.config import FieldMap, Verdict
-from prefsel.ingest.example import Format
+from prefsel.ingest.mapping import mapped
 
 _ARENA = Verdict(field="winner", first=["model_a"], second=["model_b"], tie=["tie", "tie (bothbad)", "both_bad"])
 _BETTER = Verdict(field="better_response_id", first=[0], second=[1], aspect="better")

@@ -1,8 +1,8 @@
 """Fields of a row by dotted path, and the numbers in them.
 
-    a.b          the field b of the object a
-    a[].b        the field b of every element of the list a: a list
-    a[0].b       that of its first element
+a.b          the field b of the object a
+a[].b        the field b of every element of the list a: a list
+a[0].b       that of its first element
 """
 
 from __future__ import annotations

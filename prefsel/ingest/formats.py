@@ -26,10 +26,10 @@ __all__ = [
 ]
 
 FILES = (
-    "comparison_formats",
     "pair_formats",
-    "response_formats",
     "ranking_formats",
+    "comparison_formats",
+    "response_formats",
     "tree_formats",
 )
 """The files of this folder that hold `FORMATS`, in the order in which they are tried."""
@@ -91,7 +91,7 @@ def _first_map(value: Mapping[str, Any]) -> str:
 
 
 def prompt_adapter(name: str | None) -> Adapter:
-    """An adapter that keeps a row's prompts only: as format `name` (None: the row's own) finds them, else a prompt field.
+    """An adapter that keeps a row's prompts: as format `name` (None: the row's own) finds them, else a prompt field.
 
     For sets of prompts to leave out of a corpus: such a row may have no completions, or useless ones.
     """

@@ -29,8 +29,9 @@ AROUND: dict[str, tuple[str, ...]] = {
 }
 """What stands beside a prompt, and what it is usually called, in the order in which it is put there."""
 SEEN = frozenset(
-    "system system_prompt system_message history input tools functions tool_calls images image audios audio videos video "
-    "documents context reasoning reasoning_content thinking".split()
+    {*(name for names in AROUND.values() for name in names), "tool_calls", "context", "documents"}
+    | {"image", "images", "audio", "audios", "video", "videos"}
+    | {"reasoning", "reasoning_content", "thinking"}
 )
 """Fields that change what the model saw: a row is never read without one that says something."""
 
@@ -43,16 +44,19 @@ def read(value: Mapping[str, Any], options: FormatOptions, *, fields: FieldMap) 
             model saw.
     """
     if fields.responses is None:
-        assert fields.chosen is not None and fields.rejected is not None, "a map has sides or responses"
+        assert fields.chosen is not None, "a map has sides or responses"
+        assert fields.rejected is not None, "both or none"
         return pair(value, fields, sides(value, (fields.chosen, fields.rejected)), options)
     return _several(value, fields, options)
 
 
-def pair(value: Mapping[str, Any], fields: FieldMap, both: tuple[Messages, Messages], options: FormatOptions) -> Example:
+def pair(
+    value: Mapping[str, Any], fields: FieldMap, both: tuple[Messages, Messages], options: FormatOptions
+) -> Example:
     """The example of a row with one labelled pair, from its two sides, which may repeat the prompt or not."""
     if both[0] == both[1]:
         raise RowError("identical_completions", "chosen and rejected are the same text")
-    prompt, (chosen, rejected) = split(_prompt(value, fields), both, ("chosen", "rejected"))
+    prompt, (chosen, rejected) = split(_prompt(value, fields, both), both, ("chosen", "rejected"))
     prompt = _around(value, fields, prompt, options)
     first, second = pair_ratings(value)
     for name, path in fields.ratings.items():
@@ -86,10 +90,20 @@ def _said(text: str) -> Messages:
 # -------------------------------------------------------------------------------------------------------------- prompt
 
 
-def _prompt(value: Mapping[str, Any], fields: FieldMap) -> Messages:
-    """What the row calls its prompt; nothing where it names none, and whole conversations say it."""
+def _prompt(value: Mapping[str, Any], fields: FieldMap, many: Iterable[Messages]) -> Messages:
+    """What the row calls its prompt; nothing where it names none, and whole conversations say it.
+
+    Raises:
+        RowError: It is absent or empty, and the sides are answers alone.
+    """
     found = None if fields.prompt is None else lookup(value, fields.prompt)
     if is_empty(found):
+        if fields.prompt is not None and all(len(one) == 1 for one in many):
+            raise (
+                missing(value, fields.prompt)
+                if found is None
+                else RowError("empty_prompt", f"{fields.prompt}: no text")
+            )
         return []
     turns = prompt_transcript(found) if isinstance(found, str) else None
     return turns or messages_of(found, fields.prompt or "", role="user")
@@ -242,7 +256,7 @@ def _several(value: Mapping[str, Any], fields: FieldMap, options: FormatOptions)
         raise RowError("too_few_completions", f"{_named(fields.responses)}: got {len(found)}; at least 2 are needed")
     names = [f"{_named(fields.responses)}[{k}]" for k in range(len(found))]
     many = [messages_of(_there(one, name), name, role="assistant") for one, name in zip(found, names)]
-    prompt, answers = split(_prompt(value, fields), many, names)
+    prompt, answers = split(_prompt(value, fields, many), many, names)
     prompt = _around(value, fields, prompt, options)
     ratings: list[dict[str, float]] = [{} for _ in answers]
     for name, path in {**_label_ratings(fields), **fields.ratings}.items():

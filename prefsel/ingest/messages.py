@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from prefsel.ingest.fields import is_empty
-from prefsel.ingest.row_error import RowError, wrong_type
+from prefsel.ingest.row_error import RowError, missing, wrong_type
 
 Message: TypeAlias = dict[str, Any]
 """`role` and `content` (text, or None beside a tool call), and further keys as they came."""
@@ -35,9 +35,10 @@ ROLES = {
 }
 """Names of roles in the field, in lower case; every other name stays as it came, for the template to judge."""
 BOOKKEEPING = frozenset(
-    "id uuid message_id parent_id timestamp tstamp created_at updated_at create_time date language lang model weight "
-    "turn turn_identifier index num_tokens token_count toxic redacted source train loss loss_weight score rating "
-    "openai_moderation moderation detoxify_moderation feedback_options".split()
+    {"id", "uuid", "message_id", "parent_id", "index", "turn", "turn_identifier", "source", "model"}
+    | {"timestamp", "tstamp", "created_at", "updated_at", "create_time", "date", "language", "lang"}
+    | {"num_tokens", "token_count", "weight", "train", "loss", "loss_weight", "score", "rating"}
+    | {"toxic", "redacted", "moderation", "openai_moderation", "feedback_options"}
 )
 """Keys of a message that no chat template writes."""
 CALLS = ("tool_calls", "function_call")
@@ -77,12 +78,12 @@ def message_of(found: object, name: str) -> Message:
         raise wrong_type(name, found, "an object with role and content")
     role_key, content_key = ("from", "value") if "from" in found and "role" not in found else ("role", "content")
     role = found.get(role_key)
-    if not isinstance(role, str) or not role.strip():
-        raise RowError("missing_field", f"{name}.{role_key}: absent, or no text; the message has {', '.join(found)}")
+    if is_empty(role):
+        raise missing(found, f"{name}.{role_key}")
+    if not isinstance(role, str):
+        raise wrong_type(f"{name}.{role_key}", role, "text")
     rest = {
-        key: one
-        for key, one in found.items()
-        if key not in (role_key, content_key, *BOOKKEEPING) and not is_empty(one)
+        key: one for key, one in found.items() if key not in (role_key, content_key, *BOOKKEEPING) and not is_empty(one)
     }
     if role == "function_call" and content_key == "value":  # a turn of ShareGPT that is a call as JSON text
         return {"role": "assistant", "content": None, "tool_calls": [_call(found.get("value"), name)], **rest}
@@ -97,14 +98,17 @@ def _content(found: object, name: str, *, may_lack: bool) -> str | None:
         raise RowError("missing_field", f"{name}: absent or null, in a message without tool calls")
     if not isinstance(found, list):
         raise wrong_type(name, found, "text, or a list of text parts")
-    texts = []
-    for part in found:
-        text = part.get("text") if isinstance(part, Mapping) else part
-        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
-        if kind != "text" or not isinstance(text, str):
-            raise RowError("content_part", f"{name}: a part of type {kind!r}; only text can be read")
-        texts.append(text)
-    return "".join(texts)
+    return "".join(_part(one, name) for one in found)
+
+
+def _part(found: object, name: str) -> str:
+    if isinstance(found, Mapping):
+        if found.get("type", "text") != "text":
+            raise RowError("content_part", f"{name}: a part of type {found['type']!r}; only text can be read")
+        found = found.get("text")
+    if not isinstance(found, str):
+        raise wrong_type(name, found, "text, or a list of text parts")
+    return found
 
 
 def _call(text: object, name: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from prefsel.config import FieldMap, FormatOptions
 from prefsel.ingest.example import Example, Format
 from prefsel.ingest.fields import is_empty
-from prefsel.ingest.mapping import pair
+from prefsel.ingest.mapping import mapped, pair
 from prefsel.ingest.messages import TRANSCRIPT_TURN, held_messages, transcript_of
 from prefsel.ingest.row_error import RowError, wrong_type
 
@@ -104,8 +104,6 @@ FORMATS = (
     mapped("alpaca", _LABELLED.model_copy(update={"prompt": "instruction"}), _with("instruction")),
     mapped("distilabel", _LABELLED.model_copy(update={"prompt": "input"}), _with("input")),
     mapped("openai", _OPENAI, _is_openai),
-    mapped(
-        "stack_exchange", FieldMap(prompt="question", chosen="response_j", rejected="response_k")
-    ),
+    mapped("stack_exchange", FieldMap(prompt="question", chosen="response_j", rejected="response_k")),
 )
 """In the order in which they are tried."""

@@ -68,7 +68,9 @@ def _is_helpsteer2(value: Mapping[str, Any]) -> bool:
 
 
 def _is_unpaired(value: Mapping[str, Any]) -> bool:
-    return not is_empty(value.get("prompt")) and "completion" in value and isinstance(value.get(LABEL), bool | int | str)
+    return (
+        not is_empty(value.get("prompt")) and "completion" in value and isinstance(value.get(LABEL), bool | int | str)
+    )
 
 
 FORMATS = (

@@ -6,7 +6,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prefsel.config import FormatOptions
-from prefsel.ingest.example import Completion, Example, Format, Preference, difference, distinct, field, list_field, mine
+from prefsel.ingest.example import (
+    Completion,
+    Example,
+    Format,
+    Preference,
+    difference,
+    distinct,
+    field,
+    list_field,
+    mine,
+)
 from prefsel.ingest.fields import parsed_number
 from prefsel.ingest.messages import Message, Messages, require_text
 from prefsel.ingest.row_error import RowError, wrong_type

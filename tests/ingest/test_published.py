@@ -1,4 +1,4 @@
-"""One row as each published set has it, self-written: format, prompt, both texts, the label's direction and its size."""
+"""One row as each published set has it, self-written: format, prompt, texts, direction and size of the label."""
 
 from __future__ import annotations
 
@@ -75,8 +75,12 @@ ROWS: dict[str, tuple[str, dict[str, Any], list[dict[str, str]], float | None]] 
         PLAIN,
         None,
     ),
-    "Orca": ("orca", {"system": "Be short.", "question": ASK, "chosen": GOOD, "rejected": BAD},
-             [{"role": "system", "content": "Be short."}, user(ASK)], None),
+    "Orca": (
+        "orca",
+        {"system": "Be short.", "question": ASK, "chosen": GOOD, "rejected": BAD},
+        [{"role": "system", "content": "Be short."}, user(ASK)],
+        None,
+    ),
     "Orca, distilabel": (
         "distilabel",
         {"system": "", "input": ASK, "chosen": GOOD, "rejected": BAD, "generations": [GOOD, BAD], "rating": [9.0, 2.0]},
@@ -188,8 +192,17 @@ ROWS: dict[str, tuple[str, dict[str, Any], list[dict[str, str]], float | None]] 
     ),
     "Tulu": (
         "messages_implicit",
-        {"id": "1", "prompt": ASK, "chosen": turns(ASK, GOOD), "rejected": turns(ASK, BAD), "chosen_model": "a",
-         "chosen_rating": 4.5, "rejected_rating": 1.5, "rejected_model": "b", "source": "s"},
+        {
+            "id": "1",
+            "prompt": ASK,
+            "chosen": turns(ASK, GOOD),
+            "rejected": turns(ASK, BAD),
+            "chosen_model": "a",
+            "chosen_rating": 4.5,
+            "rejected_rating": 1.5,
+            "rejected_model": "b",
+            "source": "s",
+        },
         PLAIN,
         None,
     ),
@@ -233,7 +246,14 @@ ROWS: dict[str, tuple[str, dict[str, Any], list[dict[str, str]], float | None]] 
     ),
     "AlpacaEval": (
         "alpaca_eval",
-        {"instruction": ASK, "output_1": BAD, "output_2": GOOD, "preference": 1.9, "annotator": "a", "generator_1": "m"},
+        {
+            "instruction": ASK,
+            "output_1": BAD,
+            "output_2": GOOD,
+            "preference": 1.9,
+            "annotator": "a",
+            "generator_1": "m",
+        },
         PLAIN,
         0.4,
     ),
@@ -260,8 +280,13 @@ ROWS: dict[str, tuple[str, dict[str, Any], list[dict[str, str]], float | None]] 
     ),
     "the assistant speaks first": (
         "messages_explicit",
-        {"prompt": ASK, **{side: [assistant("Hi!"), user(ASK), assistant(text)]
-                           for side, text in (("chosen", GOOD), ("rejected", BAD))}},
+        {
+            "prompt": ASK,
+            **{
+                side: [assistant("Hi!"), user(ASK), assistant(text)]
+                for side, text in (("chosen", GOOD), ("rejected", BAD))
+            },
+        },
         [assistant("Hi!"), user(ASK)],
         None,
     ),
