@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "Preference",
     "RowError",
     "detect",
+    "mixed",
     "prompt_adapter",
 ]
 
@@ -54,6 +56,26 @@ def detect(value: Mapping[str, Any]) -> str:
         f"format: cannot tell from the fields {fields}.{_nearest(value)} Name one of {', '.join(FORMATS)}; or say "
         f"which field is what, such as\n  map: {_first_map(value)}"
     )
+
+
+def mixed(name: str) -> Adapter:
+    """A built-in format for a file that may be a mixture: a row that lacks a field of it is read as what it looks like.
+
+    A row that looks like nothing keeps the error of the file's format.
+    """
+    main = FORMATS[name]
+
+    def adapt(value: Mapping[str, Any], options: FormatOptions) -> Example | Sequence[Example]:
+        try:
+            return main(value, options)
+        except RowError as error:
+            others = (one for one in FORMATS.builtin.values() if isinstance(one, Format) and one.pair_up is None)
+            other = next((one for one in others if one.name != name and one.matches(value)), None)
+            if error.reason != "missing_field" or other is None:
+                raise
+            return other(value, options)
+
+    return replace(main, adapt=adapt) if isinstance(main, Format) else adapt
 
 
 def _nearest(value: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from prefsel.config import FieldMap, FormatOptions
 from prefsel.errors import UserError, invalid
 from prefsel.ingest.example import Adapter, Completion, Example, Format, PairUp, Preference
-from prefsel.ingest.formats import FORMATS, detect, prompt_adapter
+from prefsel.ingest.formats import FORMATS, detect, mixed, prompt_adapter
 from prefsel.ingest.identity import ID_BYTES, completion_id, pair_id, prompt_id
 from prefsel.ingest.mapping import mapped
 from prefsel.ingest.row_error import RowError
@@ -138,7 +138,7 @@ def ingest_windows(
 
 def _adapter_of(value: dict[str, Any]) -> tuple[str, Adapter]:
     name = detect(value)
-    return name, FORMATS[name]
+    return name, mixed(name)
 
 
 def _prompts_name(adapt: Adapter, value: Mapping[str, Any], settings: _Settings, named: str | None) -> str:
