@@ -204,7 +204,7 @@ def test_the_digest_does_not_depend_on_place_or_on_how_the_format_was_found():
     assert first.digest == second.digest
 
 
-def test_the_first_row_that_looks_like_a_format_decides():
+def test_the_first_row_that_looks_like_a_format_decides_and_a_row_that_lacks_its_fields_is_read_as_its_own():
     values = [
         b"broken",
         {"note": 1},
@@ -213,7 +213,10 @@ def test_the_first_row_that_looks_like_a_format_decides():
     ]
     window = one_window(values)
     assert window.format == "prompt_chosen_rejected"
-    assert window.reasons == {"not_json": 1, "missing_field": 2}
+    assert window.reasons == {"not_json": 1, "missing_field": 1}
+    assert window.pairs.num_rows == 2
+    named = one_window(values, format="prompt_chosen_rejected")
+    assert named.reasons == {"not_json": 1, "missing_field": 2}
 
 
 def test_no_format_is_an_error_that_names_file_fields_and_formats():
