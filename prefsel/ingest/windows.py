@@ -18,6 +18,7 @@ import pyarrow as pa
 from prefsel.config import FieldMap, FormatOptions
 from prefsel.errors import UserError, invalid
 from prefsel.ingest.example import Adapter, Completion, Example, Format, PairUp, Preference
+from prefsel.ingest.field_use import FieldUse
 from prefsel.ingest.formats import FORMATS, detect, mixed, prompt_adapter
 from prefsel.ingest.identity import ID_BYTES, completion_id, pair_id, prompt_id
 from prefsel.ingest.mapping import mapped
@@ -31,6 +32,8 @@ DETECT_ROWS = 100
 PROMPTS_OF = "prompts of "
 MAP = "map"
 """What a window's format is called that was read by the map of its source."""
+MAX_EXAMPLE = 200
+"""Characters of a quoted row's error."""
 MAX_RUN = 1024
 """A window of rows with one response each goes on for so many rows more, to hold a prompt whole."""
 WINDOW_BYTES = 256 << 20
@@ -58,6 +61,10 @@ class Window:
     """Ratings out of their scale, taken as absent."""
     reasons: dict[str, int]
     """Quarantined rows by reason."""
+    examples: dict[str, str]
+    """The first row of each reason: its number and what was wrong with it."""
+    fields: dict[str, dict[str, int]]
+    """Accepted rows in which each field was `used`, `kept` or `ignored`; empty fields do not count."""
     digest: str
     """blake2b-128 over the window's raw bytes, the format and its options, 32 hex digits. It depends on nothing outside
     the window, so two equal windows have equal digests."""
@@ -80,6 +87,7 @@ class _Open:
     """A window being filled."""
 
     hash: Any
+    fields: FieldUse
     groups: dict[bytes, Group] = field(default_factory=dict)
     pairs: dict[bytes, Pair] = field(default_factory=dict)
     bad: list[BadRow] = field(default_factory=list)
@@ -202,13 +210,13 @@ def _windows(rows: Iterator[RawRow | BadRow], settings: _Settings, name: str, ad
     mapped_by = [] if settings.fields is None else [settings.fields.model_dump()]
     salt = json.dumps([name, settings.options.identity, *mapped_by, *code.values()], sort_keys=True).encode()
     is_first = True
-    window = _Open(blake2b(salt, digest_size=ID_BYTES))
+    window = _Open(blake2b(salt, digest_size=ID_BYTES), FieldUse(adapt, settings.options))
     for row in rows:
         is_full = window.num_rows >= settings.rows_per_shard or window.num_bytes >= WINDOW_BYTES
         if is_full and not _continues(window, row, adapt, settings):
             yield _closed(window, settings, name, adapt)
             is_first = False
-            window = _Open(blake2b(salt, digest_size=ID_BYTES))
+            window = _Open(blake2b(salt, digest_size=ID_BYTES), FieldUse(adapt, settings.options))
         _take(window, row, adapt, settings.options)
     if window.num_rows or is_first:
         yield _closed(window, settings, name, adapt)
@@ -247,6 +255,7 @@ def _take(window: _Open, row: RawRow | BadRow, adapt: Adapter, options: FormatOp
         new = [example for example, prompt, ids in identified if _merge(window, example, prompt, ids, row.row)]
         window.num_accepted += bool(new)
         window.num_ties += sum(example.ties for example in new)
+        window.fields.count(row.value)
         window.num_absent += sum(example.absent for example in new)
 
 
@@ -300,13 +309,21 @@ def _pair_up(window: _Open, pair_up: PairUp, options: FormatOptions) -> None:
             _add_pair(window, group, ids[one.chosen], ids[one.rejected], one, group.row)
 
 
+def shortened(text: str) -> str:
+    """A text of one line that fits into a message."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= MAX_EXAMPLE else f"{flat[: MAX_EXAMPLE - 1]}…"
+
+
 def _closed(window: _Open, settings: _Settings, name: str, adapt: Adapter) -> Window:
     file = settings.file
     if isinstance(adapt, Format) and adapt.pair_up is not None:
         _pair_up(window, adapt.pair_up, settings.options)
     reasons: dict[str, int] = {}
+    examples: dict[str, str] = {}
     for row in window.bad:
         reasons[row.reason] = reasons.get(row.reason, 0) + 1
+        examples.setdefault(row.reason, f"row {row.row}: {shortened(row.detail)}")
     return Window(
         groups=groups_table(list(window.groups.values())),
         pairs=pairs_table(list(window.pairs.values())),
@@ -319,6 +336,8 @@ def _closed(window: _Open, settings: _Settings, name: str, adapt: Adapter) -> Wi
         num_rating_conflicts=window.num_rating_conflicts,
         num_absent=window.num_absent,
         reasons=reasons,
+        examples=examples,
+        fields=window.fields.totals(),
         digest=window.hash.hexdigest(),
         format=name,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,11 @@ def _ingest_file(task: FileTask, shared: dict[str, Any]) -> None:
         shard = f"{window.digest[:16]}-{number:05d}"
         _commit_window(storage, task.source, shard, quarantine_name(shard, redact(task.uri)), window, known)
         shards.append(
-            {"shard": shard, "counts": _window_counts(window), "reasons": window.reasons, "format": window.format}
+            {
+                "shard": shard,
+                "counts": _window_counts(window),
+                **{key: getattr(window, key) for key in ("reasons", "format", "examples", "fields")},
+            }
         )
     seconds = time.monotonic() - started
     storage.write(task.record, json.dumps({"uri": redact(task.uri), "shards": shards, "seconds": seconds}).encode())
@@ -139,6 +143,7 @@ def _window_counts(window: Window) -> dict[str, int]:
         "duplicate": window.num_duplicate,
         "ties": window.num_ties,
         "rating_conflicts": window.num_rating_conflicts,
+        "absent_ratings": window.num_absent,
         "groups": window.groups.num_rows,
         "pairs": window.pairs.num_rows,
     }
@@ -175,10 +180,35 @@ def compose(
             reasons = merge_counts(row["reasons"] for row in new)
             found = "/".join(sorted({row["format"] for row in record["shards"]} - {"unknown"}))
             names = [row["shard"] for row in new]
-            files.append(FileRecord(redact(task.uri), task.content, names, counts, reasons, found))
+            files.append(
+                FileRecord(
+                    redact(task.uri),
+                    task.content,
+                    names,
+                    counts,
+                    reasons,
+                    found,
+                    _first_examples(new),
+                    _all_fields(new),
+                )
+            )
         records.append(SourceRecord(source.name, source.role, files))
         reports.append(report(source, files, fresh, seconds))
     return Catalog(records), reports
+
+
+def _first_examples(shards: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The first row of every reason; records of earlier versions have none."""
+    found: dict[str, str] = {}
+    for row in shards:
+        found = {**row.get("examples", {}), **found}
+    return found
+
+
+def _all_fields(shards: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Rows in which each field was used, kept or ignored, over all shards."""
+    names = sorted({name for row in shards for name in row.get("fields", {})})
+    return {name: merge_counts(row.get("fields", {}).get(name, {}) for row in shards) for name in names}
 
 
 def _as_duplicate(counts: dict[str, int]) -> dict[str, int]:
@@ -205,9 +235,31 @@ def report(source: Source, files: list[FileRecord], computed: int, seconds: floa
         details={
             "files": len(files),
             "formats": sorted({file.format for file in files}),
-            **{key: counts.get(key, 0) for key in ("groups", "pairs", "ties", "rating_conflicts")},
+            **{key: counts.get(key, 0) for key in ("groups", "pairs", "ties", "rating_conflicts", "absent_ratings")},
+            "fields": _by_use(files),
+            "examples": {
+                reason: f"{file.uri}, {example}"
+                for file in reversed(files)
+                for reason, example in file.examples.items()
+            },
         },
     )
+
+
+def _shown_examples(files: Sequence[FileRecord]) -> str:
+    first: dict[str, str] = {}
+    for file in files:
+        first = {**{reason: f"{file.uri}, {one}" for reason, one in file.examples.items()}, **first}
+    return "".join(f"\n  {reason}: {one}" for reason, one in first.items())
+
+
+def _by_use(files: Sequence[FileRecord]) -> dict[str, list[str]]:
+    """Fields by what became of them; one that some rows use counts as used."""
+    fields = _all_fields([{"fields": file.fields} for file in files])
+    found: dict[str, list[str]] = {"used": [], "kept": [], "ignored": []}
+    for name, uses in fields.items():
+        found[next(use for use in found if uses.get(use))].append(name)
+    return found
 
 
 def _check_quality(config: Config, catalog: Catalog, storage: Storage) -> None:
@@ -221,7 +273,7 @@ def _check_quality(config: Config, catalog: Catalog, storage: Storage) -> None:
     if counts["quarantined"] > limit * counts["rows"]:
         raise UserError(
             f"ingest: {counts['quarantined']:,} of {counts['rows']:,} rows are quarantined ({told}); "
-            f"ingest.max_quarantine_fraction is {limit:g}; {where}"
+            f"ingest.max_quarantine_fraction is {limit:g}; {where}; the first of each reason:{_shown_examples(files)}"
         )
     for source in catalog.sources:  # an evaluation set that could not be read must not pass for an empty one
         for file in source.files:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,10 @@ class FileRecord:
     reasons: dict[str, int]
     """Quarantined rows by reason."""
     format: str = ""
+    examples: dict[str, str] = field(default_factory=dict)
+    """The first quarantined row of each reason: its number and what was wrong with it."""
+    fields: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Accepted rows in which each field was `used`, `kept` or `ignored`."""
 
 
 def quarantine_name(shard: str, uri: str) -> str:
