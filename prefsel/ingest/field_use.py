@@ -14,6 +14,8 @@ from prefsel.ingest.row_error import RowError
 USED, KEPT, IGNORED = "used", "kept", "ignored"
 """Read for text or label; a number kept beside a completion; looked at by nobody."""
 
+SIDES = ("chosen", "rejected")
+
 
 class Asked(dict[str, Any]):
     """A row that remembers which of its fields were asked for by name, in itself and in the rows of its lists."""
@@ -83,7 +85,5 @@ class FieldUse:
 
 def _is_of(field: str, rating: str) -> bool:
     """Whether a field is one side's number of a rating, as `mapping.pair_ratings` names them."""
-    sides = ("chosen", "rejected")
-    return any(
-        field in (f"{rating}_{side}", f"{rating}-{side}", f"{side}_{rating}", f"{side}-{rating}") for side in sides
-    )
+    joined = {f"{a}{mark}{b}" for side in SIDES for mark in "_-" for a, b in ((rating, side), (side, rating))}
+    return field in joined

@@ -105,7 +105,7 @@ GUESSES = {
 def _first_map(value: Mapping[str, Any]) -> str:
     """A map that may fit a row: fields whose names hint at it, else the names to fill in."""
     names = [key for key, found in value.items() if isinstance(found, str | list | Mapping) and not is_empty(found)]
-    found = {}
+    found: dict[str, str] = {}
     for role, hints in GUESSES.items():
         near = (name for hint in hints for name in names if hint in name.lower() and name not in found.values())
         found[role] = next(near, f"FIELD_OF_{role.upper()}")

@@ -15,9 +15,10 @@ import numpy as np
 
 from prefsel.config import FormatOptions
 from prefsel.errors import UserError
-from prefsel.ingest.example import RowError
+from prefsel.ingest.field_use import Asked
 from prefsel.ingest.formats import FORMATS
 from prefsel.ingest.readers import list_files, read_rows
+from prefsel.ingest.row_error import RowError
 from prefsel.ingest.rows import BadRow, RawRow
 from prefsel.ingest.windows import Window, ingest_windows
 
@@ -160,34 +161,12 @@ def _quantiles(sizes_P3: np.ndarray) -> dict[str, tuple[int, ...]]:
 # ---------------------------------------------------------------------------------------------- who reads which field
 
 
-class _Asked(dict[str, Any]):
-    """A row that remembers which of its fields were asked for by name, in itself and in the rows of its lists."""
-
-    def __init__(self, value: Mapping[str, Any], asked: set[str], prefix: str = "") -> None:
-        super().__init__({key: self._inside(found, asked, f"{prefix}{key}[].") for key, found in value.items()})
-        self._asked, self._prefix = asked, prefix
-
-    @staticmethod
-    def _inside(found: Any, asked: set[str], prefix: str) -> Any:
-        if not isinstance(found, list):
-            return found
-        return [_Asked(one, asked, prefix) if isinstance(one, dict) else one for one in found]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self._asked.add(f"{self._prefix}{key}")
-        return super().get(key, default)
-
-    def __getitem__(self, key: str) -> Any:
-        self._asked.add(f"{self._prefix}{key}")
-        return super().__getitem__(key)
-
-
 def _fields(values: Sequence[dict[str, Any]], format: str, numbers: set[str]) -> list[FieldUse]:
     """Every field of the rows in order of appearance; what an adapter asks for is known by watching it."""
     asked: set[str] = set()
     for value in values:
         try:
-            FORMATS[format](_Asked(value, asked), FormatOptions())
+            FORMATS[format](Asked(value, asked), FormatOptions())
         except RowError:
             continue  # counted by reason
     present: Counter[str] = Counter()

@@ -182,14 +182,9 @@ def compose(
             names = [row["shard"] for row in new]
             files.append(
                 FileRecord(
-                    redact(task.uri),
-                    task.content,
-                    names,
-                    counts,
-                    reasons,
-                    found,
-                    _first_examples(new),
-                    _all_fields(new),
+                    *(redact(task.uri), task.content, names, counts, reasons, found),
+                    examples=_first_examples(new),
+                    fields=_all_fields(new),
                 )
             )
         records.append(SourceRecord(source.name, source.role, files))
@@ -237,20 +232,17 @@ def report(source: Source, files: list[FileRecord], computed: int, seconds: floa
             "formats": sorted({file.format for file in files}),
             **{key: counts.get(key, 0) for key in ("groups", "pairs", "ties", "rating_conflicts", "absent_ratings")},
             "fields": _by_use(files),
-            "examples": {
-                reason: f"{file.uri}, {example}"
-                for file in reversed(files)
-                for reason, example in file.examples.items()
-            },
+            "examples": _examples(files),
         },
     )
 
 
-def _shown_examples(files: Sequence[FileRecord]) -> str:
+def _examples(files: Sequence[FileRecord]) -> dict[str, str]:
+    """The first quarantined row of every reason: file, number, and what was wrong."""
     first: dict[str, str] = {}
     for file in files:
         first = {**{reason: f"{file.uri}, {one}" for reason, one in file.examples.items()}, **first}
-    return "".join(f"\n  {reason}: {one}" for reason, one in first.items())
+    return first
 
 
 def _by_use(files: Sequence[FileRecord]) -> dict[str, list[str]]:
@@ -270,10 +262,11 @@ def _check_quality(config: Config, catalog: Catalog, storage: Storage) -> None:
     told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
     where = f"the rows lie in {redact(storage.uri)}/quarantine"
     limit = config.ingest.max_quarantine_fraction
+    shown = "".join(f"\n  {reason}: {one}" for reason, one in _examples(files).items())
     if counts["quarantined"] > limit * counts["rows"]:
         raise UserError(
             f"ingest: {counts['quarantined']:,} of {counts['rows']:,} rows are quarantined ({told}); "
-            f"ingest.max_quarantine_fraction is {limit:g}; {where}; the first of each reason:{_shown_examples(files)}"
+            f"ingest.max_quarantine_fraction is {limit:g}; {where}; the first of each reason:{shown}"
         )
     for source in catalog.sources:  # an evaluation set that could not be read must not pass for an empty one
         for file in source.files:
