@@ -26,6 +26,8 @@ QUARANTINE = {
     "undecodable": "the bytes are not UTF-8, or the text holds lone surrogates",
     "row_too_large": "the row is over the size limit",
     "truncated_gzip": "the gzip data ends early or is corrupt; stands for the rest of the file",
+    "truncated_stream": "the compressed data ends early or is corrupt; stands for the rest of the file",
+    "not_delimited": "the row has more or fewer cells than the header, or its quotes do not match",
     "truncated_parquet": "the Parquet file, or one of its row groups, is cut or corrupt; stands for all rows of it",
     "truncated_arrow": "the Arrow data is cut or corrupt; stands for the rest of the file",
 }

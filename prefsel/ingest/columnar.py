@@ -164,7 +164,7 @@ def rows_of(batch: pa.RecordBatch | pa.Table, row: int, max_row_bytes: int) -> I
             yield from _one_by_one(part, row + start, max_row_bytes)
             continue
         for offset, value in enumerate(values):
-            yield _row(row + start + offset, value, max_row_bytes)
+            yield row_of(row + start + offset, value, max_row_bytes)
 
 
 def _step(num_bytes: int, num_rows: int, *, at_most: int) -> int:
@@ -176,7 +176,7 @@ def _one_by_one(part: pa.RecordBatch | pa.Table, row: int, max_row_bytes: int) -
     for offset in range(part.num_rows):
         one = part.slice(offset, 1)
         try:
-            yield _row(row + offset, one.to_pylist()[0], max_row_bytes)
+            yield row_of(row + offset, one.to_pylist()[0], max_row_bytes)
         except UnicodeDecodeError as error:
             # JSON cannot carry these bytes; an Arrow stream of the one row can.
             sink = pa.BufferOutputStream()
@@ -187,7 +187,8 @@ def _one_by_one(part: pa.RecordBatch | pa.Table, row: int, max_row_bytes: int) -
             yield BadRow(row + offset, None, raw, "undecodable", detail)
 
 
-def _row(row: int, value: dict[str, Any], max_row_bytes: int) -> RawRow | BadRow:
+def row_of(row: int, value: dict[str, Any], max_row_bytes: int) -> RawRow | BadRow:
+    """A row of a file that is no JSON lines; its raw bytes are its canonical JSON."""
     raw = _encode(value).encode("utf-8")
     if len(raw) > max_row_bytes:
         detail = f"{len(raw)} bytes as JSON; the limit is {max_row_bytes}"

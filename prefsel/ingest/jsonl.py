@@ -1,22 +1,15 @@
-"""JSON lines, plain or gzipped, from a stream of bytes: flat memory however long a line or dense the compression."""
+"""JSON lines from a stream of bytes: flat memory however long a line or dense the compression."""
 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from prefsel.ingest.compression import BrokenStream
 from prefsel.ingest.rows import OVERSIZE_KEPT_BYTES, BadRow, RawRow
 
-_CHUNK_BYTES = 1 << 20
-_GZIP_CHUNK_BYTES = 1 << 16
-_GZIP_WINDOW_BITS = 31  # 15 bits of window, plus 16: expect a gzip header and check the trailer
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-class BrokenGzip(Exception):
-    """The compressed bytes end early or are not what they should be."""
 
 
 class Line(NamedTuple):
@@ -59,72 +52,28 @@ class LineSplitter:
             self._parts = [b"".join(self._parts)[:OVERSIZE_KEPT_BYTES]]
 
 
-def _chunks(stream: Any, num_bytes: int) -> Iterator[bytes]:
-    while chunk := stream.read(num_bytes):
-        yield chunk
-
-
-def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Decompressed bytes of one or more gzip members; everything that can be had comes before the error.
-
-    Raises:
-        BrokenGzip: truncated, corrupt, or not gzip.
-    """
-    member = zlib.decompressobj(_GZIP_WINDOW_BITS)
-    for chunk in chunks:
-        rest = chunk
-        while rest:
-            if member.eof:
-                rest = rest.lstrip(b"\0")  # tape padding between and after members is legal
-                if not rest:
-                    break
-                member = zlib.decompressobj(_GZIP_WINDOW_BITS)
-            before = member.copy()
-            try:
-                data = member.decompress(rest, _CHUNK_BYTES)
-            except zlib.error as error:
-                yield from _salvage(before, rest)
-                raise BrokenGzip(str(error)) from error
-            if data:
-                yield data
-            rest = member.unused_data if member.eof else member.unconsumed_tail
-    if not member.eof:
-        yield member.flush()
-        raise BrokenGzip("the compressed data ends before the end-of-stream marker")
-
-
-def _salvage(member: Any, data: bytes) -> Iterator[bytes]:
-    # zlib throws away what it had decompressed when it meets an error; byte by byte nothing before it is lost.
-    for start in range(len(data)):
-        try:
-            yield member.decompress(data[start : start + 1])
-        except zlib.error:
-            return
-
-
-def read_jsonl(stream: Any, *, max_row_bytes: int, is_gzip: bool) -> Iterator[RawRow | BadRow]:
+def read_jsonl(pieces: Iterator[bytes], *, max_row_bytes: int, broken: str) -> Iterator[RawRow | BadRow]:
     """The rows of a stream of JSON lines.
 
-    Blank lines are not rows: they are skipped and not numbered. The last line needs no line feed, except in gzip data
-    that breaks off: there it is the raw of the one `truncated_gzip` row that ends the file.
+    Blank lines are not rows: they are skipped and not numbered. The last line needs no line feed, except in compressed
+    data that breaks off: there it is the raw of the one row that ends the file.
 
     Args:
-        stream: a binary file, read front to back.
+        pieces: the bytes, front to back.
         max_row_bytes: longest line that is parsed; a longer one is never held in memory whole.
-        is_gzip: whether the bytes are gzip, of any number of members.
+        broken: the reason of the row that stands for compressed data that breaks off.
     """
     splitter = LineSplitter(max_row_bytes)
-    chunks = _gunzip(_chunks(stream, _GZIP_CHUNK_BYTES)) if is_gzip else _chunks(stream, _CHUNK_BYTES)
     row = 0
     try:
-        for chunk in chunks:
+        for chunk in pieces:
             for line in splitter.feed(chunk):
                 if not _is_blank(line):
                     yield _parsed(row, line, max_row_bytes)
                     row += 1
-    except BrokenGzip as error:
+    except BrokenStream as error:
         last = splitter.cut()
-        yield BadRow(row, last.byte_position, last.data, "truncated_gzip", str(error))
+        yield BadRow(row, last.byte_position, last.data, broken, str(error))
         return
     last = splitter.cut()
     if not _is_blank(last):
@@ -150,12 +99,13 @@ def _parsed(row: int, line: Line, max_row_bytes: int) -> RawRow | BadRow:
     if not isinstance(value, dict):
         return BadRow(row, position, raw, "wrong_type", f"a row is an object; got {type(value).__name__}")
     # Only an escape can make a lone surrogate, so rows without one (nearly all) skip the test that writes them out.
-    if (b"\\ud" in raw or b"\\uD" in raw) and not _is_encodable(value):
+    if (b"\\ud" in raw or b"\\uD" in raw) and not is_encodable(value):
         return BadRow(row, position, raw, "undecodable", "the text holds a lone surrogate")
     return RawRow(row, position, raw, value)
 
 
-def _is_encodable(value: Any) -> bool:
+def is_encodable(value: Any) -> bool:
+    """Whether all text of a value can be written as UTF-8."""
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:

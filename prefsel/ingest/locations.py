@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pyarrow.fs as pafs
 
-from prefsel.errors import UserError, invalid
+from prefsel.errors import UserError
 from prefsel.workspace.storage import redact
 
-KINDS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".jsonl.gz": "jsonl.gz",
-    ".ndjson.gz": "jsonl.gz",
-    ".json.gz": "jsonl.gz",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".arrow": "arrow",
-    ".arrows": "arrow",
-    ".ipc": "arrow",
-    ".feather": "arrow",
-}
-"""How a file name ends → how the file is read. `.json` is read line by line too."""
+TEXT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+COMPRESSED = ("", ".gz", ".zst", ".xz", ".bz2")
+COLUMNAR_ENDINGS = (".parquet", ".pq", ".arrow", ".arrows", ".ipc", ".feather")
+ENDINGS = (*(f"{text}{packed}" for text in TEXT_ENDINGS for packed in COMPRESSED), *COLUMNAR_ENDINGS)
+"""Of the files that are taken from a folder; a file that is named is read whatever its ending."""
+SPLITS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "holdout")
+"""What parts of a data set are called in file and folder names."""
 
 _DATASETS_PREFIX = "datasets:"
 # Written by `save_to_disk` beside its Arrow files.
-_NOT_DATA = {"dataset_info.json", "dataset_dict.json", "state.json"}
+_NOT_DATA = {"dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json", "config.json"}
+# Results that `datasets` keeps beside the data of a folder.
+_CACHE = re.compile(r"(cache-|tmp)\w+\.arrow")
 _WILDCARD = re.compile(r"(\*\*/|\*\*|\*|\?|\[[^\]/]+\])")
 
 
@@ -40,19 +34,10 @@ def is_dataset_name(uri: str) -> bool:
     return uri.startswith(_DATASETS_PREFIX)
 
 
-def kind_of(uri: str) -> str:
-    """How the file at `uri` is read: one of the values of `KINDS`, or `datasets`.
-
-    Raises:
-        UserError: an ending that no reader knows.
-    """
-    if is_dataset_name(uri):
-        return "datasets"
+def plain_name(uri: str) -> str:
+    """The name at `uri` in lower case, without query and ending of a compression."""
     name = _without_query(uri)[0].lower()
-    endings = [ending for ending in KINDS if name.endswith(ending)]
-    if not endings:
-        raise invalid("source", redact(uri), ["a file ending in " + ", ".join(KINDS), "datasets:NAME[:CONFIG]/SPLIT"])
-    return KINDS[max(endings, key=len)]
+    return next((name.removesuffix(ending) for ending in COMPRESSED if ending and name.endswith(ending)), name)
 
 
 def _without_query(uri: str) -> tuple[str, str]:
@@ -113,12 +98,12 @@ def open_random(uri: str, filesystem: pafs.FileSystem | None = None) -> Any:
 def list_files(uri: str, *, filesystem: pafs.FileSystem | None = None) -> list[str]:
     """The files that a path, folder, glob or URI means, sorted, each in the form it was asked in.
 
-    A folder gives every file under it with an ending of `KINDS`, leaving out names that start with `.` or `_` and the
-    metadata of `save_to_disk`. A glob knows `*`, `?`, `[abc]` within a name and `**` across folders; all it matches
-    must be readable. A `datasets:` name stands for itself.
+    A folder gives every file under it with an ending of `ENDINGS`, leaving out names that start with `.` or `_`, the
+    metadata of `save_to_disk` and cache files of `datasets`. A glob knows `*`, `?`, `[abc]` within a name and `**`
+    across folders. A `datasets:` name stands for itself.
 
     Raises:
-        UserError: nothing matches, or a named file has an ending that no reader knows.
+        UserError: nothing matches, or a folder holds several splits.
     """
     if is_dataset_name(uri):
         return [uri]
@@ -129,25 +114,58 @@ def list_files(uri: str, *, filesystem: pafs.FileSystem | None = None) -> list[s
     except OSError as error:
         raise UserError(f"source: cannot reach {redact(uri)!r}: {redact(str(error))}") from error
     if kind == pafs.FileType.File:
-        kind_of(uri)
         return [uri]
     if kind == pafs.FileType.Directory:
         prefix = path.rstrip("/") + "/"
-        names = [prefix + name for name in _walk(path, query, filesystem, is_deep=True) if _is_data(name)]
+        below = [name for name in _walk(path, query, filesystem, is_deep=True) if _is_data(name)]
+        _require_one_split(redact(prefix), below)
+        names = [prefix + name for name in below]
     elif _WILDCARD.search(path):
         names = _glob(path, query, filesystem)
     else:
         raise UserError(f"source: nothing at {redact(uri)!r}")
     if not names:
-        raise UserError(f"source: no input file matches {redact(uri)!r}; readable endings: {', '.join(KINDS)}")
-    for name in names:
-        kind_of(name)
+        raise UserError(f"source: no input file matches {redact(uri)!r}; readable endings: {', '.join(ENDINGS)}")
     return [name + query for name in sorted(names)]
 
 
 def _is_data(name: str) -> bool:
     last = name.rsplit("/", 1)[-1]
-    return last not in _NOT_DATA and not last.startswith("_") and any(last.lower().endswith(end) for end in KINDS)
+    is_other = last in _NOT_DATA or last.startswith("_") or _CACHE.fullmatch(last) is not None
+    return not is_other and last.lower().endswith(ENDINGS)
+
+
+def split_of_name(name: str) -> str | None:
+    """The split that a path below a folder names, in a folder or as the beginning of the file: `train`, `test`, …"""
+    for part in reversed(name.lower().split("/")):
+        first = re.split(r"[-_.]", part)[0]
+        if first in SPLITS:
+            return first
+    return None
+
+
+def _require_one_split(folder: str, names: Sequence[str]) -> None:
+    """Refuse a folder that holds several splits of a data set: test rows must not be trained on unasked.
+
+    Raises:
+        UserError: names what to choose from.
+    """
+    by_split: dict[str, list[str]] = {}
+    for name in sorted(names):
+        by_split.setdefault(split_of_name(name) or "", []).append(name)
+    splits = [split for split in by_split if split]
+    if len(splits) > 1:
+        choices = ", ".join(f"{folder}{_pattern(split, by_split[split])}" for split in splits)
+        raise UserError(f"source: {folder} holds {len(splits)} splits ({', '.join(splits)}); name one: {choices}")
+
+
+def _pattern(split: str, names: Sequence[str]) -> str:
+    """A path or glob that means the files of one split."""
+    parts = names[0].split("/")
+    place = next(number for number, part in reversed(list(enumerate(parts))) if split_of_name(part) == split)
+    if place + 1 < len(parts):
+        return "/".join(parts[: place + 1])
+    return names[0] if len(names) == 1 else "/".join([*parts[:place], f"{split}*"])
 
 
 def _glob(path: str, query: str, filesystem: pafs.FileSystem | None) -> list[str]:

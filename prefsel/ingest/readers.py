@@ -1,28 +1,41 @@
-"""One input file → its rows, streaming in flat memory. What cannot be read comes out as `BadRow`, in place."""
+"""One input file → its rows, streaming in flat memory. What cannot be read comes out as `BadRow`, in place.
+
+datasets: name ─▶ tables       file ─▶ first bytes ─▶ compression ─▶ content ─▶ Parquet · Arrow · JSON · CSV
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.fs as pafs
 
-from prefsel.errors import invalid
+from prefsel.errors import UserError, invalid
 from prefsel.ingest import hub
 from prefsel.ingest.columnar import guarded, read_arrow, read_parquet
+from prefsel.ingest.compression import BrokenStream, Unread, chunks, compression_of, decompressed
+from prefsel.ingest.delimited import read_delimited
+from prefsel.ingest.json_array import read_json_values
 from prefsel.ingest.jsonl import read_jsonl
-from prefsel.ingest.locations import kind_of, list_files, open_random, open_stream
+from prefsel.ingest.locations import is_dataset_name, list_files, open_random, open_stream, plain_name
 from prefsel.ingest.rows import OVERSIZE_KEPT_BYTES, BadRow, RawRow
+from prefsel.workspace.storage import redact
 
 __all__ = ["OVERSIZE_KEPT_BYTES", "BadRow", "RawRow", "list_files", "read_rows"]
 
+HEAD_BYTES = 1 << 16
+_PARQUET, _ARROW_FILE, _ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
+_OTHERS = {b"PK\x03\x04": "a ZIP archive", b"SQLite format 3": "an SQLite file", b"\x89HDF": "an HDF5 file"}
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
 
 def read_rows(uri: str, *, max_row_bytes: int, filesystem: pafs.FileSystem | None = None) -> Iterator[RawRow | BadRow]:
-    """The rows of one file, in order; rows are numbered from 0, blank lines of JSONL left out.
+    """The rows of one file, in order; rows are numbered from 0, blank lines left out.
 
     Args:
-        uri: a path, a URI of any file system pyarrow knows (`s3://`, `gs://`, `hf://`, …), or a `datasets:` name. Its
-            ending says how it is read, see `locations.KINDS`.
+        uri: a path, a URI of any file system pyarrow knows (`s3://`, `gs://`, `hf://`, …), or a `datasets:` name. What
+            a file is follows from its first bytes; only CSV and TSV are known by their names.
         max_row_bytes: a row that is longer (as JSON) becomes `row_too_large`.
         filesystem: where `uri` is a path, if not a URI or a local file.
 
@@ -30,20 +43,68 @@ def read_rows(uri: str, *, max_row_bytes: int, filesystem: pafs.FileSystem | Non
         An iterator of `RawRow` and `BadRow`. A lost connection raises `OSError` from it: retrying can help there.
 
     Raises:
-        UserError: nothing readable lies at `uri`, or its ending is unknown.
+        UserError: nothing readable lies at `uri`.
     """
     if max_row_bytes < 1:
         raise invalid("max_row_bytes", max_row_bytes, "at least 1")
-    kind = kind_of(uri)
-    if kind == "datasets":
+    if is_dataset_name(uri):
         tables = hub.read_tables(uri)
         return guarded(lambda: tables, None, "truncated_arrow", "data set", 0, max_row_bytes)
-    if kind == "jsonl" or kind == "jsonl.gz":
-        file = open_stream(uri, filesystem)
-        return _closing(file, read_jsonl(file, max_row_bytes=max_row_bytes, is_gzip=kind == "jsonl.gz"))
-    file = open_random(uri, filesystem)
-    read = read_parquet if kind == "parquet" else read_arrow
-    return _closing(file, read(file, max_row_bytes=max_row_bytes))
+    file = open_stream(uri, filesystem)
+    head = file.read(HEAD_BYTES)
+    if head.startswith((_PARQUET, _ARROW_FILE, _ARROW_STREAM)) or _ends_as(
+        uri, ".parquet", ".pq", ".arrow", ".feather"
+    ):
+        file.close()
+        read = read_parquet if head.startswith(_PARQUET) or _ends_as(uri, ".parquet", ".pq") else read_arrow
+        random = open_random(uri, filesystem)
+        return _closing(random, read(random, max_row_bytes=max_row_bytes))
+    if what := next((name for magic, name in _OTHERS.items() if head.startswith(magic)), None):
+        file.close()
+        raise UserError(f"source: {redact(uri)!r} is {what}; unpack it, or convert it to JSON lines or Parquet")
+    return _closing(file, _text_rows(Unread(head, file), head, uri, max_row_bytes))
+
+
+def _text_rows(stream: Unread, head: bytes, uri: str, max_row_bytes: int) -> Iterator[RawRow | BadRow]:
+    """The rows of a file of text, compressed or not.
+
+    Raises:
+        OSError: its bytes could not be fetched (as opposed to: are wrong).
+    """
+    compression = compression_of(head)
+    if compression is None:
+        yield from _by_content(stream, head, uri, max_row_bytes, broken="not_json")
+        return
+    pieces = decompressed(stream, compression)
+    broken = "truncated_gzip" if compression == "gzip" else "truncated_stream"
+    try:
+        first = next(pieces, b"")
+    except BrokenStream as error:
+        if stream.failure is not None:
+            raise stream.failure from error
+        yield BadRow(0, None, b"", broken, str(error))
+        return
+    for item in _by_content(Unread(first, pieces), first, uri, max_row_bytes, broken=broken):
+        if isinstance(item, BadRow) and item.reason == broken and stream.failure is not None:
+            raise stream.failure
+        yield item
+
+
+def _by_content(stream: Unread, head: bytes, uri: str, max_row_bytes: int, *, broken: str) -> Iterator[RawRow | BadRow]:
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    delimiter = next((mark for ending, mark in DELIMITERS.items() if plain_name(uri).endswith(ending)), None)
+    if text.startswith(b"["):
+        yield from read_json_values(stream, max_row_bytes=max_row_bytes, is_array=True)
+    elif re.match(rb"\{\s*\n", text):  # rows that are indented over several lines
+        yield from read_json_values(stream, max_row_bytes=max_row_bytes, is_array=False)
+    elif delimiter is not None and not text.startswith(b"{"):
+        yield from read_delimited(stream, max_row_bytes=max_row_bytes, delimiter=delimiter)
+    else:
+        yield from read_jsonl(chunks(stream), max_row_bytes=max_row_bytes, broken=broken)
+
+
+def _ends_as(uri: str, *endings: str) -> bool:
+    return plain_name(uri).endswith(endings)
 
 
 def _closing(file: Any, rows: Iterator[RawRow | BadRow]) -> Iterator[RawRow | BadRow]:
