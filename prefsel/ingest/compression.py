@@ -39,7 +39,7 @@ def decompressed(stream: Any, compression: str) -> Iterator[bytes]:
         BrokenStream: Truncated, or corrupt.
     """
     if compression == "gzip":
-        yield from _gunzip(chunks(stream, _GZIP_CHUNK_BYTES))
+        yield from (piece for piece in _gunzip(chunks(stream, _GZIP_CHUNK_BYTES)) if piece)
         return
     openers: dict[str, Callable[[Any], Any]] = {"bz2": bz2.BZ2File, "xz": lzma.LZMAFile, "zstd": _zstd}
     try:
@@ -92,6 +92,7 @@ class Unread:
         """`rest` is a file, or the pieces that follow."""
         self._held, self._rest = head, rest
         self.failure: OSError | None = None
+        self._broken: BrokenStream | None = None
 
     def read(self, num_bytes: int | None = -1) -> bytes:
         """As a file's; fewer bytes than asked for only at the end."""
@@ -99,17 +100,24 @@ class Unread:
         parts = [self._held]
         size = len(self._held)
         while wanted < 0 or size < wanted:
-            piece = self._next(CHUNK_BYTES if wanted < 0 else wanted - size)
+            try:
+                piece = self._next(CHUNK_BYTES if wanted < 0 else wanted - size)
+            except BrokenStream as error:  # what came before it is given first
+                self._broken, piece = error, b""
             if not piece:
                 break
             parts.append(piece)
             size += len(piece)
         data = b"".join(parts)
+        if self._broken is not None and not data:
+            raise self._broken
         found, self._held = (data, b"") if wanted < 0 else (data[:wanted], data[wanted:])
         return found
 
     def _next(self, num_bytes: int) -> bytes:
-        if isinstance(self._rest, Iterator):
+        if self._broken is not None:
+            return b""
+        if not hasattr(self._rest, "read"):
             return next(self._rest, b"")
         try:
             data: bytes = self._rest.read(num_bytes)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from prefsel.ingest.compression import BrokenStream
 from prefsel.ingest.rows import OVERSIZE_KEPT_BYTES, BadRow, RawRow
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Line(NamedTuple):
@@ -88,7 +88,7 @@ def _parsed(row: int, line: Line, max_row_bytes: int) -> RawRow | BadRow:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         return BadRow(row, position, raw, "undecodable", f"{error.reason} at byte {error.start} of the row")
-    if position == 0 and raw.startswith(_BYTE_ORDER_MARK):
+    if position == 0 and raw.startswith(BYTE_ORDER_MARK):
         text = text[1:]
     try:
         value = json.loads(text)

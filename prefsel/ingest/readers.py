@@ -5,6 +5,7 @@ datasets: name ─▶ tables       file ─▶ first bytes ─▶ compression �
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,10 +15,10 @@ import pyarrow.fs as pafs
 from prefsel.errors import UserError, invalid
 from prefsel.ingest import hub
 from prefsel.ingest.columnar import guarded, read_arrow, read_parquet
-from prefsel.ingest.compression import BrokenStream, Unread, chunks, compression_of, decompressed
+from prefsel.ingest.compression import MAGIC, BrokenStream, Unread, chunks, compression_of, decompressed
 from prefsel.ingest.delimited import read_delimited
 from prefsel.ingest.json_array import read_json_values
-from prefsel.ingest.jsonl import read_jsonl
+from prefsel.ingest.jsonl import BYTE_ORDER_MARK, read_jsonl
 from prefsel.ingest.locations import is_dataset_name, list_files, open_random, open_stream, plain_name
 from prefsel.ingest.rows import OVERSIZE_KEPT_BYTES, BadRow, RawRow
 from prefsel.workspace.storage import redact
@@ -27,6 +28,7 @@ __all__ = ["OVERSIZE_KEPT_BYTES", "BadRow", "RawRow", "list_files", "read_rows"]
 HEAD_BYTES = 1 << 16
 _PARQUET, _ARROW_FILE, _ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 _OTHERS = {b"PK\x03\x04": "a ZIP archive", b"SQLite format 3": "an SQLite file", b"\x89HDF": "an HDF5 file"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bz2"}
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -72,35 +74,61 @@ def _text_rows(stream: Unread, head: bytes, uri: str, max_row_bytes: int) -> Ite
         OSError: its bytes could not be fetched (as opposed to: are wrong).
     """
     compression = compression_of(head)
+    if compression is None and (packed := _cut_before_it_began(uri, head)) is not None:
+        yield BadRow(0, None, b"", _broken(packed), "the compressed data ends before it began")
+        return
     if compression is None:
         yield from _by_content(stream, head, uri, max_row_bytes, broken="not_json")
         return
-    pieces = decompressed(stream, compression)
-    broken = "truncated_gzip" if compression == "gzip" else "truncated_stream"
+    plain = Unread(b"", decompressed(stream, compression))
+    broken = _broken(compression)
     try:
-        first = next(pieces, b"")
+        first = plain.read(HEAD_BYTES)
     except BrokenStream as error:
         if stream.failure is not None:
             raise stream.failure from error
         yield BadRow(0, None, b"", broken, str(error))
         return
-    for item in _by_content(Unread(first, pieces), first, uri, max_row_bytes, broken=broken):
+    for item in _by_content(Unread(first, plain), first, uri, max_row_bytes, broken=broken):
         if isinstance(item, BadRow) and item.reason == broken and stream.failure is not None:
             raise stream.failure
         yield item
 
 
+def _broken(compression: str) -> str:
+    return "truncated_gzip" if compression == "gzip" else "truncated_stream"
+
+
+def _cut_before_it_began(uri: str, head: bytes) -> str | None:
+    """The compression that a file's name promises, where the file holds less than the first bytes of it."""
+    named = next((how for ending, how in COMPRESSIONS.items() if uri.lower().endswith(ending)), None)
+    return named if any(how == named and magic.startswith(head) for magic, how in MAGIC.items()) else None
+
+
 def _by_content(stream: Unread, head: bytes, uri: str, max_row_bytes: int, *, broken: str) -> Iterator[RawRow | BadRow]:
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    text = head.removeprefix(BYTE_ORDER_MARK).lstrip()
     delimiter = next((mark for ending, mark in DELIMITERS.items() if plain_name(uri).endswith(ending)), None)
-    if text.startswith(b"["):
+    is_array, is_indented = text.startswith(b"[") and not _are_lines(text), re.match(rb"\{\s*\n", text) is not None
+    if (is_array or is_indented) and head.startswith(BYTE_ORDER_MARK):
+        stream.read(len(BYTE_ORDER_MARK))
+    if is_array:
         yield from read_json_values(stream, max_row_bytes=max_row_bytes, is_array=True)
-    elif re.match(rb"\{\s*\n", text):  # rows that are indented over several lines
+    elif is_indented:  # rows over several lines each
         yield from read_json_values(stream, max_row_bytes=max_row_bytes, is_array=False)
     elif delimiter is not None and not text.startswith(b"{"):
         yield from read_delimited(stream, max_row_bytes=max_row_bytes, delimiter=delimiter)
     else:
         yield from read_jsonl(chunks(stream), max_row_bytes=max_row_bytes, broken=broken)
+
+
+def _are_lines(text: bytes) -> bool:
+    """Whether a text that begins with a list holds more than that list: lines, the first of which is no row."""
+    first, _, rest = text.partition(b"\n")
+    try:
+        json.loads(first)
+    except ValueError:
+        return False
+    return bool(rest.strip())
 
 
 def _ends_as(uri: str, *endings: str) -> bool:

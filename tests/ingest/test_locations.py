@@ -5,7 +5,7 @@ import pytest
 
 from prefsel.errors import UserError
 from prefsel.ingest.identity import file_digest
-from prefsel.ingest.locations import kind_of, list_files
+from prefsel.ingest.locations import list_files
 from prefsel.ingest.readers import read_rows
 
 
@@ -71,23 +71,6 @@ def test_nothing_found_is_an_error_that_names_it(tree, pattern):
     (tree / ".cache/e.jsonl").unlink()
     with pytest.raises(UserError, match=r"nope|\*\.arrow|\.cache"):
         list_files(f"{tree}{pattern}")
-
-
-@pytest.mark.parametrize("pattern", ["/README.md", "/README*"])
-def test_an_unknown_ending_is_an_error_that_lists_the_known_ones(tree, pattern):
-    with pytest.raises(UserError, match=r"README\.md.*\.jsonl.*\.parquet"):
-        list_files(f"{tree}{pattern}")
-
-
-def test_kinds():
-    assert kind_of("s3://bucket/A.JSONL.GZ?region=eu") == "jsonl.gz"
-    assert [kind_of(f"x{end}") for end in (".json", ".pq", ".feather", ".ndjson")] == [
-        "jsonl",
-        "parquet",
-        "arrow",
-        "jsonl",
-    ]
-    assert kind_of("datasets:a/b") == "datasets"
 
 
 def test_errors_do_not_show_secrets():

@@ -98,6 +98,6 @@ def test_what_cannot_be_looked_at(tmp_path: Path, rows: list[Any], told: str) ->
 
 
 def test_rows_that_are_all_bad_have_no_format(tmp_path: Path) -> None:
-    found = sniff(written(tmp_path / "a.json", ["[", '{"prompt": "p"},', "]"]))
+    found = sniff(written(tmp_path / "a.json", ["nope", '"text"', "3"]))
     assert (found.format, found.num_pairs, found.fields) == ("unknown", 0, [])
     assert sum(found.reasons.values()) == 3
