@@ -22,7 +22,7 @@ def read_delimited(stream: Any, *, max_row_bytes: int, delimiter: str) -> Iterat
     """
     csv.field_size_limit(max_row_bytes)
     # Bytes that are no UTF-8 become lone surrogates, which the row is then refused for.
-    lines = io.TextIOWrapper(_Readable(stream), "utf-8-sig", errors="surrogateescape", newline="")
+    lines = io.TextIOWrapper(io.BufferedReader(_Readable(stream)), "utf-8-sig", errors="surrogateescape", newline="")
     table = csv.reader(lines, delimiter=delimiter, strict=True)
     header = next(table, [])
     row = 0

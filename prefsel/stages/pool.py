@@ -104,6 +104,8 @@ def _stream(
         enable_true_multi_threading=True,
     )
     rows = [{"source": shard.source, "shard": shard.shard, "made_from": made_from} for shard, made_from in items]
+    # Else what an actor raised is wrapped, and its cause is lost on the way: a hundred lines instead of its one.
+    ray.data.DataContext.get_current().raise_original_map_exception = True
     shards = ray.data.from_items(rows, override_num_blocks=len(rows))
     with warnings.catch_warnings(category=RayDeprecationWarning, action="ignore"):  # of `_without_restarts`
         dataset = shards.map_batches(
