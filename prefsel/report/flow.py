@@ -141,7 +141,9 @@ def notes(stage: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
     details, name = stage.get("details") or {}, stage.get("name")
     if stage.get("stage") == "ingest":
         made = [f"{number(details[key])} {word}" for key, word in _MADE.items() if details.get(key)]
-        return [", ".join(made)] if made else []
+        fields = [f"{use}: {', '.join(names)}" for use, names in (details.get("fields") or {}).items() if names]
+        refused = [f"{reason}: {example}" for reason, example in (details.get("examples") or {}).items()]
+        return ([", ".join(made)] if made else []) + [f"fields {one}" for one in fields] + refused
     if stage.get("stage") == "select":
         return [f"by {one['metric']}" for one in report.get("selections") or [] if _is(one, name, "metric")]
     if stage.get("stage") == "metric":
@@ -151,7 +153,7 @@ def notes(stage: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
     return []
 
 
-_MADE = {"groups": "prompts", "pairs": "pairs", "ties": "ties without a label"}
+_MADE = {"groups": "prompts", "pairs": "pairs", "ties": "ties without a label", "absent_ratings": "ratings off their scale"}
 
 
 def _is(one: Mapping[str, Any], name: Any, key: str) -> bool:

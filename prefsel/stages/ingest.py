@@ -62,12 +62,25 @@ def ingest(config: Config, storage: Storage, progress: Progress) -> list[StageRe
         shared = {"storage": storage, "config": config, "sources": {source.name: source for source in sources}}
         map_shards(_ingest_file, pending, shared=shared, counter=counter)
     catalog, reports = compose(sources, tasks, storage, {task.record for task in pending})
+    for report in reports:
+        _tell(report, progress)
     _check_quality(config, catalog, storage)
     write_catalog(storage, catalog)
     for source in catalog.sources:
         for kind in KINDS:
             Artifact(storage, f"{kind}/{source.name}").compact()
     return reports
+
+
+def _tell(report: StageReport, progress: Progress) -> None:
+    """What of a source's fields is used, kept and ignored, and the first row of each reason; where something was read."""
+    if not report.computed_shards:
+        return
+    told = [f"{use} {', '.join(names)}" for use, names in report.details["fields"].items() if names]
+    if told:
+        progress.line(f"ingest    {report.name}: fields: {'; '.join(told)}")
+    for reason, example in report.details["examples"].items():
+        progress.line(f"ingest    {report.name}: {reason}: {example}")
 
 
 def _travelling(uri: str) -> str:
