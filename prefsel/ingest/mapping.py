@@ -36,6 +36,10 @@ SEEN = frozenset(
 """Fields that change what the model saw: a row is never read without one that says something."""
 
 
+LONG_TEXT = 40
+"""Characters; a shorter text may stand in another one by chance."""
+
+
 def read(value: Mapping[str, Any], options: FormatOptions, *, fields: FieldMap) -> Example:
     """The example of a row.
 
@@ -99,11 +103,8 @@ def _prompt(value: Mapping[str, Any], fields: FieldMap, many: Iterable[Messages]
     found = None if fields.prompt is None else lookup(value, fields.prompt)
     if is_empty(found):
         if fields.prompt is not None and all(len(one) == 1 for one in many):
-            raise (
-                missing(value, fields.prompt)
-                if found is None
-                else RowError("empty_prompt", f"{fields.prompt}: no text")
-            )
+            empty = RowError("empty_prompt", f"{fields.prompt}: no text")
+            raise missing(value, fields.prompt) if found is None else empty
         return []
     turns = prompt_transcript(found) if isinstance(found, str) else None
     return turns or messages_of(found, fields.prompt or "", role="user")
@@ -120,14 +121,16 @@ def split(prompt: Messages, many: Iterable[Messages], names: Iterable[str]) -> t
     Raises:
         RowError: They share no prompt, or part at a message that is no answer.
     """
-    rest = [one[len(prompt) :] if prompt and _same(one[: len(prompt)], prompt) else one for one in many]
+    many = list(many)
+    repeats = [bool(prompt) and _same(one[: len(prompt)], prompt) for one in many]
+    rest = [one[len(prompt) :] if is_repeated else one for one, is_repeated in zip(many, repeats)]
     limit = min(len(one) for one in rest) - 1
     shared = 0
     while shared < limit and all(one[shared] == rest[0][shared] for one in rest):
         shared += 1
     before = rest[0][:shared]
-    if before and prompt and not _holds(before, prompt):
-        if before[0]["role"] != "assistant":
+    if before and prompt and (all(repeats) or not _holds(before, prompt)):
+        if before[0]["role"] != "assistant" and not all(repeats):
             raise RowError("prompt_mismatch", "prompt: it does not stand in the conversations, which have another one")
         before = [*prompt, *before]
     for name, one in zip(names, rest):
@@ -204,7 +207,11 @@ def with_surroundings(
 
 
 def _is_told(found: object, texts: Iterable[str]) -> bool:
-    return isinstance(found, str) and any(found.strip() in text for text in texts)
+    """Whether a message says what a field says: it is the same text, or holds it and it is too long to be chance."""
+    if not isinstance(found, str):
+        return False
+    told = found.strip()
+    return any(told == text.strip() or (len(told) >= LONG_TEXT and told in text) for text in texts)
 
 
 def _put_input(prompt: Messages, found: object, path: str) -> Messages:

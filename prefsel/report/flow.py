@@ -153,7 +153,12 @@ def notes(stage: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
     return []
 
 
-_MADE = {"groups": "prompts", "pairs": "pairs", "ties": "ties without a label", "absent_ratings": "ratings off their scale"}
+_MADE = {
+    "groups": "prompts",
+    "pairs": "pairs",
+    "ties": "ties without a label",
+    "absent_ratings": "ratings off their scale",
+}
 
 
 def _is(one: Mapping[str, Any], name: Any, key: str) -> bool:

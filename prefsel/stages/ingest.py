@@ -73,7 +73,7 @@ def ingest(config: Config, storage: Storage, progress: Progress) -> list[StageRe
 
 
 def _tell(report: StageReport, progress: Progress) -> None:
-    """What of a source's fields is used, kept and ignored, and the first row of each reason; where something was read."""
+    """What of a source's fields was used, kept and ignored, and the first row of each reason."""
     if not report.computed_shards:
         return
     told = [f"{use} {', '.join(names)}" for use, names in report.details["fields"].items() if names]

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from prefsel.config import FormatOptions
+from prefsel.errors import UserError
 from prefsel.ingest.example import Example
 from prefsel.ingest.formats import FORMATS, detect
+from prefsel.ingest.row_error import RowError
 
 GOOD, BAD = "Ice floats because it is less dense.", "No idea."
 ASK = "Why does ice float?"
@@ -304,3 +306,84 @@ def test_a_published_row_is_read_as_it_is_meant(name: str) -> None:
     assert [one["content"].strip() for one in example.completions[preference.chosen].messages] == [GOOD]
     assert [one["content"].strip() for one in example.completions[preference.rejected].messages] == [BAD]
     assert preference.margin == (None if margin is None else pytest.approx(margin))
+
+
+def refused(row: dict[str, Any], **options: Any) -> RowError:
+    with pytest.raises(RowError) as caught:
+        FORMATS[detect(row)](row, FormatOptions(**options))
+    return caught.value
+
+
+PAIR = {"prompt": ASK, "chosen": GOOD, "rejected": BAD}
+
+
+@pytest.mark.parametrize("field", ["images", "documents", "reasoning", "context", "tool_calls"])
+def test_a_field_that_the_model_saw_is_never_left_out_unasked(field: str) -> None:
+    row = {**PAIR, field: ["something that the model saw"]}
+    error = refused(row)
+    assert error.reason == "unread_field"
+    assert error.detail.startswith(f"{field}: ")
+    example = FORMATS["prompt_chosen_rejected"](row, FormatOptions(ignore=[field]))
+    assert isinstance(example, Example)
+    assert example.prompt == PLAIN
+    empty: list[Any] = [None, "", [], [""], {}, " "]
+    for nothing in empty:
+        assert FORMATS["prompt_chosen_rejected"]({**PAIR, field: nothing}, FormatOptions()) == example
+
+
+def test_a_system_text_stands_before_the_prompt_whatever_the_format() -> None:
+    system = {"role": "system", "content": "You are brief."}
+    rows = [
+        {**PAIR, "system": "You are brief."},
+        {**PAIR, "system_prompt": "You are brief."},
+        {"chosen": turns(ASK, GOOD), "rejected": turns(ASK, BAD), "system": "You are brief."},
+        {"chosen": [system, *turns(ASK, GOOD)], "rejected": [system, *turns(ASK, BAD)], "system": "You are brief."},
+        {"prompt": ASK, "responses": [GOOD, BAD], "scores": [1, 0], "system": "You are brief."},
+    ]
+    for row in rows:
+        example = FORMATS[detect(row)](row, FormatOptions())
+        assert isinstance(example, Example)
+        assert example.prompt == [system, user(ASK)]
+    other = {"chosen": [system, *turns(ASK, GOOD)], "rejected": [system, *turns(ASK, BAD)], "system": "Be long."}
+    assert refused(other).reason == "unread_field"
+    # A short system text that happens to stand in the question is no less a system text.
+    row = {**PAIR, "system": "ice"}
+    example = FORMATS[detect(row)](row, FormatOptions())
+    assert isinstance(example, Example)
+    assert example.prompt == [{"role": "system", "content": "ice"}, user(ASK)]
+
+
+def test_tools_and_calls_travel_with_the_messages() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": {"name": "f"}}]}
+    answer = {"role": "tool", "content": "4", "tool_call_id": "c", "name": None}
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    row = {"prompt": [user(ASK), call, answer], "chosen": GOOD, "rejected": BAD, "tools": json.dumps(tools)}
+    example = FORMATS[detect(row)](row, FormatOptions())
+    assert isinstance(example, Example)
+    assert example.prompt == [
+        {**user(ASK), "tools": tools},
+        call,
+        {"role": "tool", "content": "4", "tool_call_id": "c"},
+    ]
+
+
+def test_what_a_prompt_says_and_the_conversations_do_not() -> None:
+    row = {"prompt": "Another question", "chosen": turns(ASK, GOOD), "rejected": turns(ASK, BAD)}
+    assert refused(row).reason == "prompt_mismatch"
+
+
+@pytest.mark.parametrize(
+    ("row", "near"),
+    [
+        ({"prompt": ASK, "response_1": GOOD, "response_2": BAD, "strength": 1}, "helpsteer2_preference"),
+        ({"question": ASK, "better_answer": GOOD, "worse_answer": BAD}, ""),
+    ],
+)
+def test_a_failed_detection_names_the_nearest_format_and_a_map(row: dict[str, Any], near: str) -> None:
+    with pytest.raises(UserError) as caught:
+        detect(row)
+    assert near in str(caught.value)
+    assert all(name in str(caught.value) for name in row)
+    assert "map: {prompt: " in str(caught.value)
+    if not near:
+        assert "map: {prompt: question, chosen: better_answer, rejected: worse_answer}" in str(caught.value)
