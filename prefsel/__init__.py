@@ -9,7 +9,7 @@
     prefsel.config, prefsel.errors                   records of a configuration, and what is raised
 
 What is not exported here or in these modules (`__all__`) is private: it may change without notice. Plugins are written
-with `prefsel.ingest.formats` and `prefsel.train.losses.Loss` besides. Modules are imported when they are asked for, so
+with `prefsel.ingest.formats` and `prefsel.config.losses.Loss` besides. Modules are imported when they are asked for, so
 that `import prefsel` stays light; torch and Ray come with what needs them.
 """
 

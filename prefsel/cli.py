@@ -1,6 +1,6 @@
 """The command line.
 
-Exit codes: 0 done; 1 a fault; 2 the user's input is wrong; 3 refused; 130 and 143 interrupted.
+Exit codes: 0 done; 1 a fault; 2 the user's input is wrong; 130 and 143 interrupted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Choose the preference data worth training on: score, select exactly, train on what was kept.",
-    epilog="Exit codes: 0 done; 1 a fault; 2 the input is wrong; 3 refused; 130 and 143 interrupted.",
+    epilog="Exit codes: 0 done; 1 a fault; 2 the input is wrong; 130 and 143 interrupted.",
 )
 
 # Typer's command-line errors (unknown option, missing argument) share a base that it does not export.
@@ -177,7 +177,10 @@ def init(
     target = (output or Path(f"{drafted.name}.yaml")).expanduser()
     if target.exists() and not force:
         raise UserError(f"init: {target} is there already; give another --output, or --force to write over it")
-    target.write_text(drafted.text, encoding="utf-8")
+    try:
+        target.write_text(drafted.text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"init: cannot write {target}: {error.strerror}; give another --output") from error
     for line in drafted.seen:
         typer.echo(line)
     place = shlex.quote(str(target))
@@ -226,7 +229,9 @@ def export(
     from prefsel.report.export_file import export_file, write_batches
     from prefsel.report.opened import open_workspace
 
-    names = [name.strip() for given in columns for name in given.split(",") if name.strip()]
+    names = list(dict.fromkeys(name.strip() for given in columns for name in given.split(",") if name.strip()))
+    if columns and not names:
+        raise UserError(f"--columns: got {','.join(columns)!r}, which names none")
     opened = open_workspace(workspace)
     pairs = opened.pairs(names or None, selection=selection)
     if output is None:
@@ -277,7 +282,9 @@ def graph(
     from prefsel.workspace.storage import Storage
 
     with tempfile.TemporaryDirectory() as nothing:
-        plan = make_plan(load_config(config, overrides), Storage(workspace or nothing))
+        storage = Storage(workspace or nothing)
+        storage.require_folder()
+        plan = make_plan(load_config(config, overrides), storage)
         check_names(plan)
         for line in show.dot(plan) if dot else show.text(plan):
             typer.echo(line)

@@ -5,7 +5,7 @@
     intersect                   what all of its rules keep
     dedupe                      one pair per prompt (or per two completions) first, then its rule
 
-`compose.py` says what the others are made of, `cuts.py` decides the leaves over shards. A rule's *score* is a column:
+`compose.py` says what the others are made of, `evaluate.py` decides leaves over shards. A rule's *score* is a column:
 `score_<metric>` in a configuration, any column of numbers in a table.
 """
 

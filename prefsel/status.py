@@ -108,7 +108,13 @@ def status(storage: Storage) -> Status:
 def _last_config(storage: Storage) -> Config | None:
     if not storage.exists("config.yaml"):
         return None
-    return parse_config(yaml.safe_load(storage.read("config.yaml")))
+    try:
+        table = yaml.safe_load(storage.read("config.yaml"))
+    except yaml.YAMLError as error:
+        raise UserError(f"status: {redact(storage.uri)}/config.yaml is no YAML: {error}") from error
+    if not isinstance(table, dict):
+        raise UserError(f"status: {redact(storage.uri)}/config.yaml: got {table!r}; valid: the keys of a configuration")
+    return parse_config(table)
 
 
 def _corpus(storage: Storage, catalog: Catalog, kind: str, source: str) -> ArtifactStatus:

@@ -194,6 +194,8 @@ def test_a_file_that_is_there_stays(
     assert guarded(app, ["init", "a.jsonl"]) == 2
     assert "a.yaml is there already" in capsys.readouterr().err
     assert (tmp_path / "a.yaml").read_text() == "mine"
+    assert guarded(app, ["init", "a.jsonl", "--output", "nowhere/b.yaml"]) == 2
+    assert guarded(app, ["init", "a.jsonl", "--output", ".", "--force"]) == 2
     assert guarded(app, ["init", "a.jsonl", "--output", "b.yaml"]) == 0
     assert guarded(app, ["init", "a.jsonl", "--force"]) == 0
     assert (tmp_path / "a.yaml").read_text() == (tmp_path / "b.yaml").read_text()

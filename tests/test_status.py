@@ -120,3 +120,10 @@ def test_sizes() -> None:
     assert [size_text(size) for size in (0, 1023, 1024, 3 * 2**30, 5000 * 2**30)] == [
         *("0 B", "1,023 B", "1.0 KiB", "3.0 GiB", "5,000.0 GiB")
     ]
+
+
+@pytest.mark.parametrize("text", [b"a: [", b"5", b"name: 7"])
+def test_a_configuration_that_is_none_is_one_message(storage: Storage, text: bytes) -> None:
+    storage.write("config.yaml", text)
+    with pytest.raises(UserError):
+        status(storage)

@@ -41,6 +41,7 @@ GPUs](../jobs/configs/ultrafeedback_8b_8gpu.yaml), [HH-RLHF](../jobs/configs/hh_
 of the [methods](methods.md).
 """
 WORDS = {"string": "text", "integer": "integer", "number": "number", "boolean": "true or false", "null": "null"}
+PLUGIN = "a kind of your own"
 SHARED = "what several kinds share"
 LINK = re.compile(r"\[([^]]*)\]\([^)]*\)")
 
@@ -125,8 +126,8 @@ class Page:
         self.anchors[name] = slug(title)
 
     def link(self, name: str) -> str:
-        """A link to a record's section, called by its kind."""
-        kind = self.records[name]["properties"].get("kind", {}).get("const", name)
+        """A link to the section of a record of some kind."""
+        kind = self.records[name]["properties"].get("kind", {}).get("const", PLUGIN)
         return f"[`{kind}`](#{self.anchors.get(name, '')})"
 
     def members(self, field: Any) -> dict[str, str]:
@@ -138,6 +139,8 @@ class Page:
                 found[record["properties"].get("kind", {}).get("const", "")] = name
             else:  # a union with a name: the rules
                 found |= self.members(record)
+        if "" in found and len(found) > 1:  # of plugins, whose own keys no schema knows
+            found[PLUGIN] = found.pop("")
         return found
 
     def shared(self, names: Iterable[str]) -> dict[str, Any]:

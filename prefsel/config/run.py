@@ -46,8 +46,9 @@ class Config(Options):
     name: Name
     """Name of the run; it names the report's folder and the file of the run."""
     plugins: list[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]] = []
-    """Python modules that register metrics, losses and formats when they are imported (`prefsel.plugins`); they must be
-    importable on every machine of the run. What an installed package names in its entry points needs no entry here."""
+    """Python modules that register metrics, losses, formats and scorers when they are imported (`prefsel.plugins`).
+    They must be importable on every machine of the run. What an installed package names in its entry points needs no
+    entry here."""
     sources: list[Source] = Field(min_length=1)
     """The corpus: one entry per named source."""
     exclude_prompts: list[str] = []

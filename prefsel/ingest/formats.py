@@ -38,6 +38,9 @@ FILES = (
 
 _BUILT_IN: list[Format] = [one for file in FILES for one in import_module(f"prefsel.ingest.{file}").FORMATS]
 
+if len(_names := [one.name for one in _BUILT_IN]) > len(set(_names)):
+    raise UserError(f"formats: {max(_names, key=_names.count)!r} stands in two files; names differ")
+
 FORMATS: Registry[Adapter] = Registry("formats", {one.name: one for one in _BUILT_IN})
 """Every format by name, in the order in which they are tried; those of plugins, which are never tried, included."""
 

@@ -175,12 +175,15 @@ def score_pairs(metric: Metric, params: Options, columns: Columns, fitted: Fitte
 
     Raises:
         NonFiniteError: a score is NaN or infinite although its columns are finite.
+        UserError: the metric gives another number of scores than there are pairs.
     """
     missing_N, names = first_missing(metric, params, columns)
     score_N = np.full(len(missing_N), np.nan)
     with np.errstate(over="ignore", invalid="ignore"):  # an error just below, with names
         # Adding 0.0 makes -0.0 a 0.0: equal scores are stored as equal bytes.
-        found_M = metric.score(complete(metric, params, columns), params, fitted) + 0.0
+        found_M = np.asarray(metric.score(complete(metric, params, columns), params, fitted) + 0.0)
+    if found_M.shape != (num_M := (int((missing_N < 0).sum()),)):
+        raise UserError(f"metric {metric.name!r}: score gave shape {found_M.shape}; valid: {num_M}, one per pair")
     if not np.isfinite(found_M).all():
         rows = np.flatnonzero(missing_N < 0)[~np.isfinite(found_M)]
         raise NonFiniteError(f"score_{metric.name}: {len(rows)} scores overflow, first at rows {rows[:5].tolist()}")

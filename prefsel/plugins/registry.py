@@ -102,7 +102,7 @@ def load(modules: Iterable[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except (ImportError, SyntaxError, ValueError) as error:
             raise UserError(
                 f"plugins: cannot import {module!r}: {error}; it must be importable here and on every worker: install "
                 "it, or set PYTHONPATH (for a Ray job, `py_modules` or `working_dir` of its runtime environment)"

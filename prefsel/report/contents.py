@@ -27,7 +27,6 @@ from prefsel.pairs.join import completion_positions, rows_of
 from prefsel.pairs.reader import PairReader
 from prefsel.reasons import NOT_SELECTED
 from prefsel.rules import rule_scores
-from prefsel.select.percentiles import Percentiles, selection_percentiles
 from prefsel.workspace.catalog import Catalog, FileRecord, ShardRef, read_catalog
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
@@ -112,27 +111,18 @@ class Contents:
     def scored(self, name: str, shard: ShardRef, ids: pa.Array) -> pa.Table:
         """`score`, `percentile` and `dropped` (why there is no score) of pairs of a shard, by pair_id.
 
-        Percentiles are read from the distribution function that the score was committed with, whose bins are split
-        where a selection cuts this score: a kept pair is never told to lie on the other side of a cut.
+        Percentiles are read from the distribution function that the score was committed with: the middle of a bin. They
+        belong to the score; those of a selection are split where it cuts, and stand in its own rows.
         """
         found = self._read(self.scores[name], shard, ["pair_id", "score", "dropped"])
         rows = rows_of(found, ids, what=f"{self.scores[name].artifact}/{shard.key}")
         score_N = rows["score"].to_numpy(zero_copy_only=False)
-        percentile_N = self.percentiles[name].of(np.nan_to_num(score_N))
+        total = Histogram.from_json(self.scores[name].details["histogram"])
+        percentile_N = total.percentile(np.nan_to_num(score_N))
         percentile = pa.array(percentile_N, mask=np.isnan(score_N))
         return pa.table(
             {"score": rows["score"], "percentile": percentile, "dropped": rows["dropped"].cast(pa.string())}
         )
-
-    @cached_property
-    def percentiles(self) -> dict[str, Percentiles]:
-        """Of every score, split where any selection cuts it."""
-        found = {}
-        for name, report in self.scores.items():
-            cutting = [one for one in self.selections.values() if one.details["metric"] == name]
-            pins = tuple(pin for one in cutting for pin in selection_percentiles(one).pins)
-            found[name] = Percentiles(Histogram.from_json(report.details["histogram"]), pins)
-        return found
 
     def kept(self, name: str, shard: ShardRef) -> pa.Table:
         """The kept pairs of a shard, schema `SELECTION`."""

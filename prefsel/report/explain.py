@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from prefsel.errors import UserError
+from prefsel.numbers.histogram import Histogram
 from prefsel.reasons import meaning
 from prefsel.report.contents import TEXTS, Contents, read_contents
 from prefsel.report.examples import transcript
-from prefsel.select.percentiles import selection_percentiles
+from prefsel.select.percentiles import Percentiles, selection_percentiles
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
@@ -73,13 +74,13 @@ def explain_row(contents: Contents, shard: ShardRef, pair_id: str) -> Iterator[s
 def _explain_score(contents: Contents, shard: ShardRef, name: str, pair_id: str) -> str:
     """The pair's score by one metric, or made for a selection, and where it stands among the pairs that have one.
 
-    That is told as far as it is known: from where to where the bin of the score's histogram reaches, or its piece where
-    a selection cuts it.
+    That is told as far as the score's histogram knows it: from where to where its bin reaches.
     """
     row, report = _scored(contents, shard, name, pair_id), contents.scores[name]
     if row["score"] is None or row["dropped"]:
         return f"score     {name}: none ({_told(row['dropped'])})"
-    (low,), (high,) = contents.percentiles[name].ranges(np.array([row["score"]]))
+    total = Histogram.from_json(report.details["histogram"])
+    (low,), (high,) = Percentiles(total).ranges(np.array([row["score"]]))
     shown = f"percentile {low:.2f} to {high:.2f} (its bin) among {report.rows_out:,} pairs"
     return f"score     {name}: {row['score']:.9g}, {shown}"
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from prefsel.errors import invalid
+from prefsel.errors import UserError, invalid
 
 KINDS = (".parquet", ".csv", ".jsonl")
 
@@ -30,16 +30,23 @@ def export_file(schema: pa.Schema, batches: Iterable[pa.RecordBatch], output: st
         The rows written.
 
     Raises:
-        UserError: The name ends otherwise, is a URI, or its folder does not exist.
+        UserError: The name ends otherwise, is a URI or a folder, or nothing can be written there.
     """
     target = Path(output).expanduser()
     if "://" in output or target.suffix not in KINDS:
         raise invalid("--output", output, f"a local file that ends with {', '.join(KINDS)}")
-    if not target.parent.is_dir():
-        raise invalid("--output", output, f"a file in a folder that exists; {str(target.parent)!r} does not")
+    if target.is_dir() or not target.parent.is_dir():
+        what = target if target.is_dir() else target.parent
+        raise invalid(
+            "--output", output, f"a file in a folder; {str(what)!r} is {'a' if what.is_dir() else 'no'} folder"
+        )
     temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
-        with temporary.open("wb") as stream:
+        stream = temporary.open("wb")
+    except OSError as error:
+        raise UserError(f"--output: cannot write in {str(target.parent)!r}: {error.strerror}") from error
+    try:
+        with stream:
             rows = write_batches(schema, batches, stream, target.suffix)
         os.replace(temporary, target)
     finally:

@@ -111,9 +111,9 @@ class Workspace:
                 `label_margin`, `dropped` (why the pair could not be selected, null where it could), `prompt`, `chosen`
                 and `rejected` (lists of role/content messages), `ratings_chosen` and `ratings_rejected` (every number
                 that came with the completion, by name), the flat columns of every scorer (log-probs in nats, summed
-                over the response; lengths in tokens), `score_<name>` and `percentile_<name>` (0 to 100; binned, and
-                split where a selection cuts) of every score, `kept_<name>` and `reason_<name>` (why not, null where
-                kept) of every selection.
+                over the response; lengths in tokens), `score_<name>` and `percentile_<name>` (0 to 100, the middle of
+                a bin; a selection's dataset has its own, split where it cuts) of every score, `kept_<name>` and
+                `reason_<name>` (why not, null where kept) of every selection.
             selection: Only the pairs that this selection, or control, kept.
 
         Returns:

@@ -4,7 +4,7 @@
 
 A fusion, an intersection with a budget and a dedupe are each a score made from other scores, then a leaf on it. All
 derived scores of a rule are made over one population, the pairs that have every score the rule reads; a dedupe then
-takes pairs away from what its rule is applied to. `fuse.py` makes the scores, `best.py` finds the pairs a dedupe keeps.
+takes pairs away from what its rule is applied to. `fuse.py` makes the scores, `dedupe.py` finds the pairs that stay.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from prefsel.workspace.manifest import StageReport
 
 @dataclass(frozen=True)
 class Pin:
-    """A score whose percentile is known exactly."""
+    """Where a rule cuts: a score, and the percentile that parts what is kept from what is not."""
 
     score: float
     percentile: float
@@ -35,7 +35,11 @@ class Pin:
 
 @dataclass(frozen=True)
 class Percentiles:
-    """The percentiles of one score, 0 to 100: the share of the counted pairs with a smaller score."""
+    """The percentiles of one score, 0 to 100: the share of the counted pairs with a smaller score.
+
+    A pair at a cut is shown the cut: of a reversed top that is the share kept, itself included, and of a band its edge,
+    which numpy's definition counts in gaps between pairs. Both are off the share by less than one pair.
+    """
 
     histogram: Histogram
     pins: tuple[Pin, ...] = ()

@@ -185,7 +185,11 @@ class PairInputs:
 
 
 def pair_losses(options: DpoOptions, policy_N2: Tensor, inputs: PairInputs) -> Tensor:
-    """The configured loss of every pair, [N], from the policy's log-probs of chosen and rejected, [N, 2]."""
+    """The configured loss of every pair, [N], from the policy's log-probs of chosen and rejected, [N, 2].
+
+    Raises:
+        UserError: The loss gives something else than one value per pair.
+    """
     loss = loss_named(options.loss)
     logps = list(policy_N2.unbind(1))
     if loss.uses_reference:
@@ -194,7 +198,11 @@ def pair_losses(options: DpoOptions, policy_N2: Tensor, inputs: PairInputs) -> T
     columns = {name: inputs.columns[name] for name in loss.columns}
     if loss.uses_lengths:
         columns |= dict(zip(("num_tokens_chosen", "num_tokens_rejected"), inputs.num_tokens_N2.unbind(1)))
-    return loss_function(options.loss)(*logps, **columns, **loss.parameters(options))
+    losses_N = loss_function(options.loss)(*logps, **columns, **loss.parameters(options))
+    shape = tuple(losses_N.shape) if isinstance(losses_N, Tensor) else type(losses_N).__name__
+    if shape != (len(policy_N2),):
+        raise UserError(f"loss {options.loss!r}: gave {shape}; valid: ({len(policy_N2)},), one per pair")
+    return losses_N
 
 
 def pair_stats(options: DpoOptions, policy_N2: Tensor, inputs: PairInputs) -> dict[str, Tensor]:

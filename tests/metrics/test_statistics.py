@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from prefsel.config import Options
 from prefsel.errors import UserError
 from prefsel.metrics.statistics import Columns, Fitted, Metric, Need, Request, Statistic, fit, reply
+from prefsel.metrics.table import score_pairs
 from prefsel.numbers import ranges
 
 
@@ -127,3 +128,10 @@ def test_a_metric_may_warn_about_its_numbers() -> None:
     needs = {"s": Need(Statistic("share", "toy"), np.array([True]))}
     with pytest.warns(UserWarning, match="toy: looks odd"):
         over_shards([needs], text="toy: looks odd")
+
+
+@pytest.mark.parametrize("wrong", [np.float64(1.0), np.ones(2), np.ones((3, 1))])
+def test_a_metric_gives_one_score_per_pair(wrong: np.ndarray) -> None:
+    toy = Metric("toy", NoParams, lambda p: ("x",), lambda c, p, f: wrong, "none")
+    with pytest.raises(UserError, match=r"metric 'toy': score gave shape .*; valid: \(3,\), one per pair"):
+        score_pairs(toy, NoParams(), {"x": np.array([1.0, np.nan, 2.0, 3.0])}, {})

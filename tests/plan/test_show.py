@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from stage_runs import run
 
+from prefsel.cli import app, guarded
 from prefsel.config.file import parse_config
 from prefsel.plan import show
 from prefsel.plan.nodes import make_plan
@@ -62,3 +63,10 @@ def test_dot_is_a_digraph(tmp_path: Path) -> None:
     assert lines[-1] == "}"
     if shutil.which("dot"):
         subprocess.run(["dot", "-Tsvg"], input="\n".join(lines), text=True, check=True, capture_output=True)
+
+
+def test_a_file_is_no_workspace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text(config(tmp_path).model_dump_json())
+    (tmp_path / "file").write_text("")
+    assert guarded(app, ["graph", str(tmp_path / "c.yaml"), "-w", str(tmp_path / "file")]) == 2
+    assert "is a file; valid: a directory or a URI" in capsys.readouterr().err

@@ -265,3 +265,10 @@ def test_workers_load_what_the_driver_loaded(elsewhere: Path) -> None:
     assert prepared(1) == 2
     assert "my_module" in sys.modules
     assert prepared.__name__ == "work"  # what Ray shows
+
+
+@pytest.mark.parametrize("code", ["def broken(:", "raise ValueError('odd')"])
+def test_a_module_that_cannot_be_run_is_named(elsewhere: Path, code: str) -> None:
+    write(elsewhere, "cannot_be_run", code)
+    with pytest.raises(UserError, match="plugins: cannot import 'cannot_be_run': "):
+        parse_config(BASE | {"plugins": ["cannot_be_run"]})

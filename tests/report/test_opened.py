@@ -23,12 +23,13 @@ import prefsel
 from prefsel.cli import app, guarded
 from prefsel.config.file import parse_config
 from prefsel.errors import IntegrityError, UserError
+from prefsel.numbers.histogram import Histogram
 from prefsel.pipeline import run
 from prefsel.progress import Progress
 from prefsel.report.export_file import export_file
 from prefsel.report.opened import Workspace, open_workspace
 from prefsel.select import select_table
-from prefsel.select.percentiles import selection_percentiles
+from prefsel.select.percentiles import Percentiles
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -176,8 +177,7 @@ def test_every_pair_with_everything(folder: Path, opened: Workspace, rows: list[
 
 
 def test_percentiles_and_scores_are_those_of_the_selections(folder: Path, opened: Workspace, rows: Any) -> None:
-    cuts = Counter(report.details["metric"] for report in opened.selections.values())
-    assert 1 in cuts.values()
+    histograms = {name: Histogram.from_json(one.details["histogram"]) for name, one in opened.scores.items()}
     for name, report in opened.selections.items():
         score = report.details["metric"]
         tables = [pq.read_table(file) for file in folder.glob(f"{report.artifact}/*/*.parquet")]
@@ -187,12 +187,10 @@ def test_percentiles_and_scores_are_those_of_the_selections(folder: Path, opened
         assert len(kept) == report.rows_out
         for pair_id, row in shown.items():
             assert row[f"score_{score}"] == kept[pair_id]["score"]
-            # The table's is split where other selections cut the same score, too: it lies inside this one's piece.
-            (low,), (high,) = selection_percentiles(report).ranges(np.array([row[f"score_{score}"]]))
-            assert low <= row[f"percentile_{score}"] <= high
-            assert low <= kept[pair_id]["percentile"] <= high
-            if cuts[score] == 1:
-                assert row[f"percentile_{score}"] == kept[pair_id]["percentile"]
+            # The score's is the middle of its bin; the selection's lies in the same bin, on its side of the cut.
+            (low,), (high,) = Percentiles(histograms[score]).ranges(np.array([row[f"score_{score}"]]))
+            assert row[f"percentile_{score}"] == pytest.approx((low + high) / 2)
+            assert low - 1e-9 <= kept[pair_id]["percentile"] <= high + 1e-9
     assert all((row["score_b"] is None) == (row["percentile_b"] is None) for row in rows)
     assert any(row["score_b"] is None for row in rows)
 
@@ -336,13 +334,16 @@ def test_export_prints_lines(folder: Path, rows: Any, capfdbinary: Any) -> None:
 
 
 def test_what_cannot_be_exported(folder: Path, copy: Path, tmp_path: Path, capfd: Any) -> None:
+    (tmp_path / "folder.csv").mkdir()
     for arguments, told in (
         (
             [str(folder), "--output", str(tmp_path / "a.xlsx")],
             "valid: a local file that ends with .parquet, .csv",
         ),
         ([str(folder), "--output", "s3://b/a.csv"], "--output: got 's3://b/a.csv'"),
-        ([str(folder), "--output", str(tmp_path / "no" / "a.csv")], "/no' does not"),
+        ([str(folder), "--output", str(tmp_path / "no" / "a.csv")], "/no' is no folder"),
+        ([str(folder), "--output", str(tmp_path / "folder.csv")], "folder.csv' is a folder"),
+        ([str(folder), "--columns", ","], "--columns: got ',', which names none"),
         ([str(folder), "--columns", "promt"], "did you mean 'prompt'"),
         ([str(tmp_path)], "holds no finished run"),
     ):

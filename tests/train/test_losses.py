@@ -346,3 +346,11 @@ def test_a_loss_of_another_package_is_one_function_and_one_line(monkeypatch: pyt
 def test_options_that_do_not_fit_the_loss_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         DpoOptions.model_validate({"learning_rate": 1.0, **options})
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(()), torch.zeros(1), torch.zeros(3, 1), None])
+def test_a_loss_gives_one_value_per_pair(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefsel.train.preference.loss_function", lambda name: lambda *logps, **more: wrong)
+    inputs = PairInputs(torch.zeros(3, 2), torch.ones(3, 2), {})
+    with pytest.raises(UserError, match=r"loss 'dpo': gave .*; valid: \(3,\), one per pair"):
+        pair_losses(options_of("dpo"), torch.zeros(3, 2), inputs)

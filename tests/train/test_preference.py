@@ -38,6 +38,21 @@ def test_records(policy: Case, plain_policy: dict[str, Any]) -> None:
     assert [json.loads(line) for line in written] == plain_policy["history"]
 
 
+def naive_margins(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> list[float]:
+    """β times how much more than the reference a model prefers what was chosen, one sequence at a time."""
+    with torch.no_grad():
+        return [
+            POLICY["beta"]
+            * (
+                naive_logps(model, tokenizer, row["prompt"], row["chosen"]).item()
+                - row["reference_logps_chosen"]
+                - naive_logps(model, tokenizer, row["prompt"], row["rejected"]).item()
+                + row["reference_logps_rejected"]
+            )
+            for row in rows
+        ]
+
+
 def test_the_first_and_the_last_evaluation_keep_the_margin_of_every_pair(policy: Case, tmp_path: Path) -> None:
     result = policy.run(tmp_path, eval_every_steps=2, micro_batch_pairs=2)
     evaluations = [record for record in result["history"] if record["event"] == "eval"]
@@ -51,17 +66,7 @@ def test_the_first_and_the_last_evaluation_keep_the_margin_of_every_pair(policy:
     for record, folder in ((evaluations[0], policy.model_dir), (evaluations[-1], result["model_dir"])):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(policy.model_dir)
-        with torch.no_grad():
-            expected = [
-                POLICY["beta"]
-                * (
-                    naive_logps(model, tokenizer, row["prompt"], row["chosen"]).item()
-                    - row["reference_logps_chosen"]
-                    - naive_logps(model, tokenizer, row["prompt"], row["rejected"]).item()
-                    + row["reference_logps_rejected"]
-                )
-                for row in rows
-            ]
+        expected = naive_margins(model, tokenizer, rows)
         assert record["margins"] == pytest.approx(expected, abs=1e-4)
         assert record["margin"] == pytest.approx(sum(record["margins"]) / len(rows), abs=1e-12)
         agrees = [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in record["margins"]]
@@ -163,6 +168,21 @@ def test_lora_exports_adapter_and_merged_model(policy: Case, tmp_path: Path, sta
         **options,
     )
     assert resumed["history"] == result["history"]
+
+
+def test_dropout_of_adapters_is_on_in_steps_and_off_in_evaluations(policy: Case, tmp_path: Path) -> None:
+    lora = {"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"], "dropout": 0.5}
+    without, with_dropout = (
+        policy.run(tmp_path / name, learning_rate=3e-2, lora=lora | {"dropout": share})
+        for name, share in (("without", 0.0), ("with", 0.5))
+    )
+    assert losses(with_dropout)[0] == pytest.approx(losses(without)[0], abs=1e-6)  # an adapter begins as nothing
+    assert abs(losses(with_dropout)[1] - losses(without)[1]) > 1e-4
+    assert policy.held_out is not None
+    model = AutoModelForCausalLM.from_pretrained(with_dropout["model_dir"], dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(policy.model_dir)
+    last = next(record for record in reversed(with_dropout["history"]) if record["event"] == "eval")
+    assert last["margins"] == pytest.approx(naive_margins(model, tokenizer, policy.held_out.to_pylist()), abs=1e-3)
 
 
 def test_lora_names_the_layers_there_are(policy: Case, tmp_path: Path) -> None:
