@@ -271,8 +271,10 @@ def _several(value: Mapping[str, Any], fields: FieldMap, options: FormatOptions)
             _put(one, name, got)
     kept, index = distinct([Completion(*one) for one in zip(answers, ratings)])
     if fields.preference is not None:
-        many_verdicts = fields.preference if isinstance(fields.preference, list) else [fields.preference]
-        told = [_verdict(value, one, index) for one in many_verdicts]
+        verdicts = fields.preference if isinstance(fields.preference, list) else [fields.preference]
+        if options.aspect is not None:
+            verdicts = [one for one in verdicts if one.aspect in (None, options.aspect)]
+        told = [_verdict(value, one, index) for one in verdicts]
         preferences = [one for one in told if one is not None]
         return Example(prompt, kept, preferences, ties=len(told) - len(preferences))
     return Example(prompt, kept, *_by_rating(kept, fields, options))

@@ -137,7 +137,7 @@ def ingest_windows(
     if fields is not None and not prompts_only:
         return _windows(iter(rows), settings, MAP, mapped(MAP, fields))
     if prompts_only:
-        adapt = prompt_adapter(named)
+        adapt = prompt_adapter(named, fields)
         return _detected(iter(rows), settings, lambda value: (_prompts_name(adapt, value, settings, named), adapt))
     if named is None:
         return _detected(iter(rows), settings, _adapter_of)
