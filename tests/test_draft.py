@@ -83,6 +83,12 @@ def with_score(number: int) -> dict[str, Any]:
     return pair(number) | {"score_chosen": 3.0 + number % 5, "score_rejected": 2.0}
 
 
+def safe(number: int) -> dict[str, Any]:
+    row = pair(number)
+    both = {"response_0": row["rejected"], "response_1": row["chosen"]}
+    return {"prompt": row["prompt"], **both, "better_response_id": 1, "safer_response_id": number % 4 and 1}
+
+
 MAKERS = {
     "prompt_chosen_rejected": pair,
     "transcript": transcript,
@@ -91,6 +97,7 @@ MAKERS = {
     "ultrafeedback": ultrafeedback,
     "ranked": ranked,
     "scored": scored,
+    "pku_saferlhf": safe,
 }
 SELECTED_BY = {"ultrafeedback": ["explicit_margin", "preference_divergence"], "scored": ["explicit_margin"]}
 """Every other format comes without a number, so that models are made on the spot."""

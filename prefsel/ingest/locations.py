@@ -71,7 +71,7 @@ def _found(uri: str, filesystem: pafs.FileSystem | None) -> Iterator[tuple[pafs.
     found, path = resolve(uri, filesystem)
     with reachable(uri):
         if found.get_file_info(path).type != pafs.FileType.File:
-            raise UserError(f"source: no file at {redact(uri)!r}")
+            raise _nothing_at(uri, "no file")
         yield found, path
 
 
@@ -122,10 +122,24 @@ def list_files(uri: str, *, filesystem: pafs.FileSystem | None = None) -> list[s
     elif _WILDCARD.search(path):
         names = _glob(path, query, filesystem)
     else:
-        raise UserError(f"source: nothing at {redact(uri)!r}")
+        raise _nothing_at(uri, "nothing")
     if not names:
         raise UserError(f"source: no input file matches {redact(uri)!r}; readable endings: {', '.join(ENDINGS)}")
     return [name + query for name in sorted(names)]
+
+
+def _nothing_at(uri: str, what: str) -> UserError:
+    """The error of a source that is not there.
+
+    Raises:
+        UserError: The hub says why not, which its file system keeps to itself: gated, private, no such repository.
+    """
+    if uri.startswith("hf://"):
+        from huggingface_hub import HfFileSystem
+
+        with reachable(uri):
+            HfFileSystem().info(uri)
+    return UserError(f"source: {what} at {redact(uri)!r}")
 
 
 def _is_data(name: str) -> bool:

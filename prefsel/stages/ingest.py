@@ -79,6 +79,11 @@ def _tell(report: StageReport, progress: Progress) -> None:
     told = [f"{use} {', '.join(names)}" for use, names in report.details["fields"].items() if names]
     if told:
         progress.line(f"ingest    {report.name}: fields: {'; '.join(told)}")
+    if opposed := report.details["opposed"]:
+        progress.line(
+            f"ingest    {report.name}: {opposed:,} pairs of completions are labelled both ways by different aspects; "
+            "sources[].options.aspect takes one of them"
+        )
     for reason, example in report.details["examples"].items():
         progress.line(f"ingest    {report.name}: {reason}: {example}")
 
@@ -157,6 +162,7 @@ def _window_counts(window: Window) -> dict[str, int]:
         "ties": window.num_ties,
         "rating_conflicts": window.num_rating_conflicts,
         "absent_ratings": window.num_absent,
+        **({"opposed": window.num_opposed} if window.num_opposed else {}),
         "groups": window.groups.num_rows,
         "pairs": window.pairs.num_rows,
     }
@@ -244,6 +250,7 @@ def report(source: Source, files: list[FileRecord], computed: int, seconds: floa
             "files": len(files),
             "formats": sorted({file.format for file in files}),
             **{key: counts.get(key, 0) for key in ("groups", "pairs", "ties", "rating_conflicts", "absent_ratings")},
+            "opposed": counts.get("opposed", 0),
             "fields": _by_use(files),
             "examples": _examples(files),
         },

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from published import ASK, BAD, GOOD, PLAIN, ROWS, turns, user
 
-from prefsel.config import FormatOptions
+from prefsel.config import FieldMap, FormatOptions
 from prefsel.errors import UserError
 from prefsel.ingest.example import Example
 from prefsel.ingest.formats import FORMATS, detect
 from prefsel.ingest.row_error import RowError
+from prefsel.ingest.rows import RawRow
+from prefsel.ingest.windows import Window, ingest_windows
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -107,3 +109,64 @@ def test_a_failed_detection_names_the_nearest_format_and_a_map(row: dict[str, An
     assert "map: {prompt: " in str(caught.value)
     if not near:
         assert "map: {prompt: question, chosen: better_answer, rejected: worse_answer}" in str(caught.value)
+
+
+def safe_rows() -> list[dict[str, Any]]:
+    """Four rows as PKU-SafeRLHF has them; the two labels disagree in the third."""
+    return [
+        {
+            "prompt": f"{ASK} {number}",
+            "response_0": BAD,
+            "response_1": GOOD,
+            "is_response_0_safe": number != 2,
+            "better_response_id": 1,
+            "safer_response_id": 0 if number == 2 else 1,
+        }
+        for number in range(4)
+    ]
+
+
+@pytest.mark.parametrize(("aspect", "expected"), [("better", [GOOD] * 4), ("safer", [GOOD, GOOD, BAD, GOOD])])
+def test_two_labels_are_two_aspects_and_one_can_be_taken(aspect: str, expected: list[str]) -> None:
+    for options in (FormatOptions(aspect=aspect), FormatOptions()):
+        examples = [FORMATS["pku_saferlhf"](row, options) for row in safe_rows()]
+        chosen = [
+            one.completions[told.chosen].messages[0]["content"]
+            for one in examples
+            if isinstance(one, Example)
+            for told in one.preferences
+            if told.aspect == aspect
+        ]
+        assert chosen == expected
+
+
+def test_labels_of_two_aspects_that_disagree_are_counted() -> None:
+    assert window_of(safe_rows()).num_opposed == 1
+    assert window_of(safe_rows(), FormatOptions(aspect="safer")).num_opposed == 0
+    # Rows of the reader's own kind: the same two responses, each way by its own aspect and twice by the same one.
+    row = {"prompt": ASK, "completions": [{"response": GOOD}, {"response": BAD}]}
+    for first, second in zip(row["completions"], ((5, 1, 4), (2, 3, 4))):
+        first["annotations"] = {name: {"Rating": one} for name, one in zip("abc", second)}
+    assert window_of([row], FormatOptions(aspects="all")).num_opposed == 1
+    contradiction = [PAIR, {**PAIR, "chosen": BAD, "rejected": GOOD}]
+    assert window_of(contradiction).num_opposed == 0
+
+
+def window_of(values: list[dict[str, Any]], options: FormatOptions | None = None, **settings: Any) -> Window:
+    rows = [RawRow(number, 0, json.dumps(value).encode(), value) for number, value in enumerate(values)]
+    (window,) = ingest_windows(
+        iter(rows), file="f", format="auto", options=options or FormatOptions(), rows_per_shard=100, **settings
+    )
+    return window
+
+
+def test_prompts_of_an_excluded_set_are_the_corpus_s_prompts() -> None:
+    """With a system text beside the prompt, and where a map says which field it is."""
+    row = {**PAIR, "system": "You are brief."}
+    alone = {"prompt": ASK, "system": "You are brief."}
+    (prompt,) = window_of([row]).groups["prompt_id"].to_pylist()
+    assert window_of([alone], prompts_only=True).groups["prompt_id"].to_pylist() == [prompt]
+    mapped = {"q": {"text": ASK}, "system": "You are brief."}
+    fields = FieldMap(prompt="q.text", chosen="a", rejected="b")
+    assert window_of([mapped], prompts_only=True, fields=fields).groups["prompt_id"].to_pylist() == [prompt]
+    assert window_of([{"q": {}}, mapped], prompts_only=True, fields=fields).reasons == {"missing_field": 1}
