@@ -64,7 +64,7 @@ def _told(uri: str, error: BaseException) -> PrefselError:
         return UserError(f"{what}: {names} is set, so the hub is not asked; unset it, or give local files")
     if isinstance(error, PermissionError) and "://" not in uri and not uri.startswith("datasets:"):
         return UserError(f"{what}: permission to read it is denied")
-    if any(isinstance(one, GatedRepoError) for one in causes) or "gated" in text.lower():
+    if any(isinstance(one, GatedRepoError) for one in causes) or "is a gated" in text:
         return UserError(f"{what} is gated: accept its conditions on its page, then {_LOGIN}")
     if status in (401, 403) or any(word in text.upper() for word in _DENIED[:3]):
         if any(isinstance(one, RepositoryNotFoundError) for one in causes):
