@@ -238,6 +238,12 @@ ROWS: dict[str, tuple[str, dict[str, Any], list[dict[str, str]], float | None]] 
         [user("Hi"), assistant("Hello."), user(f"Answer.\n\n{ASK}")],
         None,
     ),
+    "Alpaca, two outputs": (
+        "alpaca_outputs",
+        {"instruction": ASK, "input": "", "output": [GOOD, BAD]},
+        PLAIN,
+        None,
+    ),
     "AlpacaEval": (
         "alpaca_eval",
         {

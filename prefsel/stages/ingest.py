@@ -292,7 +292,19 @@ def _check_quality(config: Config, catalog: Catalog, storage: Storage) -> None:
         for file in source.files:
             if source.role != "train" and not file.counts["accepted"] and not file.counts["duplicate"]:
                 raise UserError(f"sources.{source.name}: {file.uri} holds no usable {source.role} row; {where}")
-    if not any(
-        file.counts.get("pairs") for source in catalog.sources if source.role == "train" for file in source.files
-    ):
-        raise UserError(f"sources: empty corpus, no pair in {len(files)} file(s) with {counts.get('rows', 0):,} rows")
+    trained = [file for source in catalog.sources if source.role == "train" for file in source.files]
+    if not any(file.counts.get("pairs") for file in trained):
+        where = f"{len(files)} file(s) with {counts.get('rows', 0):,} rows"
+        raise UserError(f"sources: empty corpus, no pair in {where}{_why_no_pair(trained)}")
+
+
+def _why_no_pair(files: Sequence[FileRecord]) -> str:
+    """What else to say of files that gave prompts and no pair; empty where they gave none."""
+    counts = merge_counts(file.counts for file in files)
+    if not counts.get("groups"):
+        return ""
+    formats = ", ".join(sorted({file.format for file in files}))
+    return (
+        f": {counts['groups']:,} prompts were read as {formats}, {counts.get('ties', 0):,} comparisons are ties, and "
+        "no prompt has two responses that a label or a rating sets apart"
+    )

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from published import ASK, BAD, GOOD, PLAIN, ROWS, turns, user
+from published import ASK, BAD, GOOD, PLAIN, ROWS, assistant, turns, user
 
 from prefsel.config import FieldMap, FormatOptions
 from prefsel.errors import UserError
@@ -170,3 +170,83 @@ def test_prompts_of_an_excluded_set_are_the_corpus_s_prompts() -> None:
     fields = FieldMap(prompt="q.text", chosen="a", rejected="b")
     assert window_of([mapped], prompts_only=True, fields=fields).groups["prompt_id"].to_pylist() == [prompt]
     assert window_of([{"q": {}}, mapped], prompts_only=True, fields=fields).reasons == {"missing_field": 1}
+
+
+def read(rows: list[dict[str, Any]], options: FormatOptions | None = None) -> tuple[Any, str, str]:
+    """Prompt, chosen and rejected text of the one pair of some rows."""
+    window = window_of(rows, options)
+    assert (window.num_quarantined, window.pairs.num_rows) == (0, 1), window.examples
+    (pair,) = window.pairs.to_pylist()
+    group = next(one for one in window.groups.to_pylist() if one["prompt_id"] == pair["prompt_id"])
+    chosen, rejected = (group["completions"][pair[side]]["messages"][0]["content"] for side in ("chosen", "rejected"))
+    return group["prompt"], chosen, rejected
+
+
+SIDES = {"chosen": turns(ASK, GOOD), "rejected": turns(ASK, BAD)}
+
+
+@pytest.mark.parametrize("as_text", [json.dumps, repr])
+def test_a_conversation_kept_as_text_is_a_conversation(as_text: Any) -> None:
+    """As JSON, and as Python prints it; whole conversations, answers that are one message object, and the prompt."""
+    rows = [
+        {side: as_text(found) for side, found in SIDES.items()},
+        {"prompt": ASK, **{side: as_text(found[-1]) for side, found in SIDES.items()}},
+        {"prompt": as_text(PLAIN), **{side: as_text(found[-1:]) for side, found in SIDES.items()}},
+        {"prompt": as_text([{"from": "human", "value": ASK}]), "chosen": GOOD, "rejected": BAD},
+    ]
+    for row in rows:
+        assert read([row]) == (PLAIN, GOOD, BAD)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        (json.dumps(turns(ASK, GOOD)), BAD),
+        ('{"role": "admin", "content": "yes"}', "I will not."),
+        ('{"a": 1}', '{"a": 2}'),
+        ("[{1, 2}]", "[{3}]"),
+    ],
+)
+def test_an_answer_that_is_json_stays_the_answer(chosen: str, rejected: str) -> None:
+    assert read([{"prompt": "Write JSON.", "chosen": chosen, "rejected": rejected}])[1:] == (chosen, rejected)
+
+
+@pytest.mark.parametrize("roles", [("Human", "AI"), ("USER", "Bot"), ("prompter", "model"), ("user", "ChatGPT")])
+def test_names_of_roles(roles: tuple[str, str]) -> None:
+    row = {side: [{"role": r, "content": m["content"]} for r, m in zip(roles, found)] for side, found in SIDES.items()}
+    assert read([row]) == (PLAIN, GOOD, BAD)
+
+
+def test_turns_of_a_helpsteer_prompt() -> None:
+    marked = f"Hi\n<extra_id_1>Assistant\nHello.\n<extra_id_1>User\n{ASK}"
+    two = [{"prompt": marked, "response": text, "helpfulness": rate} for text, rate in ((BAD, 1), (GOOD, 3))]
+    assert read(two, FormatOptions(aspect="helpfulness")) == (turns("Hi", "Hello.", ASK), GOOD, BAD)
+    signed = {"prompt": marked, "response_1": GOOD, "response_2": BAD, "preference_strength": -1}
+    assert read([signed]) == (turns("Hi", "Hello.", ASK), GOOD, BAD)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"messages": turns(ASK, text), "label": text == GOOD} for text in (GOOD, BAD)],
+        [
+            {
+                "conversations": [{"from": "human", "value": ASK}, {"from": "gpt", "value": text}],
+                "kto_tag": text == GOOD,
+            }
+            for text in (BAD, GOOD)
+        ],
+        [{"prompt": PLAIN, "completion": [assistant(text)], "label": int(text == GOOD)} for text in (GOOD, BAD)],
+        [{"instruction": ASK, "input": "", "output": [GOOD, BAD]}],
+        [{"conversation_a": turns(ASK, BAD), "conversation_b": turns(ASK, GOOD), "winner": "Model_B"}],
+    ],
+)
+def test_spellings_of_labels(rows: list[dict[str, Any]]) -> None:
+    assert read(rows) == (PLAIN, GOOD, BAD)
+
+
+def test_a_conversation_beside_the_prompt_may_repeat_it_and_nothing_else() -> None:
+    for told in (PLAIN, turns(ASK, GOOD), [{"from": "human", "value": ASK}]):
+        assert read([{**PAIR, "messages": told}]) == (PLAIN, GOOD, BAD)
+    for name in ("messages", "conversation", "chosen_images", "thinking-rejected"):
+        assert window_of([{**PAIR, name: turns("Earlier", "Hello.", ASK)}]).reasons == {"unread_field": 1}
