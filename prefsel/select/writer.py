@@ -29,7 +29,7 @@ from prefsel.pairs.reader import PairReader
 from prefsel.pairs.rows import Rows
 from prefsel.pairs.score_report import mean_lengths
 from prefsel.pairs.score_shards import ScoreReader
-from prefsel.schema import SELECTION
+from prefsel.schema import SELECTION, with_rest
 from prefsel.select.compose import CompiledRule, columns_of
 from prefsel.select.evaluate import kept, stratum_names
 from prefsel.select.percentiles import Percentiles
@@ -191,6 +191,8 @@ class SelectionWriter:
     """Of the selection."""
     held_out: str | None = None
     """Instead of a rule: keep the pairs dropped for this reason."""
+    has_rest: bool = False
+    """Some message of the corpus holds more than role and content: every file says so, since readers want one schema."""
 
     def held_out_rows(self, shard: ShardRef, flat: pa.Table) -> KeptRows:
         """The held-out pairs of a shard."""
@@ -263,7 +265,8 @@ def write_file(file: OutputFile, writer: SelectionWriter) -> None:
         else:
             found = _commit_selected(shard, content, writer, pairs)
         infos.append(found.info)
-        tables.append(export_rows(found.row_K, pairs, writer.reader.groups(shard), flat, found.attached))
+        rows = export_rows(found.row_K, pairs, writer.reader.groups(shard), flat, found.attached)
+        tables.append(with_rest(rows) if writer.has_rest else rows)
     info = {"lengths": _added_lengths(infos)}
     artifact.commit(file.name, pa.concat_tables(tables), made_from=file.made_from, attempt=attempt, info=info)
 
