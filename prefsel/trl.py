@@ -163,7 +163,10 @@ class DPOTrainer(trl.DPOTrainer):
         pairs = enumerate(zip(ids, scored))
         place = next((at for at, (one, other) in pairs if one != other), min(len(ids), len(scored)))
         told = [repr(self._tokenizer.decode(one[max(0, place - 4) : place + 4])) for one in (ids, scored)]
-        return f"they part at token {place}: TRL has {len(ids)} tokens, …{told[0]}…, scored were {len(scored)}, …{told[1]}…"
+        return (
+            f"they part at token {place}: TRL has {len(ids)} tokens, …{told[0]}…, "
+            f"scored were {len(scored)}, …{told[1]}…"
+        )
 
     def _require_same_numbers(self, found: Any, dataset: Any, logps: Mapping[str, np.ndarray], name: str) -> None:
         for side in SIDES:
@@ -172,8 +175,8 @@ class DPOTrainer(trl.DPOTrainer):
                 if abs(float(given) - stored) > self._tolerance * length:
                     raise UserError(
                         f"prefsel.trl: {name}: the reference gives {float(given):.6g} nats for {side} of "
-                        f"{_named(dataset, place)}, stored is {stored:.6g}, more than {self._tolerance} per token apart: "
-                        f"it is not the model that scored logps_{self._reference}; pass that one as `model` or "
+                        f"{_named(dataset, place)}, stored is {stored:.6g}, more than {self._tolerance} per token "
+                        f"apart: it is not the model that scored logps_{self._reference}; pass that one as `model` or "
                         "`ref_model`, or check_pairs=0 where it is not at hand"
                     )
 
@@ -196,7 +199,7 @@ def _without_nulls(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_they_came(dataset: Any) -> Any:
-    """The data set with `rest`, JSON text beside role and content, put back into the messages that TRL's template sees."""
+    """The data set with `rest`, JSON text beside role and content, put back into the messages: templates see these."""
     if not any(REST in _keys(dataset.features[name]) for name in TEXTS):
         return dataset
     if not hasattr(datasets, "Json"):

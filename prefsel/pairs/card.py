@@ -71,7 +71,8 @@ def _opening(name: str, split: str, columns: Sequence[str]) -> str:
     )
     for key, trainer in TRAINERS.items():
         command = f"prefsel export W --selection {name} --for {key} --output {name}-{key}"
-        text += f"{trainer.title}:\n\n{_block(command, 'bash')}{_block(trainer.lines(f'{name}-{key}', name), trainer.language)}"
+        lines = trainer.lines(f"{name}-{key}", name)
+        text += f"{trainer.title}:\n\n{_block(command, 'bash')}{_block(lines, trainer.language)}"
     return text.rstrip("\n") + "\n"
 
 
@@ -87,8 +88,9 @@ def _reference_lines(folder: str, columns: Sequence[str]) -> str:
     )
     which = " or ".join(f"`{one}`" for one in found)
     return (
-        f"\nWith the stored log-probs of {which} as the reference, TRL computes none of its own; `template`, `max_length`\n"
-        f"and `truncation` are given as that model has them in the run's configuration:\n\n{_block(lines, 'python')}"
+        f"\nWith the stored log-probs of {which} as the reference, TRL computes none of its own; `template`,\n"
+        "`max_length` and `truncation` are given as that model has them in the run's configuration:\n\n"
+        f"{_block(lines, 'python')}"
     )
 
 

@@ -192,7 +192,7 @@ class SelectionWriter:
     held_out: str | None = None
     """Instead of a rule: keep the pairs dropped for this reason."""
     has_rest: bool = False
-    """Some message of the corpus holds more than role and content: every file says so, since readers want one schema."""
+    """Some message of the corpus holds more than role and content: then every file has the schema for it."""
 
     def held_out_rows(self, shard: ShardRef, flat: pa.Table) -> KeptRows:
         """The held-out pairs of a shard."""
