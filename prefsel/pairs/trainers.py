@@ -100,26 +100,26 @@ def turns(prompt: Messages, chosen: Messages, rejected: Messages) -> dict[str, A
         CannotHold: Turns do not alternate, a response is of several messages, or a message holds more.
     """
     offered = with_tools(prompt, chosen, rejected)["tools"]
-    messages = [_turn(one) for one in prompt]
+    messages = [_turn(one, before) for one, before in zip(prompt, [{}, *prompt])]
     for number, one in enumerate(messages[1:] if messages[0]["role"] == "system" else messages):
         if one["role"] not in (("user", "tool"), ("assistant", "function_call"))[number % 2]:
             raise CannotHold(f"turn {number} of the role {one['role']!r}: user and assistant must alternate")
     if messages[-1]["role"] not in ("user", "tool"):
         raise CannotHold(f"a prompt that ends with the role {messages[-1]['role']!r}")
-    sides = {name: _turn(_single(side)) for name, side in (("chosen", chosen), ("rejected", rejected))}
+    sides = {name: _turn(_single(side), {}) for name, side in (("chosen", chosen), ("rejected", rejected))}
     for name, one in sides.items():
         if one["role"] not in ("assistant", "function_call"):
             raise CannotHold(f"{name} of the role {one['role']!r}")
     return {"messages": messages, **sides, "tools": offered or ""}
 
 
-def _turn(message: Mapping[str, Any]) -> dict[str, str]:
+def _turn(message: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, str]:
     calls = message.get("tool_calls")
-    more = sorted(key for key in message if key not in ("role", "content", "tools", "tool_calls"))
-    # Which call a tool answers: turns that alternate say so by their order.
-    more = [key for key in more if not (key in ("tool_call_id", "name") and message["role"] == "tool")]
+    more = set(message) - {"role", "content", "tools", "tool_calls"}
+    if message["role"] == "tool" and len(before.get("tool_calls", [])) == 1:
+        more -= {"tool_call_id", "name"}  # which call it answers: the only one of the turn before
     if more:
-        raise CannotHold(f"a message with {', '.join(more)}")
+        raise CannotHold(f"a message with {', '.join(sorted(more))}")
     if not calls:
         return _only_text({"role": message["role"], "content": message["content"]})
     if message["content"]:
@@ -129,12 +129,17 @@ def _turn(message: Mapping[str, Any]) -> dict[str, str]:
 
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     function = call.get("function", call)
+    more = (set(call) - {"id", "type", "function", "name", "arguments"}) | (
+        set(function) - {*call, "name", "arguments"}
+    )
+    if more or not function.get("name"):
+        raise CannotHold(f"a call with {', '.join(sorted(more))}" if more else "a call without a name")
     arguments = function.get("arguments", {})
     try:
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
     except ValueError:
-        raise CannotHold(f"a call of {function.get('name')!r} whose arguments are not JSON") from None
-    return {"name": function.get("name"), "arguments": arguments}
+        raise CannotHold(f"a call of {function['name']!r} whose arguments are not JSON") from None
+    return {"name": function["name"], "arguments": arguments}
 
 
 def _single(messages: Messages) -> Mapping[str, Any]:
@@ -159,13 +164,13 @@ def _json(value: object) -> str:
 # ------------------------------------------------------------------------------------------------------------- lines
 
 
-def dataset_info(name: str) -> dict[str, Any]:
-    """The entry of `dataset_info.json` with which LLaMA-Factory reads `turns`."""
-    columns = {name: name for name in ("messages", "chosen", "rejected", "tools")}
+def dataset_info(name: str, columns: Sequence[str]) -> dict[str, Any]:
+    """The entry of `dataset_info.json` with which LLaMA-Factory reads `turns` from a file with such columns."""
+    read = {one: one for one in ("messages", "chosen", "rejected", "tools") if one in columns}
     roles = {"user": "user", "assistant": "assistant", "observation": "tool", "function": "function_call"}
     tags = {"role_tag": "role", "content_tag": "content", "system_tag": "system"}
     tags |= {f"{role}_tag": found for role, found in roles.items()}
-    return {name: {"file_name": FILE, "formatting": "sharegpt", "ranking": True, "columns": columns, "tags": tags}}
+    return {name: {"file_name": FILE, "formatting": "sharegpt", "ranking": True, "columns": read, "tags": tags}}
 
 
 def _trl(folder: str, name: str) -> str:

@@ -82,7 +82,8 @@ def write_folder(opened: Workspace, selection: str, trainer: str, output: str, *
     finally:
         temporary.unlink(missing_ok=True)
     if trainer == "llamafactory":
-        (folder / "dataset_info.json").write_text(json.dumps(dataset_info(selection), indent=1), encoding="utf-8")
+        entry = json.dumps(dataset_info(selection, schema.names), indent=1)
+        (folder / "dataset_info.json").write_text(entry, encoding="utf-8")
     page = folder_page(
         made, folder=output.rstrip("/"), name=selection, rows=written.rows, columns=schema.names, left=written.reasons()
     )

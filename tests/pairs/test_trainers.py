@@ -41,6 +41,8 @@ def test_single_messages() -> None:
     assert turned["messages"] == [SYSTEM, USER, ANSWER, USER]
     assert turned["chosen"] == {"role": "function_call", "content": '[{"name": "f", "arguments": {"x": 1}}]'}
     assert turned["tools"] == ""
+    answered = convert("llamafactory", [USER, CALLED, {**TOOL, "tool_call_id": "1", "name": "f"}])
+    assert answered["messages"][1:] == [turned["chosen"], TOOL]
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,13 @@ def test_single_messages() -> None:
         ("llamafactory", ([USER], [{**CALLED, "content": "let me see"}]), "both text and tool_calls"),
         ("llamafactory", ([USER], [{**ANSWER, "reasoning_content": "r"}]), "a message with reasoning_content"),
         ("llamafactory", ([{**USER, "name": "Ann"}],), "a message with name"),
+        (
+            "llamafactory",
+            ([USER, {**CALLED, "tool_calls": [CALL, CALL]}, {**TOOL, "tool_call_id": "1"}],),
+            "tool_call_id",
+        ),
+        ("llamafactory", ([USER], [{**CALLED, "tool_calls": [{**CALL, "index": 1}]}]), "a call with index"),
+        ("llamafactory", ([USER], [{**CALLED, "tool_calls": [{"function": {"arguments": {}}}]}]), "without a name"),
         ("llamafactory", ([USER], [USER]), "chosen of the role 'user'"),
         (
             "llamafactory",

@@ -213,7 +213,7 @@ def read_as_llamafactory(folder: Path, name: str, cache: Path) -> list[dict[str,
         assert all(isinstance(side, dict) and side[tags["role_tag"]] in even for side in sides)
         texts = [(turn[tags["role_tag"]], turn[tags["content_tag"]]) for turn in (*turns, *sides)]
         assert all(isinstance(content, str) for _, content in texts)
-        tools = one[columns["tools"]] if columns.get("tools") in one else ""
+        tools = one[columns["tools"]] if "tools" in columns else ""
         found.append({"system": system, "turns": texts, "tools": tools, "score": one["rm_given_chosen"]})
     return sorted(found, key=lambda one: one["score"])
 
