@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 sys.path.append(str(Path(__file__).parent / "train"))
 from tiny_policy import CHAT_TEMPLATE, TinyRun, make_tiny_run, make_tokenizer, naive_logps
 
+from prefsel.cli import app, guarded
+from prefsel.config.file import parse_config
 from prefsel.errors import UserError
+from prefsel.pipeline import run
+from prefsel.progress import Progress
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
@@ -237,3 +243,68 @@ def kept(message: dict[str, Any]) -> dict[str, Any]:
     """A message as data sets of `select` keep it."""
     rest = {key: value for key, value in message.items() if key not in ("role", "content")}
     return {"role": message["role"], "content": message["content"], "rest": json.dumps(rest) if rest else None}
+
+
+@pytest.fixture(scope="module")
+def selected(tiny: TinyRun, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
+    """A run on text and on calls, scored by the tiny policy with a template that writes them; everything is kept."""
+    home = tmp_path_factory.mktemp("selected")
+    model_dir = home / "model"
+    shutil.copytree(tiny.model_dir, model_dir)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer.chat_template = TOOL_TEMPLATE
+    tokenizer.save_pretrained(model_dir)
+    text = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in tiny.train.to_pylist()[:6]]
+    calls = []
+    for number in range(5):
+        history = [
+            {"role": "user", "content": f"w{number} w2"},
+            {"role": "assistant", "content": None, "tool_calls": CALL},
+            {"role": "tool", "content": "w7"},
+        ]
+        sides = {side: [{"role": "assistant", "content": f"w{number} {words}"}] for side, words in SIDES.items()}
+        calls.append({"prompt": history, **sides, "tools": TOOLS})
+    for name, rows in {"text": text, "calls": calls}.items():
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "name": "trl",
+        "sources": [{"name": name, "paths": [str(home / f"{name}.jsonl")]} for name in ("text", "calls")],
+        "models": [{"kind": "pretrained", "name": "policy", "path": str(model_dir), "dtype": "fp32"}],
+        "scorers": [{"kind": "causal_logps", "model": "policy"}],
+        "metrics": [{"name": "margin", "metric": "implicit_margin", "params": {"policy": "policy"}}],
+        "selections": [{"name": "every", "rule": {"kind": "top", "score": "score_margin", "ratio": 1.0}}],
+    }
+    run(parse_config(settings), str(home / "w"), Progress(quiet=True))
+    return home
+
+
+@pytest.mark.parametrize("opened_as", ["the data set of select", "the folder of export"])
+def test_a_run_s_log_probs_are_those_of_its_data_set(selected: Path, tmp_path: Path, opened_as: str) -> None:
+    (folder,) = (selected / "w/datasets").iterdir()
+    if opened_as == "the folder of export":
+        folder = tmp_path / "exported"
+        chosen = ["--selection", "every", "--for", "trl", "--output", str(folder)]
+        assert guarded(app, ["export", str(selected / "w"), *chosen]) == 0
+    assert 'reference="policy"' in (folder / "README.md").read_text()
+    data = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    model = AutoModelForCausalLM.from_pretrained(selected / "model", dtype=torch.float32)
+    trainer = DPOTrainer(
+        model,
+        args=config(tmp_path / "out", learning_rate=0.01),
+        train_dataset=data,
+        processing_class=AutoTokenizer.from_pretrained(selected / "model"),
+        reference="policy",
+        check_pairs=11,
+        tolerance=1e-6,
+    )
+    assert len(trainer.train_dataset) == 11
+    decoded = [trainer.processing_class.decode(ids) for ids in trainer.train_dataset["prompt_ids"]]
+    assert sum("assistant w3 w4 " in text and text.startswith("<bos> w3 ") for text in decoded) == 5
+    assert losses(trainer)[0] == pytest.approx(np.log(2), abs=1e-5)
+
+
+def test_a_missing_trl_is_named() -> None:
+    code = "import sys; sys.modules['trl'] = None; import prefsel; prefsel.trl"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "install it with: pip install -c constraints.txt 'prefsel[trl]'" in done.stderr
