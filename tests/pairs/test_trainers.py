@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,3 +85,11 @@ def test_single_messages() -> None:
 def test_what_a_trainer_has_no_place_for_is_refused(trainer: str, sides: Any, why: str) -> None:
     with pytest.raises(CannotHold, match=why):
         convert(trainer, *sides)
+
+
+@pytest.mark.parametrize("trainer", ["openrlhf", "axolotl", "llamafactory"])
+def test_the_page_shows_the_lines(trainer: str) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/trainers.md").read_text(encoding="utf-8")
+    made = TRAINERS[trainer]
+    assert f"```{made.language}\n{made.lines(f'best30-{trainer}', 'best30')}\n```" in page
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(TRAINERS)
