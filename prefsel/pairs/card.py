@@ -12,7 +12,9 @@ from prefsel.pairs.trainers import FILE, TRAINERS, Trainer
 REFERENCE = re.compile(r"logps_(.+)_chosen")
 
 
-def dataset_card(*, name: str, split: str, rows: int, columns: list[str], facts: Mapping[str, Any]) -> str:
+def dataset_card(
+    *, name: str, split: str, rows: int, columns: list[str], facts: Mapping[str, Any], has_rest: bool
+) -> str:
     """`README.md` in the layout that `datasets` reads: configuration header, then prose.
 
     Args:
@@ -21,6 +23,7 @@ def dataset_card(*, name: str, split: str, rows: int, columns: list[str], facts:
         rows: kept pairs.
         columns: of the data files.
         facts: the rule, the metric, fingerprints; shown as JSON.
+        has_rest: some message of the corpus holds more than role and content.
     """
     listed = "\n".join(f"- `{column}`" for column in columns)
     return (
@@ -29,7 +32,7 @@ def dataset_card(*, name: str, split: str, rows: int, columns: list[str], facts:
         "`prompt`, `chosen` and `rejected` are lists of role/content messages. `percentile` is read from a binned\n"
         "distribution function (a bin is a sixteenth of a power of two) whose bins are split where the rule cuts.\n"
         f"Log-probs are natural logarithms, summed over the response tokens.\n\nColumns:\n\n{listed}\n\n"
-        f"{_opening(name, split, columns)}"
+        f"{_opening(name, split, columns, has_rest)}"
     )
 
 
@@ -57,15 +60,20 @@ def _header(path: str, split: str) -> str:
     return f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: {split}\n    path: {path}\n---\n"
 
 
-def _opening(name: str, split: str, columns: Sequence[str]) -> str:
+def _opening(name: str, split: str, columns: Sequence[str], has_rest: bool) -> str:
     """How to open the dataset; FOLDER is the one that the card lies in, W the workspace."""
     lines = f'import datasets\n\ndata = datasets.load_dataset("FOLDER", split="{split}")'
     text = f"## Opening it\n\nThis folder as it is:\n\n{_block(lines, 'python')}"
     if split != "train":
         return text.rstrip("\n") + "\n"
+    if has_rest:
+        text += (
+            "What a message holds besides role and content (tool calls, tools, reasoning) stands in its field `rest`\n"
+            "as JSON text, which no trainer reads from there: write a folder for it, below.\n"
+        )
+    else:
+        text += "TRL takes `data` as its `train_dataset`.\n"
     text += (
-        "TRL takes `data` as its `train_dataset`. What a message holds besides role and content (tool calls, tools)\n"
-        "stands in its field `rest` as JSON text, if there is any; exported for a trainer, messages are as they came.\n"
         f"{_reference_lines('FOLDER', columns)}"
         'Other trainers cut a path at the "@" in this folder\'s name, or want other columns. Write them a folder:\n\n'
     )

@@ -29,7 +29,7 @@ from prefsel.pairs.reader import PairReader
 from prefsel.pairs.rows import Rows
 from prefsel.pairs.score_report import mean_lengths
 from prefsel.pairs.score_shards import ScoreReader
-from prefsel.schema import SELECTION, with_rest
+from prefsel.schema import MESSAGES, SELECTION, with_rest
 from prefsel.select.compose import CompiledRule, columns_of
 from prefsel.select.evaluate import kept, stratum_names
 from prefsel.select.percentiles import Percentiles
@@ -304,8 +304,10 @@ def seal_dataset(
 ) -> None:
     """Write the card of a dataset and seal it."""
     rows = sum(part.rows for part in parts)
-    columns = Artifact(storage, f"{dataset}/data").read(parts[0].shard).column_names
-    card = dataset_card(name=name, split=split, rows=rows, columns=columns, facts=facts).encode()
+    table = Artifact(storage, f"{dataset}/data").read(parts[0].shard)
+    has_rest = table.schema.field("prompt").type != MESSAGES
+    columns = table.column_names
+    card = dataset_card(name=name, split=split, rows=rows, columns=columns, facts=facts, has_rest=has_rest).encode()
     storage.write(f"{dataset}/README.md", card)
     listed = {f"data/{part.shard}.parquet": {"bytes": part.bytes, "blake2b": part.content} for part in parts}
     listed["README.md"] = {"bytes": len(card), "blake2b": digest(card)}

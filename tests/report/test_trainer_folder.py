@@ -127,6 +127,7 @@ def test_a_dataset_of_text_opens_as_it_is(text: Path, tmp_path: Path) -> None:
 def test_a_dataset_of_which_some_messages_hold_more_has_one_schema(mixed: Path, tmp_path: Path) -> None:
     (dataset,) = (mixed / "datasets").iterdir()
     data = opened(dataset, tmp_path)
+    assert "which no trainer reads from there" in (dataset / "README.md").read_text()
     assert len(data) == 18
     kept = [json.loads(m["rest"]) for one in data.to_list() for m in one["prompt"] if m["rest"]]
     assert {tuple(sorted(one)) for one in kept} == {("tools",), ("tool_calls",), ("tool_call_id",)}
