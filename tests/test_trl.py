@@ -295,7 +295,7 @@ def test_a_run_s_log_probs_are_those_of_its_data_set(selected: Path, tmp_path: P
         processing_class=AutoTokenizer.from_pretrained(selected / "model"),
         reference="policy",
         check_pairs=11,
-        tolerance=1e-6,
+        tolerance=1e-5,  # of 40 nats in fp32, whose last digit is 4e-6
     )
     assert len(trainer.train_dataset) == 11
     decoded = [trainer.processing_class.decode(ids) for ids in trainer.train_dataset["prompt_ids"]]
