@@ -92,6 +92,7 @@ class PairReader:
         _, chosen_N, rejected_N = completion_positions(self.pairs(shard), groups)
         messages = pc.struct_field(pc.list_flatten(groups["completions"].combine_chunks()), "messages")
         owner_M = pc.list_parent_indices(messages).to_numpy()
-        sizes_M = pc.utf8_length(pc.struct_field(pc.list_flatten(messages), "content")).to_numpy()
+        # A message that is a call alone has no text.
+        sizes_M = pc.utf8_length(pc.struct_field(pc.list_flatten(messages), "content")).fill_null(0).to_numpy()
         characters_C = np.bincount(owner_M, weights=sizes_M, minlength=len(messages))
         return characters_C[chosen_N], characters_C[rejected_N]

@@ -27,6 +27,7 @@ from prefsel.pairs.join import completion_positions, rows_of
 from prefsel.pairs.reader import PairReader
 from prefsel.reasons import NOT_SELECTED
 from prefsel.rules import rule_scores
+from prefsel.schema import with_rest
 from prefsel.workspace.catalog import Catalog, FileRecord, ShardRef, read_catalog
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
@@ -88,6 +89,11 @@ class Contents:
             for shard in file.shards
         )
         return dict(found)
+
+    @cached_property
+    def has_rest(self) -> bool:
+        """Whether some message of the corpus holds more than role and content: then all tables of it say so."""
+        return self.catalog.has_rest(self.storage)
 
     def reader(self, wanted: Collection[str] | None = None) -> PairReader:
         """A reader of flat pair tables with every column, or with the sets that some flat columns come from."""
@@ -203,7 +209,8 @@ class Contents:
         for name in self.selections:
             if wanted is None or {f"kept_{name}", f"reason_{name}"} & set(wanted):
                 arrays[f"kept_{name}"], arrays[f"reason_{name}"] = self.decided(name, shard, ids, scored)
-        return pa.table(arrays)
+        table = pa.table(arrays)
+        return with_rest(table) if texts and self.has_rest else table
 
 
 def _texts(pairs: pa.Table, flat: pa.Table, groups: pa.Table) -> dict[str, pa.Array]:

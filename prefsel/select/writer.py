@@ -29,7 +29,7 @@ from prefsel.pairs.reader import PairReader
 from prefsel.pairs.rows import Rows
 from prefsel.pairs.score_report import mean_lengths
 from prefsel.pairs.score_shards import ScoreReader
-from prefsel.schema import SELECTION
+from prefsel.schema import MESSAGES, SELECTION, with_rest
 from prefsel.select.compose import CompiledRule, columns_of
 from prefsel.select.evaluate import kept, stratum_names
 from prefsel.select.percentiles import Percentiles
@@ -191,6 +191,8 @@ class SelectionWriter:
     """Of the selection."""
     held_out: str | None = None
     """Instead of a rule: keep the pairs dropped for this reason."""
+    has_rest: bool = False
+    """Some message of the corpus holds more than role and content: then every file has the schema for it."""
 
     def held_out_rows(self, shard: ShardRef, flat: pa.Table) -> KeptRows:
         """The held-out pairs of a shard."""
@@ -263,7 +265,8 @@ def write_file(file: OutputFile, writer: SelectionWriter) -> None:
         else:
             found = _commit_selected(shard, content, writer, pairs)
         infos.append(found.info)
-        tables.append(export_rows(found.row_K, pairs, writer.reader.groups(shard), flat, found.attached))
+        rows = export_rows(found.row_K, pairs, writer.reader.groups(shard), flat, found.attached)
+        tables.append(with_rest(rows) if writer.has_rest else rows)
     info = {"lengths": _added_lengths(infos)}
     artifact.commit(file.name, pa.concat_tables(tables), made_from=file.made_from, attempt=attempt, info=info)
 
@@ -301,8 +304,10 @@ def seal_dataset(
 ) -> None:
     """Write the card of a dataset and seal it."""
     rows = sum(part.rows for part in parts)
-    columns = Artifact(storage, f"{dataset}/data").read(parts[0].shard).column_names
-    card = dataset_card(name=name, split=split, rows=rows, columns=columns, facts=facts).encode()
+    table = Artifact(storage, f"{dataset}/data").read(parts[0].shard)
+    has_rest = table.schema.field("prompt").type != MESSAGES
+    columns = table.column_names
+    card = dataset_card(name=name, split=split, rows=rows, columns=columns, facts=facts, has_rest=has_rest).encode()
     storage.write(f"{dataset}/README.md", card)
     listed = {f"data/{part.shard}.parquet": {"bytes": part.bytes, "blake2b": part.content} for part in parts}
     listed["README.md"] = {"bytes": len(card), "blake2b": digest(card)}

@@ -110,7 +110,8 @@ def select(plan: Plan, node: Node, progress: Progress) -> list[StageReport]:
     in_percent = Percentiles.of_rule(total, compiled, marks(compiled, decision.thresholds), ranked)
     # Without a dataset no number is carried along, only the lengths are looked at.
     exported = pair_reader(plan, dataset_scorers(plan, name) if dataset else [])
-    writer = SelectionWriter(exported, dataset, decision, in_percent, folder)
+    has_rest = dataset is not None and plan.catalog.has_rest(storage)
+    writer = SelectionWriter(exported, dataset, decision, in_percent, folder, has_rest=has_rest)
     written = _write_files(plan, writer, [count.kept for count in counts], progress, f"select {name}")
     about: dict[str, Any] = {
         "rule": rule,
@@ -279,7 +280,8 @@ def write_holdout(plan: Plan, progress: Progress) -> list[StageReport]:
     done = load_summary(plan.storage, dataset)
     if not held_out or done is not None:
         return [done] if done else []
-    writer = SelectionWriter(pair_reader(plan, dataset_scorers(plan, "holdout")), dataset, held_out="holdout")
+    exported, has_rest = pair_reader(plan, dataset_scorers(plan, "holdout")), plan.catalog.has_rest(plan.storage)
+    writer = SelectionWriter(exported, dataset, held_out="holdout", has_rest=has_rest)
     entries = _shard_entries(plan, plan.node("eligible", "all").path)
     counts = [entries[shard.key].info["counts"].get("holdout", 0) for shard in plan.catalog.shards]
     files = _write_files(plan, writer, counts, progress, "holdout")

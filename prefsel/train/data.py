@@ -94,7 +94,7 @@ class TrainingPairs:
         if absent := [str(file) for file in files if not file.is_file()]:
             raise UserError(f"training table: no such file {absent[:NUM_OFFENDERS_SHOWN]}")
         tables = [pq.read_table(file, partitioning=None) for file in files]
-        return cls.from_table(pa.concat_tables(tables, promote_options="default"))
+        return cls.from_table(pa.concat_tables(tables, promote_options="permissive"))
 
     def numbers(self, name: str, wanted_by: str) -> Numbers:
         """A column of `OPTIONAL` as numbers, [N].
