@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from prefsel.config.options import Dtype, Name, Options
+from prefsel.config.options import Dtype, Name, Options, default_kind
+
+DEFAULT_MODEL: Final = "pretrained"
+"""What an entry of `models` without a `kind` is."""
 
 
 class PretrainedModel(Options):
@@ -107,4 +110,7 @@ class ScratchReward(ScratchModel):
     Empty: one output, trained on all pairs."""
 
 
-Model = Annotated[PretrainedModel | ScratchPolicy | ScratchReward, Field(discriminator="kind")]
+Model = Annotated[
+    PretrainedModel | ScratchPolicy | ScratchReward, Field(discriminator="kind"), default_kind(DEFAULT_MODEL)
+]
+"""An entry of `models`."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import (
     AfterValidator,
-    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
-    Tag,
     model_serializer,
     model_validator,
 )
@@ -26,7 +24,7 @@ from prefsel.config.lookup import (
     require_validation,
 )
 from prefsel.config.losses import LOSSES, loss_named, losses_with, used_options
-from prefsel.config.options import Fraction, Name, Options
+from prefsel.config.options import Fraction, Name, Options, default_kind
 from prefsel.errors import UserError, invalid
 from prefsel.plugins.registry import require_one
 
@@ -422,11 +420,8 @@ class TrainReward(RewardOptions, TrainingRecord):
             )
 
 
-def _training_kind(value: Any) -> str:
-    kind = value.get("kind", "dpo") if isinstance(value, dict) else getattr(value, "kind", "dpo")
-    return kind if isinstance(kind, str) else "dpo"
+DEFAULT_TRAINING: Final = "dpo"
+"""What an entry of `train` without a `kind` is."""
 
-
-Training = Annotated[
-    Annotated[TrainDpo, Tag("dpo")] | Annotated[TrainReward, Tag("reward")], Discriminator(_training_kind)
-]
+Training = Annotated[TrainDpo | TrainReward, Field(discriminator="kind"), default_kind(DEFAULT_TRAINING)]
+"""An entry of `train`."""
