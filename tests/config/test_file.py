@@ -23,7 +23,7 @@ TRAIN = {"name": "t", "selection": "s", "model": "m", "reference": "m", "learnin
             {"models": [{"kind": "pretraind", "name": "a"}]},
             ["models.a.kind: got 'pretraind'", "did you mean 'pretrained'?", "scratch_policy"],
         ),
-        ({"train": [TRAIN | {"zero_stage": 4}]}, ["train.t.zero_stage", "got 4", "valid: 0, 1, 2 or 3"]),
+        ({"train": [TRAIN | {"zero_stage": 4}]}, ["train.t.zero_stage", "got 4", "0, 1, 2 or 3"]),
         ({"train": [TRAIN | {"zero_stage": 2, "offload": "optimizer_and_weights"}]}, ["offload", "zero_stage 3"]),
         ({"split": {"holdout": 0.6, "proxy": 0.6}}, ["split", "1.2", "below 1"]),
         ({"sources": []}, ["sources", "at least 1"]),
