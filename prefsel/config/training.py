@@ -241,8 +241,6 @@ class TrainingRecord(Placement):
     may use it."""
 
     is_made_here: ClassVar[bool] = True
-    trust_remote_code: ClassVar[bool] = False
-    """What is trained here is exported without code of its own."""
     gpus_per_replica: ClassVar[int] = 1
     role: ClassVar[str]
     """`policy` or `reward`: what the trained model can be used as."""
