@@ -77,7 +77,8 @@ class ScratchModel(Options):
     batch_tokens: int = Field(4096, ge=64)
     """At most this many tokens per step, padding included."""
     lr: float = Field(3e-3, gt=0)
-    """Peak learning rate of AdamW: 5 % linear warm-up, then a cosine to 0. The default suits models this small."""
+    """Peak learning rate of AdamW: 5 % linear warm-up, then a cosine to 0. The default suits models this small. Its
+    weight decay, 0.01, is on every weight, norms included."""
     max_length: int = Field(512, ge=8)
     """Longest prompt and response together, in tokens, in training and in scoring."""
     truncation: Literal["drop", "right", "left"] = "drop"

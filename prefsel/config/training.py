@@ -75,7 +75,7 @@ class Optimization(Options):
     min_lr_ratio: float = Field(0.0, ge=0, le=1)
     """Where the cosine that follows the warm-up ends, as a share of the peak."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay of AdamW, on matrices only: norms and biases are spared, as by transformers' trainer."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's two moments."""
     adam_eps: float = Field(1e-8, gt=0)

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from prefsel.errors import IntegrityError
-from prefsel.models.loading import DTYPES, load_causal, load_reward, no_bars
+from prefsel.models.loading import DTYPES, declared_config, load_causal, load_reward, no_bars
 from prefsel.schema import TRAINED_ON
 from prefsel.train.objective import Objective, Probe, Run
+from prefsel.train.randomness import declared
 
 SHARD_SIZE = "2GB"
 """Of a weights file: copying into the workspace holds one in memory."""
@@ -81,7 +82,9 @@ def export_model(
                 _save_adapter(model, weights, output_dir / "adapter")
                 _save_merged(output_dir / "adapter", partial, objective, base_dir)
             else:
-                model.save_pretrained(partial, state_dict=weights, max_shard_size=SHARD_SIZE)
+                code = objective.config.revision, objective.config.trust_remote_code
+                with declared(model, declared_config(base_dir, *code)):
+                    model.save_pretrained(partial, state_dict=weights, max_shard_size=SHARD_SIZE)
             tokenizer.save_pretrained(partial)
             if prompt_ids is not None:
                 pq.write_table(

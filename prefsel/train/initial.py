@@ -21,6 +21,7 @@ from prefsel.errors import UserError, invalid
 from prefsel.models.adapters import find_adapter
 from prefsel.models.loading import DTYPES, declared_config, load_causal, load_options, load_reward, no_bars
 from prefsel.train.deepspeed_config import build_deepspeed_config
+from prefsel.train.randomness import silence
 from prefsel.train.run_config import DpoConfig, RewardConfig, RunConfig
 
 HEAD = "score"
@@ -102,16 +103,8 @@ def _loading_into_shards(config: RunConfig, model_dir: str) -> Iterator[None]:
 
 
 def _prepare(model: Any, config: RunConfig) -> None:
-    """All weights train, dropout is off, activations are recomputed if asked.
-
-    Stored reference log-probs were computed without dropout (TRL switches it off too), and without it a step is the
-    same however it is spread over workers.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+    """All weights train, dropout is off, activations are recomputed if asked."""
+    silence(model)
     model.requires_grad_(True)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
