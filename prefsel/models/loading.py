@@ -148,7 +148,8 @@ def _load(
         name = f"model {path}:" if adapter is None else f"{adapter.name}, and"
         raise UserError(f"{name} its weights lack {len(missing)} tensors of {type(model).__name__}: {missing[:5]}")
     if adapter is not None:
-        model = merge(model, adapter)
+        with torch.random.fork_rng(devices=[]):  # peft draws weights that it then replaces
+            model = merge(model, adapter)
     if gpus_per_replica == 1:
         model = model.to(device)
     return model.eval()

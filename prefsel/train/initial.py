@@ -165,25 +165,14 @@ def _choose_pad_token(model_config: Any, tokenizer: Any) -> int:
 def _with_fresh_head(config: RewardConfig, model_dir: str, model_config: Any) -> nn.Module:
     """The trunk of a causal language model under a head of one output, drawn from the run's seed."""
     model_config.num_labels = 1
-    source: str | None = model_dir
-    options: dict[str, Any] = load_options(model_dir, config.revision, config.trust_remote_code)
-    if find_adapter(model_dir, config.revision) is not None:
-        code: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-        merged = load_causal(model_dir, dtype=config.dtype, device="cpu", **code)
-        source, options = None, {"state_dict": merged.state_dict(), "trust_remote_code": config.trust_remote_code}
     try:
         with _quiet():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                source,
-                config=model_config,
-                dtype=DTYPES[config.dtype],
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
+            if find_adapter(model_dir, config.revision) is None:
+                model, missing = _trunk_of_folder(config, model_dir, model_config)
+            else:
+                model, missing = _trunk_of_adapter(config, model_dir, model_config)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model {model_dir}: its trunk cannot be loaded as a classifier: {error}") from error
-    missing = {str(key) for key in (*info["missing_keys"], *info["mismatched_keys"])}
     if missing != {f"{HEAD}.weight"}:
         raise UserError(
             f"model {model_dir}: as a classifier it must lack {HEAD}.weight and nothing else, and lacks "
@@ -200,6 +189,30 @@ def _with_fresh_head(config: RewardConfig, model_dir: str, model_config: Any) ->
         if weight.numel():
             weight.copy_(spread * torch.randn(weight.shape, generator=generator))
     return model
+
+
+def _trunk_of_folder(config: RewardConfig, model_dir: str, model_config: Any) -> tuple[Any, set[str]]:
+    """A classifier with the weights of a folder or a hub, and the names of those that it lacks."""
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        model_dir,
+        config=model_config,
+        dtype=DTYPES[config.dtype],
+        use_safetensors=True,
+        output_loading_info=True,
+        **load_options(model_dir, config.revision, config.trust_remote_code),
+    )
+    return model, {str(key) for key in (*info["missing_keys"], *info["mismatched_keys"])}
+
+
+def _trunk_of_adapter(config: RewardConfig, model_dir: str, model_config: Any) -> tuple[Any, set[str]]:
+    """The same of a language model that an adapter is merged into first."""
+    code: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    merged = load_causal(model_dir, dtype=config.dtype, device="cpu", **code)
+    model = AutoModelForSequenceClassification.from_config(
+        model_config, dtype=DTYPES[config.dtype], trust_remote_code=config.trust_remote_code
+    )
+    weights = {name: weight for name, weight in merged.state_dict().items() if name in model.state_dict()}
+    return model, set(model.load_state_dict(weights, strict=False).missing_keys)
 
 
 @contextmanager
