@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -269,3 +272,42 @@ def test_a_quantised_base_is_refused(base: Path, adapter: Path, tmp_path: Path) 
     change(adapter, base_model_name_or_path=str(own))
     with pytest.raises(UserError, match="whose weights are quantised"):
         check_directory(str(adapter))
+
+
+HUB = """
+import torch
+from prefsel.models.loading import load_causal, load_tokenizer, model_identity, pinned_revision
+
+pinned = pinned_revision("someone/adapter", None)
+print(pinned)
+print(model_identity("someone/adapter") == model_identity("someone/adapter", revision=pinned))
+model = load_causal("someone/adapter", dtype="fp32", device="cpu", revision=pinned)
+print(model(torch.tensor([[5, 6, 7]])).logits.sum().item())
+print(load_tokenizer("someone/adapter", revision=pinned).eos_token)
+print(pinned_revision("someone/base", None))
+"""
+
+
+def test_an_adapter_of_a_hub_on_a_base_of_a_hub_is_pinned_with_both_commits(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    commits = {"adapter": "a" * 40, "base": "b" * 40}
+    for name, folder in (("adapter", change(adapter, base_model_name_or_path="someone/base")), ("base", base)):
+        repository = tmp_path / "hub" / f"models--someone--{name}"
+        shutil.copytree(folder, repository / "snapshots" / commits[name])
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commits[name])
+    local = change(adapter, base_model_name_or_path=str(base))
+    expected = load_causal(str(local), dtype="fp32", device="cpu")(torch.tensor([[5, 6, 7]])).logits.sum().item()
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", HUB], capture_output=True, text=True, env=environment)
+    pinned, is_same, logits, eos, plain = done.stdout.splitlines() or [done.stderr]
+    assert pinned == f"{'a' * 40}+someone/base@{'b' * 40}"
+    assert (is_same, eos, plain) == ("True", "</s>", "b" * 40)
+    assert float(logits) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_config_json_beside_it_changes_nothing(base: Path, adapter: Path) -> None:
+    expected = load_causal(str(adapter), dtype="fp32", device="cpu")(IDS).logits
+    (adapter / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
+    torch.testing.assert_close(load_causal(str(adapter), dtype="fp32", device="cpu")(IDS).logits, expected)
