@@ -10,6 +10,7 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -200,8 +201,12 @@ def _config_file(path: str, revision: str | None) -> Path | None:
     return None if found is None else Path(found)
 
 
+@lru_cache(maxsize=256)
 def _hub_file(path: str, name: str, revision: str | None) -> str | None:
-    """A file of a hub's repository, fetched; None where it has none, or cannot be reached and none is at hand."""
+    """A file of a hub's repository, fetched; None where it has none, or cannot be reached and none is at hand.
+
+    Asked once in a process: a hub that is out of reach keeps every question waiting for 24 seconds.
+    """
     try:
         found: str | None = cached_file(
             path,
