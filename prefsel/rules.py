@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from prefsel.config import Options
-from prefsel.config.problems import problem
+from prefsel.config.problems import problem, wrong_kind
 from prefsel.errors import UserError, invalid
 
 Label = tuple[str | None, ...]
@@ -249,7 +249,7 @@ def parse_rule(rule: Any, path: str = "rule") -> Rule:
     """
     kind = rule.get("kind") if isinstance(rule, Mapping) else None
     if not isinstance(kind, str) or kind not in RULES:
-        raise invalid(f"{path}.kind", kind, RULES)
+        raise UserError(wrong_kind(rule, path, RULES))
     table = dict(rule)
     if kind == "dedupe" and "reverse" in table:
         raise UserError(f"{path}.reverse: a dedupe has none; reverse the rule inside it: {path}.rule.reverse")

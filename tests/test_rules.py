@@ -81,8 +81,11 @@ FUSE = {"kind": "fuse", "scores": ["a", "b"], "how": "rank", "ratio": 0.3}
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ({"kind": "topp", "score": "s"}, "rule.kind: got 'topp'; valid: top, band, quota"),
-        ({"score": "s"}, "rule.kind: got None"),
+        ({"kind": "topp", "score": "s"}, "rule.kind: got 'topp'; did you mean 'top'? valid: top, band, quota"),
+        ({"score": "s"}, "rule.kind: required, but missing; valid: top, band"),
+        ({"kind": None, "score": "s"}, "rule.kind: got None; valid: top, band"),
+        ({"kind": ["top"], "score": "s"}, "rule.kind: got ['top']; valid: top, band"),
+        ("top", "rule: got 'top'; valid: a table with a `kind`, for example {kind: top}"),
         ({"kind": "top", "score": "s", "ration": 0.3}, "ration: unknown key; did you mean 'ratio'?"),
         ({"kind": "top", "score": "s"}, "exactly one of ratio and count: got ratio=None, count=None"),
         ({"kind": "top", "score": "s", "ratio": 0.3, "count": 3}, "exactly one of ratio and count"),
@@ -113,8 +116,11 @@ FUSE = {"kind": "fuse", "scores": ["a", "b"], "how": "rank", "ratio": 0.3}
         ({"kind": "intersect", "rules": [BAND, {**BAND, "low": -1}]}, "rule.rules[1].low: got -1"),
         ({"kind": "intersect", "rules": [BAND, {**BAND, "low": 95}]}, "rule.rules[1]: low must be below high"),
         ({"kind": "intersect", "rules": [{**BAND, "lo": 5}]}, "rule.rules[0].lo: unknown key; did you mean 'low'?"),
-        ({"kind": "intersect", "rules": [BAND, "top"]}, "rule.rules[1].kind: got None; valid: top, band"),
-        ({"kind": "intersect", "rules": [BAND, {"kind": "tap"}]}, "rule.rules[1].kind: got 'tap'; valid: top, band"),
+        ({"kind": "intersect", "rules": [BAND, "top"]}, "rule.rules[1]: got 'top'; valid: a table with a `kind`"),
+        (
+            {"kind": "intersect", "rules": [BAND, {"kind": "tap"}]},
+            "rule.rules[1].kind: got 'tap'; did you mean 'top'? valid: top, band",
+        ),
         (
             {"kind": "intersect", "rules": [BAND], "budget": {"ratoi": 1}},
             "rule.budget.ratoi: unknown key; did you mean 'ratio'",

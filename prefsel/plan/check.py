@@ -142,7 +142,7 @@ def _check_models(plan: Plan) -> None:
         if isinstance(spec, PretrainedModel):
             from prefsel.models.loading import check_directory, load_tokenizer
 
-            check_directory(spec.path)
+            check_directory(spec.path, spec.revision)
             load_tokenizer(spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
             find_model(plan, spec.name)
 

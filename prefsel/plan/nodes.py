@@ -277,6 +277,8 @@ def _model(plan: Plan, label: str) -> Node:
             reference = find_model(plan, spec.reference)
             settings["reference"] = reference.settings
             models["reference"] = reference.identity
+        if spec.weight_decay:  # of every weight in an earlier version
+            settings["decayed"] = "matrices"
         if spec.keep_optimizer_state:
             settings["keep_optimizer_state"] = True
         return recipe("model", settings, models=models, upstream=node.upstream, corpus=plan.corpus)

@@ -18,6 +18,7 @@ from prefsel.models.pair_batch import Batch
 from prefsel.train import draws
 from prefsel.train.deepspeed_config import build_deepspeed_config, lr_factor
 from prefsel.train.objective import Objective, Run
+from prefsel.train.weight_decay import optimizer_groups
 
 
 class EngineModule(nn.Module):
@@ -77,7 +78,9 @@ def start_run(objective: Objective, model: nn.Module, device: torch.device, *, n
     shape, module = _shape_of(model), EngineModule(model, objective)
     engine, *_ = deepspeed.initialize(
         model=module,
-        model_parameters=[parameter for parameter in module.parameters() if parameter.requires_grad],
+        model_parameters=optimizer_groups(
+            (parameter for parameter in module.parameters() if parameter.requires_grad), config.weight_decay
+        ),
         config=build_deepspeed_config(config, world_size=world_size),
         lr_scheduler=lambda optimizer: LambdaLR(optimizer, factor),
     )
