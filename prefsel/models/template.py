@@ -167,7 +167,7 @@ def became(messages: Messages, text: str, ending: str) -> Became:
         thought, ended, answer = content.rpartition(THOUGHT_ENDS)
         wanted |= bool(content.strip())
         if content and not content.strip():
-            if content not in text:
+            if content + ending not in text:
                 notes.setdefault("blank", repr(content))
         elif is_written(content, text):
             said |= bool(content.strip())
