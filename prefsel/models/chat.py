@@ -23,6 +23,7 @@ from prefsel.errors import TemplateError, UserError, invalid
 from prefsel.models.template import (
     Note,
     TemplateTraits,
+    another,
     as_taken,
     became,
     lost_of_prompt,
@@ -222,11 +223,18 @@ class Encoder:
                 for kind, example in (*made.notes, *([("prompt_changed", lost)] if lost else [])):
                     count, first = kinds.get(kind, (0, example))
                     kinds[kind] = (count + 1, first)
-                if made.is_silent:
+                if made.seems_silent and self._render_of_another(prompt, messages) == text:
                     what = dict(made.notes).get("changed", "")
                     text = self._about(TemplateError(f"it writes nothing of completion {number}: {what}"))
             found.append(text)
         return found, notes + tuple(Note(kind, *counted) for kind, counted in kinds.items())
+
+    def _render_of_another(self, prompt: Messages, completion: Messages) -> str:
+        """What the template writes for another answer in the place of this one; empty where it refuses that."""
+        try:
+            return self._render([*prompt, *as_taken(another(completion), self.traits)], False)
+        except TemplateError:
+            return ""
 
     def _notes(self, prompt: Messages, conversations: Sequence[Messages]) -> tuple[Note, ...]:
         """What can be said of a group without its text."""

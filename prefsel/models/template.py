@@ -143,8 +143,8 @@ def lost_of_prompt(messages: Messages, text: str) -> str:
 class Became:
     """What a template made of a completion."""
 
-    is_silent: bool
-    """It writes nothing of it, although it says something."""
+    seems_silent: bool
+    """None of its words are written, although it says something: what another answer would make certain."""
     notes: tuple[tuple[str, str], ...] = ()
     """(kind, example) of everything that is not as it came."""
 
@@ -190,6 +190,15 @@ def became(messages: Messages, text: str, ending: str) -> Became:
         if end and content.strip().endswith(end) and text.rstrip().endswith(f"{end}{ending}".rstrip()):
             notes.setdefault("ends_twice", shown(content.strip()[-SHOWN:]))
     return Became(wanted and not said and "thinking_dropped" not in notes, tuple(notes.items()))
+
+
+def another(messages: Messages) -> list[dict[str, Any]]:
+    """Messages of the same roles that say something else, and nothing besides their content."""
+    others = []
+    for message in messages:
+        content = message.get("content")
+        others.append({"role": message["role"], "content": ANSWERED if _plain(content).strip() else content})
+    return others
 
 
 def is_written(content: str, text: str) -> bool:

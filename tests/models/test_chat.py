@@ -236,6 +236,13 @@ def test_a_completion_of_which_nothing_is_written_is_an_error(tokenizer, templat
         Encoder(tokenizer, template).encode_group(PROMPT, [CAT])
 
 
+def test_an_answer_that_a_template_writes_in_other_letters_is_scored_and_noted(tokenizer):
+    loud = CHATML.replace("m.content", "m.content | upper")
+    group = Encoder(tokenizer, loud).encode_group(PROMPT, [DOG])
+    assert tokenizer.decode(group.completion_tokens[0]) == "THE DOG!<|im_end|>\n"
+    assert kinds(group) == {"changed": 1, "prompt_changed": 1}
+
+
 def test_a_call_that_a_template_does_not_write_is_an_error_and_one_that_it_writes_is_none(tokenizer):
     call = [{"role": "assistant", "content": None, "rest": '{"tool_calls": [{"function": {"name": "look"}}]}'}]
     with pytest.raises(TemplateError, match=r"it writes nothing of completion 0: .*tool_calls"):
