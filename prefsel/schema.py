@@ -116,6 +116,12 @@ TRAINED_ON = "trained_on.parquet"
 """The prompt_ids that a model was trained on, one column `prompt_id`, in the folder of its weights."""
 
 
+SAME_AS = "same_as"
+"""A further column of completion-column shards in which some completions of a group are the same tokens to the model,
+int32 lists: the position of the first one of the group with these tokens, null for that one itself. A null list stands
+for a group whose completions all differ; a shard without such completions has no such column."""
+
+
 def columns_schema(names: list[str]) -> pa.Schema:
     """Schema of a completion-column shard: one float64 list per name, aligned with `completion_ids`."""
     return pa.schema(

@@ -181,6 +181,8 @@ class Contents:
         """
         reader = self.reader(wanted)
         pairs, flat = reader.pairs(shard), reader.flat(shard)
+        # What a pair is dropped for whichever columns are read; `reason_<selection>` also says `same_tokens`.
+        dropped = reader.dropped(shard, pairs)
         row_K = np.arange(pairs.num_rows)
         if selection is not None:
             kept = self.kept(selection, shard)["pair_id"].combine_chunks()
@@ -198,7 +200,7 @@ class Contents:
             "file": pa.repeat(pa.scalar(self.files[shard.key].uri), len(ids)),
             **{one.name: pc.struct_field(provenance, one.name) for one in provenance.type},
             "label_margin": pairs["label_margin"],
-            "dropped": flat["dropped"],
+            "dropped": dropped.take(pa.array(row_K)),
             **texts,
             **{name: flat[name] for name in flat.column_names if pa.types.is_floating(flat[name].type)},
         }

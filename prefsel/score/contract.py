@@ -7,8 +7,9 @@ A new kind of scorer is a record in `config/scorers.py`, a file with a loader be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -54,6 +55,35 @@ class Scored(Protocol):
 
 
 @dataclass(frozen=True)
+class TemplateUse:
+    """What a chat template did with the completions of a shard, or of several."""
+
+    name: str
+    """As the configuration calls it."""
+    ending: str | None
+    """What it writes after an answer; None where that is not known."""
+    notes: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Key of `reasons.TEMPLATE_NOTES` → completions, and the first example."""
+
+    def with_note(self, kind: str, count: int, example: str) -> TemplateUse:
+        """The same with some more completions of a kind; the first example stays."""
+        known, first = self.notes.get(kind, (0, example))
+        return replace(self, notes={**self.notes, kind: (known + count, first)})
+
+    def joined(self, other: TemplateUse | None) -> TemplateUse:
+        """The same with what another one has seen."""
+        found = self
+        for kind, (count, example) in (other.notes if other else {}).items():
+            found = found.with_note(kind, count, example)
+        return found
+
+
+def join_uses(many: Iterable[TemplateUse | None]) -> TemplateUse | None:
+    """What several shards, or parts of one, say of their template; None: nothing."""
+    return reduce(lambda left, right: left.joined(right) if left else right, many, None)
+
+
+@dataclass(frozen=True)
 class ScoredShard:
     """Columns of one shard, and what happened on the way; see `Scored`. Without a model, `columns` is enough."""
 
@@ -71,6 +101,11 @@ class ScoredShard:
     """The first of the template errors that are counted in `dropped`."""
     facts: dict[str, float] = field(default_factory=dict)
     """What does not add up over shards: of those ending in `_least` the smallest counts, of others the largest."""
+    template: TemplateUse | None = None
+    """What the chat template did; None where there is none."""
+    same_as: dict[int, Sequence[int | None]] = field(default_factory=dict)
+    """Groups of which some completions are the same tokens → for each completion the first one with its tokens, None
+    where that is itself."""
 
 
 Compute = Callable[[], Sequence[Scored]]

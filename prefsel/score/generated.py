@@ -112,5 +112,11 @@ class GeneratedRewardScorer:
         counters = scored.counters | {"generated": float(len(answered))}
         self._count(counters, prompts, responses, seconds)
         return ScoredShard(
-            columns, dict(dropped), counters, scored.poisoned, scored.padded_because, scored.template_error
+            columns,
+            dict(dropped),
+            counters,
+            scored.poisoned,
+            scored.padded_because,
+            scored.template_error,
+            template=scored.template,
         )

@@ -214,8 +214,8 @@ class PairGradientScorer:
 
         Returns:
             Columns of all pairs. Dropped are those that are not wanted (`ineligible`), those without reference
-            log-probs (`missing_reference`) or tokens (`too_long`, `template_error`), and those whose gradient failed
-            or was not finite twice (`poisoned`).
+            log-probs (`missing_reference`) or tokens (`too_long`, `template_error`), those of the same tokens
+            (`same_tokens`), and those whose gradient failed or was not finite twice (`poisoned`).
 
         Raises:
             IntegrityError: A pair names a prompt that the groups lack.
@@ -230,6 +230,9 @@ class PairGradientScorer:
         for number, group in _encoded_pairs(groups, pairs, np.flatnonzero(reasons == "").tolist(), self.encoder):
             if bad := [status for status in group.status if status != "ok"]:
                 reasons[number] = bad[0]
+                continue
+            if group.completion_tokens[0] == group.completion_tokens[1]:  # Its gradient is zero and has no direction.
+                reasons[number] = "same_tokens"
                 continue
             feature, error = self._feature(group, reference_logps_N2[number], counters)
             if feature is None:

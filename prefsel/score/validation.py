@@ -49,7 +49,7 @@ def compute_tangent(spec: Tangent, loading: dict[str, Any], table: pa.Table, fol
     tokenizer = load_tokenizer(path, revision=loading["revision"], trust_remote_code=loading["trust_remote_code"])
     limit = encoding["max_length"] or context_length(path, loading["revision"], loading["trust_remote_code"])
     encoder = Encoder(tokenizer, encoding["template"], limit, encoding["truncation"])
-    pairs = encode_pairs(TrainingPairs.from_table(chosen), encoder)
+    pairs = encode_pairs(TrainingPairs.from_table(chosen), encoder, strict=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_causal(path, **(loading | {"dtype": spec.dtype, "device": device}))
     strata = _strata_of(spec, chosen, pairs.pair_ids)
