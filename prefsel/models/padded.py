@@ -2,8 +2,8 @@
 
 Right padding keeps every token's position what it is alone, and a causal model never looks at what follows; encoders
 get the mask. The model's own forward is called whole with ids and mask alone, so soft-capping, scaling, poolers and
-positions are its own: RoBERTa and its kin number theirs from their ids and not from 0. Rotary embeddings that follow the
-longest row get every row's own length (`rotary`). What is still not the number of the sequence alone is found by
+positions are its own: RoBERTa and its kin number theirs from their ids and not from 0. Rotary embeddings that follow
+the longest row get every row's own length (`rotary`). What is still not the number of the sequence alone is found by
 `neighbours`.
 
 Shapes: B rows, T tokens of the longest, V vocabulary, H heads of a reward model.

@@ -1,8 +1,8 @@
 """Rotary embeddings whose frequencies follow from the longest sequence of a batch: every row gets its own instead.
 
-`longrope` (Phi-3) changes its factors above the length of pretraining, `dynamic` rescales with every token beyond it and
-keeps what it computed. transformers asks the longest position of the whole batch, so that a prompt of four tokens was
-scored as −24.32 nats alone and as −24.77 beside a longer one.
+`longrope` (Phi-3) changes its factors above the length of pretraining, `dynamic` rescales with every token beyond it
+and keeps what it computed. transformers asks the longest position of the whole batch, so that a prompt of four tokens
+was scored as −24.32 nats alone and as −24.77 beside a longer one.
 
     lengths of rows ─▶ the module's own forward, once per length, from its first state ─▶ cosines and sines of every row
 
@@ -27,12 +27,17 @@ ORIGINAL = "original_inv_freq"
 
 def length_ropes(config: Any) -> list[str]:
     """The rotary embeddings of a model's configuration that depend on a sequence's length; empty: none."""
-    text = config.get_text_config()
-    parameters = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    # Models with several kinds of layers have one dictionary for each.
-    each = [parameters, *(one for one in parameters.values() if isinstance(one, Mapping))]
-    kinds = {str(one.get("rope_type") or one.get("type") or "") for one in each}
+    kinds = {str(one.get("rope_type") or one.get("type") or "") for one in rope_parameters(config)}
     return sorted(kind for kind in kinds if _depends_on_length(kind))
+
+
+def rope_parameters(config: Any) -> list[Mapping[str, Any]]:
+    """The parameters of a configuration's rotary embeddings: one set, or one for each kind of layers that it has."""
+    text = config.get_text_config()
+    found = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    by_layer = {name: one for name, one in found.items() if isinstance(one, Mapping)}
+    used = getattr(text, "layer_types", None) or by_layer
+    return [one for name, one in by_layer.items() if name in used] if by_layer else [found]
 
 
 def length_rotaries(model: nn.Module) -> list[nn.Module]:

@@ -417,7 +417,8 @@ def test_limits_that_leave_nothing_or_little():
 def test_a_tokenizer_larger_than_the_embedding():
     found = checked(tiny_causal(vocab_size=100))
     assert [(f.cause, f.is_input) for f in found.failures] == [("vocabulary", True)]
-    assert f"the tokenizer has {len(bpe_tokenizer())} tokens, the embedding 100 rows" in message(found, "vocabulary")
+    sizes = f"its tokenizer has {len(bpe_tokenizer())} tokens and its embedding 100 rows"
+    assert sizes in message(found, "vocabulary")
 
 
 def test_bos_twice_and_answers_that_do_not_end():
