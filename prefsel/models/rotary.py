@@ -69,8 +69,13 @@ def own_frequencies(model: nn.Module, lengths: Sequence[int]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-        for module in rotaries:
-            _reset(module)
+        reset(model)
+
+
+def reset(model: nn.Module) -> None:
+    """Forget every sequence that length-dependent rotary embeddings have met: as the model was loaded."""
+    for module in length_rotaries(model):
+        _reset(module)
 
 
 def _depends_on_length(kind: Any) -> bool:

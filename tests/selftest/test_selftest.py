@@ -212,12 +212,10 @@ def test_output_that_depends_on_neighbours_in_padded_batches():
 
 
 def test_a_rotary_embedding_that_follows_the_longest_sequence():
-    """transformers' dynamic scaling keeps the longest length it has met."""
+    """transformers' dynamic scaling keeps the longest length it has met; a run gives every sequence its own."""
     rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
     model = tiny_causal("llama", max_position_embeddings=24, rope_parameters=rope)
-    found = checked(model)
-    assert causes(found) == ["state"]
-    assert "not twice in a row: its 'dynamic' rotary embedding" in message(found, "state")
+    assert causes(checked(model)) == []
     assert causes(checked(model, max_length=24)) == []
 
 
