@@ -24,7 +24,7 @@ from prefsel.models.rotary import length_ropes, length_rotaries
 
 TRIED_LENGTHS = ((3, 4), (2, 9), (8, 12), (5, 19), (9, 9), (4, 14))
 """Tokens of prompt and response of the sequences; two are equally long, which shows what rounding alone does."""
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Of the largest number; XLNet's rewards differ by as much as they are large, rounding by 1e-6."""
 TOLERANCE_16_BITS = 0.05
 
@@ -116,7 +116,8 @@ def _tried(model: nn.Module, forward: Forward, pad_token_id: int | None) -> str:
     equal = [number for number, group in enumerate(groups) if _length(group) == _length(groups[-1])]
     rounding = float((numbers(pad([groups[n] for n in equal], 2**20, pad_token_id=0)) - alone[equal]).abs().max())
     beside = float((numbers(pad(groups, 2**20, pad_token_id=pad_token_id)) - alone).abs().max())
-    if beside <= max(limit, 4 * rounding):
+    # A model that mixes its rows does so without padding, too: rounding excuses no more than threefold.
+    if beside <= max(limit, min(4 * rounding, 3 * limit)):
         return ""
     return f"{PADDING_MATTERS} (by up to {beside:.3g} where the largest is {float(alone.abs().max()):.3g})"
 

@@ -36,6 +36,7 @@ BART |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
 ROPE = {"rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [8.0, 4.0, 2.0, 9.0]}
 LONGROPE = {**ROPE, "rope_type": "longrope", "original_max_position_embeddings": 40}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+PHI3_LONG = {"num_key_value_heads": 2, "original_max_position_embeddings": 40, "rope_parameters": LONGROPE}
 MSCALES = {"short_mscale": 1.2, "long_mscale": 1.6}
 
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -84,11 +85,16 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "mpt": ("mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4}),
     "olmo3": ("olmo3", {"num_key_value_heads": 2, "sliding_window": 8}),
     "opt": ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 32}),
-    "phi3, longrope": ("phi3", {"num_key_value_heads": 2, "rope_parameters": LONGROPE}),
+    "phi3, longrope": ("phi3", PHI3_LONG),
     "phi3, sliding window": ("phi3", {"num_key_value_heads": 2, "sliding_window": 8}),
     "phimoe, longrope": (
         "phimoe",
-        {"num_key_value_heads": 2, "num_local_experts": 2, "rope_parameters": {**LONGROPE, **MSCALES}},
+        {
+            "num_key_value_heads": 2,
+            "num_local_experts": 2,
+            "rope_parameters": {**LONGROPE, **MSCALES},
+            "original_max_position_embeddings": 40,
+        },
     ),
     "qwen2, longrope": ("qwen2", {"num_key_value_heads": 2, "rope_parameters": LONGROPE}),
     "qwen2_moe": ("qwen2_moe", {"num_key_value_heads": 2, "num_experts": 4, "moe_intermediate_size": 32}),
@@ -127,7 +133,7 @@ CLASSIFIERS: dict[str, tuple[str, dict[str, Any]]] = {
     "mpnet": ("mpnet", {}),
     "mra": ("mra", {"block_per_row": 4}),
     "opt": ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 32}),
-    "phi3, longrope": ("phi3", {"num_key_value_heads": 2, "rope_parameters": LONGROPE}),
+    "phi3, longrope": ("phi3", PHI3_LONG),
     "qwen2, dynamic": ("qwen2", {**GROUPED, "max_position_embeddings": 40, "rope_parameters": DYNAMIC}),
     "rembert": ("rembert", {"input_embedding_size": 32, "output_embedding_size": 32}),
     "roberta": ("roberta", {}),
