@@ -32,6 +32,7 @@ from prefsel.models.adapters import CONFIG as ADAPTER_CONFIG
 from prefsel.models.adapters import TASKS, Adapter, find_adapter, merge
 from prefsel.models.attention import IMPLEMENTATION
 from prefsel.models.packing import ModelShape
+from prefsel.models.positions import num_positions, padded_version
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -170,6 +171,33 @@ def _check_task(adapter: Adapter, auto: Any) -> None:
     role = "policy" if auto is AutoModelForCausalLM else "reward model"
     if (task := adapter.settings.get("task_type")) not in TASKS[role]:
         raise UserError(f"{adapter.name}, trained for the task {task}; as a {role} it needs {TASKS[role][0]}")
+
+
+def check_vocabulary(tokenizer: Any, model: nn.Module | None = None, *, path: str = "", rows: int = 0) -> None:
+    """Refuse a tokenizer with tokens that the model has no embedding for; fewer tokens than rows are fine.
+
+    Args:
+        tokenizer: Of the model.
+        model: Whose embedding counts; None: `rows` do.
+        path: What the model is called, for the error; empty: what its configuration says.
+        rows: Of the embedding, where no model is at hand.
+
+    Raises:
+        UserError: Names the model, the first such token with its id, and both sizes.
+    """
+    if model is not None:
+        inner = unwrapped(model)
+        weight = inner.get_input_embeddings().weight
+        rows = getattr(weight, "ds_shape", weight.shape)[0]  # under ZeRO-3 no worker has all rows
+        path = path or inner.config.name_or_path
+    beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
+    if beyond:
+        number, token = beyond[0]
+        raise UserError(
+            f"model {path or type(model).__name__}: its tokenizer has {len(tokenizer):,} tokens and its embedding "
+            f"{rows:,} rows, none for token {token!r} with id {number} ({len(beyond)} such tokens); resize the model's "
+            "embedding (resize_token_embeddings) and save it, or use the tokenizer it was trained with"
+        )
 
 
 @contextmanager
@@ -348,13 +376,31 @@ def context_length(path: str, revision: str | None = None, trust_remote_code: bo
 
 
 def max_positions(path: str, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
-    """`max_position_embeddings` of a model's configuration; None when it declares none.
+    """The longest sequence that a model's configuration has positions for; None when it declares none.
 
     Raises:
         UserError: The configuration cannot be had.
     """
+    return num_positions(declared_config(path, revision, trust_remote_code))
+
+
+def padded_version_of(
+    path: str, revision: str | None = None, trust_remote_code: bool = False, *, max_length: int | None
+) -> int | None:
+    """`positions.padded_version` of a model; errors as `max_positions`."""
     config = declared_config(path, revision, trust_remote_code)
-    return getattr(config, "max_position_embeddings", None)
+    has_own_code = trust_remote_code and bool(getattr(config, "auto_map", None))
+    return padded_version(config, max_length, has_own_code=has_own_code)
+
+
+def vocabulary_size(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
+    """Rows of a model's embedding by its configuration, which its weights must agree with; None: it says nothing.
+
+    Raises:
+        UserError: The configuration cannot be had.
+    """
+    config = declared_config(path, revision, trust_remote_code).get_text_config()
+    return getattr(config, "vocab_size", None)
 
 
 def declared_config(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -427,7 +473,7 @@ def supports_packing(model: nn.Module) -> tuple[bool, str]:
         return False, f"sliding-window or hybrid layers ({', '.join(sorted(layers))})"
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope not in STATELESS_ROPE:
-        return False, f"its {rope!r} rotary embedding depends on the longest sequence of a batch"
+        return False, f"its {rope!r} rotary embedding follows the length of a sequence"
     if changed := [name for name in LOGIT_CHANGES if getattr(config, name, None) not in (None, 1, 1.0)]:
         return False, f"its logits are changed after the head ({', '.join(changed)})"
     return True, ""

@@ -144,10 +144,13 @@ def _check_models(plan: Plan) -> None:
     for spec in plan.config.models:
         if isinstance(spec, PretrainedModel):
             from prefsel.models.chat import Encoder
-            from prefsel.models.loading import check_directory, load_tokenizer
+            from prefsel.models.loading import check_directory, check_vocabulary, load_tokenizer, vocabulary_size
 
             check_directory(spec.path, spec.revision)
-            tokenizer = load_tokenizer(spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+            more: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+            tokenizer = load_tokenizer(spec.path, **more)
+            if (rows := vocabulary_size(spec.path, **more)) is not None:
+                check_vocabulary(tokenizer, path=spec.path, rows=rows)
             settings = find_model(plan, spec.name).settings
             if spec.name in encoding:
                 try:

@@ -25,7 +25,7 @@ class ModelRef:
     """Hash of its weights and what belongs to them, or the commit of a hub model."""
     made_here: bool
     settings: dict[str, Any]
-    """dtype, max_length, truncation, template: what changes numbers."""
+    """dtype, max_length, truncation, template: what changes numbers; see `scoring_settings`."""
     revision: str | None = None
     """What is loaded: the commit of a hub model; of an adapter also its base and that one's commit."""
     trust_remote_code: bool = False
@@ -117,7 +117,9 @@ def _pretrained(spec: Any, settings: dict[str, Any]) -> ModelRef:
 
 
 def scoring_settings(plan: Plan, name: str) -> dict[str, Any]:
-    """dtype, max_length, truncation and template, which change numbers; of a trained model those of its base.
+    """What changes a model's numbers; of a trained model that of its base.
+
+    dtype, max_length, truncation and template; and of models whose padded numbers changed once, `padded_version`.
 
     Raises:
         UserError: no such model, or a `max_length` that it does not have.
@@ -127,7 +129,7 @@ def scoring_settings(plan: Plan, name: str) -> dict[str, Any]:
     if Path(spec.template).is_file():  # its text decides, and workers have other working directories
         settings["template"] = Path(spec.template).read_text(encoding="utf-8")
     if not spec.is_made_here:
-        from prefsel.models.loading import context_length, max_positions, pinned_revision
+        from prefsel.models.loading import context_length, max_positions, padded_version_of, pinned_revision
 
         revision = pinned_revision(spec.path, spec.revision)
         declared = max_positions(spec.path, revision, spec.trust_remote_code)
@@ -136,6 +138,10 @@ def scoring_settings(plan: Plan, name: str) -> dict[str, Any]:
         elif declared and spec.max_length > declared:
             valid = f"at most the model's {declared} positions"
             raise invalid(f"models.{spec.name}.max_length", spec.max_length, valid)
+        limit = settings["max_length"]
+        version = padded_version_of(spec.path, revision, spec.trust_remote_code, max_length=limit)
+        if version is not None:
+            settings["padded_version"] = version
     return settings
 
 

@@ -34,7 +34,7 @@ from prefsel.models.directional import (
     finite_difference_route,
     largest_error,
 )
-from prefsel.models.loading import context_length, load_causal, load_tokenizer, model_shape
+from prefsel.models.loading import check_vocabulary, context_length, load_causal, load_tokenizer, model_shape
 from prefsel.models.logps import logps_route, model_device
 from prefsel.models.packing import flops_min
 from prefsel.models.pair_features import PairFeatures
@@ -370,6 +370,7 @@ def _loaded(
         trust_remote_code=trust_remote_code,
         gpus_per_replica=gpus_per_replica,
     )
+    check_vocabulary(tokenizer, model, path=path)
     limit = max_length or context_length(path, revision, trust_remote_code)
     encoder = Encoder(tokenizer, template, limit, truncation)
     return model, encoder, tokenizer.pad_token_id

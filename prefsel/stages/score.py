@@ -176,7 +176,8 @@ def _pending_shards(plan: Plan, folder: str, groups: Mapping[str, Entry]) -> tup
 def loading(ref: ModelRef) -> dict[str, Any]:
     """What an actor needs to load a model."""
     fields = ("path", "made_here", "revision", "trust_remote_code", "gpus_per_replica")
-    return {name: getattr(ref, name) for name in fields} | ref.settings
+    settings = {key: value for key, value in ref.settings.items() if key != "padded_version"}
+    return {name: getattr(ref, name) for name in fields} | settings
 
 
 def scoring_job(plan: Plan, node: Node) -> Job:

@@ -20,7 +20,7 @@ import torch
 
 from prefsel.errors import NonFiniteError
 from prefsel.models.chat import Encoder
-from prefsel.models.loading import load_tokenizer
+from prefsel.models.loading import check_vocabulary, load_tokenizer
 from prefsel.train import checkpoint
 from prefsel.train.batch import evaluate, run_batch
 from prefsel.train.data import EncodedPairs, Indices, TrainingPairs
@@ -75,6 +75,7 @@ def train(
     corpus = objective.prepare(pairs, eval_pairs, encoder)
     torch.manual_seed(config.seed)  # the same adapters on every worker
     model = objective.load_model(str(model_dir), tokenizer, device)
+    check_vocabulary(tokenizer, model, path=str(model_dir))
     run = start_run(objective, model, device, num_pairs=corpus.draws.num_pairs)
     require_equal_forwards(run, corpus.pairs)
     torch.manual_seed(config.seed + 1 + run.rank)  # other dropout masks on every worker
