@@ -18,7 +18,7 @@ from prefsel.metrics.random_control import score as random_score
 from prefsel.numbers.moments import Moments, merge_moments, standardise
 from prefsel.pairs.rows import Rows
 from prefsel.select.compose import Derived
-from prefsel.select.ranks import percentiles
+from prefsel.select.ranks import doubled_ranks, weighted_ranks
 
 MIDDLE = 50.0
 """Percentile that an intersection with a budget keeps the nearest pairs of."""
@@ -84,7 +84,9 @@ def _derived_scores(
     if step.how == "zscore":
         terms = [standardise(rows.scores[column][row_M], fitted[column]) for column in step.scores]
         return np.sum([weight * term_M for weight, term_M in zip(step.weights, terms)], axis=0)
-    shares = [percentiles(positions[column], fitted[column]["count"]) for column in step.scores]
+    size = fitted[step.scores[0]]["count"]
+    doubled = [doubled_ranks(positions[column], size) for column in step.scores]
     if step.how == "middle":
-        return -np.max([np.abs(share_M - MIDDLE) for share_M in shares], axis=0)
-    return np.sum([weight * (share_M / 100) for weight, share_M in zip(step.weights, shares)], axis=0)
+        # |pct − 50| = 50 · |doubled rank − size| / size: whole numbers, rounded once, so that equal distances tie.
+        return -MIDDLE * np.max([np.abs(rank_M - size) for rank_M in doubled], axis=0) / size
+    return weighted_ranks(doubled, step.weights, size)

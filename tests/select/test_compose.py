@@ -89,13 +89,13 @@ def joined(kind: str, *parts: st.SearchStrategy[dict[str, Any]]) -> st.SearchStr
     return st.tuples(*parts).map(lambda found: {"kind": kind, **{k: v for part in found for k, v in part.items()}})
 
 
-edges = st.sampled_from([(0, 100), (10, 90), (20, 80), (0, 60), (33, 67), (50, 100), (49, 51)])
+edges = st.sampled_from([(0, 100), (10, 90), (20, 80), (0, 60), (33, 67), (50, 100), (49, 51), (28, 56), (7, 12.5)])
 bands = joined("band", one_score, edges.map(lambda e: {"low": e[0], "high": e[1]}))
 tops = joined("top", one_score, budgets, reverse)
 above = joined("above", one_score, st.sampled_from([-1.0, 0.0, 0.5, 2.0]).map(lambda x: {"threshold": x}), reverse)
 quotas = joined("quota", one_score, budgets, strata, reverse)
 several = st.permutations(SCORES).flatmap(lambda names: st.sampled_from([names[:2], names]))
-weights = st.sampled_from([None, 1.0, 0.5, -2.0])
+weights = st.sampled_from([None, 1.0, 0.5, -2.0, 0.1, 0.3])
 fused = st.tuples(
     several,
     weights,
@@ -253,7 +253,7 @@ def test_derived_scores_have_the_naive_values(data: st.DataObject, rule: dict[st
         reject()
     score_N = shown.scores[plan.score]
     assert np.flatnonzero(~np.isnan(score_N)).tolist() == population
-    np.testing.assert_allclose(score_N[population], [expected[n] for n in population], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(score_N[population], [float(expected[n]) for n in population], rtol=1e-12, atol=1e-12)
     assert not np.signbit(score_N[score_N == 0]).any()
 
 
