@@ -185,7 +185,12 @@ def score_pairs(metric: Metric, params: Options, columns: Columns, fitted: Fitte
     if found_M.shape != (num_M := (int((missing_N < 0).sum()),)):
         raise UserError(f"metric {metric.name!r}: score gave shape {found_M.shape}; valid: {num_M}, one per pair")
     if not np.isfinite(found_M).all():
-        rows = np.flatnonzero(missing_N < 0)[~np.isfinite(found_M)]
-        raise NonFiniteError(f"score_{metric.name}: {len(rows)} scores overflow, first at rows {rows[:5].tolist()}")
+        row_M = np.flatnonzero(missing_N < 0)
+        told = [
+            f"{is_bad_M.sum()} scores {what}, first at rows {row_M[is_bad_M][:5].tolist()}"
+            for what, is_bad_M in (("are NaN", np.isnan(found_M)), ("overflow", np.isinf(found_M)))
+            if is_bad_M.any()
+        ]
+        raise NonFiniteError(f"score_{metric.name}: {'; '.join(told)}, of columns {', '.join(names)}")
     score_N[missing_N < 0] = found_M
     return PairScores(score_N, missing_N, names)

@@ -32,21 +32,22 @@ def statistics(step: Derived, rows: Rows) -> Partial:
     """What one shard says about the population, for z-scores."""
     row_M = rows.rows_with(step.population)
     taken = slice(None) if row_M is None else row_M
-    with np.errstate(over="ignore", invalid="ignore"):  # an error in `derive`, with names
-        return {column: Moments.of(rows.scores[column][taken]) for column in step.scores}
+    return {column: Moments.of(rows.scores[column][taken]) for column in step.scores}
 
 
 def fit(step: Derived, parts: Sequence[Partial]) -> Fitted:
     """The statistics of the population, from all shards in corpus order; None of an empty one.
 
     Raises:
-        UserError: a score is the same for all pairs, so that it has no z-score.
+        UserError: a score is the same for all pairs, so that it has no z-score, or its moments overflow.
     """
     fitted: dict[str, Any] = {}
     for column in step.scores:
         moments = merge_moments(part[column] for part in parts)
         if moments.count and moments.is_constant:
             raise UserError(f"rule fuse: {column} is {moments.low:g} for all {moments.count:,} pairs: no z-score")
+        if fault := moments.fault():
+            raise UserError(f"rule fuse: {column}: {fault}")
         fitted[column] = moments.to_json() if moments.count else None
     return fitted
 

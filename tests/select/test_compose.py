@@ -431,10 +431,28 @@ def test_a_constant_score_has_no_z_score() -> None:
     assert select_table(table, {**rule, "how": "rank"}).tolist() == [0]
 
 
-def test_a_sum_that_overflows_is_refused() -> None:
-    table = pa.table({"pair_id": [0, 1, 2], "a": [1.7e308, 1.7e308, -1.7e308], "b": [3.0, 1.0, 2.0]})
-    with pytest.raises(NonFiniteError, match="fuse of a, b: a score is NaN or infinite"):
+@pytest.mark.parametrize(
+    ("a", "message"),
+    [
+        ([1.7e308, 1.7e308, -1.7e308], r"from -1.7e\+308 to 1.7e\+308: their mean or squared deviations overflow"),
+        ([1e155, 2e155, 3e155], r"from 1e\+155 to 3e\+155: their mean or squared deviations overflow"),
+        ([1e-170, 2e-170, 3e-170], r"from 1e-170 to 3e-170: their mean or squared deviations underflow"),
+    ],
+)
+def test_moments_that_overflow_are_refused(a: list[float], message: str) -> None:
+    """The deviation was infinite and every z-score 0, or the other way round."""
+    table = pa.table({"pair_id": [0, 1, 2], "a": a, "b": [3.0, 1.0, 2.0]})
+    with pytest.raises(UserError, match=rf"rule fuse: a: 3 values {message} float64; scale them"):
         select_table(table, {"kind": "fuse", "scores": ["a", "b"], "how": "zscore", "ratio": 0.5})
+    assert select_table(table, {"kind": "top", "score": "a", "count": 1}).tolist() in ([0], [2])  # needs no moments
+
+
+def test_a_weighted_sum_that_overflows_is_refused() -> None:
+    table = pa.table({"pair_id": [0, 1, 2], "a": [1.0, 2.0, 3.0], "b": [3.0, 1.0, 2.0]})
+    for how in ("zscore", "rank"):
+        rule = {"kind": "fuse", "scores": ["a", "b"], "how": how, "ratio": 0.5, "weights": [1.7e308, 1.7e308]}
+        with pytest.raises(NonFiniteError, match="fuse of a, b: a score is NaN or infinite"):
+            select_table(table, rule)
 
 
 def test_what_a_table_lacks_is_named() -> None:
