@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from itertools import chain
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -148,11 +149,13 @@ class Loader(Protocol):
 def check_scored(job: Job, loader: str, groups: pa.Table, scored: Any) -> None:
     """Refuse what a kind of scorer made of a shard, unless it has every part and one number per completion.
 
+    A completion, or a pair, that lacks a number must be counted in `dropped`: else it is lost without a word.
+
     Args:
         job: Of the scorer.
         loader: Where its loader lies, for the error.
         groups: Of the shard; schema `GROUPS`.
-        scored: What it made; of a scorer whose unit is pairs, its parts alone are looked at.
+        scored: What it made; of a scorer whose unit is pairs, how many there are is not looked at.
 
     Raises:
         PrefselError: names the kind, its loader, what was got and what is valid.
@@ -162,6 +165,7 @@ def check_scored(job: Job, loader: str, groups: pa.Table, scored: Any) -> None:
     if lacking := [name for name in parts if not hasattr(scored, name)]:
         raise PrefselError(f"{who}: gave a {type(scored).__name__} without {', '.join(lacking)}; valid: a ScoredShard")
     if job.scorer.unit == "pairs":
+        _require_counted(who, list(zip(*scored.columns.values())), scored.dropped, "pairs")
         return
     sizes = pc.list_value_length(groups["completions"]).to_pylist()
     for name, column in scored.columns.items():
@@ -169,3 +173,14 @@ def check_scored(job: Job, loader: str, groups: pa.Table, scored: Any) -> None:
             got = next((n for n, (row, size) in enumerate(zip(column, sizes)) if len(row) != size), None)
             where = f"{len(column)} groups of {len(sizes)}" if got is None else f"{len(column[got])} in group {got}"
             raise PrefselError(f"{who}: column {name!r} has {where}; valid: one number or None per completion")
+    flat = [list(chain.from_iterable(column)) for column in scored.columns.values()]
+    _require_counted(who, list(zip(*flat)), scored.dropped, "completions")
+
+
+def _require_counted(who: str, rows: Sequence[tuple[Any, ...]], dropped: Mapping[str, int], unit: str) -> None:
+    lacking = [number for number, row in enumerate(rows) if any(value is None for value in row)]
+    if len(lacking) > (counted := sum(dropped.values())):
+        raise PrefselError(
+            f"{who}: gave None for {len(lacking)} {unit}, first number {lacking[0]} of the shard, and counted "
+            f"{counted} in dropped ({dict(dropped)}); valid: every one that lacks a number is counted, by reason"
+        )

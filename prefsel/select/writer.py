@@ -30,6 +30,7 @@ from prefsel.pairs.rows import Rows
 from prefsel.pairs.score_report import mean_lengths
 from prefsel.pairs.score_shards import ScoreReader
 from prefsel.schema import MESSAGES, SELECTION, with_rest
+from prefsel.select.close import ClosePairs, close_pairs
 from prefsel.select.compose import CompiledRule, columns_of
 from prefsel.select.evaluate import kept, stratum_names
 from prefsel.select.percentiles import Percentiles
@@ -85,6 +86,14 @@ def count_kept(shard: ShardRef, decision: Decision) -> ShardCounts:
     row_K = np.flatnonzero(kept(compiled.keep, decision.thresholds, rows))
     ends = {column: _first_and_last(rows, column, row_K) for column in shown if len(row_K)}
     return ShardCounts(len(row_K), _missing(shard, decision, rows), ends)
+
+
+def count_close(shard: ShardRef, shared: tuple[Decision, tuple[int, ...]]) -> ClosePairs:
+    """The pairs of a shard beside the thresholds of some leaves."""
+    decision, numbers = shared
+    rows = decision.reader.rows(shard, decision.columns, ids=True, by=decision.by)
+    found = (close_pairs(leaf, decision.thresholds[leaf.number], rows) for leaf in decision.compiled.leaves)
+    return ClosePairs.merge(one for number, one in enumerate(found) if number in numbers)
 
 
 def _first_and_last(rows: Rows, column: str, row_K: np.ndarray) -> tuple[Threshold, Threshold]:

@@ -34,6 +34,7 @@ from prefsel.plan.nodes import selection_rule, writes_dataset
 from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
 from prefsel.rules import Top, parse_rule
+from prefsel.select.close import ClosePairs, rests_on_moments
 from prefsel.select.compose import Keep, compile_rule
 from prefsel.select.evaluate import ShardQuery, answer, ask_about, by_label, decide_leaf
 from prefsel.select.fuse import Fitted, fit
@@ -45,6 +46,7 @@ from prefsel.select.writer import (
     OutputFile,
     SelectionWriter,
     ShardCounts,
+    count_close,
     count_kept,
     ends_of,
     file_names,
@@ -121,6 +123,7 @@ def select(plan: Plan, node: Node, progress: Progress) -> list[StageReport]:
     }
     if bins := [list(one.length_edges) for one in decision.thresholds if one.length_edges is not None]:
         about["length_edges"] = bins
+    close = _close_pairs(plan, made, decision)
     if reached := _percentiles_reached(plan, reader, made, counts):
         about["percentiles"] = reached
     if dataset is not None:
@@ -137,6 +140,8 @@ def select(plan: Plan, node: Node, progress: Progress) -> list[StageReport]:
             "kept": merge_counts(one.info["strata"] for one in by_shard),
         },
     }
+    if close is not None:
+        details["close"] = close.to_json()
     report = StageReport(
         stage="select",
         name=name,
@@ -234,6 +239,23 @@ def _percentiles_reached(
             ends = np.array([sum(shard[2 * place + end] for shard in upto) for end in (1, 0)])
             found[metric_of(column)] = percentiles(ends - 1, size).tolist()
     return found
+
+
+def _close_pairs(plan: Plan, made: Sequence[DerivedScore], decision: Decision) -> ClosePairs | None:
+    """The pairs beside a threshold of a score that rests on moments; None where no score of a leaf does."""
+    steps = {one.step.column: one.step for one in made}
+
+    def is_rounded(column: str) -> bool:
+        if column in steps and steps[column].how == "best":
+            return is_rounded(steps[column].scores[0])
+        summary = load_summary(plan.storage, decision.reader.folders[column])
+        return summary is not None and rests_on_moments(summary.details.get("fitted") or {})
+
+    numbers = tuple(leaf.number for leaf in decision.compiled.leaves if is_rounded(leaf.column))
+    if not numbers:
+        return None
+    shards = plan.catalog.shards
+    return ClosePairs.merge(map_shards(count_close, shards, shared=(decision, numbers), per_task=SHARDS_PER_TASK))
 
 
 def _find_thresholds(plan: Plan, leaf: Keep, reader: ScoreReader) -> Decided:
