@@ -139,8 +139,6 @@ def _check_unique_names(config: Config) -> None:
 
 def _check_models(plan: Plan) -> None:
     """Every model is there, and those that read messages have a template to read them with."""
-    encoding = {name for scorer in plan.scorers for name in scorer.models(plan.config)}
-    encoding |= {spec.model for spec in plan.config.train}
     for spec in plan.config.models:
         if isinstance(spec, PretrainedModel):
             from prefsel.models.chat import Encoder
@@ -152,11 +150,18 @@ def _check_models(plan: Plan) -> None:
             if (rows := vocabulary_size(spec.path, **more)) is not None:
                 check_vocabulary(tokenizer, path=spec.path, rows=rows)
             settings = find_model(plan, spec.name).settings
-            if spec.name in encoding:
+            if _is_to_score(plan, spec.name):
                 try:
                     Encoder(tokenizer, settings["template"], settings["max_length"], settings["truncation"])
                 except UserError as error:
                     raise UserError(f"models.{spec.name}: {error}") from None
+
+
+def _is_to_score(plan: Plan, model: str) -> bool:
+    """Whether a pretrained model is to score by itself, and has not begun: what is there needs no template any more."""
+    labels = [scorer.label for scorer in plan.scorers if scorer.models(plan.config) == [model]]
+    tangents = {scorer.label for scorer in plan.scorers if scorer.tangent_name}
+    return any(not plan.storage.folders(plan.node("columns", one).path) for one in labels if one not in tangents)
 
 
 def _check_same_tokens(plan: Plan, tangent: Any) -> None:
