@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from tiny_policy import naive_logps
+from tiny_rewards import reward_table
 from tiny_runs import POLICY, Case, losses, policy_case, replaced, reward_case
 from transformers import (
     AutoModelForCausalLM,
@@ -252,7 +253,7 @@ def test_a_model_whose_padding_counts_is_refused_before_the_first_step(policy: C
     ).save_pretrained(tmp_path / "xlnet")
     AutoTokenizer.from_pretrained(policy.model_dir).save_pretrained(tmp_path / "xlnet")
     with pytest.raises(UserError, match="training takes two completions or more at once, and of this model what pads"):
-        reward_case(tmp_path / "xlnet", policy.table).run(tmp_path / "out", holdout=0.0)
+        reward_case(tmp_path / "xlnet", reward_table(8)).run(tmp_path / "out", holdout=0.0)
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused_before_the_first_step(policy: Case, tmp_path: Path) -> None:
