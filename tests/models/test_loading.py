@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from prefsel.errors import UserError
 from prefsel.models.attention import IMPLEMENTATION
+from prefsel.models.directional import directional_logps, finite_difference_logps
 from prefsel.models.loading import (
+    check_vocabulary,
     context_length,
     declared_config,
     head_names,
@@ -22,6 +24,7 @@ from prefsel.models.loading import (
     model_shape,
     supports_packing,
 )
+from prefsel.models.logps import score_groups
 from prefsel.score.multi_model import weights_bytes
 
 
@@ -260,3 +263,47 @@ def test_the_configuration_on_disk_is_read(folder):
         False,
         "its attention is bidirectional",
     )
+
+
+def with_more_tokens(tokens: list[str]):
+    tokenizer = bpe_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens})
+    return tokenizer
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused_by_name_token_and_sizes():
+    tokenizer = with_more_tokens(["<|turn|>", "<|tool|>"])
+    size = len(tokenizer)
+    model = tiny_causal(vocab_size=size - 2)
+    wanted = rf"model shop/tiny: its tokenizer has {size} tokens and its embedding {size - 2} rows, none for token "
+    with pytest.raises(UserError, match=wanted + rf"'<\|turn\|>' with id {size - 2} \(2 such tokens\)") as raised:
+        check_vocabulary(tokenizer, model, path="shop/tiny")
+    assert raised.value.exit_code == 2
+    check_vocabulary(tokenizer, tiny_causal(vocab_size=size))
+    check_vocabulary(tokenizer, tiny_causal(vocab_size=size + 62))  # a padded vocabulary
+
+
+def test_an_id_beyond_the_embedding_counts_though_there_are_fewer_tokens_than_rows():
+    class WithGap:
+        def get_vocab(self):
+            return {"a": 0, "b": 1, "<far>": 9}
+
+        def __len__(self):
+            return 3
+
+    with pytest.raises(UserError, match=r"none for token '<far>' with id 9 \(1 such tokens\)"):
+        check_vocabulary(WithGap(), path="m", rows=9)
+    check_vocabulary(WithGap(), path="m", rows=10)
+
+
+def test_notebook_calls_refuse_it_too():
+    tokenizer = with_more_tokens(["<|turn|>"])
+    model = tiny_causal(vocab_size=len(tokenizer) - 1)
+    groups = [{"prompt": "who sat?", "completions": ["the cat", "a dog"]}]
+    for call in (
+        lambda: score_groups(model, tokenizer, groups, token_budget=64),
+        lambda: directional_logps(model, tokenizer, groups, {}),
+        lambda: finite_difference_logps(model, tokenizer, groups, {}),
+    ):
+        with pytest.raises(UserError, match="its tokenizer has"):
+            call()

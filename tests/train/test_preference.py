@@ -11,8 +11,18 @@ import pyarrow as pa
 import pytest
 import torch
 from tiny_policy import naive_logps
-from tiny_runs import POLICY, Case, losses, policy_case, replaced
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+from tiny_rewards import reward_table
+from tiny_runs import POLICY, Case, losses, policy_case, replaced, reward_case
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+)
 
 from prefsel.errors import IntegrityError, UserError
 
@@ -188,3 +198,70 @@ def test_dropout_of_adapters_is_on_in_steps_and_off_in_evaluations(policy: Case,
 def test_lora_names_the_layers_there_are(policy: Case, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lora.target_modules: got \['qkv'\]; valid: all-linear, down_proj"):
         policy.run(tmp_path, lora={"r": 4, "alpha": 8, "target_modules": ["qkv"]})
+
+
+@pytest.mark.parametrize("micro_batch_pairs", [1, 5])
+def test_a_rotary_embedding_that_follows_the_length_trains_on_every_sequences_own(
+    policy: Case, tmp_path: Path, micro_batch_pairs: int
+) -> None:
+    """Half of the conversations are beyond the length where Phi-3's factors change; each meets its own, as alone."""
+    torch.manual_seed(3)
+    vocabulary = AutoModelForCausalLM.from_pretrained(policy.model_dir).config.vocab_size
+    tokenizer, table = AutoTokenizer.from_pretrained(policy.model_dir), policy.table
+    lengths = [
+        len(tokenizer.apply_chat_template([*row["prompt"], *row["chosen"]], return_dict=True)["input_ids"])
+        for row in table.to_pylist()
+    ]
+    limit = sorted(lengths)[len(lengths) // 2]
+    assert min(lengths) < limit < max(lengths)
+    factors = {"short_factor": [1.0] * 4, "long_factor": [8.0, 4.0, 2.0, 9.0]}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Phi3Config(
+        vocab_size=vocabulary,
+        **sizes,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        original_max_position_embeddings=limit,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, **factors},
+        initializer_range=0.3,
+        pad_token_id=0,
+        eos_token_id=tokenizer.eos_token_id,
+        attn_implementation="eager",
+        tie_word_embeddings=False,
+    )
+    model = Phi3ForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "phi")
+    tokenizer.save_pretrained(tmp_path / "phi")
+    for side in ("chosen", "rejected"):
+        with torch.no_grad():
+            logps = [naive_logps(model, tokenizer, row["prompt"], row[side]).item() for row in table.to_pylist()]
+        table = with_logps(table, f"reference_logps_{side}", lambda i, value, logps=logps: logps[i])
+    phi = policy_case(tmp_path / "phi", table, policy.held_out)
+    result = phi.run(tmp_path / "out", micro_batch_pairs=micro_batch_pairs, reference_check_pairs=22)
+    start = result["history"][0]
+    assert "'longrope'" in start["padding_reason"]
+    assert start["reference_relative_error"] < 1e-5
+    assert start["step0_loss"] == pytest.approx(start["step0_expected"], abs=1e-6)
+    assert losses(result)[-1] < losses(result)[0] - 0.05
+
+
+def test_a_model_whose_padding_counts_is_refused_before_the_first_step(policy: Case, tmp_path: Path) -> None:
+    vocabulary = AutoModelForCausalLM.from_pretrained(policy.model_dir).config.vocab_size
+    sizes = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}
+    XLNetForSequenceClassification(
+        XLNetConfig(vocab_size=vocabulary, num_labels=1, pad_token_id=0, initializer_range=0.3, **sizes)
+    ).save_pretrained(tmp_path / "xlnet")
+    AutoTokenizer.from_pretrained(policy.model_dir).save_pretrained(tmp_path / "xlnet")
+    with pytest.raises(UserError, match="training takes two completions or more at once, and of this model what pads"):
+        reward_case(tmp_path / "xlnet", reward_table(8)).run(tmp_path / "out", holdout=0.0)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused_before_the_first_step(policy: Case, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(policy.model_dir).save_pretrained(tmp_path / "small")
+    tokenizer = AutoTokenizer.from_pretrained(policy.model_dir)
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<|more {n}|>" for n in range(400)]})
+    tokenizer.save_pretrained(tmp_path / "small")
+    with pytest.raises(
+        UserError, match=r"small: its tokenizer has .* tokens and its embedding .* rows, none for token"
+    ):
+        policy.run(tmp_path / "out", model_dir=tmp_path / "small")
