@@ -19,6 +19,7 @@ from prefsel.pairs.export import export_rows
 from prefsel.pairs.reader import PairReader
 from prefsel.pairs.score_shards import ScoreReader
 from prefsel.rules import parse_rule
+from prefsel.schema import REST
 from prefsel.select.compose import CompiledRule, Keep, compile_rule
 from prefsel.select.percentiles import Percentiles
 from prefsel.select.thresholds import label_text
@@ -176,8 +177,9 @@ def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in ("pair_id", "source", "aspect")} | texts | {"numbers": numbers}
 
 
-def transcript(messages: Sequence[Mapping[str, str]]) -> str:
-    """Messages as text; the role is named where there is more than one."""
-    if len(messages) == 1:
-        return messages[0]["content"]
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+def transcript(messages: Sequence[Mapping[str, str | None]]) -> str:
+    """Messages as text, with what they hold besides, such as calls; the role is named where there is more than one."""
+    texts = ["\n".join(part for part in (message["content"], message.get(REST)) if part) for message in messages]
+    if len(texts) == 1:
+        return texts[0]
+    return "\n\n".join(f"{message['role']}: {text}" for message, text in zip(messages, texts))

@@ -113,3 +113,12 @@ def test_transcripts() -> None:
     assert transcript([{"role": "user", "content": "hi"}]) == "hi"
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     assert transcript(turns) == "user: hi\n\nassistant: ho"
+
+
+def test_a_transcript_shows_calls_and_tools() -> None:
+    call = {"role": "assistant", "content": None, "rest": '{"tool_calls": [{"name": "f"}]}'}
+    assert transcript([call]) == '{"tool_calls": [{"name": "f"}]}'
+    asked = {"role": "user", "content": "hi", "rest": '{"tools": []}'}
+    assert transcript([asked, call, {"role": "tool", "content": "4", "rest": None}]) == (
+        'user: hi\n{"tools": []}\n\nassistant: {"tool_calls": [{"name": "f"}]}\n\ntool: 4'
+    )
