@@ -14,7 +14,7 @@ import ray
 
 import prefsel
 from prefsel.config import RayOptions
-from prefsel.errors import UserError
+from prefsel.errors import PrefselError, UserError
 from prefsel.interrupts import kept_handlers
 from prefsel.plan.resources import cluster_address
 
@@ -26,6 +26,7 @@ def connect(config: RayOptions, *, quiet: bool = False) -> None:
 
     Raises:
         UserError: nothing answers at the address.
+        PrefselError: a Ray of this process does not start.
     """
     if ray.is_initialized():
         return
@@ -39,7 +40,7 @@ def connect(config: RayOptions, *, quiet: bool = False) -> None:
             raise UserError(f"ray.address: no Ray cluster answers at {address!r}: {error}") from error
     else:
         logging.getLogger("ray._private.authentication.authentication_token_setup").addFilter(_is_news)
-        with kept_handlers(), _found_first():
+        with kept_handlers(), _found_first(), _started():
             ray.init(
                 address="local",
                 num_cpus=config.num_cpus,
@@ -70,6 +71,18 @@ _OWN: set[str] = set()
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether Ray's word on its tokens is a warning: not that they are on, which is as it should be."""
     return "authentication is enabled" not in record.getMessage()
+
+
+@contextmanager
+def _started() -> Iterator[None]:
+    """Raise what Ray says when its processes do not come up in the 30 s it gives them as a known error."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:  # Ray has no class of its own for this
+            raise
+        reason = str(error).split(". ")[0]
+        raise PrefselError(f"Ray did not start: {reason}; is this machine very busy? Run again to continue") from error
 
 
 @contextmanager
