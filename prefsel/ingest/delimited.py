@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+from prefsel.errors import UserError
 from prefsel.ingest.columnar import row_of
 from prefsel.ingest.compression import BrokenStream
 from prefsel.ingest.rows import BadRow, RawRow
@@ -19,12 +20,18 @@ def read_delimited(stream: Any, *, max_row_bytes: int, delimiter: str) -> Iterat
         stream: A binary file, read front to back.
         max_row_bytes: A row that is longer as JSON, and a cell that is longer alone, become `row_too_large`.
         delimiter: What stands between two cells.
+
+    Raises:
+        UserError: Two columns have one name.
     """
     csv.field_size_limit(max_row_bytes)
     # Bytes that are no UTF-8 become lone surrogates, which the row is then refused for.
     lines = io.TextIOWrapper(io.BufferedReader(_Readable(stream)), "utf-8-sig", errors="surrogateescape", newline="")
     table = csv.reader(lines, delimiter=delimiter, strict=True)
     header = next(table, [])
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise UserError(f"source: two columns of the table are called {twice!r}; rename one")
     row = 0
     while True:
         try:

@@ -52,7 +52,9 @@ class LineSplitter:
             self._parts = [b"".join(self._parts)[:OVERSIZE_KEPT_BYTES]]
 
 
-def read_jsonl(pieces: Iterator[bytes], *, max_row_bytes: int, broken: str) -> Iterator[RawRow | BadRow]:
+def read_jsonl(
+    pieces: Iterator[bytes], *, max_row_bytes: int, broken: str, splitter: LineSplitter | None = None
+) -> Iterator[RawRow | BadRow]:
     """The rows of a stream of JSON lines.
 
     Blank lines are not rows: they are skipped and not numbered. The last line needs no line feed, except in compressed
@@ -62,8 +64,9 @@ def read_jsonl(pieces: Iterator[bytes], *, max_row_bytes: int, broken: str) -> I
         pieces: the bytes, front to back.
         max_row_bytes: longest line that is parsed; a longer one is never held in memory whole.
         broken: the reason of the row that stands for compressed data that breaks off.
+        splitter: what cuts the bytes into rows, where these are no lines.
     """
-    splitter = LineSplitter(max_row_bytes)
+    splitter = splitter or LineSplitter(max_row_bytes)
     row = 0
     try:
         for chunk in pieces:

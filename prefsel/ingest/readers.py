@@ -17,7 +17,7 @@ from prefsel.ingest import hub
 from prefsel.ingest.columnar import guarded, read_arrow, read_parquet
 from prefsel.ingest.compression import MAGIC, BrokenStream, Unread, chunks, compression_of, decompressed
 from prefsel.ingest.delimited import read_delimited
-from prefsel.ingest.json_array import read_json_values
+from prefsel.ingest.json_array import ValueSplitter
 from prefsel.ingest.jsonl import BYTE_ORDER_MARK, read_jsonl
 from prefsel.ingest.locations import is_dataset_name, list_files, open_random, open_stream, plain_name
 from prefsel.ingest.remote import reachable, reached
@@ -67,6 +67,11 @@ def _rows(uri: str, max_row_bytes: int, filesystem: pafs.FileSystem | None) -> I
         read = read_parquet if head.startswith(_PARQUET) or _ends_as(uri, ".parquet", ".pq") else read_arrow
         random = open_random(uri, filesystem)
         return _closing(random, read(random, max_row_bytes=max_row_bytes))
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        file.close()
+        raise UserError(
+            f"source: {redact(uri)!r} is UTF-16; convert it to UTF-8, for example with iconv -f utf-16 -t utf-8"
+        )
     if what := next((name for magic, name in _OTHERS.items() if head.startswith(magic)), None):
         file.close()
         raise UserError(f"source: {redact(uri)!r} is {what}; unpack it, or convert it to JSON lines or Parquet")
@@ -117,10 +122,9 @@ def _by_content(stream: Unread, head: bytes, uri: str, max_row_bytes: int, *, br
     is_array, is_indented = text.startswith(b"[") and not _are_lines(text), re.match(rb"\{\s*\n", text) is not None
     if (is_array or is_indented) and head.startswith(BYTE_ORDER_MARK):
         stream.read(len(BYTE_ORDER_MARK))
-    if is_array:
-        yield from read_json_values(stream, max_row_bytes=max_row_bytes, is_array=True)
-    elif is_indented:  # rows over several lines each
-        yield from read_json_values(stream, max_row_bytes=max_row_bytes, is_array=False)
+    if is_array or is_indented:  # rows over several lines each
+        splitter = ValueSplitter(max_row_bytes, is_array=is_array)
+        yield from read_jsonl(chunks(stream), max_row_bytes=max_row_bytes, broken=broken, splitter=splitter)
     elif delimiter is not None and not text.startswith(b"{"):
         yield from read_delimited(stream, max_row_bytes=max_row_bytes, delimiter=delimiter)
     else:

@@ -15,8 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prefsel.errors import UserError
+from prefsel.ingest.json_array import ValueSplitter
+from prefsel.ingest.jsonl import read_jsonl
 from prefsel.ingest.readers import list_files, read_rows
 from prefsel.ingest.rows import BadRow, RawRow
 
@@ -165,3 +169,56 @@ def test_a_folder_of_several_splits_names_them(
 def test_one_split_is_no_choice_and_caches_are_no_data(tmp_path: Path) -> None:
     root = folder(tmp_path, "data/train-0.jsonl", "data/train-1.jsonl", "data/cache-1b2c.arrow", "data/tmpabc.arrow")
     assert [Path(name).name for name in list_files(root)] == ["train-0.jsonl", "train-1.jsonl"]
+
+
+@pytest.mark.parametrize("element", ['{"a": NaN}', '{"id": 18446744073709551616}', '{"a": 1e999}', '{"a": "x\\\\"}'])
+def test_an_element_of_an_array_is_read_as_its_line_is(tmp_path: Path, element: str) -> None:
+    (line,) = read(tmp_path, "a.jsonl", element.encode())
+    first, found, last = read(tmp_path, "a.json", f'[{{"b": "]}},["}} ,\n {element} , {{"c": [{{}}, [1]]}}]\n'.encode())
+    assert (first.row, found.row, last.row) == (0, 1, 2)
+    assert repr(getattr(found, "value", found)) == repr(getattr(line, "value", line))
+    assert isinstance(first, RawRow)
+    assert first.value == {"b": "]},["}
+    assert isinstance(last, RawRow)
+
+
+def test_a_bad_element_costs_itself(tmp_path: Path) -> None:
+    half = '{"a": "\\ud83d"}'
+    found = read(tmp_path, "a.json", f'[{half}, {{"a": 1}}, {{"a": oops}}, 7, "a, b", [1, 2], {{"a": 2}}]'.encode())
+    reasons = [one.reason if isinstance(one, BadRow) else one.value["a"] for one in found]
+    assert reasons == ["undecodable", 1, "not_json", "wrong_type", "wrong_type", "wrong_type", 2]
+    assert read(tmp_path, "empty.json", b" [ ] \n") == []
+    pretty = "\n".join(json.dumps({"t": f'\\"{{[{n}', "u": [{}]}, indent=2) for n in range(3))
+    assert [one.value["t"] for one in read(tmp_path, "p.json", pretty.encode()) if isinstance(one, RawRow)] == [
+        f'\\"{{[{n}' for n in range(3)
+    ]
+
+
+def test_an_oversize_element_is_never_held(tmp_path: Path) -> None:
+    with (tmp_path / "a.json").open("w") as out:
+        out.write('[{"a": 1}, {"a": "' + 'x\\"' * (LIMIT) + '"}, {"a": 2}]')
+    first, large, last = read_rows(str(tmp_path / "a.json"), max_row_bytes=LIMIT)
+    assert isinstance(first, RawRow)
+    assert isinstance(large, BadRow)
+    assert (large.reason, large.row) == ("row_too_large", 1)
+    assert isinstance(last, RawRow)
+    assert last.value == {"a": 2}
+
+
+@given(
+    st.lists(st.dictionaries(st.text(), st.text() | st.lists(st.text()) | st.dictionaries(st.text(), st.none()))),
+    st.integers(1, 9),
+)
+def test_any_array_in_any_chunks(rows: list[dict[str, Any]], size: int) -> None:
+    data = json.dumps(rows).encode()
+    pieces = [data[start : start + size] for start in range(0, len(data), size)]
+    splitter = ValueSplitter(1 << 20, is_array=True)
+    found = read_jsonl(iter(pieces), max_row_bytes=1 << 20, broken="cut", splitter=splitter)
+    assert [one.value if isinstance(one, RawRow) else one for one in found] == rows
+
+
+def test_tables_that_cannot_be_right_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="two columns of the table are called 'chosen'"):
+        read(tmp_path, "a.csv", b"prompt,chosen,rejected,chosen\np,c,r,c\n")
+    with pytest.raises(UserError, match="is UTF-16; convert it to UTF-8"):
+        read(tmp_path, "b.csv", "prompt,chosen\na,b\n".encode("utf-16"))
