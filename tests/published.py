@@ -124,6 +124,19 @@ ROWS: dict[str, tuple[str, dict[str, Any], list[dict[str, str]], float | None]] 
         PLAIN,
         None,
     ),
+    "UltraFeedback, argilla": (
+        "argilla",
+        {
+            "instruction": ASK,
+            "chosen_response": GOOD,
+            "rejected_response": BAD,
+            "chosen_avg_rating": 4.5,
+            "rejected_avg_rating": 2.0,
+            "chosen_model": "m",
+        },
+        PLAIN,
+        None,
+    ),
     "Arena": (
         "arena",
         {

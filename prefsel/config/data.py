@@ -62,7 +62,9 @@ class Verdict(Options):
     """Instead of values: a number, of which a positive one prefers this response, a negative one the other, and 0
     neither. Its size is the margin of the label."""
     zero: float = 0.0
-    """With `sign`: the number that prefers neither."""
+    """With `sign`: the number that prefers neither; so do those of `tie`."""
+    range: tuple[float, float] | None = None
+    """With `sign`: the smallest and the largest number there can be; another one refuses the row."""
     aspect: str | None = None
     """What the two are compared by, where a row has several such fields."""
 

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
-from prefsel.config import FieldMap, Verdict
-from prefsel.ingest.mapping import mapped
+from collections.abc import Mapping
+from typing import Any
 
-_ARENA = Verdict(field="winner", first=["model_a"], second=["model_b"], tie=["tie", "tie (bothbad)", "both_bad"])
+from prefsel.config import FieldMap, FormatOptions, Verdict
+from prefsel.ingest.example import Example, Format
+from prefsel.ingest.mapping import mapped, read
+
+_TIES: list[Any] = ["tie", "tie (bothbad)", "bothbad", "both_bad", "both bad", "both_good", "both good"]
+_ARENA = Verdict(field="winner", first=["model_a"], second=["model_b"], tie=_TIES)
 _BETTER = Verdict(field="better_response_id", first=[0], second=[1], aspect="better")
 _SAFER = Verdict(field="safer_response_id", first=[0], second=[1], aspect="safer")
+
+_BATTLE = ("conversation_a", "conversation_b", "winner")
+_BATTLES = FieldMap(responses=["conversation_a", "conversation_b"], preference=_ARENA)
+
+
+def _adapt_arena(value: Mapping[str, Any], options: FormatOptions) -> Example:
+    """Two conversations and a winner; a judgment of an earlier `turn` (MT-bench) is of what was said until then."""
+    turn = value.get("turn")
+    if isinstance(turn, int) and not isinstance(turn, bool):
+        cut = {name: _until(value[name], turn) for name in _BATTLE[:2] if isinstance(value.get(name), list)}
+        value = {**value, **cut}
+    return read(value, options, fields=_BATTLES)
+
+
+def _until(conversation: list[Any], turn: int) -> list[Any]:
+    """A conversation up to the answer of its turn, counted from 1."""
+    starts = [
+        number for number, one in enumerate(conversation) if isinstance(one, Mapping) and one.get("role") == "user"
+    ]
+    return conversation[: starts[turn]] if 0 < turn < len(starts) else conversation
+
+
+def _is_arena(value: Mapping[str, Any]) -> bool:
+    return all(value.get(name) is not None for name in _BATTLE)
+
 
 FORMATS = (
     # berkeley-nest/Nectar
@@ -36,7 +66,7 @@ FORMATS = (
         FieldMap(
             prompt="history",
             responses=["human_ref_A", "human_ref_B"],
-            preference=Verdict(field="labels", first=[1], second=[0]),
+            preference=Verdict(field="labels", first=[1, True], second=[0, False]),
             ratings={"score": ["score_A", "score_B"]},
         ),
         needs=("history", "human_ref_A", "human_ref_B", "labels"),
@@ -47,7 +77,7 @@ FORMATS = (
         FieldMap(prompt="prompt", responses=["response_0", "response_1"], preference=[_BETTER, _SAFER]),
     ),
     # lmsys/chatbot_arena_conversations
-    mapped("arena", FieldMap(responses=["conversation_a", "conversation_b"], preference=_ARENA)),
+    Format("arena", _adapt_arena, _is_arena, _BATTLE),
     # openai/webgpt_comparisons
     mapped(
         "webgpt",
@@ -59,7 +89,7 @@ FORMATS = (
         FieldMap(
             prompt="instruction",
             responses=["output_1", "output_2"],
-            preference=Verdict(field="preference", sign="second", zero=1.5),
+            preference=Verdict(field="preference", sign="second", zero=1.5, tie=[0], range=(1, 2)),
         ),
     ),
 )

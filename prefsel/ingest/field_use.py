@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from prefsel.config import FormatOptions
@@ -69,7 +70,9 @@ class FieldUse:
         uses = {}
         for key, inside in value.items():
             if not is_empty(inside):
-                is_rating = isinstance(inside, int | float | str) and any(_is_of(key, name) for name in ratings)
+                is_rating = isinstance(inside, int | float | str | Decimal) and any(
+                    _is_of(key, name) for name in ratings
+                )
                 uses[key] = KEPT if is_rating else USED if key in asked else IGNORED
         return uses
 

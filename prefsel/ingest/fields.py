@@ -17,6 +17,9 @@ from typing import Any
 _STEP = re.compile(r"([^.\[\]]+)|\[(-?\d*)\]")
 
 
+NOTHING = frozenset({"", "[]", "{}", "null"})
+
+
 def lookup(value: Any, path: str) -> Any:
     """What lies at a path; None where a part of it is absent or null, or is of another kind.
 
@@ -56,9 +59,11 @@ def _walk(value: Any, steps: tuple[str | int | None, ...]) -> Any:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a field says nothing: null, no text, or a list or object of nothing."""
+    """Whether a field says nothing: null, no text or what tables write for none, or a list or object of nothing."""
     if isinstance(value, str):
-        return not value.strip()
+        return value.strip() in NOTHING
+    if isinstance(value, bytes):
+        return not value
     if isinstance(value, list):
         return all(is_empty(one) for one in value)
     if isinstance(value, Mapping):

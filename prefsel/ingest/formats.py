@@ -12,7 +12,7 @@ from prefsel.config import FieldMap, FormatOptions
 from prefsel.errors import UserError
 from prefsel.ingest.example import Adapter, Completion, Example, Format, Preference, prompt_of
 from prefsel.ingest.fields import is_empty, lookup, top_field
-from prefsel.ingest.mapping import read, with_surroundings
+from prefsel.ingest.mapping import PROMPTS, read, with_surroundings
 from prefsel.ingest.messages import Messages
 from prefsel.ingest.row_error import RowError, missing
 from prefsel.plugins.registry import Registry
@@ -77,7 +77,7 @@ def mixed(name: str) -> Adapter:
         except RowError as error:
             others = (one for one in FORMATS.builtin.values() if isinstance(one, Format) and one.pair_up is None)
             other = next((one for one in others if one.name != name and one.matches(value)), None)
-            if error.reason != "missing_field" or other is None:
+            if other is None or (isinstance(main, Format) and main.matches(value) and error.reason != "missing_field"):
                 raise
             return other(value, options)
 
@@ -100,8 +100,6 @@ def _nearest(value: Mapping[str, Any]) -> str:
     return f" The nearest is {name}, which lacks {', '.join(lacking)}."
 
 
-PROMPTS = ("prompt", "question", "instruction")
-"""What a row of a prompt alone calls it."""
 GUESSES = {
     "prompt": ("prompt", "question", "instruction", "query", "input", "context", "post", "messages", "conversation"),
     "chosen": ("chosen", "preferred", "better", "winner", "accepted", "positive", "good", "win", "up"),
@@ -140,7 +138,7 @@ def prompt_adapter(name: str | None, fields: FieldMap | None = None) -> Adapter:
 
 def _prompt_alone(value: Mapping[str, Any], fields: FieldMap | None, options: FormatOptions) -> Messages:
     path = None if fields is None else fields.prompt
-    names = PROMPTS if path is None else (path,)
+    names = (*PROMPTS, "input.messages") if path is None else (path,)
     path = next((one for one in names if not is_empty(lookup(value, one))), None)
     if path is None:
         raise missing(value, " or ".join(names))

@@ -10,15 +10,27 @@ under the names the field uses. A field that changes what the model saw, and tha
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from functools import lru_cache, partial
 from typing import Any
 
 from prefsel.config import FieldMap, FormatOptions, Verdict
+from prefsel.ingest.aspects import by_aspects
 from prefsel.ingest.example import Completion, Example, Format, Margin, Preference, difference, distinct, mine, number
 from prefsel.ingest.fields import is_empty, lookup, parsed_number, top_field
-from prefsel.ingest.messages import Messages, has_text, messages_of, prompt_transcript, require_text
+from prefsel.ingest.messages import (
+    Messages,
+    has_text,
+    held_messages,
+    messages_of,
+    prompt_transcript,
+    require_text,
+    text_of,
+    transcript_of,
+    without_nulls,
+)
 from prefsel.ingest.row_error import RowError, missing, wrong_type
 
 AROUND: dict[str, tuple[str, ...]] = {
@@ -28,15 +40,22 @@ AROUND: dict[str, tuple[str, ...]] = {
     "tools": ("tools", "functions"),
 }
 """What stands beside a prompt, and what it is usually called, in the order in which it is put there."""
-SEEN = frozenset(
-    {*(name for names in AROUND.values() for name in names), "tool_calls", "context", "documents"}
-    | {"image", "images", "audio", "audios", "video", "videos"}
-    | {"reasoning", "reasoning_content", "thinking"}
-)
+SEEN = frozenset({*(name for names in AROUND.values() for name in names), "initial_reason_steps"})
 """Fields that change what the model saw: a row is never read without one that says something."""
-
+SEEN_WORDS = frozenset(
+    {"system", "sys", "developer", "persona", "history", "context", "contexts", "dialogue", "dialog"}
+    | {"tool", "tools", "document", "documents", "docs", "passage", "passages", "knowledge", "attachments"}
+    | {"image", "images", "img", "audio", "audios", "video", "videos"}
+    | {"reasoning", "thinking", "think", "thought", "thoughts", "cot", "prefix", "prefill"}
+)
+"""Words of their names; a field with one of them is such a field too."""
+NOT_SEEN = frozenset({"tool_choice", "parallel_tool_calls"})
+PROMPTS = ("prompt", "question", "instruction", "query")
+"""What a row calls its prompt; a second one with another text is no less what the model may have seen."""
 CONVERSATIONS = ("messages", "conversation", "conversations")
 """Fields that repeat the prompt in many sets, and hold what came before it in others."""
+NO_RATING = frozenset({"id", "idx", "index", "model", "response", "answer", "text", "prompt", "date", "source"})
+"""What is said of one side and is no rating, though it may be a number."""
 LONG_TEXT = 40
 """Characters; a shorter text may stand in another one by chance."""
 
@@ -61,8 +80,9 @@ def pair(
     """The example of a row with one labelled pair, from its two sides, which may repeat the prompt or not."""
     if both[0] == both[1]:
         raise RowError("identical_completions", "chosen and rejected are the same text")
-    prompt, (chosen, rejected) = split(_prompt(value, fields, both), both, ("chosen", "rejected"))
-    prompt = _around(value, fields, prompt, options)
+    own = _prompt(value, fields, both)
+    prompt, (chosen, rejected) = split(own, both, ("chosen", "rejected"))
+    prompt = _around(value, fields, prompt, options, own)
     first, second = pair_ratings(value)
     for name, path in fields.ratings.items():
         for ratings, found in zip((first, second), _each(value, path, 2)):
@@ -83,9 +103,32 @@ def sides(value: Mapping[str, Any], paths: tuple[str, str]) -> tuple[Messages, M
         is_held = [len(one) != 1 or one[0]["content"] != text for one, text in zip(lists, found)]
         if all(is_held):
             return lists[0], lists[1]
-        return _said(found[0]), _said(found[1])
+        return _texts(value, (found[0], found[1]), paths)
     first, second = (messages_of(one, path, role="assistant") for one, path in zip(found, paths))
     return first, second
+
+
+def _texts(value: Mapping[str, Any], texts: tuple[str, str], names: tuple[str, str]) -> tuple[Messages, Messages]:
+    """Two sides that are text: answers, or transcripts.
+
+    Raises:
+        RowError: They are no answers: the names of other fields, or messages that a table has cut or written anew.
+    """
+    others = {word for key in value.keys() - set(names) for word in (key, re.split(r"[_-]", key)[-1])}
+    if all(text.strip() in others for text in texts):
+        raise RowError(
+            "wrong_type", f"{names[0]}: got {texts[0]!r}, which names another field; name the answers in map"
+        )
+    if all(_LIKE_MESSAGES.match(text) for text in texts):
+        raise RowError("wrong_type", f"{names[0]}: looks like messages, but is neither JSON nor Python's text for them")
+    if all(_BEGINS_A_TURN.match(text) for text in texts):
+        first, second = (transcript_of("\n\n" + text.strip(), name) for text, name in zip(texts, names))
+        return first, second
+    return _said(texts[0]), _said(texts[1])
+
+
+_LIKE_MESSAGES = re.compile(r"""\s*(array\()?\[\s*\{\s*['"](role|content|from|value)['"]""")
+_BEGINS_A_TURN = re.compile(r"\s*(Human|Assistant):")
 
 
 def _said(text: str) -> Messages:
@@ -141,8 +184,14 @@ def split(prompt: Messages, many: Iterable[Messages], names: Iterable[str]) -> t
         # Parting at a user's message means that two different questions were answered: no preference between answers.
         if one[shared]["role"] != "assistant":
             raise RowError("prompt_mismatch", f"{name}: parts from the others at message {shared}, which is no answer")
+    if not before and prompt and prompt[-1]["role"] == "assistant":
+        if not any(_same(one[:1], prompt[-1:]) for one in rest):
+            raise RowError("prompt_mismatch", "prompt: ends with the assistant's turn, and answers follow it")
+        prompt = prompt[:-1]  # the whole conversation with one of the answers
     if not (before or prompt):
         raise RowError("prompt_mismatch", "the conversations share no message before the answer")
+    if all(one["role"] == "system" for one in before or prompt):
+        raise RowError("empty_prompt", "the conversations share no message but the system's before the answer")
     return before or prompt, [one[shared:] for one in rest]
 
 
@@ -161,9 +210,33 @@ def _holds(conversation: Messages, prompt: Messages) -> bool:
     return all(_text(one) in rest for one in prompt)
 
 
-def _around(value: Mapping[str, Any], fields: FieldMap, prompt: Messages, options: FormatOptions) -> Messages:
+def _around(
+    value: Mapping[str, Any], fields: FieldMap, prompt: Messages, options: FormatOptions, own: Messages
+) -> Messages:
+    """As `with_surroundings`; `own` is what the row calls its prompt."""
     given = {role: path for role in AROUND if (path := getattr(fields, role)) is not None}
-    return with_surroundings(value, prompt, options, used={top_field(one) for one in paths(fields)}, given=given)
+    _refuse_siblings(value, fields, options)
+    used = {top_field(one) for one in paths(fields)}
+    return with_surroundings(value, prompt, options, used=used, given=given, is_whole=not own or len(prompt) > len(own))
+
+
+def _refuse_siblings(value: Mapping[str, Any], fields: FieldMap, options: FormatOptions) -> None:
+    """Refuse a field that the model saw beside one that is read inside an object.
+
+    Raises:
+        RowError: Such a field says something, and neither the map nor `ignore` names it.
+    """
+    read_inside: dict[str, set[str]] = {}
+    for path in paths(fields):
+        before, dot, name = path.rpartition(".")
+        if dot:
+            read_inside.setdefault(before, set()).add(name.split("[")[0])
+    for before, names in read_inside.items():
+        holders = lookup(value, before)
+        for holder in holders if isinstance(holders, list) else [holders]:
+            for name in sorted(holder.keys() - names) if isinstance(holder, Mapping) else ():
+                if _is_seen(name) and _says(holder[name]) and not {name, f"{before}.{name}"} & set(options.ignore):
+                    raise _unread(f"{before}.{name}")
 
 
 def with_surroundings(
@@ -173,6 +246,7 @@ def with_surroundings(
     *,
     used: Iterable[str],
     given: Mapping[str, str] | None = None,
+    is_whole: bool = False,
 ) -> Messages:
     """The prompt with the system text, earlier turns, input and tools that stand beside it in the row.
 
@@ -182,37 +256,61 @@ def with_surroundings(
         options: Of the source; `ignore` names fields that may be left out.
         used: Fields that were read already.
         given: Paths of surroundings, by role (a key of `AROUND`), where they are not the usual names.
+        is_whole: Whether the prompt is what conversations share, so that the input may stand in it already.
 
     Raises:
         RowError: The prompt has no text, or a field that changes what the model saw would be left out.
     """
     is_used, texts = {*used, *options.ignore}, [one["content"] or "" for one in prompt]
     for role, names in AROUND.items():
-        path = (given or {}).get(role) or next((one for one in names if one not in is_used and one in value), None)
+        there = (one for one in names if one not in is_used and not is_empty(value.get(one)))
+        path = (given or {}).get(role) or next(there, None)
         found = None if path is None else lookup(value, path)
-        if path is None or is_empty(found) or _is_told(found, texts):
+        said = [one["content"] or "" for one in prompt if one["role"] == "system"] if role == "system" else texts
+        if path is None or is_empty(found) or (role != "input" and _is_told(found, said)):
+            continue
+        if role == "input" and is_whole and isinstance(found, str) and any(found.strip() in text for text in texts):
+            is_used.add(top_field(path))
             continue
         is_used.add(top_field(path))
         prompt = _PUT[role](prompt, found, path)
     texts = [one["content"] or "" for one in prompt]
     for name in sorted(name for name in value.keys() - is_used if _is_seen(name) or name in CONVERSATIONS):
         is_told = _are_told if name in CONVERSATIONS else _is_told
-        if not is_empty(value[name]) and not is_told(value[name], texts):
-            raise RowError(
-                "unread_field",
-                f"{name}: it changes what the model sees, and nothing reads it; name it in sources[].map, or in "
-                "sources[].options.ignore to leave it out",
-            )
+        if _says(value[name]) and not is_told(value[name], texts):
+            raise _unread(name)
+    for name in PROMPTS:
+        other = value.get(name)
+        if name not in is_used and isinstance(other, str) and not is_empty(other) and not _overlaps(other, texts):
+            raise _unread(name)
     if not any(has_text(message) for message in prompt):
         raise RowError("empty_prompt", "prompt: no text")
     return prompt
 
 
+def _unread(name: str) -> RowError:
+    return RowError(
+        "unread_field",
+        f"{name}: it changes what the model sees, and nothing reads it; name it in sources[].map, or in "
+        "sources[].options.ignore to leave it out",
+    )
+
+
 @lru_cache(maxsize=4096)
 def _is_seen(field: str) -> bool:
-    """Whether a field is called after something that the model saw or said, also of one side: `images_chosen`."""
-    named = _rating_name(field)
-    return field in SEEN or (named is not None and named[1] in SEEN)
+    """Whether a word of a field's name is something that the model saw or said: `images_chosen`, `systemPrompt`."""
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", field).lower())
+    return field not in NOT_SEEN and (field in SEEN or not SEEN_WORDS.isdisjoint(words))
+
+
+def _says(value: object) -> bool:
+    """Whether a field holds text or objects; numbers and truth values count and mark, and say nothing."""
+    return isinstance(value, str | list | Mapping | bytes) and not is_empty(value)
+
+
+def _overlaps(text: str, texts: Iterable[str]) -> bool:
+    """Whether a text stands in one of others, or one of them in it."""
+    return any(text.strip() in one or (one.strip() and one.strip() in text) for one in texts)
 
 
 def _is_told(found: object, texts: Iterable[str]) -> bool:
@@ -245,16 +343,15 @@ def _put_input(prompt: Messages, found: object, path: str) -> Messages:
 def _put_history(prompt: Messages, found: object, path: str) -> Messages:
     if isinstance(found, list) and all(isinstance(one, list) and len(one) == 2 for one in found):
         roles = ("user", "assistant")
-        turns = [{"role": role, "content": text} for one in found for role, text in zip(roles, one) if text]
-        return [*messages_of(turns, path, role="user"), *prompt]
-    if isinstance(found, str):
+        found = [{"role": role, "content": text} for one in found for role, text in zip(roles, one) if text]
+    if isinstance(found, str) and held_messages(found) is None:
         raise RowError("unread_field", f"{path}: got a text; valid: pairs of user and assistant, or messages")
-    return [*messages_of(found, path, role="user"), *prompt]
+    turns = messages_of(found, path, role="user")
+    return prompt if _same(prompt[: len(turns)], turns) else [*turns, *prompt]
 
 
 def _put_system(prompt: Messages, found: object, path: str) -> Messages:
-    if not isinstance(found, str):
-        raise wrong_type(path, found, "text")
+    found = text_of(found, path)
     if any(one["role"] == "system" for one in prompt):
         raise RowError("unread_field", f"{path}: the conversation has another system message")
     return [{"role": "system", "content": found}, *prompt]
@@ -266,8 +363,12 @@ def _put_tools(prompt: Messages, found: object, path: str) -> Messages:
         tools = json.loads(found) if isinstance(found, str) else found
     except ValueError:
         tools = None
+    tools = [tools] if isinstance(tools, Mapping) else tools
     if not isinstance(tools, list) or not all(isinstance(one, Mapping) for one in tools):
         raise wrong_type(path, found, "a list of tools, or its JSON text")
+    if prompt and "tools" in prompt[0] and prompt[0]["tools"] != tools:
+        raise RowError("unread_field", f"{path}: the first message has other tools")
+    tools = [without_nulls(one) for one in tools]
     return [{**prompt[0], "tools": tools}, *prompt[1:]] if tools and prompt else prompt
 
 
@@ -285,8 +386,9 @@ def _several(value: Mapping[str, Any], fields: FieldMap, options: FormatOptions)
         raise RowError("too_few_completions", f"{_named(fields.responses)}: got {len(found)}; at least 2 are needed")
     names = [f"{_named(fields.responses)}[{k}]" for k in range(len(found))]
     many = [messages_of(_there(one, name), name, role="assistant") for one, name in zip(found, names)]
-    prompt, answers = split(_prompt(value, fields, many), many, names)
-    prompt = _around(value, fields, prompt, options)
+    own = _prompt(value, fields, many)
+    prompt, answers = split(own, many, names)
+    prompt = _around(value, fields, prompt, options, own)
     ratings: list[dict[str, float]] = [{} for _ in answers]
     for name, path in {**_label_ratings(fields), **fields.ratings}.items():
         for one, got in zip(ratings, _each(value, path, len(answers))):
@@ -296,9 +398,13 @@ def _several(value: Mapping[str, Any], fields: FieldMap, options: FormatOptions)
         verdicts = fields.preference if isinstance(fields.preference, list) else [fields.preference]
         if options.aspect is not None:
             verdicts = [one for one in verdicts if one.aspect in (None, options.aspect)]
+        if len(verdicts) > 1:  # a row may answer one question and not the other
+            verdicts = [one for one in verdicts if lookup(value, one.field) is not None] or verdicts[:1]
         told = [_verdict(value, one, index) for one in verdicts]
         preferences = [one for one in told if one is not None]
         return Example(prompt, kept, preferences, ties=len(told) - len(preferences))
+    if fields.scores is None and fields.ranks is None:
+        return Example(prompt, kept, *by_aspects(prompt, kept, tuple(fields.ratings), options))
     return Example(prompt, kept, *_by_rating(kept, fields, options))
 
 
@@ -328,8 +434,12 @@ def _verdict(value: Mapping[str, Any], one: Verdict, index: list[int]) -> Prefer
     found = _required(value, one.field)
     if one.sign is not None:
         parsed = parsed_number(found)
+        if _is_among(found, one.tie):
+            return None
         if parsed is None:
             raise wrong_type(one.field, found, "a number")
+        if one.range is not None and not one.range[0] <= parsed <= one.range[1]:
+            raise RowError("wrong_type", f"{one.field}: got {found}; valid: {one.range[0]:g} to {one.range[1]:g}")
         strength = parsed - one.zero
         winner = int((strength > 0) == (one.sign == "second"))
         return None if strength == 0 else Preference(index[winner], index[1 - winner], one.aspect, abs(strength))
@@ -442,7 +552,12 @@ def pair_ratings(value: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, 
     both: tuple[dict[str, float], dict[str, float]] = ({}, {})
     for key, found in value.items():
         named = _rating_name(key)
-        if named is not None and isinstance(found, str | int | float | Decimal) and not isinstance(found, bool):
+        if (
+            named is not None
+            and named[1] not in NO_RATING
+            and isinstance(found, str | int | float | Decimal)
+            and not isinstance(found, bool)
+        ):
             _put(both[named[0]], named[1], found)
     return both
 

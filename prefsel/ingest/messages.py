@@ -44,6 +44,8 @@ BOOKKEEPING = frozenset(
 )
 """Keys of a message that no chat template writes."""
 CALLS = ("tool_calls", "function_call")
+MEDIA = frozenset({"image", "images", "audio", "audios", "video", "videos"})
+"""Keys of a message with what is no text."""
 TRANSCRIPT_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 """Where a turn of an HH transcript begins."""
 _TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -85,12 +87,44 @@ def message_of(found: object, name: str) -> Message:
     if not isinstance(role, str):
         raise wrong_type(f"{name}.{role_key}", role, "text")
     rest = {
-        key: one for key, one in found.items() if key not in (role_key, content_key, *BOOKKEEPING) and not is_empty(one)
+        key: without_nulls(_call_list(one) if key == "tool_calls" else one)
+        for key, one in found.items()
+        if key not in (role_key, content_key, *BOOKKEEPING) and not is_empty(one)
     }
+    if unseen := sorted(rest.keys() & MEDIA):
+        raise RowError("content_part", f"{name}.{unseen[0]}: only text can be read")
     if role == "function_call" and content_key == "value":  # a turn of ShareGPT that is a call as JSON text
         return {"role": "assistant", "content": None, "tool_calls": [_call(found.get("value"), name)], **rest}
     content = _content(found.get(content_key), f"{name}.{content_key}", may_lack=any(key in rest for key in CALLS))
     return {"role": ROLES.get(role.strip().lower(), role), "content": content, **rest}
+
+
+def without_nulls(found: Any) -> Any:
+    """An object without what is null at any depth: columnar files give every object the keys of all."""
+    if isinstance(found, Mapping):
+        return {key: without_nulls(one) for key, one in found.items() if one is not None}
+    return [without_nulls(one) for one in found] if isinstance(found, list) else found
+
+
+def _call_list(found: Any) -> Any:
+    """Calls kept as JSON text, as the list they are."""
+    try:
+        return json.loads(found) if isinstance(found, str) else found
+    except ValueError:
+        return found
+
+
+def text_of(found: object, name: str) -> str:
+    """A text, also one given as parts.
+
+    Raises:
+        RowError: It is neither, or a part is no text.
+    """
+    if isinstance(found, list) and not all(isinstance(one, Mapping) for one in found):
+        raise wrong_type(name, found, "text, or a list of text parts")
+    text = _content(found, name, may_lack=False)
+    assert text is not None, "only a message with calls may lack it"
+    return text
 
 
 def _content(found: object, name: str, *, may_lack: bool) -> str | None:
@@ -123,18 +157,24 @@ def _call(text: object, name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": call["name"], "arguments": call.get("arguments", {})}}
 
 
+_HOLDS_OBJECTS = re.compile(r"\s*(array\(\s*)?(\[\s*)?\{.*\}(\s*\])?(\s*,\s*dtype=object\s*\))?\s*", re.DOTALL)
+_ARRAY = re.compile(r"\Aarray\(\s*(.*?)\s*,\s*dtype=object\s*\)\Z", re.DOTALL)
+_NEXT_OBJECT = re.compile(r"\}\s*\n\s*\{")
+"""How NumPy prints an array of objects: no comma between them. Line breaks of texts are escaped there."""
+
+
 def held_messages(text: str) -> list[Any] | None:
     """The messages that a text is the JSON of, or what Python prints for them; None for every other text.
 
     Tables keep one or the other where a cell can only be text.
     """
-    if not re.match(r"\s*(\[\s*)?\{", text) or not re.search(r"\}(\s*\])?\s*\Z", text):
+    if not _HOLDS_OBJECTS.fullmatch(text):
         return None
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
         try:
-            found = ast.literal_eval(text.strip())
+            found = ast.literal_eval(_NEXT_OBJECT.sub("}, {", _ARRAY.sub(r"\1", text.strip())))
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return None
     found = [found] if isinstance(found, dict) else found
@@ -154,9 +194,11 @@ def transcript_of(text: str, name: str) -> Messages:
     White space around a turn is not part of it; text before the first turn is a system message.
 
     Raises:
-        RowError: It holds no turn.
+        RowError: It holds no turn, or one of another speaker before the first.
     """
     before, *parts = TRANSCRIPT_TURN.split(text)
+    if re.match(r"\s*[A-Z][a-z]+:", before):
+        raise RowError("wrong_type", f"{name}: begins with another speaker than 'Human:' or 'Assistant:'")
     if not parts:
         raise RowError("wrong_type", f"{name}: holds no 'Human:' or 'Assistant:' turn")
     system = [{"role": "system", "content": before.strip()}] if before.strip() else []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefsel.config import FieldMap, FormatOptions
 from prefsel.ingest.example import Example, Format
 from prefsel.ingest.fields import is_empty
-from prefsel.ingest.mapping import mapped, pair
+from prefsel.ingest.mapping import PROMPTS, mapped, pair
 from prefsel.ingest.messages import TRANSCRIPT_TURN, held_messages, transcript_of
 from prefsel.ingest.row_error import RowError, wrong_type
 
@@ -59,7 +59,17 @@ def _may_be_messages(side: Any) -> bool:
 
 
 def _repeat_prompt(value: Mapping[str, Any]) -> bool:
-    return _are_conversations(value) and all(isinstance(one, list | str) and not _opens(one) for one in _sides(value))
+    sides = _sides(value)
+    if not _are_conversations(value) or not all(isinstance(one, list | str) for one in sides):
+        return False
+    has_prompt = any(not is_empty(value.get(name)) for name in PROMPTS)
+    return not any(map(_opens, sides)) or (not has_prompt and _share_opening(sides))
+
+
+def _share_opening(sides: Sequence[Any]) -> bool:
+    """Whether both sides are conversations that begin with the same message of the assistant."""
+    first, second = (held_messages(one) if isinstance(one, str) else one for one in sides)
+    return bool(first and second and first[1:] and second[1:] and first[0] == second[0])
 
 
 def _opens(side: Any) -> bool:
@@ -79,11 +89,12 @@ def _with(prompt: str) -> Any:
 
 
 def _is_plain(value: Mapping[str, Any]) -> bool:
-    return isinstance(value.get("prompt"), str) and _are_texts(value)
+    return isinstance(value.get("prompt"), str) and not is_empty(value["prompt"]) and _are_texts(value)
 
 
 def _is_transcript(value: Mapping[str, Any]) -> bool:
-    return value.get("prompt") is None and _are_texts(value) and TRANSCRIPT_TURN.search(value["chosen"]) is not None
+    has_prompt = any(not is_empty(value.get(name)) for name in PROMPTS)
+    return not has_prompt and _are_texts(value) and TRANSCRIPT_TURN.search(value["chosen"]) is not None
 
 
 def _has_two_outputs(value: Mapping[str, Any]) -> bool:
@@ -113,6 +124,11 @@ FORMATS = (
     ),
     mapped("distilabel", _LABELLED.model_copy(update={"prompt": "input"}), _with("input")),
     mapped("openai", _OPENAI, _is_openai),
+    mapped(
+        "argilla",
+        FieldMap(prompt="instruction", chosen="chosen_response", rejected="rejected_response"),
+        needs=("instruction", "chosen_response", "rejected_response"),
+    ),
     mapped("stack_exchange", FieldMap(prompt="question", chosen="response_j", rejected="response_k")),
 )
 """In the order in which they are tried."""

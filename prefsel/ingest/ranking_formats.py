@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from hashlib import blake2b
+from collections.abc import Mapping
+from decimal import Decimal
 from itertools import combinations
 from typing import Any
 
 from prefsel.config import FormatOptions
+from prefsel.ingest.aspects import OVERALL, by_aspects, margin_of
 from prefsel.ingest.example import (
     Completion,
     Example,
     Format,
-    Margin,
     Preference,
     completion_of,
     difference,
@@ -25,12 +24,10 @@ from prefsel.ingest.example import (
     prompt_of,
 )
 from prefsel.ingest.fields import parsed_number
-from prefsel.ingest.identity import prompt_id
 from prefsel.ingest.mapping import with_surroundings
-from prefsel.ingest.messages import Messages
 from prefsel.ingest.row_error import RowError, wrong_type
 
-OVERALL, FINE_GRAINED, SCORE = "overall", "fine_grained", "score"
+FINE_GRAINED, SCORE = "fine_grained", "score"
 
 OVERALL_MAX = 10.0
 """UltraFeedback rates from 1 to 10; some of its rows say 85 for 8.5, and nobody knows which."""
@@ -56,13 +53,7 @@ def _adapt_ultrafeedback(value: Mapping[str, Any], options: FormatOptions) -> Ex
         ]
     )
     names = {name for ratings in aspects for name in ratings}
-    of_aspects = [{name: row.ratings[name] for name in row.ratings if name in names} for row in kept]
-    preferences: list[Preference] = []
-    ties = 0
-    for aspect, margin in labels(prompt, kept, of_aspects, options):
-        found, equal = mine(len(kept), aspect, margin)
-        preferences += found
-        ties += equal
+    preferences, ties = by_aspects(prompt, kept, names, options)
     return Example(prompt, kept, preferences, ties, absent=sum(map(_num_off_scale, rows)))
 
 
@@ -81,9 +72,10 @@ def _adapt_ranked(value: Mapping[str, Any], options: FormatOptions) -> Example:
             "wrong_type", f"preference: got {len(labels)} labels; {len(index)} completions need {len(duels)}"
         )
     preferences = []
-    for label, (first, second) in zip(labels, duels):
-        if isinstance(label, bool) or label not in (0, 1, 2):
-            raise RowError("wrong_type", f"preference: got {label!r}; valid: 0, 1, 2")
+    for told, (first, second) in zip(labels, duels):
+        label = parsed_number(told)
+        if label not in (0, 1, 2):
+            raise RowError("wrong_type", f"preference: got {told!r}; valid: 0, 1, 2")
         if label != 0 and first != second:
             chosen, rejected = (first, second) if label == 1 else (second, first)
             preferences.append(Preference(chosen, rejected, None, None))
@@ -104,12 +96,12 @@ def _adapt_scored(value: Mapping[str, Any], options: FormatOptions) -> Example:
         raise RowError("wrong_type", f"rewards: got {len(rewards)} numbers for {len(completions)} completions")
     kept, _ = distinct(
         [
-            Completion(one.messages, {} if reward is None else {SCORE: number(reward, f"rewards[{k}]")})
-            for k, (one, reward) in enumerate(zip(completions, rewards))
+            Completion(one.messages, {} if reward is None else {SCORE: reward})
+            for one, reward in zip(completions, [_reward(found, f"rewards[{k}]") for k, found in enumerate(rewards)])
         ]
     )
     if options.pairs == "all":
-        return Example(prompt, kept, *mine(len(kept), None, _margin_of([row.ratings for row in kept], SCORE)))
+        return Example(prompt, kept, *mine(len(kept), None, margin_of([row.ratings for row in kept], SCORE)))
     rated = [(row.ratings[SCORE], k) for k, row in enumerate(kept) if SCORE in row.ratings]
     if len(rated) < 2:
         return Example(prompt, kept, [])
@@ -119,69 +111,15 @@ def _adapt_scored(value: Mapping[str, Any], options: FormatOptions) -> Example:
     return Example(prompt, kept, [Preference(best, worst, None, difference(high, low))])
 
 
+def _reward(found: object, name: str) -> float | None:
+    if isinstance(found, bool) or not isinstance(found, int | float | str | Decimal | None):
+        raise wrong_type(name, found, "a number")
+    return _rating(found, name)
+
+
 def _completions(value: Mapping[str, Any]) -> list[Completion]:
     rows = list_field(value, "completions", "responses")
     return [Completion(completion_of(row, f"completions[{k}]"), {}) for k, row in enumerate(rows)]
-
-
-def labels(
-    prompt: Messages, kept: list[Completion], of_aspects: list[dict[str, float]], options: FormatOptions
-) -> list[tuple[str | None, Margin]]:
-    """The aspects that label the pairs of a prompt, each with its margin; a holistic label has no aspect.
-
-    Args:
-        prompt: Whose hash says which aspect labels, where one is to be assigned.
-        kept: Its completions.
-        of_aspects: Their ratings, those of aspects alone.
-        options: Of the source.
-    """
-    if options.label != "aspect":
-        whole = _mean_margin(of_aspects)
-        if options.label == "overall":
-            whole = _margin_of([row.ratings for row in kept], OVERALL)
-        if not options.relabel:
-            return [(None, whole)]
-        own = labels(prompt, kept, of_aspects, options.model_copy(update={"label": "aspect"}))
-        return [(None, _turned(whole, [margin for _, margin in own]))]
-    names = sorted({name for ratings in of_aspects for name in ratings})
-    names = [name for name in names if sum(name in ratings for ratings in of_aspects) >= 2]
-    if options.aspect is not None:
-        return [(name, _margin_of(of_aspects, name)) for name in names if name == options.aspect]
-    if options.aspects == "assign" and names:
-        hashed = blake2b(b"aspect" + prompt_id(prompt), digest_size=8).digest()
-        names = [names[int.from_bytes(hashed, "big") % len(names)]]
-    return [(name, _margin_of(of_aspects, name)) for name in names]
-
-
-def _turned(whole: Margin, own: Sequence[Margin]) -> Margin:
-    """`whole` for the pairs that some other margin decides; None for the others."""
-
-    def margin(first: int, second: int) -> float | None:
-        return whole(first, second) if any(one(first, second) for one in own) else None
-
-    return margin
-
-
-def _margin_of(ratings: list[dict[str, float]], name: str) -> Margin:
-    def margin(first: int, second: int) -> float | None:
-        if name not in ratings[first] or name not in ratings[second]:
-            return None
-        return difference(ratings[first][name], ratings[second][name])
-
-    return margin
-
-
-def _mean_margin(of_aspects: list[dict[str, float]]) -> Margin:
-    """The mean difference over the aspects both completions are rated on, so that "N/A" on one side biases nothing."""
-
-    def margin(first: int, second: int) -> float | None:
-        common = sorted(of_aspects[first].keys() & of_aspects[second].keys())
-        if not common:
-            return None
-        terms = [difference(of_aspects[first][name], of_aspects[second][name]) for name in common]
-        return math.fsum(terms) / len(terms)
-
-    return margin
 
 
 def _aspects(row: object, name: str) -> dict[str, float]:
@@ -238,9 +176,10 @@ def _is_scored(value: Mapping[str, Any]) -> bool:
 
 
 def _is_annotated(value: Mapping[str, Any]) -> bool:
-    found = _several(value)
-    keys = ("response", "annotations")
-    return bool(found) and all(isinstance(one, dict) and any(key in one for key in keys) for one in found)
+    found = value.get("completions")
+    if not isinstance(found, list) or not all(isinstance(one, Mapping) and "response" in one for one in found):
+        return False
+    return any(one.get("annotations") is not None for one in found)
 
 
 FORMATS = (

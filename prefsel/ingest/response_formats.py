@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from prefsel.config import FormatOptions
-from prefsel.ingest.example import Completion, Example, Format, Preference, completion_of, difference, field, mine
+from prefsel.ingest.aspects import by_aspects
+from prefsel.ingest.example import Completion, Example, Format, Preference, completion_of, difference, field
 from prefsel.ingest.fields import is_empty, parsed_number
 from prefsel.ingest.mapping import with_surroundings
 from prefsel.ingest.messages import Messages, messages_of, prompt_transcript
-from prefsel.ingest.ranking_formats import labels
 from prefsel.ingest.row_error import RowError
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+ATTRIBUTE_MAX = 4.0
 LABEL, LABELS = "label", ("label", "kto_tag")
 CONVERSATIONS = ("messages", "conversations")
 
 
 def _adapt_helpsteer2(value: Mapping[str, Any], options: FormatOptions) -> Example:
     """nvidia/HelpSteer2: `prompt`, one `response`, and its attributes from 0 to 4."""
-    ratings = {name: parsed_number(value.get(name)) for name in ATTRIBUTES}
-    return _one(value, options, "response", {name: one for name, one in ratings.items() if one is not None})
+    found = {name: parsed_number(value.get(name)) for name in ATTRIBUTES}
+    ratings = {name: one for name, one in found.items() if one is not None and 0 <= one <= ATTRIBUTE_MAX}
+    num_off_scale = sum(one is not None for one in found.values()) - len(ratings)
+    return replace(_one(value, options, "response", ratings), absent=num_off_scale)
 
 
 def _pair_up_attributes(
     prompt: Messages, completions: Sequence[Completion], options: FormatOptions
 ) -> tuple[list[Preference], int]:
     """As ratings of several aspects label pairs everywhere: one attribute per prompt, a named one, or all."""
-    kept, preferences, ties = list(completions), [], 0
-    of_aspects = [{name: one.ratings[name] for name in ATTRIBUTES if name in one.ratings} for one in kept]
-    for aspect, margin in labels(prompt, kept, of_aspects, options):
-        found, equal = mine(len(kept), aspect, margin)
-        preferences += found
-        ties += equal
-    return preferences, ties
+    return by_aspects(prompt, completions, ATTRIBUTES, options)
 
 
 def _adapt_unpaired(value: Mapping[str, Any], options: FormatOptions) -> Example:
@@ -49,8 +47,8 @@ def _adapt_unpaired(value: Mapping[str, Any], options: FormatOptions) -> Example
     if label not in (0.0, 1.0):
         raise RowError("wrong_type", f"{LABEL}: got {found!r}; valid: true, false, 1, 0")
     ratings = {LABEL: label}
-    if "completion" in value:
-        return _one(value, options, "completion", ratings)
+    if (side := _response_field(value)) is not None:
+        return _one(value, options, side, ratings)
     name = next(one for one in CONVERSATIONS if one in value)
     conversation = messages_of(value[name], name, role="user")
     completion = completion_of(conversation[-1:], f"{name}[-1]")
@@ -69,11 +67,15 @@ def _pair_up_labels(
 
 
 def _one(value: Mapping[str, Any], options: FormatOptions, side: str, ratings: dict[str, float]) -> Example:
-    found = field(value, "prompt")
+    found = field(value, "prompt", "instruction")
     turns = prompt_transcript(found) if isinstance(found, str) else None
     prompt = turns or messages_of(found, "prompt", role="user")
-    prompt = with_surroundings(value, prompt, options, used=("prompt",))
+    prompt = with_surroundings(value, prompt, options, used=("prompt", "instruction"))
     return Example(prompt, [Completion(completion_of(field(value, side), side), ratings)], [])
+
+
+def _response_field(value: Mapping[str, Any]) -> str | None:
+    return next((name for name in ("completion", "response", "output") if name in value), None)
 
 
 def _is_helpsteer2(value: Mapping[str, Any]) -> bool:
@@ -81,7 +83,8 @@ def _is_helpsteer2(value: Mapping[str, Any]) -> bool:
 
 
 def _is_unpaired(value: Mapping[str, Any]) -> bool:
-    has_response = not is_empty(value.get("prompt")) and "completion" in value
+    has_prompt = any(not is_empty(value.get(name)) for name in ("prompt", "instruction"))
+    has_response = has_prompt and _response_field(value) is not None
     has_response |= any(isinstance(value.get(name), list) and len(value[name]) > 1 for name in CONVERSATIONS)
     return has_response and any(isinstance(value.get(name), bool | int | str) for name in LABELS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from prefsel.config import FormatOptions
@@ -17,7 +18,8 @@ from prefsel.ingest.example import (
     list_field,
     mine,
 )
-from prefsel.ingest.fields import parsed_number
+from prefsel.ingest.fields import is_empty, parsed_number
+from prefsel.ingest.mapping import with_surroundings
 from prefsel.ingest.messages import Message, Messages, require_text
 from prefsel.ingest.row_error import RowError, wrong_type
 
@@ -28,22 +30,23 @@ def _adapt_tree(value: Mapping[str, Any], options: FormatOptions) -> list[Exampl
     """A tree of OpenAssistant: `prompt` with `text`, `role` and `replies`; each reply the same, with a `rank`.
 
     Every message of a prompter that has two or more ranked replies is a prompt, with all turns before it. Rank 0 is the
-    best; `pairs` says whether the best meets the worst, or all meet all. Deleted messages are left out with what
-    follows them.
+    best; `pairs` says whether the best meets the worst, or all meet all. Deleted and empty messages are left out with
+    what follows them.
     """
     found = list(_examples(field(value, "prompt"), [], options))
     if not found:
         raise RowError("too_few_completions", "prompt.replies: nowhere two ranked answers to one message")
-    return found
+    used = ("prompt",)
+    return [replace(one, prompt=with_surroundings(value, one.prompt, options, used=used)) for one in found]
 
 
 def _examples(node: Any, before: Messages, options: FormatOptions) -> Iterator[Example]:
     if not isinstance(node, Mapping):
         raise wrong_type("prompt", node, "a message with text, role and replies")
-    if node.get("deleted"):
+    if node.get("deleted") or is_empty(node.get("text")):
         return
     conversation = [*before, _tree_message(node)]
-    replies = [one for one in node.get("replies") or [] if isinstance(one, Mapping) and not one.get("deleted")]
+    replies = [one for one in node.get("replies") or [] if _is_there(one)]
     ranked = [one for one in replies if one.get("role") == "assistant" and parsed_number(one.get("rank")) is not None]
     if node.get("role") == "prompter" and len(ranked) > 1:
         completions = [Completion([_tree_message(one)], {"rank": parsed_number(one["rank"]) or 0.0}) for one in ranked]
@@ -55,6 +58,10 @@ def _examples(node: Any, before: Messages, options: FormatOptions) -> Iterator[E
             yield Example(conversation, kept, *_by_rank(kept, options))
     for reply in replies:
         yield from _examples(reply, conversation, options)
+
+
+def _is_there(node: Any) -> bool:
+    return isinstance(node, Mapping) and not node.get("deleted") and not is_empty(node.get("text"))
 
 
 def _tree_message(node: Mapping[str, Any]) -> Message:
@@ -94,10 +101,14 @@ def _adapt_summaries(value: Mapping[str, Any], options: FormatOptions) -> Exampl
         require_text(messages, f"summaries[{number}]")
         completions.append(Completion(messages, {}))
     kept, index = distinct(completions)
-    choice = field(value, "choice")
-    if len(index) != 2 or isinstance(choice, bool) or choice not in (0, 1):
-        raise RowError("wrong_type", f"choice: got {choice!r} of {len(index)} summaries; valid: 0 or 1, of two")
+    told = parsed_number(field(value, "choice"))
+    if len(index) != 2 or told not in (0, 1):
+        raise RowError(
+            "wrong_type", f"choice: got {value['choice']!r} of {len(index)} summaries; valid: 0 or 1, of two"
+        )
     prompt = [{"role": "user", "content": "\n\n".join([*parts, "TL;DR:"])}]
+    prompt = with_surroundings(value, prompt, options, used=("info", "summaries", "choice"))
+    choice = int(told)
     return Example(prompt, kept, [Preference(index[choice], index[1 - choice], None, None)])
 
 

@@ -250,3 +250,134 @@ def test_a_conversation_beside_the_prompt_may_repeat_it_and_nothing_else() -> No
         assert read([{**PAIR, "messages": told}]) == (PLAIN, GOOD, BAD)
     for name in ("messages", "conversation", "chosen_images", "thinking-rejected"):
         assert window_of([{**PAIR, name: turns("Earlier", "Hello.", ASK)}]).reasons == {"unread_field": 1}
+
+
+NUMPY = {
+    side: f"[{{'content': {ASK!r}, 'role': 'user'}}\n {{'content': {text!r}, 'role': 'assistant'}}]"
+    for side, text in (("chosen", GOOD), ("rejected", BAD))
+}
+SAID_TWICE = {
+    "the prompt holds the chosen answer": {**PAIR, "prompt": turns(ASK, GOOD)},
+    "conversations hold the chosen answer": {"conversations": turns(ASK, GOOD), "chosen": GOOD, "rejected": BAD},
+    "transcripts repeat the prompt": {
+        "prompt": f"\n\nHuman: {ASK}\n\nAssistant:",
+        "chosen": f"\n\nHuman: {ASK}\n\nAssistant: {GOOD}",
+        "rejected": f"\n\nHuman: {ASK}\n\nAssistant: {BAD}",
+    },
+    "answers begin with their speaker": {
+        "prompt": f"\n\nHuman: {ASK}\n\nAssistant:",
+        "chosen": f"\n\nAssistant: {GOOD}",
+        "rejected": f"\n\nAssistant: {BAD}",
+    },
+    "an array as NumPy prints it": NUMPY,
+    "an array of objects": {side: f"array({text}, dtype=object)" for side, text in NUMPY.items()},
+    "null beside the name that is filled": {**PAIR, "system": None, "system_prompt": "", "tools": None, "images": "[]"},
+    "an empty prompt beside an instruction": {"prompt": "", "instruction": ASK, "chosen": GOOD, "rejected": BAD},
+    "a later turn was not judged": {
+        "turn": 1,
+        "winner": "model_a",
+        "conversation_a": turns(ASK, GOOD, "More?", "Yes."),
+        "conversation_b": turns(ASK, BAD, "More?", "No."),
+    },
+}
+
+
+@pytest.mark.parametrize("name", SAID_TWICE)
+def test_what_is_said_twice_is_read_once(name: str) -> None:
+    assert read([SAID_TWICE[name]]) == (PLAIN, GOOD, BAD)
+
+
+REFUSED = {
+    "prompt_mismatch": [{**PAIR, "prompt": turns(ASK, "Something else.")}],
+    "wrong_type": [
+        {"prompt": ASK, "chosen": "response_b", "rejected": "response_a", "response_a": BAD, "response_b": GOOD},
+        {"prompt": ASK, "chosen": "a", "rejected": "b", "answer_a": GOOD, "answer_b": BAD},
+        {"prompt": ASK, "chosen": "[{'role': 'user', 'content': …}]", "rejected": "[{'role': 'user', 'content': …}]"},
+        {"instruction": ASK, "output_1": GOOD, "output_2": BAD, "preference": 3},
+        {"chosen": f"\n\nUser: {ASK}\n\nAssistant: {GOOD}", "rejected": f"\n\nUser: {ASK}\n\nAssistant: {BAD}"},
+    ],
+    "content_part": [{**PAIR, "prompt": [{**user(ASK), "images": ["a.png"]}]}],
+    "unread_field": [
+        {**PAIR, "systemPrompt": "Be brief."},
+        {**PAIR, "context_messages": turns("Hi", "Hello.")},
+        {**PAIR, "chat_history": "Hi"},
+        {**PAIR, "available_tools": [{"name": "f"}]},
+        {**PAIR, "instruction": "Answer in French."},
+        {**PAIR, "initial_reason_steps": "Step 1."},
+        {**PAIR, "image_path": "a.png"},
+        {"input": {"messages": PLAIN, "system": "S"}, "preferred_output": [assistant(GOOD)],
+         "non_preferred_output": [assistant(BAD)]},
+        {"info": {"post": ASK}, "summaries": [{"text": GOOD}, {"text": BAD}], "choice": 0, "images": ["a"]},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("reason", "row"), [(reason, row) for reason, rows in REFUSED.items() for row in rows])
+def test_a_row_that_would_be_read_wrong_is_refused(reason: str, row: dict[str, Any]) -> None:
+    window = window_of([row])
+    assert window.reasons == {reason: 1}, window.pairs
+
+
+def test_marks_and_counts_are_no_text_that_was_seen() -> None:
+    for row in ({**PAIR, "num_images": 0, "system_id": 3, "has_tools": False}, {**PAIR, "tool_choice": "auto"}):
+        assert read([row]) == (PLAIN, GOOD, BAD)
+
+
+@pytest.mark.parametrize(("preference", "chosen"), [(1, GOOD), (2, BAD), (1.2, GOOD), (0, None), (1.5, None)])
+def test_a_draw_is_no_win(preference: float, chosen: str | None) -> None:
+    row = {"instruction": ASK, "output_1": GOOD, "output_2": BAD, "preference": preference}
+    window = window_of([row])
+    assert (window.pairs.num_rows, window.num_ties) == (int(chosen is not None), int(chosen is None))
+    if chosen:
+        assert read([row])[1] == chosen
+
+
+def test_an_input_that_is_short_stands_once_and_always() -> None:
+    told = {
+        "instruction": ASK,
+        "input": "ctx",
+        "chosen": turns(f"{ASK}\n\nctx", GOOD),
+        "rejected": turns(f"{ASK}\n\nctx", BAD),
+    }
+    assert read([told])[0] == [user(f"{ASK}\n\nctx")]
+    assert read([{"instruction": "Say", "input": "Say", "chosen": GOOD, "rejected": BAD}])[0] == [user("Say\n\nSay")]
+
+
+def test_a_system_text_that_the_user_repeats_is_still_the_system_s() -> None:
+    text = "You are a helpful assistant who answers in French."
+    assert read([{**PAIR, "system": text, "prompt": f"{text} Hi"}])[0][0] == {"role": "system", "content": text}
+    parts = [{"type": "text", "text": text}]
+    assert read([{**PAIR, "system": parts}])[0][0] == {"role": "system", "content": text}
+
+
+def test_ratings_alone_label_by_aspect() -> None:
+    fields = FieldMap(prompt="q", responses="rs", ratings={"h": "h", "c": "c"})
+    row = {"q": ASK, "rs": [GOOD, BAD], "h": [5, 1], "c": [1, 5]}
+    window = window_of([row], FormatOptions(aspects="all"), fields=fields)
+    assert sorted(one["aspect"] for one in window.pairs.to_pylist()) == ["c", "h"]
+    assert read_mapped(row, fields, "h") == (GOOD, BAD)
+    assert read_mapped(row, fields, "c") == (BAD, GOOD)
+
+
+def read_mapped(row: dict[str, Any], fields: FieldMap, aspect: str) -> tuple[str, str]:
+    window = window_of([row], FormatOptions(aspect=aspect), fields=fields)
+    (pair,), (group,) = window.pairs.to_pylist(), window.groups.to_pylist()
+    chosen, rejected = (group["completions"][pair[side]]["messages"][0]["content"] for side in ("chosen", "rejected"))
+    return chosen, rejected
+
+
+def test_ratings_off_their_scale_are_absent_and_counted() -> None:
+    rows = [
+        {"prompt": ASK, "response": text, "helpfulness": rate, "verbosity": 44} for text, rate in ((GOOD, 4), (BAD, 1))
+    ]
+    window = window_of(rows, FormatOptions(aspect="helpfulness"))
+    assert (window.num_absent, window.pairs.num_rows) == (2, 1)
+
+
+def test_nulls_that_a_table_adds_to_objects_change_nothing() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}
+    padded = {**call, "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1, "b": None}}, "id": None}]}
+    text = {**call, "tool_calls": json.dumps(call["tool_calls"])}
+    rows = [{**PAIR, "prompt": [user(ASK), one, {"role": "tool", "content": "4"}]} for one in (call, padded, text)]
+    window = window_of(rows)
+    assert (window.groups.num_rows, window.num_duplicate) == (1, 2)

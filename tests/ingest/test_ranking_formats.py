@@ -183,7 +183,7 @@ def test_a_label_between_equal_texts_is_a_tie():
         ({"preference": [1]}, "wrong_type"),
         ({"preference": [1, 0, 3]}, "wrong_type"),
         ({"preference": [1, 0, True]}, "wrong_type"),
-        ({"preference": [1, 0, "2"]}, "wrong_type"),
+        ({"preference": [1, 0, "second"]}, "wrong_type"),
         ({"preference": [1, 0, None]}, "wrong_type"),
         ({"preference": [1, 0, math.nan]}, "wrong_type"),
         ({"preference": None}, "missing_field"),
@@ -233,7 +233,7 @@ def test_completions_may_be_messages():
     ("change", "reason"),
     [
         ({"rewards": [1]}, "wrong_type"),
-        ({"rewards": [1, "2"]}, "wrong_type"),
+        ({"rewards": [1, [2]]}, "wrong_type"),
         ({"rewards": [1, True]}, "wrong_type"),
         ({"rewards": [1, math.nan]}, "non_finite_score"),
         ({"rewards": [1e308, -1e308]}, "non_finite_score"),
