@@ -148,7 +148,7 @@ def on_inputs(config_file: Path, inputs: Any) -> dict[str, Any]:
     return table
 
 
-def _finals(config: Config) -> list[Any]:
+def finals(config: Config) -> list[Any]:
     """The trainings that nothing else of the configuration uses: what it is all done for."""
     users = (*config.scorers, *config.tangents, *config.train)
     used = {getattr(spec, key, None) for spec in users for key in MODEL_KEYS}
@@ -168,7 +168,7 @@ def _gold_table(
     prompts = read_prompts(inputs.heldout)
     trained = {report.name: report for report in reports if report.stage == "train"}
     folders = {"untrained": (inputs.policy, 0)}
-    for spec in _finals(plan.config):
+    for spec in finals(plan.config):
         report = trained[spec.name]
         folders[spec.name] = (plan.storage.local(report.artifact), report.rows_out)
     rows: list[list[Any]] = []
