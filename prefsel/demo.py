@@ -43,7 +43,7 @@ def run_demo(workspace: str, *, seed: int, progress: Progress, config_file: Path
     table_file = f"demo-table-{config.name}-{seed}.json"
 
     def measure(plan: Plan, reports: Sequence[StageReport]) -> list[dict[str, Any]]:
-        table = _gold_table(plan, reports, inputs, seed, progress)
+        table = gold_table(plan, reports, inputs, seed, progress)
         kept = {key: value for key, value in table.items() if key != "measures"}
         storage.write(table_file, json.dumps(kept, indent=1).encode())
         return [table]
@@ -155,7 +155,7 @@ def finals(config: Config) -> list[Any]:
     return [spec for spec in config.train if spec.role == "policy" and spec.name not in used and not spec.cross_fit]
 
 
-def _gold_table(
+def gold_table(
     plan: Plan, reports: Sequence[StageReport], inputs: Any, seed: int, progress: Progress
 ) -> dict[str, Any]:
     """Gold reward of the responses of every model to the held-out prompts, sampled and greedy.
