@@ -29,8 +29,8 @@ BASELINES, METHODS = CONFIGS / "baselines", CONFIGS / "methods"
 ARMS = (
     *(BASELINES / f"{name}.yaml" for name in ("rand", "all", "avg")),
     *(METHODS / f"{name}.yaml" for name in ("pd", "alignment_potential", "dual_margin", "tif", "lossdiff_irm")),
-    *(METHODS / "selective_dpo.yaml", BASELINES / "raf.yaml", BASELINES / "pd_ratings.yaml"),
-    *(METHODS / "less.yaml", BASELINES / "dfpo_weighted.yaml", BASELINES / "ova.yaml"),
+    *(METHODS / "selective_dpo.yaml", BASELINES / "raf.yaml", METHODS / "less.yaml"),
+    *(BASELINES / f"{name}.yaml" for name in ("dfpo_weighted", "pd_ratings", "ova")),
 )
 """Controls first: what others are compared with must be there."""
 UNTRAINED, RANDOM = "untrained", "dpo-rand30"
@@ -63,18 +63,26 @@ def among_correct(rand: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def on_labels(everything: dict[str, Any], inputs: Any) -> dict[str, Any]:
+    """ALL, on the labels that the given reward model was made from: what they are worth without it and the corpus."""
+    (training,) = everything["train"]
+    source = {"name": "labels", "paths": [str(inputs.proxies)], "format": "prompt_chosen_rejected"}
+    return everything | {"name": "labels", "sources": [source], "train": [training | {"name": "dpo-labels"}]}
+
+
 def configurations(inputs: Any) -> list[dict[str, Any]]:
     """What is run, in order, on the corpus with gold; RAND is trained once, and not again as the control of each."""
     tables = [on_inputs(file, inputs) for file in ARMS]
-    tables.insert(1, among_correct(tables[0]))
-    corpus = str(with_gold(inputs.corpus))
+    rand, everything, *others = tables
+    labels, corpus = on_labels(everything, inputs), str(with_gold(inputs.corpus))
+    tables = [rand, among_correct(rand), everything, *others]
     for table in tables:
         for source in table["sources"]:
             source["paths"] = [corpus]
         # All with the settings of RAND, but for the control of a selection whose training starts elsewhere.
         again = [one for one in table["train"] if one["name"].endswith("-random") and one["model"] == "policy"]
         table["train"] = [one for one in table["train"] if one not in again]
-    return tables
+    return [*tables[:4], labels, *tables[4:]]
 
 
 def measured(folder: str | Path, prompts: list[str], seed: int) -> list[dict[str, Any]]:
