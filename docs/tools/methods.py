@@ -121,6 +121,7 @@ def rows(found: dict[str, Any]) -> list[str]:
             mine = one["gold"][number]
             difference, error = paired(mine["per_prompt"], found[RANDOM]["gold"][number]["per_prompt"])
             cells += [f"{mine['mean']:.2f}", "–" if name == RANDOM else f"{difference:+.2f} ± {error:.2f}"]
+        cells = [cell.replace("-", "−") for cell in cells]
         cost = [f"{value:.1f}" for value in one.get("cost") or ()] or ["–", "–"]
         lines.append(" | ".join(["", f"`{name.removeprefix('dpo-')}`", f"{one['pairs']:,}", *cells, *cost, ""]).strip())
     return lines

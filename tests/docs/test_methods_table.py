@@ -59,13 +59,15 @@ def test_gold_is_beside_the_labels_and_moves_none(tool: ModuleType, tmp_path: Pa
 
 
 def test_a_line_compares_with_random_over_the_same_prompts(tool: ModuleType) -> None:
-    """Random 1 2 3 4, another 2 4 4 6: differences 1 2 1 2, mean 1.5 ± √(1/12); greedy all alike."""
+    """Random 1 2 3 4, another 2 4 4 6: differences 1 2 1 2, mean 1.5 ± √(1/12); untrained −1: −3.5 ± √(5/12)."""
     greedy = {"mean": 5.0, "per_prompt": [5.0, 5.0, 5.0, 5.0]}
     made = {
         "dpo-rand30": {"pairs": 7, "gold": [{"mean": 2.5, "per_prompt": [1, 2, 3, 4]}, greedy], "cost": None},
+        "untrained": {"pairs": 0, "gold": [{"mean": -1.0, "per_prompt": [-1.0] * 4}, greedy]},
         "dpo-b30": {"pairs": 1335, "gold": [{"mean": 4.0, "per_prompt": [2, 4, 4, 6]}, greedy], "cost": [2.9, 6.31]},
     }
     assert tool.rows(made) == [
         "| `rand30` | 7 | 2.50 | – | 5.00 | – | – | – |",
+        "| `untrained` | 0 | −1.00 | −3.50 ± 0.65 | 5.00 | +0.00 ± 0.00 | – | – |",
         "| `b30` | 1,335 | 4.00 | +1.50 ± 0.29 | 5.00 | +0.00 ± 0.00 | 2.9 | 6.3 |",
     ]
