@@ -43,7 +43,7 @@ def run_demo(workspace: str, *, seed: int, progress: Progress, config_file: Path
     table_file = f"demo-table-{config.name}-{seed}.json"
 
     def measure(plan: Plan, reports: Sequence[StageReport]) -> list[dict[str, Any]]:
-        table = _gold_table(plan, reports, inputs, seed, progress)
+        table = gold_table(plan, reports, inputs, seed, progress)
         kept = {key: value for key, value in table.items() if key != "measures"}
         storage.write(table_file, json.dumps(kept, indent=1).encode())
         return [table]
@@ -148,14 +148,14 @@ def on_inputs(config_file: Path, inputs: Any) -> dict[str, Any]:
     return table
 
 
-def _finals(config: Config) -> list[Any]:
+def finals(config: Config) -> list[Any]:
     """The trainings that nothing else of the configuration uses: what it is all done for."""
     users = (*config.scorers, *config.tangents, *config.train)
     used = {getattr(spec, key, None) for spec in users for key in MODEL_KEYS}
     return [spec for spec in config.train if spec.role == "policy" and spec.name not in used and not spec.cross_fit]
 
 
-def _gold_table(
+def gold_table(
     plan: Plan, reports: Sequence[StageReport], inputs: Any, seed: int, progress: Progress
 ) -> dict[str, Any]:
     """Gold reward of the responses of every model to the held-out prompts, sampled and greedy.
@@ -168,7 +168,7 @@ def _gold_table(
     prompts = read_prompts(inputs.heldout)
     trained = {report.name: report for report in reports if report.stage == "train"}
     folders = {"untrained": (inputs.policy, 0)}
-    for spec in _finals(plan.config):
+    for spec in finals(plan.config):
         report = trained[spec.name]
         folders[spec.name] = (plan.storage.local(report.artifact), report.rows_out)
     rows: list[list[Any]] = []

@@ -33,6 +33,46 @@ def test_it_fits_the_inputs_of_the_demo(file: Path, small_world: Any, tmp_path: 
     check(parse_config(on_inputs(file, small_world.inputs)), Storage(str(tmp_path)))
 
 
+ON_WHAT_IT_SAW = {"influence", "lossdiff", "implicit_margin", "less"}
+"""Methods whose warm-up, by their papers, is trained on the pairs that it scores; the margin is LossDiff-IRM's."""
+
+
+def values_in(params: Any) -> set[str]:
+    """Every text in a metric's parameters: among them the models that it reads columns of."""
+    if isinstance(params, dict | list):
+        return {
+            one for inside in (params.values() if isinstance(params, dict) else params) for one in values_in(inside)
+        }
+    return {params} if isinstance(params, str) else set()
+
+
+@pytest.mark.parametrize("file", ON_DEMO, ids=lambda file: file.stem)
+def test_a_model_scores_pairs_it_saw_only_where_its_method_says_so(file: Path) -> None:
+    """As docs/methods.md promises: others are cross-fitted, or trained on pairs that are never selected."""
+    config = load_config(file)
+    judges = {one.name: one for one in config.train}
+    read = {name for one in config.metrics if one.metric not in ON_WHAT_IT_SAW for name in values_in(one.params)}
+    for name in read & judges.keys():
+        assert judges[name].cross_fit or judges[name].selection == "validation", f"{name} saw the pairs it scores"
+
+
+@pytest.mark.parametrize("file", ON_DEMO, ids=lambda file: file.stem)
+def test_a_control_that_is_drawn_is_trained_like_its_selection(file: Path) -> None:
+    config = load_config(file)
+    trained = {one.selection: one.model_dump(exclude={"name", "selection"}) for one in config.train}
+    for selection in config.selections:
+        if "random" in selection.controls and selection.name in trained:
+            assert trained.get(f"{selection.name}-random") == trained[selection.name]
+
+
+def test_what_the_promise_is_about_is_there() -> None:
+    """The two whose model once was a warm-up on everything: each reads columns of a cross-fitted training."""
+    for name, metric in (("dual_margin", "dual"), ("neighbours", "gap"), ("selective_dpo", "easy")):
+        config = load_config(CONFIGS / f"methods/{name}.yaml")
+        (params,) = (one.params for one in config.metrics if one.name == metric)
+        assert [one for one in config.train if one.name in values_in(params) and one.cross_fit]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_the_rehearsal_runs_on_the_sample_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ class AlignmentPotential(Options):
     form: Literal["zscore", "raw"] = "zscore"
     """`zscore` is the form of the authors' code. `raw` is the paper's definition, which needs `reference`."""
     weight: float = 1.0
-    """Weight of the policy's margin: 1 for selection, 2.5 in the authors' generation scripts."""
+    """Weight of the policy's margin. 1 is the authors'; an optional mode of their generation scripts takes 2.5."""
     sign: Literal["signed", "abs"] = "signed"
     """Of the reward margin: `signed` lets a disagreement with the label count against a pair, `abs` is as printed in
     the paper."""

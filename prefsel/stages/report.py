@@ -113,7 +113,7 @@ def collect(
         training_section(report, find(plan.config.train, report.details["training"]))
         for report in by_stage.get("reward", [])
     ]
-    measures = _given_measures(tables) | ({"held-out accuracy, points": accuracy} if accuracy else {})
+    measures = given_measures(tables) | ({"held-out accuracy, points": accuracy} if accuracy else {})
     more = (reward_table(reports), cost_table(plan, reports), scoring_table(reports))
     return {
         "run": header,
@@ -143,7 +143,7 @@ def _policy_sections(plan: Plan, trained: Sequence[StageReport]) -> tuple[list[d
     return sections, accuracy
 
 
-def _given_measures(tables: Sequence[dict[str, Any]]) -> dict[str, dict[str, Values]]:
+def given_measures(tables: Sequence[dict[str, Any]]) -> dict[str, dict[str, Values]]:
     """The values per prompt that evaluations brought along: measure → training → values."""
     found: dict[str, dict[str, Values]] = {}
     for table in tables:
