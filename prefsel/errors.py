@@ -10,6 +10,15 @@ class PrefselError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str = "") -> None:
+        """Keep the message apart from `args`: Ray Data adds advice on retries to those of whatever an actor raises."""
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        """The message as it was written."""
+        return self.message
+
 
 class UserError(PrefselError):
     """The user's input is wrong (exit code 2): one readable message, retrying cannot help."""
