@@ -61,8 +61,7 @@ def draft(paths: Sequence[str], *, name: str | None = None) -> Draft:
     seen = [line for source, one in found.items() for line in lines(source, one)]
     num_pairs = sum(one.num_pairs for one in found.values())
     if not num_pairs:
-        hint = "; a file of JSON must hold one object per line" if "not_json" in "".join(seen) else ""
-        raise UserError(f"init: no pair of completions in what was read{hint}\n" + "\n".join(f"  {x}" for x in seen))
+        raise UserError("init: no pair of completions in what was read\n" + "\n".join(f"  {x}" for x in seen))
     name = name or next(iter(found))
     numbers = _summed(one.numbers for one in found.values())
     labelled = _summed(one.aspects for one in found.values())

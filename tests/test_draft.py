@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import published
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,7 @@ from prefsel.config import Config
 from prefsel.config.file import parse_config
 from prefsel.draft import draft
 from prefsel.errors import UserError
+from prefsel.ingest.example import Format
 from prefsel.ingest.formats import FORMATS
 from prefsel.plan.check import check_without_models
 from prefsel.workspace.storage import Storage
@@ -81,6 +83,12 @@ def with_score(number: int) -> dict[str, Any]:
     return pair(number) | {"score_chosen": 3.0 + number % 5, "score_rejected": 2.0}
 
 
+def safe(number: int) -> dict[str, Any]:
+    row = pair(number)
+    both = {"response_0": row["rejected"], "response_1": row["chosen"]}
+    return {"prompt": row["prompt"], **both, "better_response_id": 1, "safer_response_id": number % 4 and 1}
+
+
 MAKERS = {
     "prompt_chosen_rejected": pair,
     "transcript": transcript,
@@ -89,6 +97,7 @@ MAKERS = {
     "ultrafeedback": ultrafeedback,
     "ranked": ranked,
     "scored": scored,
+    "pku_saferlhf": safe,
 }
 SELECTED_BY = {"ultrafeedback": ["explicit_margin", "preference_divergence"], "scored": ["explicit_margin"]}
 """Every other format comes without a number, so that models are made on the spot."""
@@ -135,8 +144,17 @@ def test_every_format_gives_a_configuration_that_passes(tmp_path: Path, format: 
     assert all(f"# {line}" in drafted.text for line in drafted.seen)
 
 
+@pytest.mark.parametrize("name", published.ROWS)
+def test_a_published_row_gives_a_configuration_that_passes(tmp_path: Path, name: str) -> None:
+    format, row, _, _ = published.ROWS[name]
+    drafted = draft([written(tmp_path / "a.jsonl", [row])])
+    assert checked(drafted.text, tmp_path).sources[0].format == format
+
+
 def test_all_formats_are_tried() -> None:
-    assert set(MAKERS) == set(FORMATS)
+    of_one_response = {name for name, one in FORMATS.builtin.items() if isinstance(one, Format) and one.pair_up}
+    tried = set(MAKERS) | {format for format, *_ in published.ROWS.values()}
+    assert tried | of_one_response == set(FORMATS)
 
 
 def test_several_files_are_several_sources(tmp_path: Path) -> None:
@@ -179,8 +197,7 @@ def test_no_pair_is_no_configuration(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no pair of completions in what was read\n.*\n.*\n.*identical_completions"):
         draft([file])
     (tmp_path / "b.json").write_text(json.dumps([pair(1), pair(2)], indent=1))
-    with pytest.raises(UserError, match="a file of JSON must hold one object per line"):
-        draft([str(tmp_path / "b.json")])
+    assert checked(draft([str(tmp_path / "b.json")]).text, tmp_path).sources[0].format == "prompt_chosen_rejected"
 
 
 def test_a_file_that_is_there_stays(

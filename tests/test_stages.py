@@ -15,8 +15,10 @@ from prefsel.config.file import parse_config
 from prefsel.errors import UserError
 from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
+from prefsel.stages.ingest import ingest
 from prefsel.workspace.catalog import quarantine_name
 from prefsel.workspace.ledger import Artifact
+from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import verify
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -290,3 +292,13 @@ def test_verify_misses_no_lost_shard(tmp_path: Path, lost: str) -> None:
     result = verify(plan.storage)
     assert not result.is_clean
     assert any(f.problem == "missing" and f.path.startswith(lost) for f in result.findings)
+
+
+def test_rows_of_one_label_say_why_there_is_no_pair(tmp_path: Path, local_ray: None) -> None:
+    lines = [{"prompt": f"p{number}", "completion": "c", "label": number % 2 == 0} for number in range(3)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = parse_config({"name": "t", "sources": [{"name": "s", "paths": [str(tmp_path / "a.jsonl")]}]})
+    with pytest.raises(
+        UserError, match="3 prompts were read as unpaired, 0 comparisons are ties, and no prompt has two"
+    ):
+        ingest(config, Storage(str(tmp_path / "W")), Progress(quiet=True))

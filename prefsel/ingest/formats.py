@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
-from prefsel.config import FormatOptions
+from prefsel.config import FieldMap, FormatOptions
 from prefsel.errors import UserError
-from prefsel.ingest.example import Adapter, Completion, Example, Format, Preference, field, prompt_of
-from prefsel.ingest.fields import is_empty, lookup
-from prefsel.ingest.row_error import RowError
+from prefsel.ingest.example import Adapter, Completion, Example, Format, Preference, prompt_of
+from prefsel.ingest.fields import is_empty, lookup, top_field
+from prefsel.ingest.mapping import read, with_surroundings
+from prefsel.ingest.messages import Messages
+from prefsel.ingest.row_error import RowError, missing
 from prefsel.plugins.registry import Registry
 
 __all__ = [
@@ -97,6 +100,8 @@ def _nearest(value: Mapping[str, Any]) -> str:
     return f" The nearest is {name}, which lacks {', '.join(lacking)}."
 
 
+PROMPTS = ("prompt", "question", "instruction")
+"""What a row of a prompt alone calls it."""
 GUESSES = {
     "prompt": ("prompt", "question", "instruction", "query", "input", "context", "post", "messages", "conversation"),
     "chosen": ("chosen", "preferred", "better", "winner", "accepted", "positive", "good", "win", "up"),
@@ -115,17 +120,28 @@ def _first_map(value: Mapping[str, Any]) -> str:
     return "{" + ", ".join(f"{role}: {name}" for role, name in found.items()) + "}"
 
 
-def prompt_adapter(name: str | None) -> Adapter:
-    """An adapter that keeps a row's prompts: as format `name` (None: the row's own) finds them, else a prompt field.
+def prompt_adapter(name: str | None, fields: FieldMap | None = None) -> Adapter:
+    """An adapter that keeps a row's prompts: as the map, or format `name`, or the row's own, finds them.
 
-    For sets of prompts to leave out of a corpus: such a row may have no completions, or useless ones.
+    For sets of prompts to leave out of a corpus: such a row may have no completions, or useless ones. The prompt is
+    then the field that is called so, with what stands beside it, as it would be in the corpus.
     """
 
     def adapt(value: Mapping[str, Any], options: FormatOptions) -> list[Example]:
         try:
-            found = FORMATS[name or detect(value)](value, options)
+            adapter = FORMATS[name or detect(value)] if fields is None else partial(read, fields=fields)
+            found = adapter(value, options)
             return [Example(one.prompt, [], []) for one in ([found] if isinstance(found, Example) else found)]
         except (UserError, RowError):
-            return [Example(prompt_of(field(value, "prompt", "question", "instruction"), "prompt"), [], [])]
+            return [Example(_prompt_alone(value, fields, options), [], [])]
 
     return adapt
+
+
+def _prompt_alone(value: Mapping[str, Any], fields: FieldMap | None, options: FormatOptions) -> Messages:
+    path = None if fields is None else fields.prompt
+    names = PROMPTS if path is None else (path,)
+    path = next((one for one in names if not is_empty(lookup(value, one))), None)
+    if path is None:
+        raise missing(value, " or ".join(names))
+    return with_surroundings(value, prompt_of(lookup(value, path), path), options, used={top_field(path)})

@@ -19,6 +19,7 @@ import pyarrow.fs as pafs
 from prefsel.errors import invalid
 from prefsel.ingest import hub
 from prefsel.ingest.locations import is_dataset_name, open_stream
+from prefsel.ingest.remote import reachable
 
 Message: TypeAlias = Mapping[str, Any]
 
@@ -84,16 +85,18 @@ def file_digest(uri: str, *, filesystem: pafs.FileSystem | None = None) -> str:
     For a `datasets:` name it covers the Arrow files of a local folder, or the revision of the repository on the hub.
 
     Raises:
-        UserError: nothing lies at `uri`.
+        UserError: nothing lies at `uri`, or it may not be read.
+        PrefselError: its server could not be reached.
     """
     digest = blake2b(digest_size=ID_BYTES)
-    if is_dataset_name(uri):
-        for block in hub.identity_blocks(uri):
-            digest.update(block)
-        return digest.hexdigest()
-    with open_stream(uri, filesystem) as stream:
-        while block := stream.read(_CHUNK_BYTES):
-            digest.update(block)
+    with reachable(uri):
+        if is_dataset_name(uri):
+            for block in hub.identity_blocks(uri):
+                digest.update(block)
+            return digest.hexdigest()
+        with open_stream(uri, filesystem) as stream:
+            while block := stream.read(_CHUNK_BYTES):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from prefsel.errors import UserError
+from prefsel.ingest.remote import reachable
 from prefsel.workspace.storage import redact
 
 TEXT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
@@ -26,6 +27,7 @@ _DATASETS_PREFIX = "datasets:"
 _NOT_DATA = {"dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json", "config.json"}
 # Results that `datasets` keeps beside the data of a folder.
 _CACHE = re.compile(r"(cache-|tmp)\w+\.arrow")
+_NUMBERED = re.compile(r"(.+)-\d{5}-of-\d{5}\b")
 _WILDCARD = re.compile(r"(\*\*/|\*\*|\*|\?|\[[^\]/]+\])")
 
 
@@ -57,7 +59,8 @@ def resolve(uri: str, filesystem: pafs.FileSystem | None = None) -> tuple[pafs.F
     if "://" not in uri:
         return pafs.LocalFileSystem(), os.path.expanduser(uri)
     try:
-        found, path = pafs.FileSystem.from_uri(uri)
+        with reachable(uri):
+            found, path = pafs.FileSystem.from_uri(uri)
     except ValueError as error:
         raise UserError(f"source: cannot open {redact(uri)!r}: {redact(str(error))}") from error
     return found, path
@@ -66,12 +69,10 @@ def resolve(uri: str, filesystem: pafs.FileSystem | None = None) -> tuple[pafs.F
 @contextmanager
 def _found(uri: str, filesystem: pafs.FileSystem | None) -> Iterator[tuple[pafs.FileSystem, str]]:
     found, path = resolve(uri, filesystem)
-    try:
+    with reachable(uri):
         if found.get_file_info(path).type != pafs.FileType.File:
-            raise UserError(f"source: no file at {redact(uri)!r}")
+            raise _nothing_at(uri, "no file")
         yield found, path
-    except (PermissionError, FileNotFoundError) as error:
-        raise UserError(f"source: cannot read {redact(uri)!r}: {redact(str(error))}") from error
 
 
 def open_stream(uri: str, filesystem: pafs.FileSystem | None = None) -> Any:
@@ -109,10 +110,8 @@ def list_files(uri: str, *, filesystem: pafs.FileSystem | None = None) -> list[s
         return [uri]
     path, query = _without_query(uri)
     found, exact = resolve(uri, filesystem)
-    try:
+    with reachable(uri):
         kind = found.get_file_info(exact).type
-    except OSError as error:
-        raise UserError(f"source: cannot reach {redact(uri)!r}: {redact(str(error))}") from error
     if kind == pafs.FileType.File:
         return [uri]
     if kind == pafs.FileType.Directory:
@@ -123,10 +122,24 @@ def list_files(uri: str, *, filesystem: pafs.FileSystem | None = None) -> list[s
     elif _WILDCARD.search(path):
         names = _glob(path, query, filesystem)
     else:
-        raise UserError(f"source: nothing at {redact(uri)!r}")
+        raise _nothing_at(uri, "nothing")
     if not names:
         raise UserError(f"source: no input file matches {redact(uri)!r}; readable endings: {', '.join(ENDINGS)}")
     return [name + query for name in sorted(names)]
+
+
+def _nothing_at(uri: str, what: str) -> UserError:
+    """The error of a source that is not there.
+
+    Raises:
+        UserError: The hub says why not, which its file system keeps to itself: gated, private, no such repository.
+    """
+    if uri.startswith("hf://"):
+        from huggingface_hub import HfFileSystem
+
+        with reachable(uri):
+            HfFileSystem().info(uri)
+    return UserError(f"source: {what} at {redact(uri)!r}")
 
 
 def _is_data(name: str) -> bool:
@@ -136,10 +149,17 @@ def _is_data(name: str) -> bool:
 
 
 def split_of_name(name: str) -> str | None:
-    """The split that a path below a folder names, in a folder or as the beginning of the file: `train`, `test`, …"""
-    for part in reversed(name.lower().split("/")):
-        first = re.split(r"[-_.]", part)[0]
-        if first in SPLITS:
+    """The split that a path below a folder names, in a folder or as the beginning of the file: `train`, `test`, …
+
+    A name of the hub's own, such as `train_prefs-00000-of-00002.parquet`, names it in full.
+    """
+    parts = name.lower().split("/")
+    if numbered := _NUMBERED.match(parts[-1]):
+        if numbered[1] not in ("data", "part", "shard"):
+            return numbered[1]
+        parts = parts[:-1]
+    for part in reversed(parts):
+        if (first := re.split(r"[-_.]", part)[0]) in SPLITS:
             return first
     return None
 
@@ -195,7 +215,9 @@ def _walk(folder: str, query: str, filesystem: pafs.FileSystem | None, *, is_dee
     """The path below `folder` of every file in it; hidden files and folders are left out."""
     found, base = resolve(folder + query, filesystem)
     selector = pafs.FileSelector(base.rstrip("/") or "/", recursive=is_deep, allow_not_found=True)
-    for info in found.get_file_info(selector):
+    with reachable(folder):
+        infos = found.get_file_info(selector)
+    for info in infos:
         name = info.path[len(base.rstrip("/")) :].lstrip("/")
         if info.type == pafs.FileType.File and not any(part.startswith(".") for part in name.split("/")):
             yield name

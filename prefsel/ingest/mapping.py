@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from prefsel.config import FieldMap, FormatOptions, Verdict
@@ -35,7 +35,8 @@ SEEN = frozenset(
 )
 """Fields that change what the model saw: a row is never read without one that says something."""
 
-
+CONVERSATIONS = ("messages", "conversation", "conversations")
+"""Fields that repeat the prompt in many sets, and hold what came before it in others."""
 LONG_TEXT = 40
 """Characters; a shorter text may stand in another one by chance."""
 
@@ -194,8 +195,9 @@ def with_surroundings(
         is_used.add(top_field(path))
         prompt = _PUT[role](prompt, found, path)
     texts = [one["content"] or "" for one in prompt]
-    for name in sorted((value.keys() & SEEN) - is_used):
-        if not is_empty(value[name]) and not _is_told(value[name], texts):
+    for name in sorted(name for name in value.keys() - is_used if _is_seen(name) or name in CONVERSATIONS):
+        is_told = _are_told if name in CONVERSATIONS else _is_told
+        if not is_empty(value[name]) and not is_told(value[name], texts):
             raise RowError(
                 "unread_field",
                 f"{name}: it changes what the model sees, and nothing reads it; name it in sources[].map, or in "
@@ -206,12 +208,32 @@ def with_surroundings(
     return prompt
 
 
+@lru_cache(maxsize=4096)
+def _is_seen(field: str) -> bool:
+    """Whether a field is called after something that the model saw or said, also of one side: `images_chosen`."""
+    named = _rating_name(field)
+    return field in SEEN or (named is not None and named[1] in SEEN)
+
+
 def _is_told(found: object, texts: Iterable[str]) -> bool:
     """Whether a message says what a field says: it is the same text, or holds it and it is too long to be chance."""
     if not isinstance(found, str):
         return False
     told = found.strip()
     return any(told == text.strip() or (len(told) >= LONG_TEXT and told in text) for text in texts)
+
+
+def _are_told(found: object, texts: Iterable[str]) -> bool:
+    """Whether a conversation beside the prompt says nothing new: all of it but an answer at its end is told."""
+    if isinstance(found, list) and all(isinstance(one, Mapping) and "input" in one for one in found):
+        both = (("user", "input"), ("assistant", "output"))  # distilabel: question and answer in one object
+        found = [{"role": role, "content": one.get(key) or ""} for one in found for role, key in both]
+    try:
+        turns = messages_of(found, "", role="user")
+    except RowError:
+        return False
+    before = turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns
+    return all(_is_told(one["content"] or "", texts) for one in before)
 
 
 def _put_input(prompt: Messages, found: object, path: str) -> Messages:
@@ -271,8 +293,10 @@ def _several(value: Mapping[str, Any], fields: FieldMap, options: FormatOptions)
             _put(one, name, got)
     kept, index = distinct([Completion(*one) for one in zip(answers, ratings)])
     if fields.preference is not None:
-        many_verdicts = fields.preference if isinstance(fields.preference, list) else [fields.preference]
-        told = [_verdict(value, one, index) for one in many_verdicts]
+        verdicts = fields.preference if isinstance(fields.preference, list) else [fields.preference]
+        if options.aspect is not None:
+            verdicts = [one for one in verdicts if one.aspect in (None, options.aspect)]
+        told = [_verdict(value, one, index) for one in verdicts]
         preferences = [one for one in told if one is not None]
         return Example(prompt, kept, preferences, ties=len(told) - len(preferences))
     return Example(prompt, kept, *_by_rating(kept, fields, options))
@@ -325,7 +349,7 @@ def _is_among(found: object, values: Iterable[Any]) -> bool:
             if found is one or (isinstance(found, str) and found.strip().lower() == str(one).lower()):
                 return True
         elif isinstance(one, str):
-            if isinstance(found, str) and found.strip() == one:
+            if isinstance(found, str) and found.strip().lower() == one.lower():
                 return True
         elif parsed_number(found) == float(one):
             return True

@@ -8,6 +8,7 @@ becomes of them. Only what cannot matter goes: nulls, and the bookkeeping of exp
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ ROLES = {
     "prompter": "user",
     "gpt": "assistant",
     "assistant": "assistant",
+    "ai": "assistant",
     "bot": "assistant",
     "chatbot": "assistant",
     "chatgpt": "assistant",
@@ -122,13 +124,20 @@ def _call(text: object, name: str) -> dict[str, Any]:
 
 
 def held_messages(text: str) -> list[Any] | None:
-    """The message list that a text is the JSON of; None for every other text, also other JSON."""
-    if not text.lstrip().startswith("[") or not text.rstrip().endswith("]"):
+    """The messages that a text is the JSON of, or what Python prints for them; None for every other text.
+
+    Tables keep one or the other where a cell can only be text.
+    """
+    if not re.match(r"\s*(\[\s*)?\{", text) or not re.search(r"\}(\s*\])?\s*\Z", text):
         return None
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        return None
+        try:
+            found = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return None
+    found = [found] if isinstance(found, dict) else found
     is_conversation = isinstance(found, list) and found and all(_is_message(one) for one in found)
     return found if is_conversation else None
 
@@ -155,8 +164,16 @@ def transcript_of(text: str, name: str) -> Messages:
     return system + [{"role": _TRANSCRIPT_ROLES[role], "content": content.strip()} for role, content in turns]
 
 
+HELPSTEER_TURN = re.compile(r"\n*<extra_id_1>(User|Assistant)\n")
+"""How HelpSteer2 marks the turns after the first in a prompt of several."""
+
+
 def prompt_transcript(text: str) -> Messages | None:
     """The turns of a prompt that is a transcript waiting for an answer; None for every other text."""
+    if HELPSTEER_TURN.search(text):
+        first, *parts = HELPSTEER_TURN.split(text)
+        turns = [("User", first), *zip(parts[::2], parts[1::2], strict=True)]
+        return [{"role": role.lower(), "content": content} for role, content in turns if content.strip()]
     if not re.match(r"\s*Human:", text) or not re.search(r"\n\nAssistant:\s*\Z", text):
         return None
     return transcript_of("\n\n" + text.strip(), "prompt")[:-1]

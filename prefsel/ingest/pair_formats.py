@@ -86,6 +86,12 @@ def _is_transcript(value: Mapping[str, Any]) -> bool:
     return value.get("prompt") is None and _are_texts(value) and TRANSCRIPT_TURN.search(value["chosen"]) is not None
 
 
+def _has_two_outputs(value: Mapping[str, Any]) -> bool:
+    outputs = value.get("output")
+    are_two = isinstance(outputs, list) and len(outputs) == 2 and all(isinstance(one, str) for one in outputs)
+    return are_two and not is_empty(value.get("instruction"))
+
+
 def _is_openai(value: Mapping[str, Any]) -> bool:
     return {"input", "preferred_output", "non_preferred_output"} <= value.keys()
 
@@ -102,6 +108,9 @@ FORMATS = (
     mapped("sharegpt", _LABELLED.model_copy(update={"prompt": "conversations"}), _with("conversations")),
     mapped("axolotl", _LABELLED.model_copy(update={"prompt": "messages"}), _with("messages")),
     mapped("alpaca", _LABELLED.model_copy(update={"prompt": "instruction"}), _with("instruction")),
+    mapped(
+        "alpaca_outputs", FieldMap(prompt="instruction", chosen="output[0]", rejected="output[1]"), _has_two_outputs
+    ),
     mapped("distilabel", _LABELLED.model_copy(update={"prompt": "input"}), _with("input")),
     mapped("openai", _OPENAI, _is_openai),
     mapped("stack_exchange", FieldMap(prompt="question", chosen="response_j", rejected="response_k")),

@@ -20,6 +20,7 @@ from prefsel.ingest.delimited import read_delimited
 from prefsel.ingest.json_array import read_json_values
 from prefsel.ingest.jsonl import BYTE_ORDER_MARK, read_jsonl
 from prefsel.ingest.locations import is_dataset_name, list_files, open_random, open_stream, plain_name
+from prefsel.ingest.remote import reachable, reached
 from prefsel.ingest.rows import OVERSIZE_KEPT_BYTES, BadRow, RawRow
 from prefsel.workspace.storage import redact
 
@@ -42,13 +43,18 @@ def read_rows(uri: str, *, max_row_bytes: int, filesystem: pafs.FileSystem | Non
         filesystem: where `uri` is a path, if not a URI or a local file.
 
     Returns:
-        An iterator of `RawRow` and `BadRow`. A lost connection raises `OSError` from it: retrying can help there.
+        An iterator of `RawRow` and `BadRow`. A lost connection raises `PrefselError` from it: retrying can help there.
 
     Raises:
         UserError: nothing readable lies at `uri`.
     """
     if max_row_bytes < 1:
         raise invalid("max_row_bytes", max_row_bytes, "at least 1")
+    with reachable(uri):
+        return reached(uri, _rows(uri, max_row_bytes, filesystem))
+
+
+def _rows(uri: str, max_row_bytes: int, filesystem: pafs.FileSystem | None) -> Iterator[RawRow | BadRow]:
     if is_dataset_name(uri):
         tables = hub.read_tables(uri)
         return guarded(lambda: tables, None, "truncated_arrow", "data set", 0, max_row_bytes)

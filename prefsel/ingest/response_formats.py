@@ -9,12 +9,13 @@ from prefsel.config import FormatOptions
 from prefsel.ingest.example import Completion, Example, Format, Preference, completion_of, difference, field, mine
 from prefsel.ingest.fields import is_empty, parsed_number
 from prefsel.ingest.mapping import with_surroundings
-from prefsel.ingest.messages import Messages, messages_of
+from prefsel.ingest.messages import Messages, messages_of, prompt_transcript
 from prefsel.ingest.ranking_formats import labels
 from prefsel.ingest.row_error import RowError
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-LABEL = "label"
+LABEL, LABELS = "label", ("label", "kto_tag")
+CONVERSATIONS = ("messages", "conversations")
 
 
 def _adapt_helpsteer2(value: Mapping[str, Any], options: FormatOptions) -> Example:
@@ -37,14 +38,24 @@ def _pair_up_attributes(
 
 
 def _adapt_unpaired(value: Mapping[str, Any], options: FormatOptions) -> Example:
-    """`prompt`, one `completion` and whether it is good, `label` (true or false, or 1 and 0), as KTO is trained on."""
-    found = field(value, LABEL)
+    """One response and whether it is good, `label` or `kto_tag` (true or false, or 1 and 0), as KTO is trained on.
+
+    The response is `completion` after `prompt`, or the last turn of `messages` or `conversations`.
+    """
+    found = field(value, *LABELS)
     label = float(found) if isinstance(found, bool) else parsed_number(found)
     if isinstance(found, str) and found.strip().lower() in ("true", "false"):
         label = float(found.strip().lower() == "true")
     if label not in (0.0, 1.0):
         raise RowError("wrong_type", f"{LABEL}: got {found!r}; valid: true, false, 1, 0")
-    return _one(value, options, "completion", {LABEL: label})
+    ratings = {LABEL: label}
+    if "completion" in value:
+        return _one(value, options, "completion", ratings)
+    name = next(one for one in CONVERSATIONS if one in value)
+    conversation = messages_of(value[name], name, role="user")
+    completion = completion_of(conversation[-1:], f"{name}[-1]")
+    prompt = with_surroundings(value, conversation[:-1], options, used=(name,))
+    return Example(prompt, [Completion(completion, ratings)], [])
 
 
 def _pair_up_labels(
@@ -58,7 +69,9 @@ def _pair_up_labels(
 
 
 def _one(value: Mapping[str, Any], options: FormatOptions, side: str, ratings: dict[str, float]) -> Example:
-    prompt = messages_of(field(value, "prompt"), "prompt", role="user")
+    found = field(value, "prompt")
+    turns = prompt_transcript(found) if isinstance(found, str) else None
+    prompt = turns or messages_of(found, "prompt", role="user")
     prompt = with_surroundings(value, prompt, options, used=("prompt",))
     return Example(prompt, [Completion(completion_of(field(value, side), side), ratings)], [])
 
@@ -68,9 +81,9 @@ def _is_helpsteer2(value: Mapping[str, Any]) -> bool:
 
 
 def _is_unpaired(value: Mapping[str, Any]) -> bool:
-    return (
-        not is_empty(value.get("prompt")) and "completion" in value and isinstance(value.get(LABEL), bool | int | str)
-    )
+    has_response = not is_empty(value.get("prompt")) and "completion" in value
+    has_response |= any(isinstance(value.get(name), list) and len(value[name]) > 1 for name in CONVERSATIONS)
+    return has_response and any(isinstance(value.get(name), bool | int | str) for name in LABELS)
 
 
 FORMATS = (

@@ -147,8 +147,8 @@ def _pairs(window: Window) -> list[dict[str, Any]]:
     return found
 
 
-def _size(messages: Sequence[Mapping[str, str]]) -> int:
-    return sum(len(message["content"]) for message in messages)
+def _size(messages: Sequence[Mapping[str, str | None]]) -> int:
+    return sum(len(message["content"] or "") for message in messages)
 
 
 def _quantiles(sizes_P3: np.ndarray) -> dict[str, tuple[int, ...]]:

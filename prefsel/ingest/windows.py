@@ -7,7 +7,7 @@ so memory is one window whatever the file's length.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import chain
@@ -59,6 +59,8 @@ class Window:
     """Ratings that came again with another value; the first is kept."""
     num_absent: int
     """Ratings out of their scale, taken as absent."""
+    num_opposed: int
+    """Two completions that one aspect prefers one way and another aspect the other way."""
     reasons: dict[str, int]
     """Quarantined rows by reason."""
     examples: dict[str, str]
@@ -137,7 +139,7 @@ def ingest_windows(
     if fields is not None and not prompts_only:
         return _windows(iter(rows), settings, MAP, mapped(MAP, fields))
     if prompts_only:
-        adapt = prompt_adapter(named)
+        adapt = prompt_adapter(named, fields)
         return _detected(iter(rows), settings, lambda value: (_prompts_name(adapt, value, settings, named), adapt))
     if named is None:
         return _detected(iter(rows), settings, _adapter_of)
@@ -309,6 +311,17 @@ def _pair_up(window: _Open, pair_up: PairUp, options: FormatOptions) -> None:
             _add_pair(window, group, ids[one.chosen], ids[one.rejected], one, group.row)
 
 
+def _num_opposed(pairs: Iterable[Pair]) -> int:
+    ways: dict[tuple[bytes, int, int], set[str | None]] = {}
+    for one in pairs:
+        ways.setdefault((one.prompt_id, one.chosen, one.rejected), set()).add(one.aspect)
+    return sum(
+        chosen < rejected and len(aspects | ways.get((prompt, rejected, chosen), set())) > 1
+        for (prompt, chosen, rejected), aspects in ways.items()
+        if (prompt, rejected, chosen) in ways
+    )
+
+
 def shortened(text: str) -> str:
     """A text of one line that fits into a message."""
     flat = " ".join(text.split())
@@ -335,6 +348,7 @@ def _closed(window: _Open, settings: _Settings, name: str, adapt: Adapter) -> Wi
         num_ties=window.num_ties,
         num_rating_conflicts=window.num_rating_conflicts,
         num_absent=window.num_absent,
+        num_opposed=_num_opposed(window.pairs.values()),
         reasons=reasons,
         examples=examples,
         fields=window.fields.totals(),

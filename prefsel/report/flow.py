@@ -158,6 +158,7 @@ _MADE = {
     "pairs": "pairs",
     "ties": "ties without a label",
     "absent_ratings": "ratings off their scale",
+    "opposed": "pairs of completions labelled both ways, by different aspects",
 }
 
 

@@ -79,6 +79,11 @@ def _tell(report: StageReport, progress: Progress) -> None:
     told = [f"{use} {', '.join(names)}" for use, names in report.details["fields"].items() if names]
     if told:
         progress.line(f"ingest    {report.name}: fields: {'; '.join(told)}")
+    if opposed := report.details["opposed"]:
+        progress.line(
+            f"ingest    {report.name}: {opposed:,} pairs of completions are labelled both ways by different aspects; "
+            "sources[].options.aspect takes one of them"
+        )
     for reason, example in report.details["examples"].items():
         progress.line(f"ingest    {report.name}: {reason}: {example}")
 
@@ -157,6 +162,7 @@ def _window_counts(window: Window) -> dict[str, int]:
         "ties": window.num_ties,
         "rating_conflicts": window.num_rating_conflicts,
         "absent_ratings": window.num_absent,
+        **({"opposed": window.num_opposed} if window.num_opposed else {}),
         "groups": window.groups.num_rows,
         "pairs": window.pairs.num_rows,
     }
@@ -244,6 +250,7 @@ def report(source: Source, files: list[FileRecord], computed: int, seconds: floa
             "files": len(files),
             "formats": sorted({file.format for file in files}),
             **{key: counts.get(key, 0) for key in ("groups", "pairs", "ties", "rating_conflicts", "absent_ratings")},
+            "opposed": counts.get("opposed", 0),
             "fields": _by_use(files),
             "examples": _examples(files),
         },
@@ -285,7 +292,19 @@ def _check_quality(config: Config, catalog: Catalog, storage: Storage) -> None:
         for file in source.files:
             if source.role != "train" and not file.counts["accepted"] and not file.counts["duplicate"]:
                 raise UserError(f"sources.{source.name}: {file.uri} holds no usable {source.role} row; {where}")
-    if not any(
-        file.counts.get("pairs") for source in catalog.sources if source.role == "train" for file in source.files
-    ):
-        raise UserError(f"sources: empty corpus, no pair in {len(files)} file(s) with {counts.get('rows', 0):,} rows")
+    trained = [file for source in catalog.sources if source.role == "train" for file in source.files]
+    if not any(file.counts.get("pairs") for file in trained):
+        where = f"{len(files)} file(s) with {counts.get('rows', 0):,} rows"
+        raise UserError(f"sources: empty corpus, no pair in {where}{_why_no_pair(trained)}")
+
+
+def _why_no_pair(files: Sequence[FileRecord]) -> str:
+    """What else to say of files that gave prompts and no pair; empty where they gave none."""
+    counts = merge_counts(file.counts for file in files)
+    if not counts.get("groups"):
+        return ""
+    formats = ", ".join(sorted({file.format for file in files}))
+    return (
+        f": {counts['groups']:,} prompts were read as {formats}, {counts.get('ties', 0):,} comparisons are ties, and "
+        "no prompt has two responses that a label or a rating sets apart"
+    )

@@ -104,3 +104,44 @@ def test_an_object_store(monkeypatch):
             read_rows(f"s3://corpus/in/gone.jsonl{query}", max_row_bytes=99)
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize(
+    ("names", "choices"),
+    [
+        (["data/train_prefs-00000-of-00002.parquet", "data/train_prefs-00001-of-00002.parquet",
+          "data/test_prefs-00000-of-00001.parquet"], ["data/test_prefs-00000-of-00001.parquet", "data/train_prefs*"]),
+        (["data/train_prefs-00000-of-00001.parquet", "data/train_sft-00000-of-00001.parquet"],
+         ["data/train_prefs-00000-of-00001.parquet", "data/train_sft-00000-of-00001.parquet"]),
+        (["data/raw-00000-of-00001.parquet", "data/filtered-00000-of-00001.parquet"],
+         ["data/filtered-00000-of-00001.parquet", "data/raw-00000-of-00001.parquet"]),
+        (["train/data-00000-of-00001.arrow", "test/data-00000-of-00001.arrow"], ["test", "train"]),
+        (["train.jsonl", "valid.jsonl.gz"], ["train.jsonl", "valid.jsonl.gz"]),
+        (["en/dev.csv", "en/train-1.csv", "en/train-2.csv"], ["en/dev.csv", "en/train*"]),
+    ],
+)  # fmt: skip
+def test_a_folder_of_several_splits_is_refused_with_what_to_choose_from(tmp_path, names, choices):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}\n")
+    with pytest.raises(UserError, match=f"holds {len(choices)} splits") as caught:
+        list_files(str(tmp_path))
+    named = str(caught.value).split("name one: ")[1].split(", ")
+    assert named == [f"{tmp_path}/{choice}" for choice in choices]
+    assert sorted(below(tmp_path, [file for one in named for file in list_files(one)])) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["part-00000-of-00002.parquet", "part-00001-of-00002.parquet"],
+        ["train/a.jsonl", "train/b.jsonl"],
+        ["math.jsonl", "trainings.jsonl", "evaluated.jsonl"],
+        ["2024/data-00000-of-00002.arrow", "2025/data-00000-of-00001.arrow"],
+    ],
+)
+def test_a_folder_of_parts_is_one_corpus(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}\n")
+    assert below(tmp_path, list_files(str(tmp_path))) == sorted(names)

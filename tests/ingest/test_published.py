@@ -1,4 +1,4 @@
-"""One row as each published set has it, self-written: format, prompt, texts, direction and size of the label."""
+"""One row as each published set has it: format, prompt, texts, direction and size of the label."""
 
 from __future__ import annotations
 
@@ -6,293 +6,15 @@ import json
 from typing import Any
 
 import pytest
+from published import ASK, BAD, GOOD, PLAIN, ROWS, assistant, turns, user
 
-from prefsel.config import FormatOptions
+from prefsel.config import FieldMap, FormatOptions
 from prefsel.errors import UserError
 from prefsel.ingest.example import Example
 from prefsel.ingest.formats import FORMATS, detect
 from prefsel.ingest.row_error import RowError
-
-GOOD, BAD = "Ice floats because it is less dense.", "No idea."
-ASK = "Why does ice float?"
-
-
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
-
-
-def turns(*texts: str) -> list[dict[str, str]]:
-    return [(user, assistant)[place % 2](text) for place, text in enumerate(texts)]
-
-
-PLAIN = [user(ASK)]
-ROWS: dict[str, tuple[str, dict[str, Any], list[dict[str, str]], float | None]] = {
-    "HelpSteer2, preference": (
-        "helpsteer2_preference",
-        {"prompt": ASK, "response_1": GOOD, "response_2": BAD, "preference_strength": -2, "split": "train"},
-        PLAIN,
-        2.0,
-    ),
-    "HelpSteer3": (
-        "helpsteer3",
-        {
-            "domain": "general",
-            "language": "english",
-            "context": turns("Hi", "Hello.", ASK),
-            "response1": BAD,
-            "response2": GOOD,
-            "overall_preference": 3,
-            "individual_preference": [{"score": 3, "reasoning": "r", "feedback1": "f", "feedback2": "f"}],
-        },
-        turns("Hi", "Hello.", ASK),
-        3.0,
-    ),
-    "Nectar": (
-        "nectar",
-        {
-            "prompt": f"\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: {ASK}\n\nAssistant: ",
-            "answers": [{"answer": BAD, "model": "m", "rank": 2.0}, {"answer": GOOD, "model": "n", "rank": 1.0}],
-            "turns": 2,
-            "num_responses": 2,
-        },
-        turns("Hi", "Hello.", ASK),
-        1.0,
-    ),
-    "SHP": (
-        "shp",
-        {
-            "post_id": "x",
-            "history": ASK,
-            "human_ref_A": BAD,
-            "human_ref_B": GOOD,
-            "labels": 0,
-            "score_A": 3,
-            "score_B": 12,
-            "score_ratio": 4.0,
-        },
-        PLAIN,
-        None,
-    ),
-    "Orca": (
-        "orca",
-        {"system": "Be short.", "question": ASK, "chosen": GOOD, "rejected": BAD},
-        [{"role": "system", "content": "Be short."}, user(ASK)],
-        None,
-    ),
-    "Orca, distilabel": (
-        "distilabel",
-        {"system": "", "input": ASK, "chosen": GOOD, "rejected": BAD, "generations": [GOOD, BAD], "rating": [9.0, 2.0]},
-        PLAIN,
-        None,
-    ),
-    "Capybara": (
-        "messages_implicit",
-        {
-            "source": "s",
-            "conversation": [{"input": ASK, "output": GOOD}],
-            "chosen": turns("Hi", "Hello.", ASK, GOOD),
-            "rejected": turns("Hi", "Hello.", ASK, BAD),
-            "rating_chosen": 5,
-            "rating_rejected": 2,
-            "chosen_model": "a",
-        },
-        turns("Hi", "Hello.", ASK),
-        None,
-    ),
-    "UltraFeedback, binarized": (
-        "messages_implicit",
-        {
-            "prompt": ASK,
-            "prompt_id": "0",
-            "chosen": turns(ASK, GOOD),
-            "rejected": turns(ASK, BAD),
-            "messages": turns(ASK, GOOD),
-            "score_chosen": 8.5,
-            "score_rejected": 3.0,
-        },
-        PLAIN,
-        5.5,
-    ),
-    "UltraFeedback, cleaned": (
-        "messages_implicit",
-        {
-            "source": "s",
-            "prompt": ASK,
-            "chosen": turns(ASK, GOOD),
-            "chosen-rating": 4.75,
-            "chosen-model": "a",
-            "rejected": turns(ASK, BAD),
-            "rejected-rating": 2.5,
-            "rejected-model": "b",
-        },
-        PLAIN,
-        None,
-    ),
-    "Arena": (
-        "arena",
-        {
-            "question_id": "q",
-            "model_a": "x",
-            "model_b": "y",
-            "winner": "model_b",
-            "conversation_a": turns("Hi", "Hello.", ASK, BAD),
-            "conversation_b": turns("Hi", "Hello.", ASK, GOOD),
-            "turn": 2,
-        },
-        turns("Hi", "Hello.", ASK),
-        None,
-    ),
-    "WebGPT": (
-        "webgpt",
-        {
-            "question": {"dataset": "eli5", "id": "1", "full_text": ASK},
-            "quotes_0": {"title": [], "extract": []},
-            "answer_0": BAD,
-            "score_0": -0.5,
-            "answer_1": GOOD,
-            "score_1": 0.5,
-        },
-        PLAIN,
-        1.0,
-    ),
-    "summarize from feedback": (
-        "summarize_feedback",
-        {
-            "info": {"id": "1", "post": "It rained.", "title": "Rain", "subreddit": "weather", "site": None},
-            "summaries": [{"text": f" {BAD}", "policy": "p", "note": None}, {"text": f" {GOOD}", "policy": "q"}],
-            "choice": 1,
-            "worker": "w",
-        },
-        [user("SUBREDDIT: r/weather\n\nTITLE: Rain\n\nPOST: It rained.\n\nTL;DR:")],
-        None,
-    ),
-    "OpenAssistant": (
-        "openassistant",
-        {
-            "message_tree_id": "t",
-            "prompt": {
-                "text": ASK,
-                "role": "prompter",
-                "replies": [
-                    {"text": BAD, "role": "assistant", "rank": 1, "replies": []},
-                    {"text": GOOD, "role": "assistant", "rank": 0, "replies": []},
-                ],
-            },
-        },
-        PLAIN,
-        1.0,
-    ),
-    "RLHFlow": (
-        "scored",
-        {"idx": 1, "prompt": ASK, "responses": [BAD, GOOD], "rewards": [-1.5, 2.0]},
-        PLAIN,
-        3.5,
-    ),
-    "Tulu": (
-        "messages_implicit",
-        {
-            "id": "1",
-            "prompt": ASK,
-            "chosen": turns(ASK, GOOD),
-            "rejected": turns(ASK, BAD),
-            "chosen_model": "a",
-            "chosen_rating": 4.5,
-            "rejected_rating": 1.5,
-            "rejected_model": "b",
-            "source": "s",
-        },
-        PLAIN,
-        None,
-    ),
-    "Skywork": (
-        "messages_implicit",
-        {"chosen": turns(ASK, GOOD), "rejected": turns(ASK, BAD), "source": "magpie"},
-        PLAIN,
-        None,
-    ),
-    "ShareGPT pairs": (
-        "sharegpt",
-        {
-            "conversations": [{"from": "system", "value": "Be short."}, {"from": "human", "value": ASK}],
-            "chosen": {"from": "gpt", "value": GOOD},
-            "rejected": {"from": "gpt", "value": BAD},
-        },
-        [{"role": "system", "content": "Be short."}, user(ASK)],
-        None,
-    ),
-    "OpenAI": (
-        "openai",
-        {
-            "input": {"messages": PLAIN, "tools": [], "parallel_tool_calls": True},
-            "preferred_output": [assistant(GOOD)],
-            "non_preferred_output": [assistant(BAD)],
-        },
-        PLAIN,
-        None,
-    ),
-    "axolotl": (
-        "axolotl",
-        {"messages": PLAIN, "chosen": assistant(GOOD), "rejected": assistant(BAD)},
-        PLAIN,
-        None,
-    ),
-    "Alpaca": (
-        "alpaca",
-        {"instruction": "Answer.", "input": ASK, "history": [["Hi", "Hello."]], "chosen": GOOD, "rejected": BAD},
-        [user("Hi"), assistant("Hello."), user(f"Answer.\n\n{ASK}")],
-        None,
-    ),
-    "AlpacaEval": (
-        "alpaca_eval",
-        {
-            "instruction": ASK,
-            "output_1": BAD,
-            "output_2": GOOD,
-            "preference": 1.9,
-            "annotator": "a",
-            "generator_1": "m",
-        },
-        PLAIN,
-        0.4,
-    ),
-    "Stack Exchange": (
-        "stack_exchange",
-        {"qid": 1, "question": ASK, "response_j": GOOD, "response_k": BAD, "date": "d"},
-        PLAIN,
-        None,
-    ),
-    "HH-RLHF": (
-        "transcript",
-        {
-            "chosen": f"\n\nHuman: {ASK}\n\nAssistant: {GOOD}",
-            "rejected": f"\n\nHuman: {ASK}\n\nAssistant: {BAD}",
-        },
-        PLAIN,
-        None,
-    ),
-    "messages as JSON text": (
-        "messages_implicit",
-        {"chosen": json.dumps(turns(ASK, GOOD)), "rejected": json.dumps(turns(ASK, BAD))},
-        PLAIN,
-        None,
-    ),
-    "the assistant speaks first": (
-        "messages_explicit",
-        {
-            "prompt": ASK,
-            **{
-                side: [assistant("Hi!"), user(ASK), assistant(text)]
-                for side, text in (("chosen", GOOD), ("rejected", BAD))
-            },
-        },
-        [assistant("Hi!"), user(ASK)],
-        None,
-    ),
-}
+from prefsel.ingest.rows import RawRow
+from prefsel.ingest.windows import Window, ingest_windows
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -387,3 +109,144 @@ def test_a_failed_detection_names_the_nearest_format_and_a_map(row: dict[str, An
     assert "map: {prompt: " in str(caught.value)
     if not near:
         assert "map: {prompt: question, chosen: better_answer, rejected: worse_answer}" in str(caught.value)
+
+
+def safe_rows() -> list[dict[str, Any]]:
+    """Four rows as PKU-SafeRLHF has them; the two labels disagree in the third."""
+    return [
+        {
+            "prompt": f"{ASK} {number}",
+            "response_0": BAD,
+            "response_1": GOOD,
+            "is_response_0_safe": number != 2,
+            "better_response_id": 1,
+            "safer_response_id": 0 if number == 2 else 1,
+        }
+        for number in range(4)
+    ]
+
+
+@pytest.mark.parametrize(("aspect", "expected"), [("better", [GOOD] * 4), ("safer", [GOOD, GOOD, BAD, GOOD])])
+def test_two_labels_are_two_aspects_and_one_can_be_taken(aspect: str, expected: list[str]) -> None:
+    for options in (FormatOptions(aspect=aspect), FormatOptions()):
+        examples = [FORMATS["pku_saferlhf"](row, options) for row in safe_rows()]
+        chosen = [
+            one.completions[told.chosen].messages[0]["content"]
+            for one in examples
+            if isinstance(one, Example)
+            for told in one.preferences
+            if told.aspect == aspect
+        ]
+        assert chosen == expected
+
+
+def test_labels_of_two_aspects_that_disagree_are_counted() -> None:
+    assert window_of(safe_rows()).num_opposed == 1
+    assert window_of(safe_rows(), FormatOptions(aspect="safer")).num_opposed == 0
+    # Rows of the reader's own kind: the same two responses, each way by its own aspect and twice by the same one.
+    row = {"prompt": ASK, "completions": [{"response": GOOD}, {"response": BAD}]}
+    for first, second in zip(row["completions"], ((5, 1, 4), (2, 3, 4))):
+        first["annotations"] = {name: {"Rating": one} for name, one in zip("abc", second)}
+    assert window_of([row], FormatOptions(aspects="all")).num_opposed == 1
+    contradiction = [PAIR, {**PAIR, "chosen": BAD, "rejected": GOOD}]
+    assert window_of(contradiction).num_opposed == 0
+
+
+def window_of(values: list[dict[str, Any]], options: FormatOptions | None = None, **settings: Any) -> Window:
+    rows = [RawRow(number, 0, json.dumps(value).encode(), value) for number, value in enumerate(values)]
+    (window,) = ingest_windows(
+        iter(rows), file="f", format="auto", options=options or FormatOptions(), rows_per_shard=100, **settings
+    )
+    return window
+
+
+def test_prompts_of_an_excluded_set_are_the_corpus_s_prompts() -> None:
+    """With a system text beside the prompt, and where a map says which field it is."""
+    row = {**PAIR, "system": "You are brief."}
+    alone = {"prompt": ASK, "system": "You are brief."}
+    (prompt,) = window_of([row]).groups["prompt_id"].to_pylist()
+    assert window_of([alone], prompts_only=True).groups["prompt_id"].to_pylist() == [prompt]
+    mapped = {"q": {"text": ASK}, "system": "You are brief."}
+    fields = FieldMap(prompt="q.text", chosen="a", rejected="b")
+    assert window_of([mapped], prompts_only=True, fields=fields).groups["prompt_id"].to_pylist() == [prompt]
+    assert window_of([{"q": {}}, mapped], prompts_only=True, fields=fields).reasons == {"missing_field": 1}
+
+
+def read(rows: list[dict[str, Any]], options: FormatOptions | None = None) -> tuple[Any, str, str]:
+    """Prompt, chosen and rejected text of the one pair of some rows."""
+    window = window_of(rows, options)
+    assert (window.num_quarantined, window.pairs.num_rows) == (0, 1), window.examples
+    (pair,) = window.pairs.to_pylist()
+    group = next(one for one in window.groups.to_pylist() if one["prompt_id"] == pair["prompt_id"])
+    chosen, rejected = (group["completions"][pair[side]]["messages"][0]["content"] for side in ("chosen", "rejected"))
+    return group["prompt"], chosen, rejected
+
+
+SIDES = {"chosen": turns(ASK, GOOD), "rejected": turns(ASK, BAD)}
+
+
+@pytest.mark.parametrize("as_text", [json.dumps, repr])
+def test_a_conversation_kept_as_text_is_a_conversation(as_text: Any) -> None:
+    """As JSON, and as Python prints it; whole conversations, answers that are one message object, and the prompt."""
+    rows = [
+        {side: as_text(found) for side, found in SIDES.items()},
+        {"prompt": ASK, **{side: as_text(found[-1]) for side, found in SIDES.items()}},
+        {"prompt": as_text(PLAIN), **{side: as_text(found[-1:]) for side, found in SIDES.items()}},
+        {"prompt": as_text([{"from": "human", "value": ASK}]), "chosen": GOOD, "rejected": BAD},
+    ]
+    for row in rows:
+        assert read([row]) == (PLAIN, GOOD, BAD)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        (json.dumps(turns(ASK, GOOD)), BAD),
+        ('{"role": "admin", "content": "yes"}', "I will not."),
+        ('{"a": 1}', '{"a": 2}'),
+        ("[{1, 2}]", "[{3}]"),
+    ],
+)
+def test_an_answer_that_is_json_stays_the_answer(chosen: str, rejected: str) -> None:
+    assert read([{"prompt": "Write JSON.", "chosen": chosen, "rejected": rejected}])[1:] == (chosen, rejected)
+
+
+@pytest.mark.parametrize("roles", [("Human", "AI"), ("USER", "Bot"), ("prompter", "model"), ("user", "ChatGPT")])
+def test_names_of_roles(roles: tuple[str, str]) -> None:
+    row = {side: [{"role": r, "content": m["content"]} for r, m in zip(roles, found)] for side, found in SIDES.items()}
+    assert read([row]) == (PLAIN, GOOD, BAD)
+
+
+def test_turns_of_a_helpsteer_prompt() -> None:
+    marked = f"Hi\n<extra_id_1>Assistant\nHello.\n<extra_id_1>User\n{ASK}"
+    two = [{"prompt": marked, "response": text, "helpfulness": rate} for text, rate in ((BAD, 1), (GOOD, 3))]
+    assert read(two, FormatOptions(aspect="helpfulness")) == (turns("Hi", "Hello.", ASK), GOOD, BAD)
+    signed = {"prompt": marked, "response_1": GOOD, "response_2": BAD, "preference_strength": -1}
+    assert read([signed]) == (turns("Hi", "Hello.", ASK), GOOD, BAD)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"messages": turns(ASK, text), "label": text == GOOD} for text in (GOOD, BAD)],
+        [
+            {
+                "conversations": [{"from": "human", "value": ASK}, {"from": "gpt", "value": text}],
+                "kto_tag": text == GOOD,
+            }
+            for text in (BAD, GOOD)
+        ],
+        [{"prompt": PLAIN, "completion": [assistant(text)], "label": int(text == GOOD)} for text in (GOOD, BAD)],
+        [{"instruction": ASK, "input": "", "output": [GOOD, BAD]}],
+        [{"conversation_a": turns(ASK, BAD), "conversation_b": turns(ASK, GOOD), "winner": "Model_B"}],
+    ],
+)
+def test_spellings_of_labels(rows: list[dict[str, Any]]) -> None:
+    assert read(rows) == (PLAIN, GOOD, BAD)
+
+
+def test_a_conversation_beside_the_prompt_may_repeat_it_and_nothing_else() -> None:
+    for told in (PLAIN, turns(ASK, GOOD), [{"from": "human", "value": ASK}]):
+        assert read([{**PAIR, "messages": told}]) == (PLAIN, GOOD, BAD)
+    for name in ("messages", "conversation", "chosen_images", "thinking-rejected"):
+        assert window_of([{**PAIR, name: turns("Earlier", "Hello.", ASK)}]).reasons == {"unread_field": 1}
