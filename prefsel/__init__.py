@@ -5,6 +5,7 @@
     prefsel.models.score_groups(model, …)            log-probs of completions, prompts computed once
     prefsel.models.directional_logps(model, …)       what they do along a direction of the weights
     prefsel.open(workspace)                          what a finished run left: pairs, scores, reasons
+    prefsel.trl                                      TRL's DPO trainer on stored reference log-probs
     prefsel.plugins                                  metrics, losses and formats of your own
     prefsel.config, prefsel.errors                   records of a configuration, and what is raised
 
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from prefsel.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from prefsel import config, errors, metrics, models, plugins, select
+    from prefsel import config, errors, metrics, models, plugins, select, trl
     from prefsel.report.opened import PairTable, Workspace
     from prefsel.report.opened import open_workspace as open
 
@@ -35,6 +36,7 @@ __all__ = [
     "open",
     "plugins",
     "select",
+    "trl",
 ]
 
 _ELSEWHERE = {"PairTable": "PairTable", "Workspace": "Workspace", "open": "open_workspace"}

@@ -220,12 +220,26 @@ def explain(
 def export(
     workspace: Annotated[str, typer.Argument(help="directory or URI (s3://, gs://) of a finished run")],
     output: Annotated[
-        str | None, typer.Option(help="FILE.parquet, .csv or .jsonl; default: JSON lines, printed")
+        str | None, typer.Option(help="FILE.parquet, .csv or .jsonl, or with --for a FOLDER; default: printed lines")
     ] = None,
     columns: Annotated[list[str], typer.Option(help="only these, in this order; repeatable, or a,b,c")] = [],  # noqa: B006
     selection: Annotated[str | None, typer.Option(help="only the pairs that this selection kept")] = None,
+    trainer: Annotated[
+        str | None, typer.Option("--for", help="write a folder for a trainer: trl, openrlhf, axolotl, llamafactory")
+    ] = None,
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out", help="with --for: leave out pairs that the trainer cannot hold, and say so")
+    ] = False,
 ) -> None:
-    """Write every pair with its text, ids, scores, percentiles and why it was kept or dropped, as one table."""
+    """Write every pair with its text, ids, scores, percentiles and why it was kept or dropped, as one table.
+
+    With --for, write the pairs that a selection kept as a folder which that trainer opens.
+    """
+    if trainer is not None:
+        _export_for(trainer, workspace, output, columns, selection, leave_out)
+        return
+    if leave_out:
+        raise UserError("--leave-out: it leaves out what a trainer cannot hold; name the trainer with --for")
     from prefsel.report.export_file import export_file, write_batches
     from prefsel.report.opened import open_workspace
 
@@ -246,6 +260,24 @@ def export(
     if any(name == "dropped" or name.startswith("reason_") for name in pairs.schema.names):
         for reason, meaning in opened.reasons.items():
             typer.echo(f"  {reason}: {meaning}")
+
+
+def _export_for(
+    trainer: str, workspace: str, output: str | None, columns: list[str], selection: str | None, leave_out: bool
+) -> None:
+    from prefsel.pairs.trainers import TRAINERS
+    from prefsel.report.opened import open_workspace
+    from prefsel.report.trainer_folder import write_folder
+
+    if output is None or selection is None or columns:
+        raise UserError(f"--for {trainer}: it needs --selection and --output FOLDER, and takes no --columns")
+    written = write_folder(open_workspace(workspace), selection, trainer, output, leave_out=leave_out)
+    typer.echo(f"export: {written.rows:,} pairs for {TRAINERS[trainer].title}: {output}")
+    if written.refused:
+        typer.echo(f"  left out {written.refused.total():,}: {written.reasons()}")
+    typer.echo(
+        f"  README.md in it shows the lines that read it:\n\n{TRAINERS[trainer].lines(output.rstrip('/'), selection)}"
+    )
 
 
 @app.command()

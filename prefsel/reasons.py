@@ -38,7 +38,8 @@ LOST = {
     "holdout_prompt": "its prompt also stands in a held-out source",
     "excluded_prompt": "its prompt stands in a set that must stay unseen",
     "too_long": "longer than the model's max_length",
-    "template_error": "the chat template cannot tell the response from its prompt",
+    "template_error": "the chat template refuses it, writes nothing of it, or cannot tell the response from its prompt",
+    "same_tokens": "its two completions are the same tokens to the model, so nothing can be learned from it",
     "poisoned": "the model gave NaN or infinity, also when it was asked alone",
     "generated_nothing": "the policy's own response was empty",
     "generated_unscored": "the policy's own response is too long for the reward model",
@@ -60,6 +61,21 @@ SET_ASIDE = {
     "other_stratum": "of no stratum that the tangent was asked for",
 }
 """Why something was put to another use, or to none, without a fault of its own."""
+
+TEMPLATE_NOTES = {
+    "template_error": "refused, and without a number",
+    "same_tokens": "the same tokens as another one of the prompt: pairs of two such are dropped",
+    "parts": "the template takes content as parts, not as text: they were given as parts",
+    "opening": "the generation prompt opens with more than the turn of an answer does: answers begin before that",
+    "no_end": "the template writes no end of the turn: the model is not asked whether it would stop",
+    "ends_twice": "the answer has the end of the turn already, and the template writes it again",
+    "thinking_dropped": "the template leaves the reasoning out: what is scored is not all that was answered",
+    "changed": "the template does not write all of the answer as it came",
+    "blank": "white space that the template does not write: nothing but the end of the turn is left",
+    "prompt_changed": "the template does not write all of the prompt as it came",
+    "special_text": "the text of a special token stands in the content, and becomes that token",
+}
+"""What a chat template did with completions, in words. All but the first were scored, as the template wrote them."""
 
 
 def meaning(reason: str) -> str:

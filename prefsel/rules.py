@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from prefsel.config import Options
-from prefsel.config.problems import problem
+from prefsel.config.problems import problem, wrong_kind
 from prefsel.errors import UserError, invalid
 
 Label = tuple[str | None, ...]
@@ -98,7 +98,13 @@ class Quota(Budget):
 
 
 class Band(Options):
-    """The rows strictly between two percentiles of the score (numpy's `linear` definition)."""
+    """The rows strictly between two percentiles of the score (numpy's `linear` definition, without its rounding).
+
+    Rows are compared with order statistics: kept is what lies above the value at or before the lower percentile, and
+    below the value at or behind the upper one. With N scores in ascending order percentile p is place (N − 1)·p/100,
+    counted from 0, in the decimal digits of p. So 0 and 100 leave out the smallest and the largest score, with all its
+    ties.
+    """
 
     kind: Literal["band"]
     """A middle part of one score."""
@@ -139,10 +145,12 @@ class Fuse(Budget):
     scores: tuple[str, ...] = Field(min_length=2)
     """Columns of the scores, at least two; a pair must have all of them."""
     weights: tuple[Finite, ...] | None = None
-    """One weight per score; null means equal ones that add up to 1. A negative weight turns a score around."""
+    """One weight per score; null means equal ones that add up to 1. A negative weight turns a score around. Of ranks
+    they are read in the decimal digits that write them: 0.1 and 0.2 together weigh as much as 0.3."""
     how: Literal["zscore", "rank"]
     """What is summed: `zscore`, (score − mean) / std with the population's moments; `rank`, the share of the population
-    at and below the pair by exact rank, ties by pair_id, the pair itself counted half."""
+    at and below the pair by exact rank, equal scores ranked by pair_id (the smaller one is the better), the pair itself
+    counted half. Ranks are summed in whole numbers, and equal sums are ordered by pair_id."""
     by: Strata | None = None
     """Share the budget out by strata, as a quota does; null means one ranking."""
     length_bins: int = Field(default=4, ge=2, le=1000)
@@ -177,8 +185,9 @@ class Intersect(Options):
     """The rows that every rule keeps, each over the same population: the pairs that have all scores any of them reads.
 
     With a budget, the k pairs nearest to the median of every score instead: the smallest
-    `max_i |pct_i − 50|`, percentiles by exact rank, all ties by pair_id. The rules are then bands, and the budget
-    replaces their edges.
+    `max_i |pct_i − 50|`, compared in whole numbers, equal distances ordered by pair_id. Percentiles are by exact rank,
+    equal scores ranked by pair_id (the smaller one is the better). The rules are then bands, and the budget replaces
+    their edges.
     """
 
     kind: Literal["intersect"]
@@ -249,7 +258,7 @@ def parse_rule(rule: Any, path: str = "rule") -> Rule:
     """
     kind = rule.get("kind") if isinstance(rule, Mapping) else None
     if not isinstance(kind, str) or kind not in RULES:
-        raise invalid(f"{path}.kind", kind, RULES)
+        raise UserError(wrong_kind(rule, path, RULES))
     table = dict(rule)
     if kind == "dedupe" and "reverse" in table:
         raise UserError(f"{path}.reverse: a dedupe has none; reverse the rule inside it: {path}.rule.reverse")
@@ -317,9 +326,15 @@ def _list(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else ()
 
 
-def ranks_of(rule: Any) -> dict[str, str]:
-    """What stands in a recipe beside a rule that ranks decide: exact ones; those of an earlier version were binned."""
-    return {"ranks": "exact"} if any(_decides_by_rank(one) for one in _tables(rule)) else {}
+RANKS = {"ranks": "whole numbers"}
+"""Stands in a recipe beside what ranks decide. Those of earlier versions were binned, then exact but summed in floats,
+which broke ties by rounding."""
+
+
+def arithmetic_of(rule: Any) -> dict[str, str]:
+    """What stands in a recipe beside a rule that an earlier version decided by rounded numbers; empty for others."""
+    ranks = RANKS if any(_decides_by_rank(one) for one in _tables(rule)) else {}
+    return ranks | ({"edges": "order statistics"} if any(_has_rounded_edge(one) for one in _tables(rule)) else {})
 
 
 def _tables(rule: Any) -> Iterator[Mapping[str, Any]]:
@@ -334,6 +349,16 @@ def _decides_by_rank(rule: Mapping[str, Any]) -> bool:
     return (rule.get("kind"), rule.get("how")) == ("fuse", "rank") or (
         rule.get("kind") == "intersect" and rule.get("budget") is not None
     )
+
+
+def _has_rounded_edge(rule: Mapping[str, Any]) -> bool:
+    """Whether (N − 1)·p/100 in floats may miss the whole number that it is, as 100 · 0.07 = 7.000000000000001 does.
+
+    A factor that is off by at most 2^-54 is rounded back to it: no edge of 10, 20, 80 or 90 is among them.
+    """
+    edges = [rule.get(end) for end in ("low", "high")] if rule.get("kind") == "band" else []
+    shares = [percentile(edge) for edge in edges if isinstance(edge, int | float) and 0 < edge <= 100]
+    return any(abs(Fraction(float(share)) / share - 1) > Fraction(1, 1 << 54) for share in shares)
 
 
 def reversed_rule(rule: Mapping[str, Any]) -> dict[str, Any]:
@@ -362,6 +387,11 @@ def random_rule(rule: Mapping[str, Any], count: int) -> dict[str, Any]:
 def budget(ratio: Decimal | str | float, num_eligible: int) -> int:
     """`floor(ratio * num_eligible)`, exact in the decimal digits of `ratio`."""
     return int(Fraction(Decimal(str(ratio))) * num_eligible)
+
+
+def percentile(edge: float) -> Fraction:
+    """A percentile as a share, 0 to 1, exact in the decimal digits that write it."""
+    return Fraction(str(float(edge))) / 100
 
 
 def rule_budget(rule: Budget, num_eligible: int, *, where: str = "") -> int:

@@ -19,6 +19,17 @@ def _message(has_rest: bool) -> pa.DataType:
     return pa.struct([(name, pa.string()) for name in names])
 
 
+def has_rest(groups: pa.Table) -> bool:
+    """Whether a message of a shard of groups holds more than role and content; its ledger says so as `has_rest`."""
+    return groups.schema.field("prompt").type != MESSAGES
+
+
+def with_rest(table: pa.Table) -> pa.Table:
+    """`table` with `rest` in its columns of messages, null where no message of them had any: all of a corpus alike."""
+    plain, full = pa.list_(_message(False)), pa.list_(_message(True))
+    return table.cast(pa.schema([one.with_type(full) if one.type == plain else one for one in table.schema]))
+
+
 # The row in its file. The file itself is what the catalog lists the shard under: a path inside the shard would make
 # two equal files two different shards.
 PROVENANCE = pa.struct([("row", pa.int64())])
@@ -103,6 +114,12 @@ SELECTION = pa.schema(
 
 TRAINED_ON = "trained_on.parquet"
 """The prompt_ids that a model was trained on, one column `prompt_id`, in the folder of its weights."""
+
+
+SAME_AS = "same_as"
+"""A further column of completion-column shards in which some completions of a group are the same tokens to the model,
+int32 lists: the position of the first one of the group with these tokens, null for that one itself. A null list stands
+for a group whose completions all differ; a shard without such completions has no such column."""
 
 
 def columns_schema(names: list[str]) -> pa.Schema:

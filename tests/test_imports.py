@@ -22,7 +22,7 @@ FLOORS = (
     {"metrics"},
     {"select"},
     {"models"},
-    {"generate"},
+    {"generate", "trl"},
     {"scratch"},
     {"train"},
     {"score"},

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from prefsel import reasons
-from prefsel.reasons import LOST, MISSING, QUARANTINE, QUARANTINED, SET_ASIDE, meaning
+from prefsel.reasons import LOST, MISSING, QUARANTINE, QUARANTINED, SET_ASIDE, TEMPLATE_NOTES, meaning
 from prefsel.rules import Dedupe
 from prefsel.select import duplicates, eligible
 
@@ -134,3 +134,17 @@ def test_the_documentation_names_reasons_that_there_are() -> None:
     named = re.findall(r"`([a-z_<>]+)`", "".join(line.split("|")[1] for line in rows[1].splitlines()))
     assert len(named) > 10
     assert {one for one in named if not meaning(one) and one != "quarantined"} == set()
+
+
+def test_every_note_of_a_template_has_its_words() -> None:
+    tree = ast.parse((PACKAGE / "models" / "chat.py").read_text())
+    made = {
+        node.args[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and name_of(node.func) == "Note" and isinstance(node.args[0], ast.Constant)
+    }
+    described = ast.parse((PACKAGE / "models" / "template.py").read_text())
+    texts_of = {node.value for node in ast.walk(described) if isinstance(node, ast.Constant)}
+    assert made <= TEMPLATE_NOTES.keys()
+    assert {"thinking_dropped", "changed", "blank", "ends_twice"} == {one for one in TEMPLATE_NOTES if one in texts_of}
+    assert TEMPLATE_NOTES.keys() - texts_of - made <= {"prompt_changed"}  # named where it is counted

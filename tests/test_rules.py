@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from fractions import Fraction
 from unittest import mock
 
 import numpy as np
@@ -81,8 +82,11 @@ FUSE = {"kind": "fuse", "scores": ["a", "b"], "how": "rank", "ratio": 0.3}
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ({"kind": "topp", "score": "s"}, "rule.kind: got 'topp'; valid: top, band, quota"),
-        ({"score": "s"}, "rule.kind: got None"),
+        ({"kind": "topp", "score": "s"}, "rule.kind: got 'topp'; did you mean 'top'? valid: top, band, quota"),
+        ({"score": "s"}, "rule.kind: required, but missing; valid: top, band"),
+        ({"kind": None, "score": "s"}, "rule.kind: got None; valid: top, band"),
+        ({"kind": ["top"], "score": "s"}, "rule.kind: got ['top']; valid: top, band"),
+        ("top", "rule: got 'top'; valid: a table with a `kind`, for example {kind: top}"),
         ({"kind": "top", "score": "s", "ration": 0.3}, "ration: unknown key; did you mean 'ratio'?"),
         ({"kind": "top", "score": "s"}, "exactly one of ratio and count: got ratio=None, count=None"),
         ({"kind": "top", "score": "s", "ratio": 0.3, "count": 3}, "exactly one of ratio and count"),
@@ -113,8 +117,11 @@ FUSE = {"kind": "fuse", "scores": ["a", "b"], "how": "rank", "ratio": 0.3}
         ({"kind": "intersect", "rules": [BAND, {**BAND, "low": -1}]}, "rule.rules[1].low: got -1"),
         ({"kind": "intersect", "rules": [BAND, {**BAND, "low": 95}]}, "rule.rules[1]: low must be below high"),
         ({"kind": "intersect", "rules": [{**BAND, "lo": 5}]}, "rule.rules[0].lo: unknown key; did you mean 'low'?"),
-        ({"kind": "intersect", "rules": [BAND, "top"]}, "rule.rules[1].kind: got None; valid: top, band"),
-        ({"kind": "intersect", "rules": [BAND, {"kind": "tap"}]}, "rule.rules[1].kind: got 'tap'; valid: top, band"),
+        ({"kind": "intersect", "rules": [BAND, "top"]}, "rule.rules[1]: got 'top'; valid: a table with a `kind`"),
+        (
+            {"kind": "intersect", "rules": [BAND, {"kind": "tap"}]},
+            "rule.rules[1].kind: got 'tap'; did you mean 'top'? valid: top, band",
+        ),
         (
             {"kind": "intersect", "rules": [BAND], "budget": {"ratoi": 1}},
             "rule.budget.ratoi: unknown key; did you mean 'ratio'",
@@ -202,6 +209,13 @@ def test_controls_of_rules() -> None:
         parse_rule(rule)
 
 
+def exact_percentile(values: list[float], percent: int) -> Fraction:
+    ordered = sorted(map(Fraction, values))
+    below, rest = divmod((len(values) - 1) * percent, 100)
+    above = ordered[min(below + 1, len(values) - 1)]
+    return ordered[below] + (above - ordered[below]) * Fraction(rest, 100)
+
+
 values = st.lists(st.one_of(st.sampled_from([0.0, -0.0, 0.5, 1e9]), st.floats(-1e12, 1e12)), min_size=1, max_size=50)
 
 
@@ -213,7 +227,7 @@ values = st.lists(st.one_of(st.sampled_from([0.0, -0.0, 0.5, 1e9]), st.floats(-1
     num_values=st.sampled_from([2, 3, 1000]),
     reverse=st.booleans(),
 )
-def test_band_equals_numpy_quantiles(
+def test_a_band_has_numpys_edges_and_the_rows_between_the_exact_ones(
     values: list[float], edges: tuple[int, int], num_shards: int, num_values: int, reverse: bool
 ) -> None:
     score_N = np.array(values)
@@ -221,9 +235,10 @@ def test_band_equals_numpy_quantiles(
     shards = [ShardValues(score_N[place_N == shard]) for shard in range(num_shards)]
     rule = {"kind": "band", "score": "s", "low": edges[0], "high": edges[1], "reverse": reverse}
     cut = decide_over_shards(rule, shards, num_values)
-    low, high = np.percentile(score_N, edges)
-    assert cut.edges == (low, high)
+    # numpy's place of an edge may miss a row that it is by a rounding, as 25 · 0.28 does.
+    assert cut.edges == pytest.approx(tuple(np.percentile(score_N, edges)), rel=1e-12, abs=1e-3)
     assert not cut.needs_ids
+    low, high = (exact_percentile(values, edge) for edge in edges)
     kept = [value for shard in shards for value in shard.value_N[keep(cut, shard)]]
     assert sorted(kept) == sorted(v for v in values if (low < v < high) != reverse)
 

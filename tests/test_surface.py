@@ -24,6 +24,7 @@ PACKAGES = (
     "prefsel.select",
     "prefsel.models",
     "prefsel.plugins",
+    "prefsel.trl",
     "prefsel.ingest.formats",
 )
 

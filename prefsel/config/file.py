@@ -13,10 +13,17 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from prefsel.config import Config
+from prefsel.config.models import DEFAULT_MODEL
 from prefsel.config.problems import problem
+from prefsel.config.training import DEFAULT_TRAINING
 from prefsel.errors import UserError
+from prefsel.plugins.registry import find as find_plugin
 from prefsel.plugins.registry import load as load_plugins
+from prefsel.plugins.registry import names as plugin_names
 from prefsel.plugins.scorers import BUILT_IN, ELSEWHERE
+
+DEFAULT_KINDS = {"models": DEFAULT_MODEL, "train": DEFAULT_TRAINING}
+"""What entries without a `kind` are."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -149,10 +156,24 @@ def _problem(details: Any, table: Any) -> str:
     field = ".".join(_as_written(location, table)) or "configuration"
     valid: Collection[str] = ()
     if details["type"] == "extra_forbidden":
-        valid = _valid_keys(location[:-1])
+        valid = _valid_keys(location[:-1], table)
     elif details["type"].startswith("union_tag"):
-        valid = _kinds(location)
-    return problem(details, field, valid)
+        valid = _kinds(location, table)
+    return problem(details, field, valid) + _default_hint(details, table)
+
+
+def _default_hint(details: Any, table: Any) -> str:
+    """For an unknown or a missing key of an entry without a `kind`: which kind it was taken for, and why."""
+    location = details["loc"]
+    if details["type"] not in ("extra_forbidden", "missing") or len(location) < 3:
+        return ""
+    entries = table.get(location[0])
+    entry = entries[location[1]] if isinstance(entries, list) and isinstance(location[1], int) else None
+    if location[0] not in DEFAULT_KINDS or not isinstance(entry, dict) or "kind" in entry:
+        return ""
+    others = [kind for kind in _kinds(location[:2], table) if location[-1] in _valid_keys((*location[:2], kind), table)]
+    having = f"; kinds with this key: {', '.join(others)}" if details["type"] == "extra_forbidden" and others else ""
+    return f" (`kind` is missing, so it is {DEFAULT_KINDS[location[0]]!r}{having})"
 
 
 def _as_written(location: Sequence[Any], table: Any) -> list[str]:
@@ -164,8 +185,9 @@ def _as_written(location: Sequence[Any], table: Any) -> list[str]:
     node = table
     for number, part in enumerate(location):
         is_last = number == len(location) - 1
-        tags = (node.get("kind", "dpo"), BUILT_IN, ELSEWHERE) if isinstance(node, dict) else ()
-        if isinstance(node, dict) and part not in node and (not is_last or part in tags):
+        if part in (BUILT_IN, ELSEWHERE):
+            continue
+        if isinstance(node, dict) and part not in node and (not is_last or part in _kinds(location[:number], table)):
             continue
         inside: Any = None
         if (isinstance(node, dict) and part in node) or (isinstance(node, list) and part in range(len(node))):
@@ -182,21 +204,28 @@ def _name_of(item: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _valid_keys(location: Sequence[Any]) -> set[str]:
+def _valid_keys(location: Sequence[Any], table: Any) -> set[str]:
     """Keys of the record at `location` of a configuration (list indices and union tags included in the path)."""
-    return {key for record in _records_at(location) for key in _fields(record)}
+    return {key for record in _records_at(location, table) for key in _fields(record)}
 
 
-def _kinds(location: Sequence[Any]) -> list[str]:
-    """Values that `kind` may have at `location`."""
-    kinds = [record.model_fields["kind"] for record in _records_at(location) if "kind" in record.model_fields]
-    return [kind for one in kinds for kind in typing.get_args(one.annotation)]
+def _kinds(location: Sequence[Any], table: Any) -> list[str]:
+    """Values that `kind` may have at `location`, those of plugins last."""
+    kinds = [record.model_fields["kind"] for record in _records_at(location, table) if "kind" in record.model_fields]
+    own = [kind for one in kinds for kind in typing.get_args(one.annotation)]
+    is_scorer = len(location) in (2, 3) and location[0] == "scorers"
+    return list(dict.fromkeys([*own, *(plugin_names("scorers") if is_scorer else ())]))
 
 
-def _records_at(location: Sequence[Any]) -> list[Any]:
+def _records_at(location: Sequence[Any], table: Any) -> list[Any]:
     records: list[Any] = [Config]
-    for part in location:
+    for number, part in enumerate(location):
         step: list[Any] = []
+        if part == ELSEWHERE:
+            plugin = find_plugin("scorers", table[location[0]][location[number - 1]]["kind"])
+            assert plugin is not None, "the entry was sent to it"
+            records = [plugin.found.record]
+            continue
         for record in records:
             if isinstance(part, int):
                 step.append(record)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from prefsel.config.options import Dtype, Name, Options
+from prefsel.config.options import Dtype, Name, Options, default_kind
+
+DEFAULT_MODEL: Final = "pretrained"
+"""What an entry of `models` without a `kind` is."""
 
 
 class PretrainedModel(Options):
@@ -22,10 +25,12 @@ class PretrainedModel(Options):
     `logps_<name>`."""
     path: str
     """Directory with `config.json`, safetensors weights and a tokenizer, or the id of a model on the Hugging Face hub.
-    Pickled weights are never read."""
+    Pickled weights are never read. An adapter of peft (`adapter_config.json`) is merged into its base model in memory;
+    the tokenizer is its own where it has one, else the base's."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; null means the hub's main branch. The commit it stands for when the run starts
-    is what every worker loads."""
+    is what every worker loads. Of an adapter, `<its own>+<base>@<the base's>` also says where its base lies; either
+    revision may be empty."""
     dtype: Dtype = "bf16"
     """Number format of the weights and activations while scoring. `bf16` is what most weights are published in."""
     max_length: int | None = Field(None, ge=8)
@@ -37,8 +42,8 @@ class PretrainedModel(Options):
     """How messages become text: `auto` is the tokenizer's chat template, `plain` joins the contents, `hh` writes
     `Human:` and `Assistant:` turns; or a Jinja template, inline or as the path of a file."""
     trust_remote_code: bool = False
-    """Run the model code that a hub repository ships. It needs `revision` as the 40 hex digits of a commit, so that the
-    code cannot change unnoticed."""
+    """Run the code that a model ships, wherever it is read: configuration, tokenizer, weights, and what is trained from
+    it. A hub id needs `revision` as the 40 hex digits of a commit, so that the code cannot change unnoticed."""
     gpus_per_replica: int = Field(1, ge=1)
     """GPUs that one copy of the model is spread over while scoring; without GPUs it has no effect."""
 
@@ -72,7 +77,8 @@ class ScratchModel(Options):
     batch_tokens: int = Field(4096, ge=64)
     """At most this many tokens per step, padding included."""
     lr: float = Field(3e-3, gt=0)
-    """Peak learning rate of AdamW: 5 % linear warm-up, then a cosine to 0. The default suits models this small."""
+    """Peak learning rate of AdamW: 5 % linear warm-up, then a cosine to 0. The default suits models this small. Its
+    weight decay, 0.01, is on every weight, norms included."""
     max_length: int = Field(512, ge=8)
     """Longest prompt and response together, in tokens, in training and in scoring."""
     truncation: Literal["drop", "right", "left"] = "drop"
@@ -107,4 +113,7 @@ class ScratchReward(ScratchModel):
     Empty: one output, trained on all pairs."""
 
 
-Model = Annotated[PretrainedModel | ScratchPolicy | ScratchReward, Field(discriminator="kind")]
+Model = Annotated[
+    PretrainedModel | ScratchPolicy | ScratchReward, Field(discriminator="kind"), default_kind(DEFAULT_MODEL)
+]
+"""An entry of `models`."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import (
     AfterValidator,
-    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
-    Tag,
     model_serializer,
     model_validator,
 )
@@ -26,7 +24,7 @@ from prefsel.config.lookup import (
     require_validation,
 )
 from prefsel.config.losses import LOSSES, loss_named, losses_with, used_options
-from prefsel.config.options import Fraction, Name, Options
+from prefsel.config.options import Fraction, Name, Options, default_kind
 from prefsel.errors import UserError, invalid
 from prefsel.plugins.registry import require_one
 
@@ -77,7 +75,7 @@ class Optimization(Options):
     min_lr_ratio: float = Field(0.0, ge=0, le=1)
     """Where the cosine that follows the warm-up ends, as a share of the peak."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay of AdamW, on matrices only: norms and biases are spared, as by transformers' trainer."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's two moments."""
     adam_eps: float = Field(1e-8, gt=0)
@@ -243,8 +241,6 @@ class TrainingRecord(Placement):
     may use it."""
 
     is_made_here: ClassVar[bool] = True
-    trust_remote_code: ClassVar[bool] = False
-    """What is trained here is exported without code of its own."""
     gpus_per_replica: ClassVar[int] = 1
     role: ClassVar[str]
     """`policy` or `reward`: what the trained model can be used as."""
@@ -422,11 +418,8 @@ class TrainReward(RewardOptions, TrainingRecord):
             )
 
 
-def _training_kind(value: Any) -> str:
-    kind = value.get("kind", "dpo") if isinstance(value, dict) else getattr(value, "kind", "dpo")
-    return kind if isinstance(kind, str) else "dpo"
+DEFAULT_TRAINING: Final = "dpo"
+"""What an entry of `train` without a `kind` is."""
 
-
-Training = Annotated[
-    Annotated[TrainDpo, Tag("dpo")] | Annotated[TrainReward, Tag("reward")], Discriminator(_training_kind)
-]
+Training = Annotated[TrainDpo | TrainReward, Field(discriminator="kind"), default_kind(DEFAULT_TRAINING)]
+"""An entry of `train`."""

@@ -19,10 +19,10 @@ from typing import Any, Literal
 import numpy as np
 
 from prefsel.config import Options
-from prefsel.errors import UserError
+from prefsel.errors import NonFiniteError, UserError
 from prefsel.numbers.moments import Covariation, Moments, merge_covariations, merge_moments
 from prefsel.numbers.quantiles import quantiles
-from prefsel.numbers.ranges import Queries, Replies, Summary, count_range, finite, summarise
+from prefsel.numbers.ranges import Queries, Replies, Summary, count_range, summarise
 from prefsel.numbers.tail import UpperTail
 
 Columns = Mapping[str, np.ndarray]
@@ -126,9 +126,10 @@ def reply(metric: Metric, params: Options, columns: Columns, request: Request) -
         request: what is asked.
 
     Raises:
-        NonFiniteError: a value that a quantile is wanted of is NaN or infinite.
+        NonFiniteError: a value that a quantile is wanted of is NaN or infinite; names the statistic.
     """
-    needs = metric.rounds(params)[request.round](columns, params, request.fitted)
+    with np.errstate(over="ignore", invalid="ignore"):  # an error of the statistic, with names
+        needs = metric.rounds(params)[request.round](columns, params, request.fitted)
     if not request.queries:
         return {name: (need.statistic, _partial(need)) for name, need in needs.items()}
     return {
@@ -138,12 +139,16 @@ def reply(metric: Metric, params: Options, columns: Columns, request: Request) -
 
 
 def _partial(need: Need) -> Partial:
+    """What a shard says of one statistic. What overflows in moments is told by the driver, with the range of all."""
     value_N = need.value_N
+    if need.statistic.kind in ("quantile", "upper_bound") and not (is_finite_N := np.isfinite(value_N)).all():
+        first = np.flatnonzero(~is_finite_N)[:5].tolist()
+        raise NonFiniteError(f"{need.statistic.what}: {np.sum(~is_finite_N)} values overflow, first at rows {first}")
     match need.statistic.kind:
         case "moments":
             return Moments.of(value_N)
         case "quantile":
-            return summarise(finite(value_N))
+            return summarise(value_N)
         case "share":
             return Share(len(value_N), int(np.count_nonzero(value_N)))
         case "upper_bound":
@@ -165,17 +170,18 @@ def fit(
         ask: sends a request to every shard and returns their `reply`, in shard order.
 
     Raises:
-        UserError: a statistic has no rows, or is zero where it divides.
+        UserError: a statistic has no rows, is zero where it divides, or overflows.
     """
     fitted: Fitted = {}
+    reads = ", ".join(metric.columns(params))
     for number in range(len(metric.rounds(params))):
-        fitted = fitted | _fit_round(Request(number, fitted), ask)
+        fitted = fitted | _fit_round(Request(number, fitted), ask, reads)
     for text in metric.warnings(params, fitted):
         warnings.warn(text, stacklevel=3)  # the caller of `score_table`
     return fitted
 
 
-def _fit_round(request: Request, ask: Callable[[Request], Sequence[Mapping[Any, Any]]]) -> Fitted:
+def _fit_round(request: Request, ask: Callable[[Request], Sequence[Mapping[Any, Any]]], reads: str) -> Fitted:
     replies = ask(request)
     found: Fitted = {}
     summarised: dict[str, tuple[Statistic, list[Summary]]] = {}
@@ -184,15 +190,16 @@ def _fit_round(request: Request, ask: Callable[[Request], Sequence[Mapping[Any, 
         if statistic.kind == "quantile":
             summarised[name] = (statistic, parts)
         else:
-            found[name] = _finish_sums(statistic, parts)
+            found[name] = _finish_sums(statistic, parts, reads)
     return found | _quantiles(summarised, lambda queries: ask(replace(request, queries=queries)))
 
 
-def _finish_sums(statistic: Statistic, parts: list[Any]) -> dict[str, float]:
+def _finish_sums(statistic: Statistic, parts: list[Any], reads: str) -> dict[str, float]:
     match statistic.kind:
         case "moments":
             moments = merge_moments(parts)
             _require(statistic, moments.count, statistic.may_be_zero or not moments.is_constant, "has zero variance")
+            _refuse(statistic, moments.fault(), reads)
             return moments.to_json()
         case "share":
             count = sum(part.count for part in parts)
@@ -205,6 +212,7 @@ def _finish_sums(statistic: Statistic, parts: list[Any]) -> dict[str, float]:
             return {"count": tail.count, "maximum": tail.high, "upper": upper, "above": above}
     both = merge_covariations(parts)
     _require(statistic, both.x.count, not both.x.is_constant, "cannot be fitted: the lengths have zero variance")
+    _refuse(statistic, both.fault(), reads)
     return {"count": both.x.count, "slope": both.slope}
 
 
@@ -223,6 +231,11 @@ def _quantiles(
         _require(statistic, counts[name], is_valid, f"has quantile 0 at {statistic.q:g}, and would divide by it")
         found[name] = {"count": counts[name], "quantile": value}
     return found
+
+
+def _refuse(statistic: Statistic, fault: str, reads: str) -> None:
+    if fault:
+        raise UserError(f"{statistic.what}: {fault} (it is made from {reads})")
 
 
 def _require(statistic: Statistic, count: int, is_valid: bool = True, problem: str = "") -> None:

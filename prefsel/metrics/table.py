@@ -36,6 +36,17 @@ class PairScores:
     names: tuple[str, ...]
 
 
+class ScoreArray(np.ndarray):
+    """Scores, float64 [N], NaN where a pair has none; as a column of an Arrow table that is null.
+
+    An array like any other, so that NumPy computes with it; but NaN in a column is a fault, null a missing number.
+    """
+
+    def __arrow_array__(self, type: pa.DataType | None = None) -> pa.Array:
+        """What pyarrow makes of it, in tables and dictionaries of columns too."""
+        return pa.array(np.asarray(self), type=type, from_pandas=True)
+
+
 def score_table(table: Any, metric: str, **params: Any) -> np.ndarray:
     """The score of every pair of a table by one metric; larger is selected first.
 
@@ -51,7 +62,9 @@ def score_table(table: Any, metric: str, **params: Any) -> np.ndarray:
         **params: The metric's own parameters, keyword only; names are column prefixes, never paths.
 
     Returns:
-        Scores, float64 [N], in the order of the rows; NaN where a needed column is null.
+        Scores, float64 [N], in the order of the rows; NaN where a needed column is null. As a column of pandas, of an
+        Arrow table or of a dictionary these go straight into `select_table`, where the missing ones are null; of Polars
+        with `pl.Series(name, pa.array(scores))`, which would take an array's NaN for a number.
 
     Raises:
         UserError: The metric or a parameter is unknown (the nearest valid one is named), a column is missing (and what
@@ -67,7 +80,7 @@ def score_table(table: Any, metric: str, **params: Any) -> np.ndarray:
     columns = read_columns(table, found, parsed)
     present = complete(found, parsed, columns)
     fitted = fit(found, parsed, lambda request: [reply(found, parsed, present, request)])
-    return score_pairs(found, parsed, columns, fitted).score_N
+    return score_pairs(found, parsed, columns, fitted).score_N.view(ScoreArray)
 
 
 def find_metric(name: str, params: Mapping[str, Any]) -> tuple[Metric, Options]:
@@ -185,7 +198,12 @@ def score_pairs(metric: Metric, params: Options, columns: Columns, fitted: Fitte
     if found_M.shape != (num_M := (int((missing_N < 0).sum()),)):
         raise UserError(f"metric {metric.name!r}: score gave shape {found_M.shape}; valid: {num_M}, one per pair")
     if not np.isfinite(found_M).all():
-        rows = np.flatnonzero(missing_N < 0)[~np.isfinite(found_M)]
-        raise NonFiniteError(f"score_{metric.name}: {len(rows)} scores overflow, first at rows {rows[:5].tolist()}")
+        row_M = np.flatnonzero(missing_N < 0)
+        told = [
+            f"{is_bad_M.sum()} scores {what}, first at rows {row_M[is_bad_M][:5].tolist()}"
+            for what, is_bad_M in (("are NaN", np.isnan(found_M)), ("overflow", np.isinf(found_M)))
+            if is_bad_M.any()
+        ]
+        raise NonFiniteError(f"score_{metric.name}: {'; '.join(told)}, of columns {', '.join(names)}")
     score_N[missing_N < 0] = found_M
     return PairScores(score_N, missing_N, names)

@@ -20,6 +20,18 @@ from typing import Any, Literal
 import jinja2
 
 from prefsel.errors import TemplateError, UserError, invalid
+from prefsel.models.template import (
+    Note,
+    TemplateTraits,
+    another,
+    as_taken,
+    became,
+    lost_of_prompt,
+    probe_template,
+    shown,
+    special_note,
+    special_text,
+)
 from prefsel.schema import REST
 
 Messages = Sequence[Mapping[str, Any]]
@@ -42,6 +54,26 @@ class EncodedGroup:
     """Completions that lost tokens, of their own or of their prompt."""
     prompt_starts: tuple[int, ...] = ()
     """Per completion, how many prompt tokens `truncation="left"` took away; empty: none from any."""
+    same_as: tuple[int | None, ...] = ()
+    """Per completion, the first one of the group with the same tokens, None where it is itself; empty: all differ."""
+    notes: tuple[Note, ...] = ()
+    """What the template did with some of the completions that is not as they came."""
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The texts of a group, before they are tokens."""
+
+    prompt: str
+    completions: list[str | TemplateError]
+    """Whole conversations for Jinja, else responses alone."""
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def texts(self) -> list[str]:
+        """What goes through the tokenizer: nothing where no completion has a text."""
+        found = [one for one in self.completions if isinstance(one, str)]
+        return [self.prompt, *found] if found or not self.completions else []
 
 
 class Encoder:
@@ -73,6 +105,8 @@ class Encoder:
         """The first template error that `strict=False` let pass."""
         self._jinja = None if template in ("plain", "hh") else _chat_template(tokenizer, template)
         self._first, self._last = ([], []) if self._jinja else _outer_tokens(tokenizer, template)
+        self._special = special_text(tokenizer)
+        self.traits = probe_template(self._render) if self._jinja else TemplateTraits(ending=self._last_text())
 
     def encode_group(self, prompt: Messages, completions: Sequence[Messages]) -> EncodedGroup:
         """`encode_groups` of one group."""
@@ -95,41 +129,124 @@ class Encoder:
                 conversation; names the template and shows where the ids part.
             UserError: A prompt without any token: nothing would predict the first response token.
         """
-        texts: list[list[str]] = []
-        errors: dict[int, TemplateError] = {}
-        for number, (prompt, completions) in enumerate(groups):
-            try:
-                texts.append(self._texts(prompt, completions))
-            except TemplateError as error:
-                texts.append([])
-                errors[number] = error
-        flat = list(itertools.chain.from_iterable(texts))
+        written = [self._write(prompt, completions) for prompt, completions in groups]
+        flat = [text for group in written for text in group.texts]
         # `verbose` off: the tokenizer would warn about every text above its own limit, which is handled here.
         ids = iter(self.tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"] if flat else [])
         encoded = []
-        for number, (_, completions) in enumerate(groups):
+        errors: list[TemplateError] = []
+        for group in written:
             prompt_ids: list[int] = []
-            responses: list[list[int] | TemplateError] = [errors[number]] * len(completions) if number in errors else []
-            if number not in errors:
-                prompt_ids, responses = self._split([list(next(ids)) for _ in texts[number]])
-                errors.update((number, error) for error in responses if isinstance(error, TemplateError))
-            encoded.append(self._fit(prompt_ids, responses))
+            responses: list[list[int] | TemplateError] = [one for one in group.completions if not isinstance(one, str)]
+            if group.texts:
+                own = list(next(ids))
+                full = [list(next(ids)) if isinstance(one, str) else one for one in group.completions]
+                prompt_ids, responses = self._split(own, full)
+            refused = [one for one in responses if isinstance(one, TemplateError)]
+            errors += refused
+            notes = (Note("template_error", len(refused), str(refused[0])),) if refused else ()
+            fitted = self._fit(prompt_ids, responses, notes + group.notes)
+            encoded.append(self._with_same_tokens(fitted))
         if errors and strict:
-            raise errors[min(errors)]
+            raise errors[0]
         if errors and not self.tolerated:
-            self.tolerated = str(errors[min(errors)])
+            self.tolerated = str(errors[0])
         return encoded
 
-    def _texts(self, prompt: Messages, completions: Sequence[Messages]) -> list[str]:
-        """The prompt's text, then one per completion: whole conversations for Jinja, else responses alone."""
-        prompt, completions = as_they_came(prompt), [as_they_came(messages) for messages in completions]
-        if self.template in ("plain", "hh"):
-            _refuse_more_than_text(self.template, [prompt, *completions])
+    def _write(self, prompt: Messages, completions: Sequence[Messages]) -> _Written:
+        """The texts of a group; an error takes the place of every conversation that the template refuses."""
+        try:
+            prompt = as_taken(as_they_came(prompt), self.traits)
+            if self._jinja is None:
+                _refuse_more_than_text(self.template, prompt)
+            opened = self._opened(prompt)
+        except TemplateError as error:
+            if not completions:
+                raise self._about(error) from error
+            return _Written("", [self._about(error)] * len(completions))
+        conversations: list[list[dict[str, Any]]] = []
+        texts: list[str | TemplateError] = []
+        for messages in completions:
+            try:
+                conversations.append(as_taken(as_they_came(messages), self.traits))
+                texts.append(self._conversation(prompt, conversations[-1]))
+            except TemplateError as error:
+                texts.append(self._about(error))
+                conversations[len(texts) - 1 :] = [[]]
+        notes = self._notes(prompt, conversations)
+        if self._jinja is None:
+            return _Written(opened, texts, notes)
+        opened, is_shorter = self._answered(opened, texts)
+        if is_shorter:
+            notes += (Note("opening", len(texts), repr(self.traits.unanswered)),)
+        return _Written(opened, *self._looked_at(opened, prompt, conversations, texts, notes))
+
+    def _opened(self, prompt: Messages) -> str:
+        """A prompt with what opens the answer."""
         if self.template == "plain":
-            return ["".join(message["content"] for message in messages) for messages in (prompt, *completions)]
-        if self.template == "hh":
-            return [_hh_text(prompt) + "\n\nAssistant:", *(_hh_response(messages) for messages in completions)]
-        return [self._render(prompt, True), *(self._render([*prompt, *messages], False) for messages in completions)]
+            return "".join(message["content"] for message in prompt)
+        return _hh_text(prompt) + "\n\nAssistant:" if self.template == "hh" else self._render(prompt, True)
+
+    def _conversation(self, prompt: Messages, completion: Messages) -> str:
+        """A conversation with an answer, or the answer alone where it is tokenised apart."""
+        if self._jinja is not None:
+            return self._render([*prompt, *completion], False)
+        _refuse_more_than_text(self.template, completion)
+        return _hh_response(completion) if self.template == "hh" else "".join(one["content"] for one in completion)
+
+    def _answered(self, opened: str, texts: Sequence[str | TemplateError]) -> tuple[str, bool]:
+        """The prompt that answered turns begin with, and whether it is shorter than the generation prompt.
+
+        Reasoning models open a thought that is not there when an answer came without one: then its turn begins where
+        both texts part. A group of which one conversation begins with the whole generation prompt keeps that.
+        """
+        shorter, full = opened.removesuffix(self.traits.unanswered), [one for one in texts if isinstance(one, str)]
+        is_shorter = shorter != opened and not any(one.startswith(opened) for one in full)
+        is_shorter &= any(one.startswith(shorter) for one in full)
+        return (shorter, True) if is_shorter else (opened, False)
+
+    def _looked_at(
+        self,
+        opened: str,
+        prompt: Messages,
+        conversations: Sequence[Messages],
+        texts: Sequence[str | TemplateError],
+        notes: tuple[Note, ...],
+    ) -> tuple[list[str | TemplateError], tuple[Note, ...]]:
+        """The texts with an error for completions of which nothing is written, and notes of what else is lacking."""
+        found, kinds = list[str | TemplateError](), dict[str, tuple[int, str]]()
+        lost = lost_of_prompt(prompt, opened)
+        for number, (messages, text) in enumerate(zip(conversations, texts)):
+            if isinstance(text, str):
+                behind = text[len(opened) :] if text.startswith(opened) else text
+                made = became(messages, behind, self.traits.ending or "")
+                for kind, example in (*made.notes, *([("prompt_changed", lost)] if lost else [])):
+                    count, first = kinds.get(kind, (0, example))
+                    kinds[kind] = (count + 1, first)
+                if made.seems_silent and self._render_of_another(prompt, messages) == text:
+                    what = dict(made.notes).get("changed", "")
+                    text = self._about(TemplateError(f"it writes nothing of completion {number}: {what}"))
+            found.append(text)
+        return found, notes + tuple(Note(kind, *counted) for kind, counted in kinds.items())
+
+    def _render_of_another(self, prompt: Messages, completion: Messages) -> str:
+        """What the template writes for another answer in the place of this one; empty where it refuses that."""
+        try:
+            return self._render([*prompt, *as_taken(another(completion), self.traits)], False)
+        except TemplateError:
+            return ""
+
+    def _notes(self, prompt: Messages, conversations: Sequence[Messages]) -> tuple[Note, ...]:
+        """What can be said of a group without its text."""
+        notes, own = [], [special_note(self._special, messages) for messages in conversations]
+        shared = special_note(self._special, prompt)
+        if marked := [shared or one for one in own if shared or one]:
+            notes.append(Note("special_text", len(marked), marked[0]))
+        if conversations and not self.traits.takes_text:
+            notes.append(Note("parts", len(conversations), ""))
+        if conversations and self.traits.ending is not None and not self.traits.ending.strip():
+            notes.append(Note("no_end", len(conversations), ""))
+        return tuple(notes)
 
     def _render(self, messages: Messages, add_generation_prompt: bool) -> str:
         tools = next((message["tools"] for message in messages if "tools" in message), None)
@@ -141,29 +258,50 @@ class Encoder:
                 add_generation_prompt=add_generation_prompt,
                 **({} if tools is None else {"tools": tools}),
             )
-        except jinja2.TemplateError as error:
-            roles = [message["role"] for message in messages]
-            raise TemplateError(f"template {_named(self.template)}: {error}; message roles were {roles}") from error
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(f"template {named(self.template)}: line {error.lineno}: {error}") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # A template is code of its author, and may raise anything.
+            roles = [message.get("role") for message in messages]
+            kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
+            raise self._about(TemplateError(f"{kind}{error}; message roles were {roles}")) from error
 
-    def _split(self, ids: list[list[int]]) -> tuple[list[int], list[list[int] | TemplateError]]:
+    def _about(self, error: TemplateError) -> TemplateError:
+        """An error that names the template."""
+        begun = f"template {named(self.template)}"
+        return error if str(error).startswith(begun) else TemplateError(f"{begun}: {error}")
+
+    def _last_text(self) -> str:
+        return str(self.tokenizer.decode(self._last))
+
+    def _split(
+        self, own: list[int], full: Sequence[list[int] | TemplateError]
+    ) -> tuple[list[int], list[list[int] | TemplateError]]:
         """Prompt ids and response ids of the texts of one group, an error for a response that cannot be told apart."""
         responses: list[list[int] | TemplateError] = []
-        if self._jinja is None:
-            prompt = self._first + ids[0]
-            responses += [response + self._last for response in ids[1:]]
-        else:
-            prompt = ids[0]
-            for number, full in enumerate(ids[1:]):
-                is_shared = full[: len(prompt)] == prompt
-                responses.append(full[len(prompt) :] if is_shared else self._divergence(prompt, full, number))
+        prompt = self._first + own if self._jinja is None else own
+        for number, ids in enumerate(full):
+            if isinstance(ids, TemplateError):
+                responses.append(ids)
+            elif self._jinja is None:
+                responses.append(ids + self._last)
+            elif ids[: len(prompt)] != prompt:
+                responses.append(self._divergence(prompt, ids, number))
+            elif len(ids) == len(prompt):
+                responses.append(self._about(TemplateError(f"it writes nothing of completion {number}")))
+            else:
+                responses.append(ids[len(prompt) :])
         if not prompt:
             raise UserError(
-                f"template {_named(self.template)}: a prompt became no token at all, so nothing predicts the first "
+                f"template {named(self.template)}: a prompt became no token at all, so nothing predicts the first "
                 "response token; drop empty prompts, or use a tokenizer with a bos token"
             )
         return prompt, responses
 
-    def _fit(self, prompt: list[int], responses: Sequence[list[int] | TemplateError]) -> EncodedGroup:
+    def _fit(
+        self, prompt: list[int], responses: Sequence[list[int] | TemplateError], notes: tuple[Note, ...]
+    ) -> EncodedGroup:
         """Apply the length limit to each completion by itself."""
         limit = sys.maxsize if self.max_length is None else self.max_length
         kept: list[list[int]] = []
@@ -184,13 +322,22 @@ class Encoder:
             kept.append(response if fits else [])
             status.append("ok" if fits else "too_long")
             starts.append(start)
-        return EncodedGroup(prompt, kept, status, num_cut, tuple(starts) if any(starts) else ())
+        return EncodedGroup(prompt, kept, status, num_cut, tuple(starts) if any(starts) else (), notes=notes)
+
+    def _with_same_tokens(self, group: EncodedGroup) -> EncodedGroup:
+        """The group with the completions that nothing tells apart, and a note of them."""
+        same = _same_as(group.completion_tokens, group.status)
+        others = [place for place in same if place is not None]
+        if not others:
+            return group
+        example = shown(self.tokenizer.decode(group.completion_tokens[others[0]]))
+        return replace(group, same_as=same, notes=(*group.notes, Note("same_tokens", len(others), example)))
 
     def _divergence(self, prompt: list[int], full: list[int], number: int) -> TemplateError:
         common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(prompt, full)))
         shown = [self.tokenizer.decode(ids[max(0, common - 4) : common + 4]) for ids in (prompt, full)]
         return TemplateError(
-            f"template {_named(self.template)}: the generation prompt is not a token prefix of the conversation with "
+            f"template {named(self.template)}: the generation prompt is not a token prefix of the conversation with "
             f"completion {number}: they part at token {common} of {len(prompt)}, …{shown[0]!r}… against "
             f"…{shown[1]!r}…; choose another template ({VALID_TEMPLATES})"
         )
@@ -219,11 +366,22 @@ class Unconditional:
         """As the encoder's."""
         return self.encoder.tolerated
 
+    @property
+    def template(self) -> str:
+        """As the encoder's."""
+        return self.encoder.template
+
+    @property
+    def traits(self) -> TemplateTraits:
+        """As the encoder's."""
+        return self.encoder.traits
+
     def encode_groups(
         self, groups: Sequence[tuple[Messages, Sequence[Messages]]], *, strict: bool = True
     ) -> list[EncodedGroup]:
         """As the encoder's, with the start token for a prompt; what was too long with its prompt still is."""
         encoded = self.encoder.encode_groups(groups, strict=strict)
+        # What is the same behind its prompt is the same without it.
         return [replace(group, prompt_tokens=[self.start], prompt_starts=()) for group in encoded]
 
 
@@ -244,6 +402,19 @@ def _chat_template(tokenizer: Any, template: str) -> str:
     if Path(template).is_file():
         return Path(template).read_text(encoding="utf-8")
     raise invalid("template", template, VALID_TEMPLATES)
+
+
+def _same_as(completions: Sequence[list[int]], status: Sequence[str]) -> tuple[int | None, ...]:
+    """For each completion the first `ok` one with its tokens, None where it is that one; empty where all differ.
+
+    Equal responses are cut alike, so their prompts are equal too.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    found = []
+    for number, (tokens, what) in enumerate(zip(completions, status)):
+        place = first.setdefault(tuple(tokens), number) if what == "ok" else number
+        found.append(place if place != number else None)
+    return tuple(found) if any(place is not None for place in found) else ()
 
 
 def _outer_tokens(tokenizer: Any, template: str) -> tuple[list[int], list[int]]:
@@ -267,9 +438,9 @@ def as_they_came(messages: Messages) -> list[dict[str, Any]]:
     return found
 
 
-def _refuse_more_than_text(template: str, many: Sequence[Messages]) -> None:
+def _refuse_more_than_text(template: str, messages: Messages) -> None:
     """Refuse messages of which a template that writes text alone would leave something out."""
-    for message in itertools.chain.from_iterable(many):
+    for message in messages:
         if len(message) > 2 or message["content"] is None:
             keys = ", ".join(key for key in message if key != "role")
             raise TemplateError(f"template {template!r} writes text alone; a message holds {keys}")
@@ -288,5 +459,6 @@ def _hh_response(messages: Messages) -> str:
     return _hh_text(messages).removeprefix("\n\nAssistant:")
 
 
-def _named(template: str) -> str:
+def named(template: str) -> str:
+    """A template as errors and reports call it: what the configuration says, cut to 40 characters."""
     return repr(template if len(template) <= 40 else template[:37] + "…")

@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from prefsel.errors import UserError, invalid
 from prefsel.models.chat import Encoder, Truncation
 from prefsel.models.head import chunk_rows
-from prefsel.models.loading import unwrapped
+from prefsel.models.loading import check_vocabulary, unwrapped
 from prefsel.models.logps import Route, logps_route, packed_hidden, packed_logps, routed
 from prefsel.models.packing import PackedBatch
 from prefsel.models.padded import PaddedBatch, padded_logps
@@ -73,6 +73,7 @@ def directional_logps(
     Source: the influence of a pair as in "Towards Understanding Valuable Preference Data for LLM Alignment", with the
     identity as Hessian; directional derivatives by forward-mode differentiation with dual numbers.
     """
+    check_vocabulary(tokenizer, model)
     directions, names = _named(tangent)
     route = directional_route(model, directions, pad_token_id=getattr(tokenizer, "pad_token_id", None))
     encoder = Encoder(tokenizer, template, max_length, truncation)
@@ -115,6 +116,7 @@ def finite_difference_logps(
         UserError: As `directional_logps`, or the model is in 16 bits.
         NonFiniteError: As `directional_logps`.
     """
+    check_vocabulary(tokenizer, model)
     directions, names = _named(tangent)
     route, epsilons = finite_difference_route(
         model, directions, step=step, pad_token_id=getattr(tokenizer, "pad_token_id", None), has_logps=logps is not None

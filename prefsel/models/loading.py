@@ -6,6 +6,7 @@ Also: what a directory's weights are called (`model_identity`), and which models
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,8 +28,11 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from prefsel.errors import UserError, invalid
+from prefsel.models.adapters import CONFIG as ADAPTER_CONFIG
+from prefsel.models.adapters import TASKS, Adapter, find_adapter, merge
 from prefsel.models.attention import IMPLEMENTATION
 from prefsel.models.packing import ModelShape
+from prefsel.models.positions import num_positions, padded_version
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -83,11 +87,14 @@ def load_reward(
 
 
 def load_tokenizer(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a directory or hub id.
+    """The tokenizer of a directory or hub id; an adapter's own where it has one, else that of its base.
 
     Raises:
         UserError: There is none, or it cannot be had.
     """
+    if adapter := find_adapter(path, revision):
+        is_own = adapter.has_tokenizer(TOKENIZER_FILES)
+        path, revision = (path, adapter.revision) if is_own else (adapter.base, adapter.base_revision)
     _check_code(path, revision, trust_remote_code)
     if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"model {path}: no tokenizer in the directory; expected one of {', '.join(TOKENIZER_FILES)}")
@@ -110,12 +117,16 @@ def _load(
 ) -> PreTrainedModel:
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise invalid("dtype", dtype, DTYPES)
-    _check_code(path, revision, trust_remote_code)
-    check_directory(path)
-    options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    options["local_files_only"] = Path(path).is_dir()
+    check_directory(path, revision)
+    adapter = find_adapter(path, revision)
+    if adapter is not None:
+        _check_task(adapter, auto)
+        path, revision = adapter.base, adapter.base_revision
+    config = _full_config(path, revision, trust_remote_code)
+    options = load_options(path, revision, trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(path, **options)
+        if adapter is not None:
+            config.num_labels = adapter.num_labels() or config.num_labels
         if config.model_type in PACKED_MODEL_TYPES:
             options["attn_implementation"] = IMPLEMENTATION
         if gpus_per_replica > 1:
@@ -132,13 +143,61 @@ def _load(
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model {path}: cannot be loaded as {auto.__name__}: {_reason(error)}") from error
     # A reward model without its head, say, would be completed with random numbers and a warning.
-    if missing := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
-        raise UserError(
-            f"model {path}: its weights lack {len(missing)} tensors of {type(model).__name__}: {missing[:5]}"
-        )
+    brought = set() if adapter is None else set(adapter.shapes())
+    lacking = {str(key) for key in (*info["missing_keys"], *info["mismatched_keys"])}
+    if missing := sorted(lacking - brought):
+        name = f"model {path}:" if adapter is None else f"{adapter.name}, and"
+        raise UserError(f"{name} its weights lack {len(missing)} tensors of {type(model).__name__}: {missing[:5]}")
+    if adapter is not None:
+        with torch.random.fork_rng(devices=[]):  # peft draws weights that it then replaces
+            model = merge(model, adapter)
     if gpus_per_replica == 1:
         model = model.to(device)
     return model.eval()
+
+
+def load_options(path: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """What every loading call of transformers gets for a directory or hub id of full weights.
+
+    Raises:
+        UserError: Code may run, but which code is not fixed.
+    """
+    _check_code(path, revision, trust_remote_code)
+    is_local = Path(path).is_dir()
+    return {"revision": revision or "main", "trust_remote_code": trust_remote_code, "local_files_only": is_local}
+
+
+def _check_task(adapter: Adapter, auto: Any) -> None:
+    role = "policy" if auto is AutoModelForCausalLM else "reward model"
+    if (task := adapter.settings.get("task_type")) not in TASKS[role]:
+        raise UserError(f"{adapter.name}, trained for the task {task}; as a {role} it needs {TASKS[role][0]}")
+
+
+def check_vocabulary(tokenizer: Any, model: nn.Module | None = None, *, path: str = "", rows: int = 0) -> None:
+    """Refuse a tokenizer with tokens that the model has no embedding for; fewer tokens than rows are fine.
+
+    Args:
+        tokenizer: Of the model.
+        model: Whose embedding counts; None: `rows` do.
+        path: What the model is called, for the error; empty: what its configuration says.
+        rows: Of the embedding, where no model is at hand.
+
+    Raises:
+        UserError: Names the model, the first such token with its id, and both sizes.
+    """
+    if model is not None:
+        inner = unwrapped(model)
+        weight = inner.get_input_embeddings().weight
+        rows = getattr(weight, "ds_shape", weight.shape)[0]  # under ZeRO-3 no worker has all rows
+        path = path or inner.config.name_or_path
+    beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
+    if beyond:
+        number, token = beyond[0]
+        raise UserError(
+            f"model {path or type(model).__name__}: its tokenizer has {len(tokenizer):,} tokens and its embedding "
+            f"{rows:,} rows, none for token {token!r} with id {number} ({len(beyond)} such tokens); resize the model's "
+            "embedding (resize_token_embeddings) and save it, or use the tokenizer it was trained with"
+        )
 
 
 @contextmanager
@@ -164,18 +223,53 @@ def _spread_over(num_gpus: int) -> dict[str, Any]:
 
 
 def _check_code(path: str, revision: str | None, trust_remote_code: bool) -> None:
+    """Refuse to run code that nothing fixes: of a hub's branch, or of another repository that a directory names."""
+    if trust_remote_code and Path(path).is_dir():
+        for name in ("config.json", "tokenizer_config.json"):
+            if elsewhere := _code_elsewhere(Path(path) / name):
+                raise UserError(
+                    f"model {path}: its {name} takes code from the repository {elsewhere!r}, at no fixed revision; "
+                    "copy its *.py files into the directory and leave the repository out of auto_map"
+                )
     if trust_remote_code and not Path(path).is_dir() and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise invalid(
-            "revision", revision, f"the 40 hex digits of a commit, because trust_remote_code runs {path}'s code"
+            "revision",
+            revision,
+            f"the 40 hex digits of a commit, because trust_remote_code runs {path}'s code; for the base of an adapter "
+            "<revision of the adapter>+<base>@<commit of the base>",
         )
 
 
-def check_directory(path: str) -> None:
-    """Refuse a model directory that lacks its configuration or safe weights; a hub id passes.
+def _code_elsewhere(file: Path) -> str | None:
+    """The first repository that an `auto_map` names before `--`: transformers would run that one's newest code."""
+    try:
+        known = json.loads(file.read_text(encoding="utf-8")).get("auto_map") or {}
+    except (OSError, ValueError, AttributeError):  # no such file, or one that loading will complain about
+        return None
+    values = known.values() if isinstance(known, dict) else [known]
+    names = [name for value in values for name in (value if isinstance(value, list | tuple) else [value])]
+    return next((name.split("--")[0] for name in names if isinstance(name, str) and "--" in name), None)
+
+
+def check_directory(path: str, revision: str | None = None) -> None:
+    """Refuse a model directory that lacks its configuration or safe weights; a hub id passes. Of an adapter, its base.
 
     Raises:
         UserError: Names the directory and what is missing.
     """
+    if adapter := find_adapter(path, revision):
+        if find_adapter(adapter.base, adapter.base_revision):
+            raise UserError(f"{adapter.name}, which is an adapter itself; merge that one, or name its base")
+        try:
+            check_directory(adapter.base, adapter.base_revision)
+        except UserError as error:
+            raise UserError(f"{adapter.name}, which cannot be used: {error}") from error
+        if _is_quantised(adapter.base, adapter.base_revision):
+            raise UserError(
+                f"{adapter.name}, whose weights are quantised, so that nothing can be merged into them; name the "
+                f"full-precision model as base_model_name_or_path in its {ADAPTER_CONFIG}"
+            )
+        return
     folder = Path(path)
     if not folder.is_dir():
         if folder.is_absolute() or path.startswith("."):
@@ -189,23 +283,56 @@ def check_directory(path: str) -> None:
         raise UserError(f"model {path}: no *.safetensors in the directory{found}")
 
 
+def _is_quantised(path: str, revision: str | None) -> bool:
+    """Whether a model's `config.json`, read as text because its code need not be trusted for that, says so."""
+    local = Path(path) / "config.json"
+    try:
+        file = local if Path(path).is_dir() else Path(cached_file(path, "config.json", revision=revision or "main"))
+        return bool(json.loads(file.read_text(encoding="utf-8")).get("quantization_config"))
+    except OSError as error:
+        raise UserError(f"model {path}: cannot be found: {_reason(error)}") from error
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"model {path}: its config.json is not a JSON table: {error}") from error
+
+
 def model_identity(path: str, *, revision: str | None = None) -> str:
     """What a model's numbers depend on: a hash of its directory, or the hub's commit.
 
-    The hash covers weights, configuration, tokenizer, chat template and code.
+    The hash covers weights, configuration, tokenizer, chat template and code; an adapter's those of its base too.
 
     Raises:
         UserError: The directory lacks weights or configuration, or the hub id cannot be resolved.
     """
-    check_directory(path)
+    check_directory(path, revision)
+    if adapter := find_adapter(path, revision):
+        own = _own_identity(adapter.path, adapter.revision)
+        base = model_identity(adapter.base, revision=adapter.base_revision)
+        return hashlib.blake2b(f"adapter {own} on {base}".encode(), digest_size=16).hexdigest()
+    return _own_identity(path, revision)
+
+
+def pinned_revision(path: str, revision: str | None) -> str | None:
+    """The revision under which workers load what the identity was taken of: of a hub id its commit, of an adapter also
+    where its base was found, and that one's commit; None for a directory of full weights."""
+    if adapter := find_adapter(path, revision):
+        return adapter.pinned(_commit(adapter.path, adapter.revision), _commit(adapter.base, adapter.base_revision))
+    return _commit(path, revision)
+
+
+def _commit(path: str, revision: str | None) -> str | None:
+    return None if Path(path).is_dir() else _own_identity(path, revision)
+
+
+def _own_identity(path: str, revision: str | None) -> str:
     if Path(path).is_dir():
         names = {"*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"}
         files = sorted({file for pattern in names for file in Path(path).glob(pattern)})
         return _content(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
     if re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         return str(revision)
+    is_adapter = find_adapter(path, revision) is not None
     try:
-        config = cached_file(path, "config.json", revision=revision or "main")
+        config = cached_file(path, ADAPTER_CONFIG if is_adapter else "config.json", revision=revision or "main")
     except OSError as error:
         raise UserError(f"model {path}: cannot be found: {_reason(error)}") from error
     commit = extract_commit_hash(config, None)
@@ -232,7 +359,7 @@ def head_names(path: str, *, revision: str | None = None, trust_remote_code: boo
     Raises:
         UserError: The configuration cannot be had.
     """
-    config = _declared_config(path, revision, trust_remote_code)
+    config = declared_config(path, revision, trust_remote_code)
     return [str(config.id2label[number]) for number in range(config.num_labels)]
 
 
@@ -249,30 +376,52 @@ def context_length(path: str, revision: str | None = None, trust_remote_code: bo
 
 
 def max_positions(path: str, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
-    """`max_position_embeddings` of a model's configuration; None when it declares none.
+    """The longest sequence that a model's configuration has positions for; None when it declares none.
 
     Raises:
         UserError: The configuration cannot be had.
     """
-    config = _declared_config(path, revision, trust_remote_code)
-    return getattr(config, "max_position_embeddings", None)
+    return num_positions(declared_config(path, revision, trust_remote_code))
 
 
-def _declared_config(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """A model's configuration, without its weights.
+def padded_version_of(
+    path: str, revision: str | None = None, trust_remote_code: bool = False, *, max_length: int | None
+) -> int | None:
+    """`positions.padded_version` of a model; errors as `max_positions`."""
+    config = declared_config(path, revision, trust_remote_code)
+    has_own_code = trust_remote_code and bool(getattr(config, "auto_map", None))
+    return padded_version(config, max_length, has_own_code=has_own_code)
+
+
+def vocabulary_size(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
+    """Rows of a model's embedding by its configuration, which its weights must agree with; None: it says nothing.
+
+    Raises:
+        UserError: The configuration cannot be had.
+    """
+    config = declared_config(path, revision, trust_remote_code).get_text_config()
+    return getattr(config, "vocab_size", None)
+
+
+def declared_config(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A model's configuration, without its weights; of an adapter its base's, with the outputs that it brings along.
 
     Raises:
         UserError: It cannot be had.
     """
-    check_directory(path)
-    _check_code(path, revision, trust_remote_code)
+    check_directory(path, revision)
+    if adapter := find_adapter(path, revision):
+        config = _full_config(adapter.base, adapter.base_revision, trust_remote_code)
+        if num_labels := adapter.num_labels():
+            config.num_labels = num_labels
+        return config
+    return _full_config(path, revision, trust_remote_code)
+
+
+def _full_config(path: str, revision: str | None, trust_remote_code: bool) -> Any:
+    options = load_options(path, revision, trust_remote_code)
     try:
-        return AutoConfig.from_pretrained(
-            path,
-            revision=revision or "main",
-            trust_remote_code=trust_remote_code,
-            local_files_only=Path(path).is_dir(),
-        )
+        return AutoConfig.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"model {path}: its configuration cannot be had: {_reason(error)}") from error
 
@@ -324,7 +473,7 @@ def supports_packing(model: nn.Module) -> tuple[bool, str]:
         return False, f"sliding-window or hybrid layers ({', '.join(sorted(layers))})"
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope not in STATELESS_ROPE:
-        return False, f"its {rope!r} rotary embedding depends on the longest sequence of a batch"
+        return False, f"its {rope!r} rotary embedding follows the length of a sequence"
     if changed := [name for name in LOGIT_CHANGES if getattr(config, name, None) not in (None, 1, 1.0)]:
         return False, f"its logits are changed after the head ({', '.join(changed)})"
     return True, ""

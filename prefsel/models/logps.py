@@ -9,6 +9,7 @@ Shapes: T tokens of a row, R response tokens, C completions, D hidden size, V vo
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -25,10 +26,13 @@ from prefsel.models.attention import IMPLEMENTATION
 from prefsel.models.chat import EncodedGroup, Encoder, Messages, Truncation
 from prefsel.models.head import head_logps
 from prefsel.models.layout import Kernel, attention_area, build_layout
-from prefsel.models.loading import supports_packing, unwrapped
+from prefsel.models.loading import check_vocabulary, supports_packing, unwrapped
+from prefsel.models.neighbours import padding_matters
 from prefsel.models.packing import PackedBatch, pack
 from prefsel.models.padded import PaddedBatch, pad, padded_logps
 from prefsel.pairs.arrow import as_rows
+
+logger = logging.getLogger(__name__)
 
 PADDED_LOGITS_BYTES = 2_000_000_000
 """Most memory for the logits of a padded batch: models that are called whole cannot take their head in chunks."""
@@ -112,17 +116,24 @@ class Route:
 
 
 def logps_route(model: nn.Module, pad_token_id: int | None = None) -> Route:
-    """The route of a causal language model; padded rows are filled with `pad_token_id`, or 0."""
+    """The route of a causal language model; padded rows are filled with `pad_token_id`, or 0.
+
+    Raises:
+        UserError: The model's numbers are not those of a sequence alone, however its rows are made.
+    """
     is_packed, reason = supports_packing(model)
     if is_packed:
         return Route(True, "", pack, partial(packed_logps, model))
+    fill, forward = pad_token_id or 0, partial(padded_logps, model)
+    single = padding_matters(model, forward, fill)
     vocab_size = unwrapped(model).config.get_text_config().vocab_size
-    rows = partial(_pad, pad_token_id=pad_token_id or 0, most_tokens=PADDED_LOGITS_BYTES // (8 * vocab_size))
-    return Route(False, reason, rows, partial(padded_logps, model))
+    most_tokens = PADDED_LOGITS_BYTES // (8 * vocab_size)
+    rows = partial(_pad, pad_token_id=None if single else fill, most_tokens=most_tokens)
+    return Route(False, "; ".join(filter(None, [reason, single])), rows, forward)
 
 
 def _pad(
-    groups: Sequence[EncodedGroup], token_budget: int, *, pad_token_id: int, most_tokens: int
+    groups: Sequence[EncodedGroup], token_budget: int, *, pad_token_id: int | None, most_tokens: int
 ) -> list[PaddedBatch]:
     return pad(groups, min(token_budget, most_tokens), pad_token_id=pad_token_id)
 
@@ -140,7 +151,8 @@ def score_groups(
     r"""Log-probabilities of every completion of every group, each prompt computed once for all its completions.
 
     Groups are packed into rows without padding; models that cannot be packed exactly (sliding windows, encoders) take a
-    padded path with the same numbers. It needs no cluster and no workspace.
+    padded path, which a warning of the logger `prefsel.models.logps` tells with its reason. Either way a completion's
+    number is that of its sequence alone. It needs no cluster and no workspace.
 
     Args:
         model: A causal language model of transformers in evaluation mode, on any device.
@@ -161,9 +173,11 @@ def score_groups(
         where the status is not "ok".
 
     Raises:
-        UserError: The groups lack a column, or template, tokenizer or arguments do not fit.
+        UserError: The groups lack a column, or template, tokenizer or arguments do not fit; the tokenizer has tokens
+            that the model's embedding lacks; or the model's numbers are not those of a sequence alone.
         NonFiniteError: The model gave NaN or infinity; names the prompts.
     """
+    check_vocabulary(tokenizer, model)
     encoder = Encoder(tokenizer, template, max_length, truncation)
     route = logps_route(model, getattr(tokenizer, "pad_token_id", None))
     columns, values = routed(model, encoder, groups, route, token_budget)
@@ -188,6 +202,8 @@ def routed(
     pairs = [(row["prompt"], [c["messages"] for c in row["completions"]]) for row in rows]
     encoded = encoder.encode_groups(pairs, strict=False)
     values: list[list[list[float] | None]] = [[None] * len(group.status) for group in encoded]
+    if not route.is_packed:
+        logger.warning("%s takes the padded path: %s", type(unwrapped(model)).__name__, route.reason)
     with route.context():
         for batch in route.rows(encoded, token_budget):
             output = route.forward(batch.to(model_device(model))).reshape(len(batch.completion_index), -1)

@@ -1,7 +1,10 @@
 """One completion per row, padded on the right and masked: for models that packed rows would not serve exactly.
 
 Right padding keeps every token's position what it is alone, and a causal model never looks at what follows; encoders
-get the mask. The model's own forward is called whole, so soft-capping, scaling and poolers are its own.
+get the mask. The model's own forward is called whole with ids and mask alone, so soft-capping, scaling, poolers and
+positions are its own: RoBERTa and its kin number theirs from their ids and not from 0. Rotary embeddings that follow
+the longest row get every row's own length (`rotary`). What is still not the number of the sequence alone is found by
+`neighbours`.
 
 Shapes: B rows, T tokens of the longest, V vocabulary, H heads of a reward model.
 """
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from prefsel.models.chat import EncodedGroup
+from prefsel.models.rotary import own_frequencies
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,8 @@ def padded_logps(model: nn.Module, batch: PaddedBatch) -> Tensor:
     ids_BT = batch.input_ids_BT
     first = min(batch.prompt_lengths) - 1
     keep = torch.arange(first, ids_BT.shape[1], device=ids_BT.device)
-    options = _accepted(model, position_ids=_positions(ids_BT), logits_to_keep=keep, use_cache=False)
-    logits_BTV = model(input_ids=ids_BT, attention_mask=batch.attention_mask_BT, **options).logits
+    options = _accepted(model, logits_to_keep=keep)
+    logits_BTV = _logits(model, batch, options)
     if "logits_to_keep" not in options:
         logits_BTV = logits_BTV[:, first:]
     dtype = torch.promote_types(logits_BTV.dtype, torch.float32)
@@ -126,15 +130,18 @@ def padded_logps(model: nn.Module, batch: PaddedBatch) -> Tensor:
 
 def padded_rewards(model: nn.Module, batch: PaddedBatch) -> Tensor:
     """The classifier's outputs, [B, H] float64."""
-    options = _accepted(model, position_ids=_positions(batch.input_ids_BT), use_cache=False)
-    return model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, **options).logits.double()
+    return _logits(model, batch, {}).double()
 
 
-def _positions(ids_BT: Tensor) -> Tensor:
-    return torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
+def _logits(model: nn.Module, batch: PaddedBatch, options: dict[str, Any]) -> Tensor:
+    """The model's own logits, given ids and mask, and no positions: it knows best how it counts them."""
+    options = options | _accepted(model, use_cache=False)
+    with own_frequencies(model, batch.lengths):
+        logits: Tensor = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, **options).logits
+    return logits
 
 
 def _accepted(model: nn.Module, **options: Any) -> dict[str, Any]:
-    """The options that the model's forward names: architectures without positions or caches do not."""
+    """The options that the model's forward names: architectures without caches do not."""
     known = inspect.signature(model.forward).parameters
     return {name: value for name, value in options.items() if name in known}

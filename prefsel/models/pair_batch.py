@@ -6,6 +6,7 @@ Shapes: P pairs, C = 2P completions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from prefsel.models.chat import EncodedGroup
 from prefsel.models.loading import supports_packing
 from prefsel.models.logps import model_device, packed_logps
+from prefsel.models.neighbours import require_padding
 from prefsel.models.packing import PackedBatch, pack
 from prefsel.models.padded import PaddedBatch, pad, padded_logps
 
@@ -43,8 +45,14 @@ def by_pair(values_C: Tensor, batch: Batch) -> Tensor:
 
 
 def pair_logps(model: nn.Module, groups: Sequence[EncodedGroup]) -> Tensor:
-    """Log-probs of chosen and rejected, [P, 2] float64 with gradient, from one row (or padded batch) of all pairs."""
+    """Log-probs of chosen and rejected, [P, 2] float64 with gradient, from one row (or padded batch) of all pairs.
+
+    Raises:
+        UserError: The model's numbers depend on what pads them.
+    """
     is_packed, _ = supports_packing(model)
+    if not is_packed:
+        require_padding(model, partial(padded_logps, model), 0, what="a pair's log-probs")
     batch = pair_batch(groups, is_packed=is_packed).to(model_device(model))
     logps_C = packed_logps(model, batch) if isinstance(batch, PackedBatch) else padded_logps(model, batch)
     return by_pair(logps_C, batch)

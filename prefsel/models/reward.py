@@ -18,6 +18,7 @@ from prefsel.errors import UserError
 from prefsel.models.layout import Kernel
 from prefsel.models.loading import supports_packing, unwrapped
 from prefsel.models.logps import Route, packed_hidden
+from prefsel.models.neighbours import padding_matters
 from prefsel.models.packing import PackedBatch, pack
 from prefsel.models.padded import pad, padded_rewards
 
@@ -75,9 +76,26 @@ def supports_packed_rewards(model: nn.Module) -> tuple[bool, str]:
 
 
 def reward_route(model: nn.Module) -> Route:
-    """How a reward model is run; padded rows take the model's own pad token, and without one are single."""
+    """How a reward model is run; padded rows take the model's own pad token, and without one are single.
+
+    Raises:
+        UserError: The model's numbers are not those of a sequence alone, however its rows are made.
+    """
     is_packed, reason = supports_packed_rewards(model)
     if is_packed:
         return Route(True, "", pack, partial(packed_rewards, model))
-    rows = partial(pad, pad_token_id=unwrapped(model).config.pad_token_id)
-    return Route(False, reason, rows, partial(padded_rewards, model))
+    fill, forward = own_pad_token(model), partial(padded_rewards, model)
+    single = padding_matters(model, forward, fill)
+    rows = partial(pad, pad_token_id=None if single else fill)
+    return Route(False, "; ".join(filter(None, [reason, single])), rows, forward)
+
+
+def own_pad_token(model: nn.Module) -> int | None:
+    """The pad token of a classifier's configuration; None: it has none, or one that no row of the embedding is for.
+
+    Old checkpoints of Llama say −1.
+    """
+    config = unwrapped(model).config
+    token: int | None = config.pad_token_id
+    is_known = token is not None and 0 <= token < config.get_text_config().vocab_size
+    return token if is_known else None

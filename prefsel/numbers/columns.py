@@ -58,7 +58,8 @@ def _non_finite_column(table: pa.Table, name: str, rows: np.ndarray) -> NonFinit
     where = f"first at rows {rows[:5].tolist()}"
     if "pair_id" in table.column_names:
         where = "first pair_ids " + _shown(table["pair_id"], rows)
-    return NonFiniteError(f"{name}: {len(rows)} values are NaN or infinite, {where}")
+    hint = "a missing number is null, not NaN (Polars: fill_nan(None))"
+    return NonFiniteError(f"{name}: {len(rows)} values are NaN or infinite, {where}; {hint}")
 
 
 def _shown(ids: pa.ChunkedArray, rows: np.ndarray) -> str:

@@ -7,6 +7,7 @@ N: rows of a shard.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
@@ -38,16 +39,29 @@ class Moments:
         """The moments of finite float64 values."""
         if not len(value_N):
             return cls()
-        mean = float(value_N.mean())
-        deviation_N = value_N - mean
-        rest = float(deviation_N.mean())
-        m2 = float(np.square(deviation_N - rest).sum())
+        with np.errstate(over="ignore", invalid="ignore"):  # see `fault`
+            mean = float(value_N.mean())
+            deviation_N = value_N - mean
+            rest = float(deviation_N.mean())
+            m2 = float(np.square(deviation_N - rest).sum())
         return cls(len(value_N), *two_sum(mean, rest), m2, float(value_N.min()), float(value_N.max()))
 
     @property
     def is_constant(self) -> bool:
         """Whether all values are equal. Decided by the extremes: rounding may leave a tiny `m2`."""
         return self.low >= self.high
+
+    def fault(self) -> str:
+        """Why these are not the moments of the values, in words; empty when they are.
+
+        A sum of squares overflows when values lie more than about 1e154 apart, and loses its digits below 1e-154: the
+        deviation would be infinite, and every z-score 0, or the other way round.
+        """
+        beyond = "overflow" if not (math.isfinite(self.mean) and math.isfinite(self.m2)) else ""
+        if not self.is_constant and self.m2 < sys.float_info.min:
+            beyond = "underflow"
+        told = f"{self.count:,} values from {self.low:g} to {self.high:g}"
+        return f"{told}: their mean or squared deviations {beyond} float64; scale them" if beyond else ""
 
     @property
     def std(self) -> float:
@@ -91,7 +105,24 @@ class Covariation:
     def of(cls, x_N: np.ndarray, y_N: np.ndarray) -> Covariation:
         """The covariation of finite float64 values."""
         x, y = Moments.of(x_N), Moments.of(y_N)
-        return cls(x, y, float(((x_N - x.mean - x.mean_rest) * (y_N - y.mean - y.mean_rest)).sum()))
+        with np.errstate(over="ignore", invalid="ignore"):  # see `fault`
+            product = float(((x_N - x.mean - x.mean_rest) * (y_N - y.mean - y.mean_rest)).sum())
+        return cls(x, y, product)
+
+    def fault(self) -> str:
+        """Why these are not the moments of the two columns, in words; empty when they are."""
+        beyond = "the sum of their products overflows float64; scale them" if not math.isfinite(self.product) else ""
+        return self.x.fault() or self.y.fault() or beyond
+
+    @property
+    def correlation(self) -> float | None:
+        """Pearson's, −1 to 1; None when a column is constant or a sum overflows."""
+        if self.x.m2 <= 0 or self.y.m2 <= 0 or self.fault():
+            return None
+        scale = self.x.m2 * self.y.m2
+        if math.isfinite(scale) and scale >= sys.float_info.min:
+            return self.product / math.sqrt(scale)
+        return self.product / math.sqrt(self.x.m2) / math.sqrt(self.y.m2)
 
     @property
     def slope(self) -> float:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefsel.errors import IntegrityError
+from prefsel.schema import SAME_AS
 
 GROUP_KEYS = ["prompt_id", "completions.list.element.completion_id"]
 """Projection of a groups shard that `pair_table` needs."""
@@ -95,6 +96,29 @@ def pair_table(
                     f"{name}_{suffix}": pa.array(value_G[rows_N], from_pandas=True) for suffix, value_G in found.items()
                 }
     return pa.table(arrays)
+
+
+def same_tokens(pairs: pa.Table, groups: pa.Table, column_set: pa.Table) -> pa.Array:
+    """Which pairs' two completions are the same tokens to the model of a column set, booleans [pairs].
+
+    Args:
+        pairs: schema `PAIRS`.
+        groups: at least `GROUP_KEYS` of the same shard.
+        column_set: of schema `columns_schema`, with `SAME_AS`.
+    """
+    known_C, same_G = _flat(column_set["completion_ids"]), column_set[SAME_AS].combine_chunks()
+    first_G = _offsets(column_set["completion_ids"])[:-1]
+    class_C = np.arange(len(known_C))  # the first completion with its tokens, of each
+    for row in np.flatnonzero(same_G.is_valid().to_numpy(zero_copy_only=False)).tolist():
+        for number, place in enumerate(same_G[row].as_py()):
+            if place is not None:
+                class_C[first_G[row] + number] = first_G[row] + place
+    _, chosen_N, rejected_N = completion_positions(pairs, groups)
+    ids_C = pc.struct_field(_flat(groups["completions"]), "completion_id")
+    where_C = pc.index_in(ids_C, value_set=known_C)
+    is_known_C = where_C.is_valid().to_numpy(zero_copy_only=False)
+    found_C = class_C[where_C.fill_null(0).to_numpy()]
+    return pa.array((found_C[chosen_N] == found_C[rejected_N]) & is_known_C[chosen_N] & is_known_C[rejected_N])
 
 
 def group_spread(value_C: np.ndarray, lengths_G: np.ndarray, with_moments: bool) -> dict[str, np.ndarray]:

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefsel.errors import IntegrityError
-from prefsel.pairs.join import GROUP_KEYS, completion_positions, pair_table
+from prefsel.pairs.join import GROUP_KEYS, completion_positions, pair_table, same_tokens
+from prefsel.schema import SAME_AS
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
@@ -55,23 +56,34 @@ class PairReader:
         return table["dropped"].combine_chunks().cast(pa.string())
 
     def flat(self, shard: ShardRef) -> pa.Table:
-        """The flat pair table of a shard (`metrics.join.pair_table`) plus `dropped`; all pairs, in order."""
-        pairs = self.pairs(shard)
-        sets = [
+        """The flat pair table of a shard (`metrics.join.pair_table`) plus `dropped`; all pairs, in order.
+
+        Besides what cannot be selected, pairs are dropped as `same_tokens` whose two completions are the same tokens to
+        a model that one of the columns is made by.
+        """
+        pairs, groups = self.pairs(shard), self.groups(shard, GROUP_KEYS)
+        # Parquet leaves out of a projection what a shard does not have, as most have no `same_as`.
+        read = [
             Artifact(self.storage, f"{folder}/{shard.source}").read(
-                shard.shard, ["prompt_id", "completion_ids", *names]
+                shard.shard, ["prompt_id", "completion_ids", *names, SAME_AS]
             )
             for folder, names in self.columns
             if not folder.startswith(PAIR_COLUMNS)
         ]
-        table = pair_table(pairs, self.groups(shard, GROUP_KEYS), sets, source=shard.source)
+        sets = [one.drop_columns(SAME_AS) if SAME_AS in one.column_names else one for one in read]
+        table = pair_table(pairs, groups, sets, source=shard.source)
         for folder, names in self.columns:
             if folder.startswith(PAIR_COLUMNS):
                 table = self._with_pair_columns(table, Artifact(self.storage, f"{folder}/{shard.source}"), shard, names)
         if self.length_column:
             for side in ("chosen", "rejected"):
                 table = table.append_column(f"num_tokens_{side}", table[f"{self.length_column}_{side}"])
-        return table.append_column("dropped", self.dropped(shard, pairs))
+        dropped = self.dropped(shard, pairs)
+        for one in read:
+            if SAME_AS in one.column_names:
+                is_same = pc.and_(same_tokens(pairs, groups, one), pc.is_null(dropped))
+                dropped = pc.if_else(is_same, pa.scalar("same_tokens"), dropped)
+        return table.append_column("dropped", dropped)
 
     def _with_pair_columns(
         self, table: pa.Table, artifact: Artifact, shard: ShardRef, names: tuple[str, ...]
@@ -92,6 +104,7 @@ class PairReader:
         _, chosen_N, rejected_N = completion_positions(self.pairs(shard), groups)
         messages = pc.struct_field(pc.list_flatten(groups["completions"].combine_chunks()), "messages")
         owner_M = pc.list_parent_indices(messages).to_numpy()
-        sizes_M = pc.utf8_length(pc.struct_field(pc.list_flatten(messages), "content")).to_numpy()
+        # A message that is a call alone has no text.
+        sizes_M = pc.utf8_length(pc.struct_field(pc.list_flatten(messages), "content")).fill_null(0).to_numpy()
         characters_C = np.bincount(owner_M, weights=sizes_M, minlength=len(messages))
         return characters_C[chosen_N], characters_C[rejected_N]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from prefsel.errors import UserError
 from prefsel.numbers.columns import strata
 from prefsel.numbers.shard_values import ShardValues
 from prefsel.rules import Label
@@ -91,12 +92,24 @@ class Rows:
     def gap_N(self) -> np.ndarray:
         """| |y_w| − |y_l| |, float64, NaN where unknown."""
         assert self.lengths is not None, "whoever asks for lengths has read them"
-        return np.abs(self.lengths[0] - self.lengths[1])
+        with np.errstate(over="ignore"):  # an error in `length_gaps`, with names
+            return np.abs(self.lengths[0] - self.lengths[1])
 
     def length_gaps(self, columns: Sequence[str]) -> np.ndarray:
-        """The known differences in length of the rows that have all of these scores."""
+        """The known differences in length of the rows that have all of these scores.
+
+        Raises:
+            UserError: a difference overflows.
+        """
         row_M = self.rows_with(columns)
         gap_M = self.gap_N if row_M is None else self.gap_N[row_M]
+        if (is_huge_M := np.isinf(gap_M)).any():
+            row = int(np.flatnonzero(is_huge_M)[0] if row_M is None else row_M[is_huge_M][0])
+            chosen, rejected = (length_N[row] for length_N in self.lengths or ())
+            raise UserError(
+                f"length_bin: the difference of two lengths overflows in {is_huge_M.sum()} rows, first in row {row}: "
+                f"num_tokens_chosen {chosen:g}, num_tokens_rejected {rejected:g}; lengths are numbers of tokens"
+            )
         return gap_M[~np.isnan(gap_M)]
 
     def _strata(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -40,9 +39,7 @@ def score_report(
     moments = merge_moments(Moments(**info["moments"]) for info in infos if info["moments"])
     details = {
         **facts,
-        "moments": {"mean": moments.mean, "std": moments.std, "min": moments.low, "max": moments.high}
-        if moments.count
-        else None,
+        "moments": _shown(moments),
         "histogram": Histogram.merge(
             Histogram.from_text(row) for info in infos for row in info["histograms"]
         ).to_json(),
@@ -71,13 +68,19 @@ def score_report(
     )
 
 
+def _shown(moments: Moments) -> dict[str, float | None] | None:
+    """What a report says of a score's distribution; no mean and deviation where their sums overflow."""
+    if not moments.count:
+        return None
+    mean, std = (None, None) if moments.fault() else (moments.mean, moments.std)
+    return {"mean": mean, "std": std, "min": moments.low, "max": moments.high}
+
+
 def correlation(parts: Iterable[Mapping[str, Any]]) -> float | None:
-    """Pearson correlation of the score with the length difference chosen − rejected; None when one is constant."""
-    both = merge_covariations(
+    """Pearson correlation of the score with the length difference chosen − rejected; None when it has none."""
+    return merge_covariations(
         Covariation(Moments(**part["x"]), Moments(**part["y"]), part["product"]) for part in parts
-    )
-    scale = both.x.m2 * both.y.m2
-    return both.product / math.sqrt(scale) if scale > 0 else None
+    ).correlation
 
 
 def mean_lengths(sums: list[list[float]]) -> dict[str, float | None]:

@@ -138,13 +138,25 @@ def _check_unique_names(config: Config) -> None:
 
 
 def _check_models(plan: Plan) -> None:
+    """Every model is there, and those that read messages have a template to read them with."""
+    encoding = {name for scorer in plan.scorers for name in scorer.models(plan.config)}
+    encoding |= {spec.model for spec in plan.config.train}
     for spec in plan.config.models:
         if isinstance(spec, PretrainedModel):
-            from prefsel.models.loading import check_directory, load_tokenizer
+            from prefsel.models.chat import Encoder
+            from prefsel.models.loading import check_directory, check_vocabulary, load_tokenizer, vocabulary_size
 
-            check_directory(spec.path)
-            load_tokenizer(spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-            find_model(plan, spec.name)
+            check_directory(spec.path, spec.revision)
+            more: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+            tokenizer = load_tokenizer(spec.path, **more)
+            if (rows := vocabulary_size(spec.path, **more)) is not None:
+                check_vocabulary(tokenizer, path=spec.path, rows=rows)
+            settings = find_model(plan, spec.name).settings
+            if spec.name in encoding:
+                try:
+                    Encoder(tokenizer, settings["template"], settings["max_length"], settings["truncation"])
+                except UserError as error:
+                    raise UserError(f"models.{spec.name}: {error}") from None
 
 
 def _check_same_tokens(plan: Plan, tangent: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from prefsel.pairs.score_shards import ScoreReader
 from prefsel.plan.columns import pair_reader
 from prefsel.plan.plan import Plan
-from prefsel.rules import parse_rule
+from prefsel.rules import RANKS, parse_rule
 from prefsel.select.compose import CompiledRule, Derived, Keep, compile_rule
 from prefsel.select.thresholds import Thresholds
 from prefsel.workspace.recipes import fingerprint, recipe
@@ -61,7 +61,7 @@ def _fingerprints(plan: Plan, compiled: CompiledRule) -> Iterator[str]:
             key: [found.get(one, one) for one in value] if isinstance(value, list) else value
             for key, value in step.params().items()
         }
-        settings = {"how": step.how, "params": params} | ({"ranks": "exact"} if step.is_by_rank else {})
+        settings = {"how": step.how, "params": params} | (RANKS if step.is_by_rank else {})
         found[step.column] = fingerprint(recipe("selection", settings, upstream=upstream, corpus=plan.corpus))
         yield found[step.column]
 

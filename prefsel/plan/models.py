@@ -25,9 +25,9 @@ class ModelRef:
     """Hash of its weights and what belongs to them, or the commit of a hub model."""
     made_here: bool
     settings: dict[str, Any]
-    """dtype, max_length, truncation, template: what changes numbers."""
+    """dtype, max_length, truncation, template: what changes numbers; see `scoring_settings`."""
     revision: str | None = None
-    """Commit of a hub model."""
+    """What is loaded: the commit of a hub model; of an adapter also its base and that one's commit."""
     trust_remote_code: bool = False
     """Whether the code of its repository may run."""
     gpus_per_replica: int = 1
@@ -44,6 +44,14 @@ def model_spec(plan: Plan, name: str) -> Any:
     spec = find(records, name)
     if spec is None:
         raise invalid("model", name, [one.name for one in records] or "none: `models` is empty")
+    return spec
+
+
+def starting_model(plan: Plan, name: str) -> Any:
+    """The entry of `models` that model `name` is, or that its training, and whatever that started from, began with."""
+    spec = model_spec(plan, name)
+    while spec.kind in ("dpo", "reward"):
+        spec = model_spec(plan, spec.model)
     return spec
 
 
@@ -85,11 +93,13 @@ def _made(plan: Plan, node: Node, settings: dict[str, Any]) -> ModelRef:
     content = folder_content(plan.storage, node.path)
     if content is None:
         raise UserError(f"models.{node.name}: not made yet; run the whole pipeline (`prefsel run`) first")
-    return ModelRef(node.name, node.path, content, True, settings)
+    # Weights that a model's own code computes with are exported beside that code.
+    trusts_code = starting_model(plan, node.name if node.member is None else node.member.training).trust_remote_code
+    return ModelRef(node.name, node.path, content, True, settings, trust_remote_code=trusts_code)
 
 
 def _pretrained(spec: Any, settings: dict[str, Any]) -> ModelRef:
-    from prefsel.models.loading import model_identity
+    from prefsel.models.loading import model_identity, pinned_revision
 
     identity = model_identity(spec.path, revision=spec.revision)
     is_local = Path(spec.path).is_dir()
@@ -100,34 +110,38 @@ def _pretrained(spec: Any, settings: dict[str, Any]) -> ModelRef:
         identity=identity,
         made_here=False,
         settings=settings,
-        revision=None if is_local else identity,
+        revision=pinned_revision(spec.path, spec.revision),
         trust_remote_code=spec.trust_remote_code,
         gpus_per_replica=spec.gpus_per_replica,
     )
 
 
 def scoring_settings(plan: Plan, name: str) -> dict[str, Any]:
-    """dtype, max_length, truncation and template, which change numbers; of a trained model those of its base.
+    """What changes a model's numbers; of a trained model that of its base.
+
+    dtype, max_length, truncation and template; and of models whose padded numbers changed once, `padded_version`.
 
     Raises:
         UserError: no such model, or a `max_length` that it does not have.
     """
-    spec = model_spec(plan, name)
-    while spec.kind in ("dpo", "reward"):
-        spec = model_spec(plan, spec.model)
+    spec = starting_model(plan, name)
     settings: dict[str, Any] = spec.model_dump(include={"dtype", "max_length", "truncation", "template"})
     if Path(spec.template).is_file():  # its text decides, and workers have other working directories
         settings["template"] = Path(spec.template).read_text(encoding="utf-8")
     if not spec.is_made_here:
-        from prefsel.models.loading import context_length, max_positions, model_identity
+        from prefsel.models.loading import context_length, max_positions, padded_version_of, pinned_revision
 
-        revision = None if Path(spec.path).is_dir() else model_identity(spec.path, revision=spec.revision)
+        revision = pinned_revision(spec.path, spec.revision)
         declared = max_positions(spec.path, revision, spec.trust_remote_code)
         if spec.max_length is None:
             settings["max_length"] = context_length(spec.path, revision, spec.trust_remote_code)
         elif declared and spec.max_length > declared:
             valid = f"at most the model's {declared} positions"
             raise invalid(f"models.{spec.name}.max_length", spec.max_length, valid)
+        limit = settings["max_length"]
+        version = padded_version_of(spec.path, revision, spec.trust_remote_code, max_length=limit)
+        if version is not None:
+            settings["padded_version"] = version
     return settings
 
 

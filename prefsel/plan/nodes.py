@@ -22,7 +22,7 @@ from prefsel.plan.node import Kind, Need, Node, by_columns, by_fingerprint, by_p
 from prefsel.plan.plan import Plan, in_order
 from prefsel.plan.scores import control_metrics, metric_columns, metric_specs
 from prefsel.plugins.registry import code_of
-from prefsel.rules import LEAVES, random_rule, ranks_of, reversed_rule, rule_scores
+from prefsel.rules import LEAVES, arithmetic_of, random_rule, reversed_rule, rule_scores
 from prefsel.workspace.folders import folder_content
 from prefsel.workspace.manifest import load_summary
 from prefsel.workspace.recipes import hash_hex, recipe
@@ -206,7 +206,7 @@ def _selection(plan: Plan, name: str) -> Node:
 
     def write_recipe(node: Node) -> dict[str, Any]:
         rule = selection_rule(plan, node)
-        settings = {"rule": rule} | ranks_of(rule)
+        settings = {"rule": rule} | arithmetic_of(rule)
         return recipe("selection", settings, upstream=node.upstream, corpus=plan.corpus)
 
     return Node(
@@ -277,6 +277,8 @@ def _model(plan: Plan, label: str) -> Node:
             reference = find_model(plan, spec.reference)
             settings["reference"] = reference.settings
             models["reference"] = reference.identity
+        if spec.weight_decay:  # of every weight in an earlier version
+            settings["decayed"] = "matrices"
         if spec.keep_optimizer_state:
             settings["keep_optimizer_state"] = True
         return recipe("model", settings, models=models, upstream=node.upstream, corpus=plan.corpus)

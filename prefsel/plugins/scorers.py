@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from prefsel.errors import UserError
 from prefsel.plugins.registry import find, names, require_one
 
 BUILT_IN, ELSEWHERE = "built in", "plugin"
@@ -38,21 +37,12 @@ def plugin_scorer(value: Any) -> Any:
     """An entry of a kind from elsewhere as that kind's own record.
 
     Raises:
-        UserError: The kind cannot be imported or does not satisfy its contract, or the entry does not fit its record;
-            one line per problem.
+        UserError: The kind cannot be imported or does not satisfy its contract.
+        ValidationError: The entry does not fit its record; pydantic puts where the entry stands before each problem.
     """
     if isinstance(value, BaseModel):
         return value
     plugin = find("scorers", value["kind"])
     assert plugin is not None, "`scorer_origin` sends only kinds that there are"
     record: type[BaseModel] = plugin.found.record
-    try:
-        return record.model_validate(value)
-    except ValidationError as error:
-        valid = [info.alias or name for name, info in record.model_fields.items()]
-        lines = [
-            f"{'.'.join(map(str, problem['loc'])) or 'entry'}: {problem['msg'].removeprefix('Value error, ').lower()}"
-            for problem in error.errors()
-        ]
-        shown = "\n  ".join(lines)
-        raise UserError(f"scorers, kind {value['kind']!r}: {shown}; valid keys: {', '.join(valid)}") from None
+    return record.model_validate(value)

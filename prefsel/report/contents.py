@@ -27,6 +27,7 @@ from prefsel.pairs.join import completion_positions, rows_of
 from prefsel.pairs.reader import PairReader
 from prefsel.reasons import NOT_SELECTED
 from prefsel.rules import rule_scores
+from prefsel.schema import with_rest
 from prefsel.workspace.catalog import Catalog, FileRecord, ShardRef, read_catalog
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
@@ -88,6 +89,11 @@ class Contents:
             for shard in file.shards
         )
         return dict(found)
+
+    @cached_property
+    def has_rest(self) -> bool:
+        """Whether some message of the corpus holds more than role and content: then all tables of it say so."""
+        return self.catalog.has_rest(self.storage)
 
     def reader(self, wanted: Collection[str] | None = None) -> PairReader:
         """A reader of flat pair tables with every column, or with the sets that some flat columns come from."""
@@ -175,6 +181,8 @@ class Contents:
         """
         reader = self.reader(wanted)
         pairs, flat = reader.pairs(shard), reader.flat(shard)
+        # What a pair is dropped for whichever columns are read; `reason_<selection>` also says `same_tokens`.
+        dropped = reader.dropped(shard, pairs)
         row_K = np.arange(pairs.num_rows)
         if selection is not None:
             kept = self.kept(selection, shard)["pair_id"].combine_chunks()
@@ -192,7 +200,7 @@ class Contents:
             "file": pa.repeat(pa.scalar(self.files[shard.key].uri), len(ids)),
             **{one.name: pc.struct_field(provenance, one.name) for one in provenance.type},
             "label_margin": pairs["label_margin"],
-            "dropped": flat["dropped"],
+            "dropped": dropped.take(pa.array(row_K)),
             **texts,
             **{name: flat[name] for name in flat.column_names if pa.types.is_floating(flat[name].type)},
         }
@@ -203,7 +211,8 @@ class Contents:
         for name in self.selections:
             if wanted is None or {f"kept_{name}", f"reason_{name}"} & set(wanted):
                 arrays[f"kept_{name}"], arrays[f"reason_{name}"] = self.decided(name, shard, ids, scored)
-        return pa.table(arrays)
+        table = pa.table(arrays)
+        return with_rest(table) if texts and self.has_rest else table
 
 
 def _texts(pairs: pa.Table, flat: pa.Table, groups: pa.Table) -> dict[str, pa.Array]:

@@ -97,6 +97,8 @@ def _explain_selection(contents: Contents, shard: ShardRef, name: str, pair_id: 
         verdict += f"; percentile {percentile:.2f} among {selection.rows_in:,} pairs"
     reached = details.get("percentiles")
     middle = f"; percentiles reached {reached}" if reached else ""
+    if any(one["pair_id"] == pair_id for one in (details.get("close") or {}).get("pairs", ())):
+        verdict += "; closer to a threshold than the rounding of the corpus's moments"
     return f"selection {name}: {verdict}; thresholds {details['thresholds']}{middle}"
 
 

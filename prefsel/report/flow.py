@@ -9,6 +9,7 @@ from typing import Any
 from prefsel.reasons import MISSING, SET_ASIDE, meaning
 from prefsel.report.formatting import is_number, number, percent, text_of
 from prefsel.report.tables import STEPS, carried
+from prefsel.score.summary import template_lines
 
 WHAT = {
     "ingest": "input rows become prompts with their completions, and labelled pairs",
@@ -144,6 +145,9 @@ def notes(stage: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
         fields = [f"{use}: {', '.join(names)}" for use, names in (details.get("fields") or {}).items() if names]
         refused = [f"{reason}: {example}" for reason, example in (details.get("examples") or {}).items()]
         return ([", ".join(made)] if made else []) + [f"fields {one}" for one in fields] + refused
+    if stage.get("stage") == "score" and (use := details.get("template")):
+        ending = [] if use.get("ending") is None else [f"template {use['name']} ends an answer with {use['ending']!r}"]
+        return ending + template_lines(use)
     if stage.get("stage") == "select":
         return [f"by {one['metric']}" for one in report.get("selections") or [] if _is(one, name, "metric")]
     if stage.get("stage") == "metric":

@@ -283,6 +283,26 @@ def thresholds(selection: Mapping[str, Any]) -> Table:
     return table({"Threshold of": "text", "Score": "mono", "Last pair_id kept among ties": "mono"}, rows)
 
 
+def close_note(selection: Mapping[str, Any]) -> str:
+    """How many pairs another sharding might decide otherwise about; empty where no score rests on moments."""
+    close = selection.get("close") or {}
+    if not is_number(close.get("count")):
+        return ""
+    shown = len(close.get("pairs") or [])
+    more = f"; the nearest {shown} are shown" if shown < close["count"] else ""
+    return (
+        f"{number(close['count'])} pairs lie closer to a threshold than the rounding of the corpus's moments "
+        f"({plain(close.get('tolerance'))}): another sharding might decide otherwise about them{more}."
+    )
+
+
+def close_pairs(selection: Mapping[str, Any]) -> Table:
+    """Pairs that lie closer to a threshold than the moments' rounding."""
+    found = (selection.get("close") or {}).get("pairs") or []
+    rows = [(text_of(one.get("pair_id")), exact(one.get("score")), exact(one.get("threshold"))) for one in found]
+    return table({"Pair": "mono", "Score": "mono", "Threshold": "mono"}, rows)
+
+
 def overlap(found: Sequence[Mapping[str, Any]]) -> Table:
     """Every two selections: what they share, and what two of their size would share by chance."""
     rows = []

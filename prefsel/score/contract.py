@@ -7,8 +7,10 @@ A new kind of scorer is a record in `config/scorers.py`, a file with a loader be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from itertools import chain
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -54,6 +56,35 @@ class Scored(Protocol):
 
 
 @dataclass(frozen=True)
+class TemplateUse:
+    """What a chat template did with the completions of a shard, or of several."""
+
+    name: str
+    """As the configuration calls it."""
+    ending: str | None
+    """What it writes after an answer; None where that is not known."""
+    notes: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Key of `reasons.TEMPLATE_NOTES` → completions, and the first example."""
+
+    def with_note(self, kind: str, count: int, example: str) -> TemplateUse:
+        """The same with some more completions of a kind; the first example stays."""
+        known, first = self.notes.get(kind, (0, example))
+        return replace(self, notes={**self.notes, kind: (known + count, first)})
+
+    def joined(self, other: TemplateUse | None) -> TemplateUse:
+        """The same with what another one has seen."""
+        found = self
+        for kind, (count, example) in (other.notes if other else {}).items():
+            found = found.with_note(kind, count, example)
+        return found
+
+
+def join_uses(many: Iterable[TemplateUse | None]) -> TemplateUse | None:
+    """What several shards, or parts of one, say of their template; None: nothing."""
+    return reduce(lambda left, right: left.joined(right) if left else right, many, None)
+
+
+@dataclass(frozen=True)
 class ScoredShard:
     """Columns of one shard, and what happened on the way; see `Scored`. Without a model, `columns` is enough."""
 
@@ -71,6 +102,11 @@ class ScoredShard:
     """The first of the template errors that are counted in `dropped`."""
     facts: dict[str, float] = field(default_factory=dict)
     """What does not add up over shards: of those ending in `_least` the smallest counts, of others the largest."""
+    template: TemplateUse | None = None
+    """What the chat template did; None where there is none."""
+    same_as: dict[int, Sequence[int | None]] = field(default_factory=dict)
+    """Groups of which some completions are the same tokens → for each completion the first one with its tokens, None
+    where that is itself."""
 
 
 Compute = Callable[[], Sequence[Scored]]
@@ -113,11 +149,13 @@ class Loader(Protocol):
 def check_scored(job: Job, loader: str, groups: pa.Table, scored: Any) -> None:
     """Refuse what a kind of scorer made of a shard, unless it has every part and one number per completion.
 
+    A completion, or a pair, that lacks a number must be counted in `dropped`: else it is lost without a word.
+
     Args:
         job: Of the scorer.
         loader: Where its loader lies, for the error.
         groups: Of the shard; schema `GROUPS`.
-        scored: What it made; of a scorer whose unit is pairs, its parts alone are looked at.
+        scored: What it made; of a scorer whose unit is pairs, how many there are is not looked at.
 
     Raises:
         PrefselError: names the kind, its loader, what was got and what is valid.
@@ -127,6 +165,7 @@ def check_scored(job: Job, loader: str, groups: pa.Table, scored: Any) -> None:
     if lacking := [name for name in parts if not hasattr(scored, name)]:
         raise PrefselError(f"{who}: gave a {type(scored).__name__} without {', '.join(lacking)}; valid: a ScoredShard")
     if job.scorer.unit == "pairs":
+        _require_counted(who, list(zip(*scored.columns.values())), scored.dropped, "pairs")
         return
     sizes = pc.list_value_length(groups["completions"]).to_pylist()
     for name, column in scored.columns.items():
@@ -134,3 +173,14 @@ def check_scored(job: Job, loader: str, groups: pa.Table, scored: Any) -> None:
             got = next((n for n, (row, size) in enumerate(zip(column, sizes)) if len(row) != size), None)
             where = f"{len(column)} groups of {len(sizes)}" if got is None else f"{len(column[got])} in group {got}"
             raise PrefselError(f"{who}: column {name!r} has {where}; valid: one number or None per completion")
+    flat = [list(chain.from_iterable(column)) for column in scored.columns.values()]
+    _require_counted(who, list(zip(*flat)), scored.dropped, "completions")
+
+
+def _require_counted(who: str, rows: Sequence[tuple[Any, ...]], dropped: Mapping[str, int], unit: str) -> None:
+    lacking = [number for number, row in enumerate(rows) if any(value is None for value in row)]
+    if len(lacking) > (counted := sum(dropped.values())):
+        raise PrefselError(
+            f"{who}: gave None for {len(lacking)} {unit}, first number {lacking[0]} of the shard, and counted "
+            f"{counted} in dropped ({dict(dropped)}); valid: every one that lacks a number is counted, by reason"
+        )

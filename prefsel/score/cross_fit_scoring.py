@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from prefsel.config import CrossFit
 from prefsel.ingest.identity import fold_of
 from prefsel.schema import TRAINED_ON
-from prefsel.score.contract import ScoredShard
+from prefsel.score.contract import ScoredShard, join_uses
 from prefsel.score.summary import merge_facts
 
 
@@ -114,6 +114,8 @@ def joined(parts: Sequence[tuple[np.ndarray, ScoredShard]], sizes_G: np.ndarray,
         padded_because=next((s.padded_because for _, s in parts if s.padded_because), ""),
         template_error=next((s.template_error for _, s in parts if s.template_error), ""),
         facts=merge_facts(shard.facts for _, shard in parts),
+        template=join_uses(shard.template for _, shard in parts),
+        same_as={int(row_M[row]): places for row_M, shard in parts for row, places in shard.same_as.items()},
     )
 
 

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from prefsel.errors import PrefselError
-from prefsel.models.chat import EncodedGroup
+from prefsel.models.chat import EncodedGroup, named
 from prefsel.models.loading import model_shape
 from prefsel.models.logps import Route, model_device, num_tokens
 from prefsel.models.packing import PackedBatch, flops_min
 from prefsel.models.padded import PaddedBatch
-from prefsel.score.contract import ScoredShard
+from prefsel.score.contract import ScoredShard, TemplateUse
 from prefsel.score.probes import calibrate_budget
 from prefsel.score.windows import AnyEncoder, Rows, Window, Windows
 
@@ -49,6 +49,19 @@ class EngineResult:
     dropped: Counter[str] = field(default_factory=Counter)
     counters: Counters = field(default_factory=lambda: defaultdict(float))
     poisoned: list[str] = field(default_factory=list)
+    same_as: dict[int, Sequence[int | None]] = field(default_factory=dict)
+    """See `ScoredShard`."""
+    notes: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """See `TemplateUse`."""
+
+    def count_template(self, prompt_id: bytes, group: EncodedGroup) -> None:
+        """Count what the template did with the next group."""
+        if group.same_as:
+            self.same_as[len(self.values)] = group.same_as
+        for note in group.notes:
+            place = f"prompt {prompt_id.hex()}" + (f": {note.example}" if note.example else "")
+            known, first = self.notes.get(note.kind, (0, place))
+            self.notes[note.kind] = (known + note.count, first)
 
     def count_tokenised(self, window: Window) -> None:
         """Count what a window took before any model saw it."""
@@ -105,7 +118,9 @@ class Engine:
         counts = (dict(result.dropped), dict(result.counters), result.poisoned)
         found = self._first_budget or self.token_budget
         facts = {"token_budget": float(found), "token_budget_least": float(self.token_budget)}
-        return ScoredShard(columns, *counts, self.route.reason, self.encoder.tolerated, facts)
+        error = result.notes.get("template_error", (0, ""))[1]
+        use = TemplateUse(named(self.encoder.template), self.encoder.traits.ending, result.notes)
+        return ScoredShard(columns, *counts, self.route.reason, error, facts, use, result.same_as)
 
     def run(self, groups: pa.Table | Windows) -> EngineResult:
         """Score every completion of a table.
@@ -128,6 +143,7 @@ class Engine:
         for number, group in enumerate(window.groups):
             reasons = ["poisoned" if s == "ok" and number in bad else s for s in group.status]
             result.dropped.update(reason for reason in reasons if reason != "ok")
+            result.count_template(window.prompt_ids[number], group)
             result.values.append([found.get((number, completion)) for completion in range(len(reasons))])
             result.num_tokens.append([c if r == "ok" else None for c, r in zip(num_tokens(group), reasons)])
             result.counters["num_truncated"] += group.num_truncated

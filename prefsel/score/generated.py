@@ -16,7 +16,7 @@ from prefsel.errors import invalid
 from prefsel.generate.sample import sample
 from prefsel.ingest.identity import completion_id
 from prefsel.models.chat import Encoder
-from prefsel.models.loading import load_causal, load_tokenizer, model_shape
+from prefsel.models.loading import check_vocabulary, load_causal, load_tokenizer, model_shape
 from prefsel.score.contract import ScoredShard
 from prefsel.score.scorers import RewardModelScorer, default_device
 
@@ -63,6 +63,7 @@ class GeneratedRewardScorer:
         self.tokenizer = load_tokenizer(path, **more)
         self.encoder = Encoder(self.tokenizer, template)
         self.model = load_causal(path, **({"device": default_device(None)} | policy))
+        check_vocabulary(self.tokenizer, self.model, path=path)
         self.sampling: dict[str, Any] = {
             "temperature": temperature,
             "top_p": top_p,
@@ -112,5 +113,11 @@ class GeneratedRewardScorer:
         counters = scored.counters | {"generated": float(len(answered))}
         self._count(counters, prompts, responses, seconds)
         return ScoredShard(
-            columns, dict(dropped), counters, scored.poisoned, scored.padded_because, scored.template_error
+            columns,
+            dict(dropped),
+            counters,
+            scored.poisoned,
+            scored.padded_because,
+            scored.template_error,
+            template=scored.template,
         )

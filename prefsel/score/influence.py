@@ -34,7 +34,7 @@ from prefsel.models.directional import (
     finite_difference_route,
     largest_error,
 )
-from prefsel.models.loading import context_length, load_causal, load_tokenizer, model_shape
+from prefsel.models.loading import check_vocabulary, context_length, load_causal, load_tokenizer, model_shape
 from prefsel.models.logps import logps_route, model_device
 from prefsel.models.packing import flops_min
 from prefsel.models.pair_features import PairFeatures
@@ -214,8 +214,8 @@ class PairGradientScorer:
 
         Returns:
             Columns of all pairs. Dropped are those that are not wanted (`ineligible`), those without reference
-            log-probs (`missing_reference`) or tokens (`too_long`, `template_error`), and those whose gradient failed
-            or was not finite twice (`poisoned`).
+            log-probs (`missing_reference`) or tokens (`too_long`, `template_error`), those of the same tokens
+            (`same_tokens`), and those whose gradient failed or was not finite twice (`poisoned`).
 
         Raises:
             IntegrityError: A pair names a prompt that the groups lack.
@@ -230,6 +230,9 @@ class PairGradientScorer:
         for number, group in _encoded_pairs(groups, pairs, np.flatnonzero(reasons == "").tolist(), self.encoder):
             if bad := [status for status in group.status if status != "ok"]:
                 reasons[number] = bad[0]
+                continue
+            if group.completion_tokens[0] == group.completion_tokens[1]:  # Its gradient is zero and has no direction.
+                reasons[number] = "same_tokens"
                 continue
             feature, error = self._feature(group, reference_logps_N2[number], counters)
             if feature is None:
@@ -367,6 +370,7 @@ def _loaded(
         trust_remote_code=trust_remote_code,
         gpus_per_replica=gpus_per_replica,
     )
+    check_vocabulary(tokenizer, model, path=path)
     limit = max_length or context_length(path, revision, trust_remote_code)
     encoder = Encoder(tokenizer, template, limit, truncation)
     return model, encoder, tokenizer.pad_token_id

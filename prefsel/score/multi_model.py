@@ -15,9 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
-from prefsel.models.loading import DTYPES
+from prefsel.models.loading import DTYPES, declared_config
 from prefsel.score.contract import ScoredShard
 from prefsel.score.engine import Engine, EngineResult
 from prefsel.score.scorers import CausalLogpsScorer
@@ -68,7 +68,7 @@ def tokenizer_key(tokenizer: Any) -> str | None:
 
 def weights_bytes(path: str, dtype: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int:
     """Memory of a causal model's weights, from its configuration alone: nothing is downloaded or read."""
-    config = AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code)
+    config = declared_config(path, revision, trust_remote_code)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return sum(parameter.numel() for parameter in model.parameters()) * DTYPES[dtype].itemsize

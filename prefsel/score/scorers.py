@@ -15,7 +15,7 @@ import torch
 from prefsel.errors import invalid
 from prefsel.models.chat import Encoder, Truncation, Unconditional
 from prefsel.models.compiled import compile_layers
-from prefsel.models.loading import context_length, load_causal, load_reward, load_tokenizer
+from prefsel.models.loading import check_vocabulary, context_length, load_causal, load_reward, load_tokenizer
 from prefsel.models.logps import logps_route
 from prefsel.models.reward import reward_route
 from prefsel.score.contract import ScoredShard
@@ -69,6 +69,7 @@ class CausalLogpsScorer:
             trust_remote_code=trust_remote_code,
             gpus_per_replica=gpus_per_replica,
         )
+        check_vocabulary(tokenizer, model, path=path)
         if compile:
             compile_layers(model)
         limit = max_length or context_length(path, revision, trust_remote_code)
@@ -126,6 +127,7 @@ class RewardModelScorer:
             trust_remote_code=trust_remote_code,
             gpus_per_replica=gpus_per_replica,
         )
+        check_vocabulary(tokenizer, model, path=path)
         if compile:
             compile_layers(model)
         names = list(heads or model.config.id2label.values())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefsel.pairs.reader import PAIR_COLUMNS
-from prefsel.schema import columns_schema
+from prefsel.schema import SAME_AS, columns_schema
 from prefsel.score.contract import Scored
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
@@ -36,6 +37,8 @@ def commit_scored(
     else:
         table = _columns_table(groups, scored.columns)
         rows = len(pc.list_flatten(table["completion_ids"]))
+        if same := getattr(scored, "same_as", {}):
+            table = table.append_column(SAME_AS, _same_as_column(groups, same))
     known = {
         "dropped": dict(scored.dropped),
         "counters": dict(scored.counters),
@@ -45,7 +48,16 @@ def commit_scored(
         "template_error": scored.template_error,
         "completions": rows,
     }
+    # A scorer of a plugin may be another record than `ScoredShard`, and say nothing of a template.
+    if (use := getattr(scored, "template", None)) is not None:
+        known["template"] = asdict(use)
     artifact.commit(shard.shard, table, made_from=made_from, attempt=attempt, info=known | info)
+
+
+def _same_as_column(groups: pa.Table, same: Mapping[int, Sequence[int | None]]) -> pa.Array:
+    """`ScoredShard.same_as` as a column: a null list for the groups whose completions all differ."""
+    rows = [same.get(row) for row in range(groups.num_rows)]
+    return pa.array(rows, pa.list_(pa.int32()))
 
 
 def _columns_table(groups: pa.Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:

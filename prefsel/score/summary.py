@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from prefsel.errors import PrefselError, TemplateError
+from prefsel.reasons import TEMPLATE_NOTES
+from prefsel.score.contract import TemplateUse, join_uses
 from prefsel.score.utilization import span_of, utilization
 from prefsel.workspace.ledger import Entry, merge_counts
 from prefsel.workspace.manifest import StageReport
@@ -68,14 +71,30 @@ def measured(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name, value in info["counters"].items():
             counters[name] = counters.get(name, 0) + value
     spans = [span for info in infos if (span := span_of(info))]
+    use = join_uses(TemplateUse(**info["template"]) for info in infos if info.get("template"))
     found = {
         "counters": counters,
         "facts": merge_facts(info.get("facts", {}) for info in infos),
         "shares": shares(counters),
         "pool": utilization(spans),
         "padded_because": next((info["padded_because"] for info in infos if info["padded_because"]), ""),
+        "template": asdict(use) if use else None,
     }
     return {name: value for name, value in found.items() if value or name == "counters"}
+
+
+def template_lines(use: Mapping[str, Any]) -> list[str]:
+    """What the chat template of a column set did, one sentence for each kind of it: how often, and the first example.
+
+    Args:
+        use: `TemplateUse` as a dictionary, as `measured` gives it.
+    """
+    lines = []
+    for kind, text in TEMPLATE_NOTES.items():
+        if kind in use["notes"]:
+            count, example = use["notes"][kind]
+            lines.append(f"template {use['name']}: {count:,} completions: {text}; first: {example}")
+    return lines
 
 
 def shares(counters: Mapping[str, float]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from prefsel.config import Tangent
 from prefsel.errors import UserError, invalid
 from prefsel.models.chat import Encoder
-from prefsel.models.loading import context_length, load_causal, load_tokenizer, model_shape
+from prefsel.models.loading import check_vocabulary, context_length, load_causal, load_tokenizer, model_shape
 from prefsel.models.packing import flops_min
 from prefsel.models.tangent import fisher_diagonal, precondition, save_tangent, validation_gradient
 from prefsel.train.data import TrainingPairs, encode_pairs
@@ -49,9 +49,10 @@ def compute_tangent(spec: Tangent, loading: dict[str, Any], table: pa.Table, fol
     tokenizer = load_tokenizer(path, revision=loading["revision"], trust_remote_code=loading["trust_remote_code"])
     limit = encoding["max_length"] or context_length(path, loading["revision"], loading["trust_remote_code"])
     encoder = Encoder(tokenizer, encoding["template"], limit, encoding["truncation"])
-    pairs = encode_pairs(TrainingPairs.from_table(chosen), encoder)
+    pairs = encode_pairs(TrainingPairs.from_table(chosen), encoder, strict=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_causal(path, **(loading | {"dtype": spec.dtype, "device": device}))
+    check_vocabulary(tokenizer, model, path=path)
     strata = _strata_of(spec, chosen, pairs.pair_ids)
     groups = [pairs.group(number) for number in range(len(pairs))]
     reference_N2 = pairs.reference_logps_N2

@@ -25,7 +25,8 @@ class Derived:
     """Unique within its rule."""
     how: Literal["zscore", "rank", "middle", "random", "best"]
     """`zscore`: Σ w z(score). `rank`: Σ w rank / N. `middle`: −max |pct − 50|. `random`: a hash of the pair_id. `best`:
-    the one score it is made of, where the pair is the best of its prompt or pair. Ranks are exact (`ranks.py`)."""
+    the one score it is made of, where the pair is the best of its prompt or pair. Ranks are exact, and what is made of
+    them is made in whole numbers (`ranks.py`)."""
     scores: tuple[str, ...]
     """Columns it is made of."""
     population: tuple[str, ...]

@@ -18,7 +18,7 @@ from prefsel.metrics.random_control import score as random_score
 from prefsel.numbers.moments import Moments, merge_moments, standardise
 from prefsel.pairs.rows import Rows
 from prefsel.select.compose import Derived
-from prefsel.select.ranks import percentiles
+from prefsel.select.ranks import doubled_ranks, weighted_ranks
 
 MIDDLE = 50.0
 """Percentile that an intersection with a budget keeps the nearest pairs of."""
@@ -32,21 +32,22 @@ def statistics(step: Derived, rows: Rows) -> Partial:
     """What one shard says about the population, for z-scores."""
     row_M = rows.rows_with(step.population)
     taken = slice(None) if row_M is None else row_M
-    with np.errstate(over="ignore", invalid="ignore"):  # an error in `derive`, with names
-        return {column: Moments.of(rows.scores[column][taken]) for column in step.scores}
+    return {column: Moments.of(rows.scores[column][taken]) for column in step.scores}
 
 
 def fit(step: Derived, parts: Sequence[Partial]) -> Fitted:
     """The statistics of the population, from all shards in corpus order; None of an empty one.
 
     Raises:
-        UserError: a score is the same for all pairs, so that it has no z-score.
+        UserError: a score is the same for all pairs, so that it has no z-score, or its moments overflow.
     """
     fitted: dict[str, Any] = {}
     for column in step.scores:
         moments = merge_moments(part[column] for part in parts)
         if moments.count and moments.is_constant:
             raise UserError(f"rule fuse: {column} is {moments.low:g} for all {moments.count:,} pairs: no z-score")
+        if fault := moments.fault():
+            raise UserError(f"rule fuse: {column}: {fault}")
         fitted[column] = moments.to_json() if moments.count else None
     return fitted
 
@@ -84,7 +85,9 @@ def _derived_scores(
     if step.how == "zscore":
         terms = [standardise(rows.scores[column][row_M], fitted[column]) for column in step.scores]
         return np.sum([weight * term_M for weight, term_M in zip(step.weights, terms)], axis=0)
-    shares = [percentiles(positions[column], fitted[column]["count"]) for column in step.scores]
+    size = fitted[step.scores[0]]["count"]
+    doubled = [doubled_ranks(positions[column], size) for column in step.scores]
     if step.how == "middle":
-        return -np.max([np.abs(share_M - MIDDLE) for share_M in shares], axis=0)
-    return np.sum([weight * (share_M / 100) for weight, share_M in zip(step.weights, shares)], axis=0)
+        # |pct − 50| = 50 · |doubled rank − size| / size: whole numbers, rounded once, so that equal distances tie.
+        return -MIDDLE * np.max([np.abs(rank_M - size) for rank_M in doubled], axis=0) / size
+    return weighted_ranks(doubled, step.weights, size)

@@ -4,15 +4,18 @@
     rows of part p of every shard  ->  positions (each p): where each row stands in the total order  ->  its shard
 
 What rank fusion and budgeted intersections decide by. The position 0 is the first row under (score descending, pair_id
-ascending), as a selection takes them; `percentiles` count from the other end.
+ascending), as a selection takes them; `doubled_ranks` and `percentiles` count from the other end.
 
 Shape suffixes: N rows of a shard, M rows of a part, W = 2 words of a pair_id.
 """
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,9 @@ from prefsel.numbers.ranges import Ask, Summary
 from prefsel.pairs.rows import Rows
 from prefsel.select.compose import Derived
 from prefsel.select.thresholds import Threshold, keep_mask, threshold
+
+EXACT = 1 << 51
+"""Whole numbers below it stay different when they are scaled in float64."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,44 @@ def positions_of_shard(found: Positions, column: int, shard: int) -> np.ndarray:
     """The positions of one shard's population in one score, int64, in the order of its rows."""
     mine = found.take((found.column_M == column) & (found.shard_M == shard))
     return mine.position_M[np.argsort(mine.row_M)]
+
+
+def doubled_ranks(position_M: np.ndarray, size: int) -> np.ndarray:
+    """Twice the middle of each row's own share of the ranks, odd numbers from 1 (last) to 2·size − 1 (first), int64.
+
+    A percentile in whole numbers: 50 · doubled rank / size. What is decided by ranks is decided by these.
+    """
+    return 2 * (size - position_M) - 1
+
+
+def weighted_ranks(doubled: Sequence[np.ndarray], weights: Sequence[float], size: int) -> np.ndarray:
+    """Σ weight · doubled rank / (2 · size), summed in whole numbers and rounded once; float64 [M].
+
+    Equal sums are equal, whatever floats would make of them: 0.1 + 0.2 weighs as much as 0.3. Different sums stay
+    different while the whole numbers lie below 2^51, as they do with weights of a few digits (six, for 10⁸ pairs).
+    Above, two sums may round to one float64, and then tie.
+
+    Args:
+        doubled: by score, the `doubled_ranks` of the same rows.
+        weights: one per score, read in the decimal digits that write them.
+        size: rows of the population.
+
+    Returns:
+        Infinite where a sum overflows.
+    """
+    exact = [Fraction(str(weight)) for weight in weights]
+    denominator = math.lcm(*(weight.denominator for weight in exact))
+    whole = [int(weight * denominator) for weight in exact]
+    unit = Fraction(math.gcd(*whole), denominator)
+    whole = [int(weight / unit) for weight in exact]
+    if unit * sum(map(abs, whole)) > Fraction(sys.float_info.max):
+        return np.full(len(doubled[0]), math.inf)
+    scale = unit / (2 * size)
+    if 2 * size * sum(map(abs, whole)) < EXACT:
+        total_M = sum(weight * rank_M for weight, rank_M in zip(whole, doubled))
+        return np.asarray(total_M * float(scale))
+    many_M = sum(weight * rank_M.astype(object) for weight, rank_M in zip(whole, doubled))
+    return np.asarray(many_M * scale.numerator / scale.denominator, np.float64)
 
 
 def percentiles(position_M: np.ndarray, size: int) -> np.ndarray:

@@ -115,6 +115,8 @@ def table_rows(table: pa.Table, plan: CompiledRule, purpose: str) -> Rows:
     names = ["pair_id", *plan.inputs, *texts, *lengths, *keys]
     require_columns(table, names, purpose)
     table = plain_table(table, names, keep_dictionary=texts)
+    for name in texts:
+        _require_text(name, table[name].type)
     ids_NW = table_ids(table["pair_id"])
     require_unique_ids(ids_NW, table["pair_id"])
     sides = [float_column(table, name) for name in lengths]
@@ -127,6 +129,15 @@ def table_rows(table: pa.Table, plan: CompiledRule, purpose: str) -> Rows:
         keys={key: _table_keys(table, key) for key in plan.keys},
         complete_columns=frozenset(name for name in plan.inputs if table[name].null_count == 0),
     )
+
+
+def _require_text(name: str, kind: pa.DataType) -> None:
+    """Refuse a column of strata whose values have no names."""
+    values = kind.value_type if pa.types.is_dictionary(kind) else kind
+    try:
+        pa.array([], values).cast(pa.string())
+    except pa.ArrowNotImplementedError:
+        raise UserError(f"{name}: got a column of {kind}; valid: text or numbers, one value per row") from None
 
 
 def _table_keys(table: pa.Table, by: str) -> np.ndarray:

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from prefsel.numbers.order import Located, Target, locate, target
-from prefsel.numbers.quantiles import Quantile, quantiles
+from prefsel.numbers.quantiles import quantiles
 from prefsel.numbers.ranges import BLOCK, WORD_BITS, Ask, Summary
 from prefsel.numbers.shard_values import ShardValues
-from prefsel.rules import Above, Band, Label, Leaf, largest_remainder, rule_budget
+from prefsel.rules import Above, Band, Label, Leaf, largest_remainder, percentile, rule_budget
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Thresholds:
     """Of `top` and `quota`: the last row kept per stratum; None keeps nothing of it."""
     edges: tuple[float, float] | None = None
     """Of `band` and `above`: kept are the rows strictly between them."""
+    neighbours: tuple[float, float] | None = None
+    """Of `band`: the scores that decide, those of the rows at or before its lower and at or behind its upper edge."""
     reverse: bool = False
     """Of `band` and `above`: keep the complement. (A reversed top has ascending thresholds.)"""
     length_edges: tuple[float, ...] | None = None
@@ -120,29 +122,21 @@ def threshold(one: Target, found: Sequence[Located]) -> Threshold:
 def _band(rule: Band, summaries: Mapping[Label, Sequence[Summary]], size: int, ask: Ask) -> Decided:
     if not size:
         return Decided(Thresholds({}, edges=(0.0, 0.0), reverse=rule.reverse), None)
-    found = quantiles({"low": ((), rule.low / 100), "high": ((), rule.high / 100)}, summaries, ask)
-    low, high = found["low"], found["high"]
-    kept_S = None
-    if all(one.below.value <= one.value <= one.above.value for one in (low, high)):  # not where differences overflow
-        inside_S = np.maximum(_rows_below(high) - _rows_upto(low), 0)
-        kept_S = low.below.below_S + low.below.at_S + low.below.above_S - inside_S if rule.reverse else inside_S
-    return Decided(Thresholds({}, edges=(low.value, high.value), reverse=rule.reverse), kept_S)
-
-
-def _rows_below(edge: Quantile) -> np.ndarray:
-    """Rows of each shard below a quantile: none lies between its two neighbours."""
-    return edge.below.below_S + (edge.below.at_S if edge.value > edge.below.value else 0)
-
-
-def _rows_upto(edge: Quantile) -> np.ndarray:
-    neighbour = edge.above if edge.value == edge.above.value else edge.below
-    return neighbour.below_S + neighbour.at_S
+    found = quantiles({"low": ((), percentile(rule.low)), "high": ((), percentile(rule.high))}, summaries, ask)
+    # No row lies between a percentile and its neighbours, so a row above the lower edge is one above the row at or
+    # before it. The percentile itself may be rounded onto a row: 1e9 + 0.3 · 1e-7 is 1e9.
+    low, high = found["low"].below, found["high"].above
+    inside_S = np.maximum(high.below_S - low.below_S - low.at_S, 0)
+    kept_S = low.below_S + low.at_S + low.above_S - inside_S if rule.reverse else inside_S
+    edges, neighbours = (found["low"].value, found["high"].value), (float(low.value), float(high.value))
+    return Decided(Thresholds({}, edges=edges, neighbours=neighbours, reverse=rule.reverse), kept_S)
 
 
 def keep(cut: Thresholds, rows: ShardValues) -> np.ndarray:
     """Which rows of a shard the cut keeps, bool."""
     if cut.edges is not None:
-        is_inside_N = (rows.value_N > cut.edges[0]) & (rows.value_N < cut.edges[1])
+        low, high = cut.neighbours or cut.edges
+        is_inside_N = (rows.value_N > low) & (rows.value_N < high)
         return ~is_inside_N if cut.reverse else is_inside_N
     cuts = [cut.last.get(label) for label in rows.labels]
     return keep_mask(rows.value_N, rows.ids_NW, cuts, rows.code_N)

@@ -29,7 +29,8 @@ from prefsel.pairs.reader import PairReader
 from prefsel.pairs.rows import Rows
 from prefsel.pairs.score_report import mean_lengths
 from prefsel.pairs.score_shards import ScoreReader
-from prefsel.schema import SELECTION
+from prefsel.schema import MESSAGES, SELECTION, with_rest
+from prefsel.select.close import ClosePairs, close_pairs
 from prefsel.select.compose import CompiledRule, columns_of
 from prefsel.select.evaluate import kept, stratum_names
 from prefsel.select.percentiles import Percentiles
@@ -85,6 +86,14 @@ def count_kept(shard: ShardRef, decision: Decision) -> ShardCounts:
     row_K = np.flatnonzero(kept(compiled.keep, decision.thresholds, rows))
     ends = {column: _first_and_last(rows, column, row_K) for column in shown if len(row_K)}
     return ShardCounts(len(row_K), _missing(shard, decision, rows), ends)
+
+
+def count_close(shard: ShardRef, shared: tuple[Decision, tuple[int, ...]]) -> ClosePairs:
+    """The pairs of a shard beside the thresholds of some leaves."""
+    decision, numbers = shared
+    rows = decision.reader.rows(shard, decision.columns, ids=True, by=decision.by)
+    found = (close_pairs(leaf, decision.thresholds[leaf.number], rows) for leaf in decision.compiled.leaves)
+    return ClosePairs.merge(one for number, one in enumerate(found) if number in numbers)
 
 
 def _first_and_last(rows: Rows, column: str, row_K: np.ndarray) -> tuple[Threshold, Threshold]:
@@ -191,6 +200,8 @@ class SelectionWriter:
     """Of the selection."""
     held_out: str | None = None
     """Instead of a rule: keep the pairs dropped for this reason."""
+    has_rest: bool = False
+    """Some message of the corpus holds more than role and content: then every file has the schema for it."""
 
     def held_out_rows(self, shard: ShardRef, flat: pa.Table) -> KeptRows:
         """The held-out pairs of a shard."""
@@ -263,7 +274,8 @@ def write_file(file: OutputFile, writer: SelectionWriter) -> None:
         else:
             found = _commit_selected(shard, content, writer, pairs)
         infos.append(found.info)
-        tables.append(export_rows(found.row_K, pairs, writer.reader.groups(shard), flat, found.attached))
+        rows = export_rows(found.row_K, pairs, writer.reader.groups(shard), flat, found.attached)
+        tables.append(with_rest(rows) if writer.has_rest else rows)
     info = {"lengths": _added_lengths(infos)}
     artifact.commit(file.name, pa.concat_tables(tables), made_from=file.made_from, attempt=attempt, info=info)
 
@@ -301,8 +313,10 @@ def seal_dataset(
 ) -> None:
     """Write the card of a dataset and seal it."""
     rows = sum(part.rows for part in parts)
-    columns = Artifact(storage, f"{dataset}/data").read(parts[0].shard).column_names
-    card = dataset_card(name=name, split=split, rows=rows, columns=columns, facts=facts).encode()
+    table = Artifact(storage, f"{dataset}/data").read(parts[0].shard)
+    has_rest = table.schema.field("prompt").type != MESSAGES
+    columns = table.column_names
+    card = dataset_card(name=name, split=split, rows=rows, columns=columns, facts=facts, has_rest=has_rest).encode()
     storage.write(f"{dataset}/README.md", card)
     listed = {f"data/{part.shard}.parquet": {"bytes": part.bytes, "blake2b": part.content} for part in parts}
     listed["README.md"] = {"bytes": len(card), "blake2b": digest(card)}

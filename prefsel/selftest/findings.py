@@ -8,8 +8,9 @@ from typing import Any
 
 import jinja2
 
+from prefsel.errors import UserError
 from prefsel.models.chat import EncodedGroup, Encoder, Messages
-from prefsel.models.loading import unwrapped
+from prefsel.models.loading import check_vocabulary, unwrapped
 from prefsel.selftest.subject import Finding, Sample, Subject
 
 
@@ -69,12 +70,11 @@ def length_findings(subject: Subject, uncut: Sequence[EncodedGroup]) -> list[Fin
 
 def vocabulary_findings(subject: Subject) -> list[Finding]:
     """Whether every token of the tokenizer has a row of the embedding."""
-    rows, size = unwrapped(subject.model).get_input_embeddings().weight.shape[0], len(subject.tokenizer)
-    if size <= rows:
-        return []
-    first = subject.tokenizer.convert_ids_to_tokens(rows)
-    told = f"the tokenizer has {size:,} tokens, the embedding {rows:,} rows, none for {first!r}; use the model's own"
-    return [Finding("FAIL", "vocabulary", told, is_input=True)]
+    try:
+        check_vocabulary(subject.tokenizer, subject.model)
+    except UserError as error:
+        return [Finding("FAIL", "vocabulary", str(error), is_input=True)]
+    return []
 
 
 def text_findings(subject: Subject, sample: Sample) -> list[Finding]:

@@ -20,6 +20,7 @@ from prefsel.models.attention import IMPLEMENTATION
 from prefsel.models.loading import unwrapped
 from prefsel.models.logps import model_device
 from prefsel.models.padded import PaddedBatch, pad, padded_logps, padded_rewards
+from prefsel.models.rotary import reset
 from prefsel.score.engine import Engine, Values
 from prefsel.selftest.subject import Subject
 
@@ -58,6 +59,7 @@ def reference(subject: Subject) -> Values:
         for key in subject.keys:
             prompt, response = subject.sequence(key)
             ids_1T = torch.tensor([prompt + response], device=model_device(subject.model))
+            reset(subject.model)
             output = subject.model(input_ids=ids_1T).logits[0]
             found[key] = output.tolist() if subject.is_reward else [_summed(output, len(prompt), response)]
     return found

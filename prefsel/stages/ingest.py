@@ -22,6 +22,7 @@ from prefsel.ingest.readers import list_files, read_rows
 from prefsel.ingest.windows import Window, ingest_windows
 from prefsel.plugins.registry import code_of
 from prefsel.progress import Progress
+from prefsel.schema import has_rest
 from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import Catalog, FileRecord, SourceRecord, quarantine_name, write_catalog
 from prefsel.workspace.ledger import Artifact, merge_counts
@@ -178,7 +179,8 @@ def _commit_window(
         artifact = Artifact(storage, f"{kind}/{source}")
         if name not in known[kind]:
             attempt = artifact.log_attempt(name)
-            artifact.commit(name, table, made_from=window.digest, attempt=attempt)
+            info = {"has_rest": True} if kind == "groups" and has_rest(table) else None
+            artifact.commit(name, table, made_from=window.digest, attempt=attempt, info=info)
 
 
 def compose(

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefsel.errors import IntegrityError, NonFiniteError
+from prefsel.errors import IntegrityError, NonFiniteError, UserError
 from prefsel.metrics.statistics import Fitted, Request, fit, reply
 from prefsel.metrics.table import complete, find_metric, read_columns, score_pairs
 from prefsel.pairs.reader import PairReader
@@ -79,7 +80,10 @@ def score_metric(plan: Plan, node: Node, progress: Progress) -> StageReport:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # told below, and kept for the report
-        fitted = fit(metric, params, ask)
+        try:
+            fitted = fit(metric, params, ask)
+        except UserError as error:
+            raise UserError(f"metrics.{name}: {error}") from None
     told = metric.warnings(params, fitted)
     for text in told:
         progress.line(f"metric    {name}: warning: {text}")
@@ -116,14 +120,17 @@ def _reply_shard(shard: ShardRef, shared: Any) -> Any:
     metric, params = find_metric(scoring.metric, scoring.params)
     flat = scoring.flat(shard)
     eligible = flat.filter(pc.is_null(flat["dropped"]))
-    return reply(metric, params, complete(metric, params, _columns(shard, eligible, metric, params)), request)
+    with _named(scoring, shard):
+        return reply(metric, params, complete(metric, params, read_columns(eligible, metric, params)), request)
 
 
-def _columns(shard: ShardRef, flat: pa.Table, metric: Any, params: Any) -> dict[str, np.ndarray]:
+@contextmanager
+def _named(scoring: Scoring, shard: ShardRef) -> Iterator[None]:
+    """Numbers that are refused are those of one entry under `metrics`, in one shard."""
     try:
-        return read_columns(flat, metric, params)
+        yield
     except NonFiniteError as error:
-        raise NonFiniteError(f"metric {metric.name}, shard {shard.key}: {error}") from None
+        raise NonFiniteError(f"metrics.{scoring.name} ({scoring.metric}), shard {shard.key}: {error}") from None
 
 
 def _commit_shard(item: tuple[ShardRef, str], shared: Any) -> None:
@@ -133,7 +140,9 @@ def _commit_shard(item: tuple[ShardRef, str], shared: Any) -> None:
     attempt = artifact.log_attempt(shard.shard)
     flat = scoring.flat(shard)
     row_M = np.flatnonzero(pc.is_null(flat["dropped"]).to_numpy())
-    found = score_pairs(metric, params, _columns(shard, flat.take(pa.array(row_M)), metric, params), fitted)
+    with _named(scoring, shard):
+        columns = read_columns(flat.take(pa.array(row_M)), metric, params)
+        found = score_pairs(metric, params, columns, fitted)
     score_N = np.full(flat.num_rows, np.nan)
     score_N[row_M] = found.score_N
     dropped = np.array(flat["dropped"].to_pylist(), object)

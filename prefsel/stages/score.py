@@ -22,7 +22,7 @@ from prefsel.progress import Progress
 from prefsel.score.imported import RATINGS, imported_columns, rating_names
 from prefsel.score.job import Job
 from prefsel.score.shards import commit_scored
-from prefsel.score.summary import report
+from prefsel.score.summary import report, template_lines
 from prefsel.stages.pool import run_pool
 from prefsel.stages.sharing import shared_passes
 from prefsel.stages.tasks import map_shards
@@ -99,6 +99,8 @@ def reported(plan: Plan, one: Pending, groups: Mapping[str, Entry], progress: Pr
     found = report(node, done, len(one.shards), one.seconds)
     if "padded_because" in found.details:
         progress.line(f"score     {node.name}: rows are padded, not packed: {found.details['padded_because']}")
+    for line in template_lines(found.details["template"]) if found.details.get("template") else ():
+        progress.line(f"score     {node.name}: {line}")
     return replace(found, details=found.details | {"shared_with": one.shared_with}) if one.shared_with else found
 
 
@@ -174,7 +176,8 @@ def _pending_shards(plan: Plan, folder: str, groups: Mapping[str, Entry]) -> tup
 def loading(ref: ModelRef) -> dict[str, Any]:
     """What an actor needs to load a model."""
     fields = ("path", "made_here", "revision", "trust_remote_code", "gpus_per_replica")
-    return {name: getattr(ref, name) for name in fields} | ref.settings
+    settings = {key: value for key, value in ref.settings.items() if key != "padded_version"}
+    return {name: getattr(ref, name) for name in fields} | settings
 
 
 def scoring_job(plan: Plan, node: Node) -> Job:

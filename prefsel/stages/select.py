@@ -34,6 +34,7 @@ from prefsel.plan.nodes import selection_rule, writes_dataset
 from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
 from prefsel.rules import Top, parse_rule
+from prefsel.select.close import ClosePairs, rests_on_moments
 from prefsel.select.compose import Keep, compile_rule
 from prefsel.select.evaluate import ShardQuery, answer, ask_about, by_label, decide_leaf
 from prefsel.select.fuse import Fitted, fit
@@ -45,6 +46,7 @@ from prefsel.select.writer import (
     OutputFile,
     SelectionWriter,
     ShardCounts,
+    count_close,
     count_kept,
     ends_of,
     file_names,
@@ -110,7 +112,8 @@ def select(plan: Plan, node: Node, progress: Progress) -> list[StageReport]:
     in_percent = Percentiles.of_rule(total, compiled, marks(compiled, decision.thresholds), ranked)
     # Without a dataset no number is carried along, only the lengths are looked at.
     exported = pair_reader(plan, dataset_scorers(plan, name) if dataset else [])
-    writer = SelectionWriter(exported, dataset, decision, in_percent, folder)
+    has_rest = dataset is not None and plan.catalog.has_rest(storage)
+    writer = SelectionWriter(exported, dataset, decision, in_percent, folder, has_rest=has_rest)
     written = _write_files(plan, writer, [count.kept for count in counts], progress, f"select {name}")
     about: dict[str, Any] = {
         "rule": rule,
@@ -120,6 +123,7 @@ def select(plan: Plan, node: Node, progress: Progress) -> list[StageReport]:
     }
     if bins := [list(one.length_edges) for one in decision.thresholds if one.length_edges is not None]:
         about["length_edges"] = bins
+    close = _close_pairs(plan, made, decision)
     if reached := _percentiles_reached(plan, reader, made, counts):
         about["percentiles"] = reached
     if dataset is not None:
@@ -136,6 +140,8 @@ def select(plan: Plan, node: Node, progress: Progress) -> list[StageReport]:
             "kept": merge_counts(one.info["strata"] for one in by_shard),
         },
     }
+    if close is not None:
+        details["close"] = close.to_json()
     report = StageReport(
         stage="select",
         name=name,
@@ -235,6 +241,23 @@ def _percentiles_reached(
     return found
 
 
+def _close_pairs(plan: Plan, made: Sequence[DerivedScore], decision: Decision) -> ClosePairs | None:
+    """The pairs beside a threshold of a score that rests on moments; None where no score of a leaf does."""
+    steps = {one.step.column: one.step for one in made}
+
+    def is_rounded(column: str) -> bool:
+        if column in steps and steps[column].how == "best":
+            return is_rounded(steps[column].scores[0])
+        summary = load_summary(plan.storage, decision.reader.folders[column])
+        return summary is not None and rests_on_moments(summary.details.get("fitted") or {})
+
+    numbers = tuple(leaf.number for leaf in decision.compiled.leaves if is_rounded(leaf.column))
+    if not numbers:
+        return None
+    shards = plan.catalog.shards
+    return ClosePairs.merge(map_shards(count_close, shards, shared=(decision, numbers), per_task=SHARDS_PER_TASK))
+
+
 def _find_thresholds(plan: Plan, leaf: Keep, reader: ScoreReader) -> Decided:
     """The thresholds of one leaf, begun from what its scores were committed with where that is of its very pairs."""
 
@@ -279,7 +302,8 @@ def write_holdout(plan: Plan, progress: Progress) -> list[StageReport]:
     done = load_summary(plan.storage, dataset)
     if not held_out or done is not None:
         return [done] if done else []
-    writer = SelectionWriter(pair_reader(plan, dataset_scorers(plan, "holdout")), dataset, held_out="holdout")
+    exported, has_rest = pair_reader(plan, dataset_scorers(plan, "holdout")), plan.catalog.has_rest(plan.storage)
+    writer = SelectionWriter(exported, dataset, held_out="holdout", has_rest=has_rest)
     entries = _shard_entries(plan, plan.node("eligible", "all").path)
     counts = [entries[shard.key].info["counts"].get("holdout", 0) for shard in plan.catalog.shards]
     files = _write_files(plan, writer, counts, progress, "holdout")

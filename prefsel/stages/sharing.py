@@ -77,7 +77,7 @@ def without_weights(job: Job, storage: Storage) -> dict[str, Any]:
     seal = read_seal(storage, settings["path"])
     assert seal is not None, f"{settings['path']} is made before it scores"
     for name in seal["files"]:
-        if "/" not in name and Path(name).suffix in (".json", ".jinja", ".model", ".txt"):
+        if "/" not in name and Path(name).suffix in (".json", ".jinja", ".model", ".txt", ".py"):
             (folder / name).write_bytes(storage.read(f"{settings['path']}/{name}"))
     return settings | {"path": str(folder)}
 

@@ -110,7 +110,9 @@ def write_history(output_dir: Path, records: Iterable[Mapping[str, Any]], *, app
 
 def run_identity(config: RunConfig, digest: str) -> dict[str, Any]:
     """What must be the same for a checkpoint to be continued: the data, and every option that shapes the trajectory."""
-    return {"pairs": digest, **config.model_dump(mode="json", exclude=FREE_OPTIONS)}
+    # The groups that an optimizer's state is saved by; a checkpoint of an earlier version has another number of them.
+    groups = {"decayed": "matrices"} if config.weight_decay else {}
+    return {"pairs": digest, **config.model_dump(mode="json", exclude=FREE_OPTIONS), **groups}
 
 
 def load_checkpoint(engine: Any, directory: Path, *, identity: Mapping[str, Any]) -> dict[str, Any]:

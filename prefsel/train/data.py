@@ -94,7 +94,7 @@ class TrainingPairs:
         if absent := [str(file) for file in files if not file.is_file()]:
             raise UserError(f"training table: no such file {absent[:NUM_OFFENDERS_SHOWN]}")
         tables = [pq.read_table(file, partitioning=None) for file in files]
-        return cls.from_table(pa.concat_tables(tables, promote_options="default"))
+        return cls.from_table(pa.concat_tables(tables, promote_options="permissive"))
 
     def numbers(self, name: str, wanted_by: str) -> Numbers:
         """A column of `OPTIONAL` as numbers, [N].
@@ -139,7 +139,9 @@ class TrainingPairs:
         lengths = []
         for batch in self.table.select(list(SIDES)).to_batches(max_chunksize=512):
             for row in batch.to_pylist():
-                lengths.append([sum(len(m["content"]) for m in _messages(row[side], "assistant")) for side in SIDES])
+                lengths.append(
+                    [sum(len(m["content"] or "") for m in _messages(row[side], "assistant")) for side in SIDES]
+                )
         return np.array(lengths, dtype=np.float64)
 
     def _column(self, name: str, wanted_by: str) -> pa.ChunkedArray:
@@ -212,8 +214,9 @@ def encode_pairs(
             most half.
 
     Returns:
-        The pairs that fit. Of the others `dropped` counts those with a completion over `max_length` as `too_long`, and
-        without `strict` those that the template fails for as `template_error`.
+        The pairs that fit and can be told apart. Of the others `dropped` counts those with a completion over
+        `max_length` as `too_long`, those whose two completions are the same tokens as `same_tokens`, and without
+        `strict` those that the template fails for as `template_error`.
 
     Raises:
         UserError: No pair is left, or the template fails for more than half of them.
@@ -227,6 +230,9 @@ def encode_pairs(
         if bad := [status for status in group.status if status != "ok"]:
             dropped[bad[0]] += 1
             continue
+        if group.same_as:
+            dropped["same_tokens"] += 1
+            continue
         for piece in (group.prompt_tokens, *group.completion_tokens):
             tokens.extend(piece)
             offsets.append(len(tokens))
@@ -236,7 +242,10 @@ def encode_pairs(
     if 2 * dropped["template_error"] > len(pairs):
         raise UserError(f"{dropped['template_error']} of {len(pairs)} pairs: {encoder.tolerated}")
     if not kept:
-        raise UserError(f"training table: none of {len(pairs)} pairs fits max_length; raise it or set truncation")
+        if dropped["too_long"] == len(pairs):
+            raise UserError(f"training table: none of {len(pairs)} pairs fits max_length; raise it or set truncation")
+        counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+        raise UserError(f"training table: none of {len(pairs)} pairs can be trained on under this template: {counts}")
     rows_N = np.array(kept, dtype=np.int64)
     return EncodedPairs(
         pair_ids=pairs.table["pair_id"].take(pa.array(rows_N)).to_pylist(),

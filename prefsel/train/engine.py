@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from prefsel.models.loading import model_shape, unwrapped
+from prefsel.models.neighbours import require_padding
 from prefsel.models.packing import ModelShape
 from prefsel.models.pair_batch import Batch
+from prefsel.models.reward import own_pad_token
 from prefsel.train import draws
 from prefsel.train.deepspeed_config import build_deepspeed_config, lr_factor
 from prefsel.train.objective import Objective, Run
+from prefsel.train.weight_decay import optimizer_groups
 
 
 class EngineModule(nn.Module):
@@ -63,6 +66,9 @@ def start_run(objective: Objective, model: nn.Module, device: torch.device, *, n
         model: On `device`, or under ZeRO-3 in shards.
         device: This worker's.
         num_pairs: Draws of one epoch, from which the number of steps follows.
+
+    Raises:
+        UserError: The model cannot be packed, and its numbers depend on what pads them.
     """
     config, world_size = objective.config, dist.get_world_size()
     num_steps = draws.num_steps(
@@ -77,11 +83,18 @@ def start_run(objective: Objective, model: nn.Module, device: torch.device, *, n
     shape, module = _shape_of(model), EngineModule(model, objective)
     engine, *_ = deepspeed.initialize(
         model=module,
-        model_parameters=[parameter for parameter in module.parameters() if parameter.requires_grad],
+        model_parameters=optimizer_groups(
+            (parameter for parameter in module.parameters() if parameter.requires_grad), config.weight_decay
+        ),
         config=build_deepspeed_config(config, world_size=world_size),
         lr_scheduler=lambda optimizer: LambdaLR(optimizer, factor),
     )
     is_packed, reason = objective.supports_packing(model)
+    pad_token_id = own_pad_token(model) or 0
+    if not is_packed:
+        engine.eval()
+        require_padding(model, lambda batch: engine(batch.to(device)), pad_token_id, what="training")
+        engine.train()
     return Run(
         objective=objective,
         engine=engine,
@@ -90,7 +103,7 @@ def start_run(objective: Objective, model: nn.Module, device: torch.device, *, n
         world_size=world_size,
         num_steps=num_steps,
         padding_reason=None if is_packed else reason,
-        pad_token_id=getattr(unwrapped(model).config, "pad_token_id", None) or 0,
+        pad_token_id=pad_token_id,
         shape=shape,
     )
 

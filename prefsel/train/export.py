@@ -17,11 +17,13 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from prefsel.errors import IntegrityError
-from prefsel.models.loading import DTYPES, no_bars
+from prefsel.models.loading import DTYPES, declared_config, load_causal, load_reward, no_bars
 from prefsel.schema import TRAINED_ON
 from prefsel.train.objective import Objective, Probe, Run
+from prefsel.train.randomness import declared
 
 SHARD_SIZE = "2GB"
 """Of a weights file: copying into the workspace holds one in memory."""
@@ -80,7 +82,9 @@ def export_model(
                 _save_adapter(model, weights, output_dir / "adapter")
                 _save_merged(output_dir / "adapter", partial, objective, base_dir)
             else:
-                model.save_pretrained(partial, state_dict=weights, max_shard_size=SHARD_SIZE)
+                code = objective.config.revision, objective.config.trust_remote_code
+                with declared(model, declared_config(base_dir, *code)):
+                    model.save_pretrained(partial, state_dict=weights, max_shard_size=SHARD_SIZE)
             tokenizer.save_pretrained(partial)
             if prompt_ids is not None:
                 pq.write_table(
@@ -121,7 +125,9 @@ def gather_weights(model: nn.Module, *, only_trainable: bool = False) -> dict[st
 
 def _reloaded_outputs(objective: Objective, model_dir: Path, sequences: Sequence[Sequence[int]]) -> Tensor:
     """What transformers makes of the folder, one unpadded sequence after the other on a CPU, flat."""
-    model = objective.auto_class.from_pretrained(model_dir, **_load_options(objective, objective.config.dtype)).eval()
+    options = {"dtype": DTYPES[objective.config.dtype], "use_safetensors": True, "local_files_only": True}
+    options["trust_remote_code"] = objective.config.trust_remote_code
+    model = objective.auto_class.from_pretrained(model_dir, **options).eval()
     with torch.no_grad():
         return torch.cat([model(torch.tensor([list(ids)])).logits.double().flatten() for ids in sequences])
 
@@ -143,12 +149,9 @@ def _save_merged(adapter_dir: Path, merged_dir: Path, objective: Objective, base
     """Merge in fp32 on the CPU from the saved files, so that what is published is what the adapter folder says."""
     from peft import PeftModel
 
-    options = _load_options(objective, "fp32")
-    base = objective.auto_class.from_pretrained(base_dir, **options, revision=objective.config.revision)
+    load = load_causal if objective.auto_class is AutoModelForCausalLM else load_reward
+    config = objective.config
+    code: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    base = load(base_dir, dtype="fp32", device="cpu", **code)
     merged = PeftModel.from_pretrained(base, adapter_dir).merge_and_unload()
     merged.to(DTYPES[objective.config.dtype]).save_pretrained(merged_dir, max_shard_size=SHARD_SIZE)
-
-
-def _load_options(objective: Objective, dtype: str) -> dict[str, Any]:
-    trusts_code = objective.config.trust_remote_code
-    return {"dtype": DTYPES[dtype], "use_safetensors": True, "trust_remote_code": trusts_code}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -12,15 +11,17 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.utils import is_accelerate_available
 from transformers.utils import logging as transformers_logging
 
 from prefsel.config import Lora
 from prefsel.errors import UserError, invalid
-from prefsel.models.loading import DTYPES, check_directory, load_causal, load_reward, no_bars
+from prefsel.models.adapters import find_adapter
+from prefsel.models.loading import DTYPES, declared_config, load_causal, load_options, load_reward, no_bars
 from prefsel.train.deepspeed_config import build_deepspeed_config
+from prefsel.train.randomness import silence
 from prefsel.train.run_config import DpoConfig, RewardConfig, RunConfig
 
 HEAD = "score"
@@ -34,7 +35,7 @@ def load_policy(config: DpoConfig, model_dir: str, device: torch.device) -> nn.M
         UserError: As `load_causal`; adapters without peft, or for layers that the model lacks; or ZeRO-3 without the
             package accelerate.
     """
-    with _loading_into_shards(config):
+    with _loading_into_shards(config, model_dir):
         model = load_causal(
             model_dir,
             dtype=config.dtype,
@@ -56,17 +57,14 @@ def load_reward_start(config: RewardConfig, model_dir: str, tokenizer: Any, devi
         UserError: As `load_reward`; a classifier with several outputs; a causal model that transformers has no
             classifier for; or ZeRO-3 without the package accelerate.
     """
-    check_directory(model_dir)
-    options: dict[str, Any] = {"revision": config.revision or "main", "trust_remote_code": config.trust_remote_code}
-    options["local_files_only"] = Path(model_dir).is_dir()
-    try:
-        model_config = AutoConfig.from_pretrained(model_dir, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {model_dir}: its configuration cannot be loaded: {error}") from error
+    model_config = declared_config(model_dir, config.revision, config.trust_remote_code)
+    adapter = find_adapter(model_dir, config.revision)
     is_classifier = any(name.endswith("ForSequenceClassification") for name in model_config.architectures or [])
+    if adapter is not None and adapter.settings.get("task_type"):
+        is_classifier = adapter.settings["task_type"] == "SEQ_CLS"
     if is_classifier and model_config.num_labels != 1:
         raise invalid(f"num_labels of model {model_dir}", model_config.num_labels, "1, or a causal language model")
-    with _loading_into_shards(config):
+    with _loading_into_shards(config, model_dir):
         model: Any
         if is_classifier:
             model = load_reward(
@@ -77,15 +75,16 @@ def load_reward_start(config: RewardConfig, model_dir: str, tokenizer: Any, devi
                 trust_remote_code=config.trust_remote_code,
             )
         else:
-            model = _with_fresh_head(config, model_dir, model_config, options).to(device)
+            model = _with_fresh_head(config, model_dir, model_config).to(device)
     _choose_pad_token(model.config, tokenizer)
     _prepare(model, config)
     return model
 
 
 @contextmanager
-def _loading_into_shards(config: RunConfig) -> Iterator[None]:
-    """Under ZeRO-3, no worker holds the whole model, on the GPU or in host memory.
+def _loading_into_shards(config: RunConfig, model_dir: str) -> Iterator[None]:
+    """Under ZeRO-3, no worker holds the whole model, on the GPU or in host memory; but one that an adapter is merged
+    into is loaded whole and sharded by DeepSpeed when the engine starts.
 
     Raises:
         UserError: The package accelerate, which does it, is not there.
@@ -94,6 +93,9 @@ def _loading_into_shards(config: RunConfig) -> Iterator[None]:
     if config.zero_stage == 3:
         if not is_accelerate_available():
             raise UserError("zero_stage: got 3, which needs the package accelerate to load a model into shards")
+        if find_adapter(model_dir, config.revision) is not None:
+            yield
+            return
         # While this object lives, transformers loads every weight straight into its shards.
         sharding = HfDeepSpeedConfig(build_deepspeed_config(config, world_size=dist.get_world_size()))
     yield
@@ -101,16 +103,8 @@ def _loading_into_shards(config: RunConfig) -> Iterator[None]:
 
 
 def _prepare(model: Any, config: RunConfig) -> None:
-    """All weights train, dropout is off, activations are recomputed if asked.
-
-    Stored reference log-probs were computed without dropout (TRL switches it off too), and without it a step is the
-    same however it is spread over workers.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+    """All weights train, dropout is off, activations are recomputed if asked."""
+    silence(model)
     model.requires_grad_(True)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -168,22 +162,17 @@ def _choose_pad_token(model_config: Any, tokenizer: Any) -> int:
     raise UserError(f"pad token: a reward model needs one, and none of these is known to both: {candidates}")
 
 
-def _with_fresh_head(config: RewardConfig, model_dir: str, model_config: Any, options: dict[str, Any]) -> nn.Module:
+def _with_fresh_head(config: RewardConfig, model_dir: str, model_config: Any) -> nn.Module:
     """The trunk of a causal language model under a head of one output, drawn from the run's seed."""
     model_config.num_labels = 1
     try:
         with _quiet():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                model_dir,
-                config=model_config,
-                dtype=DTYPES[config.dtype],
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
+            if find_adapter(model_dir, config.revision) is None:
+                model, missing = _trunk_of_folder(config, model_dir, model_config)
+            else:
+                model, missing = _trunk_of_adapter(config, model_dir, model_config)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model {model_dir}: its trunk cannot be loaded as a classifier: {error}") from error
-    missing = {str(key) for key in (*info["missing_keys"], *info["mismatched_keys"])}
     if missing != {f"{HEAD}.weight"}:
         raise UserError(
             f"model {model_dir}: as a classifier it must lack {HEAD}.weight and nothing else, and lacks "
@@ -200,6 +189,30 @@ def _with_fresh_head(config: RewardConfig, model_dir: str, model_config: Any, op
         if weight.numel():
             weight.copy_(spread * torch.randn(weight.shape, generator=generator))
     return model
+
+
+def _trunk_of_folder(config: RewardConfig, model_dir: str, model_config: Any) -> tuple[Any, set[str]]:
+    """A classifier with the weights of a folder or a hub, and the names of those that it lacks."""
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        model_dir,
+        config=model_config,
+        dtype=DTYPES[config.dtype],
+        use_safetensors=True,
+        output_loading_info=True,
+        **load_options(model_dir, config.revision, config.trust_remote_code),
+    )
+    return model, {str(key) for key in (*info["missing_keys"], *info["mismatched_keys"])}
+
+
+def _trunk_of_adapter(config: RewardConfig, model_dir: str, model_config: Any) -> tuple[Any, set[str]]:
+    """The same of a language model that an adapter is merged into first."""
+    code: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    merged = load_causal(model_dir, dtype=config.dtype, device="cpu", **code)
+    model = AutoModelForSequenceClassification.from_config(
+        model_config, dtype=DTYPES[config.dtype], trust_remote_code=config.trust_remote_code
+    )
+    weights = {name: weight for name, weight in merged.state_dict().items() if name in model.state_dict()}
+    return model, set(model.load_state_dict(weights, strict=False).missing_keys)
 
 
 @contextmanager

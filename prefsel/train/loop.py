@@ -20,7 +20,7 @@ import torch
 
 from prefsel.errors import NonFiniteError
 from prefsel.models.chat import Encoder
-from prefsel.models.loading import load_tokenizer
+from prefsel.models.loading import check_vocabulary, load_tokenizer
 from prefsel.train import checkpoint
 from prefsel.train.batch import evaluate, run_batch
 from prefsel.train.data import EncodedPairs, Indices, TrainingPairs
@@ -28,6 +28,7 @@ from prefsel.train.draws import next_batch
 from prefsel.train.engine import start_run, start_worker
 from prefsel.train.export import export_model
 from prefsel.train.objective import Corpus, Objective, Record, Report, Run, mean_record
+from prefsel.train.randomness import require_equal_forwards
 
 
 def train(
@@ -62,7 +63,8 @@ def train(
         them.
 
     Raises:
-        UserError: Options, table, model folder or checkpoint do not fit together.
+        UserError: Options, table, model folder or checkpoint do not fit together; or the model's forward stays random
+            in training although its dropout is off.
         IntegrityError: A self-check failed: what the objective checks before the first step, checkpoint digests, or
             the outputs of the exported model.
         NonFiniteError: An output, a loss or the gradient is NaN or infinite; names the pairs.
@@ -73,7 +75,9 @@ def train(
     corpus = objective.prepare(pairs, eval_pairs, encoder)
     torch.manual_seed(config.seed)  # the same adapters on every worker
     model = objective.load_model(str(model_dir), tokenizer, device)
+    check_vocabulary(tokenizer, model, path=str(model_dir))
     run = start_run(objective, model, device, num_pairs=corpus.draws.num_pairs)
+    require_equal_forwards(run, corpus.pairs)
     torch.manual_seed(config.seed + 1 + run.rank)  # other dropout masks on every worker
 
     identity = checkpoint.run_identity(config, corpus.digest)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prefsel.errors import UserError
 from prefsel.train.run_config import RunConfig
+from prefsel.train.weight_decay import in_groups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's running means of the gradient and of its square."""
@@ -47,7 +48,7 @@ def export_optimizer_state(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     for moment in MOMENTS:  # one at a time: each is as large as the model in fp32
-        values = _gather_moment(engine, moment)
+        values = _gather_moment(engine, moment, config.weight_decay)
         if is_writer:
             save_file(values, partial / f"{moment}.safetensors")
     if is_writer:
@@ -59,13 +60,15 @@ def export_optimizer_state(
     return folder
 
 
-def _gather_moment(engine: Any, moment: str) -> dict[str, Tensor]:
+def _gather_moment(engine: Any, moment: str, weight_decay: float) -> dict[str, Tensor]:
     """One of `MOMENTS` of every parameter, whole and fp32, on the CPU of worker 0 (elsewhere empty).
 
     Raises:
         UserError: As `export_optimizer_state`.
     """
-    parameters = dict(engine.module.model.named_parameters())
+    names = {parameter: name for name, parameter in engine.module.model.named_parameters()}
+    # In the order in which the optimizer was given them.
+    parameters = {names[one]: one for group in in_groups(names, weight_decay) for one in group}
     states: list[Mapping[str, Tensor]] = []
     if not engine.zero_optimization():
         # Stage 0 shards nothing: torch's own state, in bf16 that of fp32 copies in the order of the parameters.

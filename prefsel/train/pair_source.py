@@ -148,7 +148,7 @@ class PairSource:
         dropped = {"missing_reference_logps": lacking} if lacking else {}
         if not parts:
             return None, dropped
-        joined = pa.concat_tables(parts)
+        joined = pa.concat_tables(parts, promote_options="permissive")
         if self.divergence is None:
             return joined, dropped
         joined, unscored = self._with_divergence(joined)

@@ -56,10 +56,11 @@ class Preference:
             UserError: A column of the loss or the order is missing or has nulls; no pair is left.
             NonFiniteError: A number is NaN or infinite.
         """
-        train = encode_pairs(pairs, encoder, _columns_for(self.config, pairs))
+        train = encode_pairs(pairs, encoder, _columns_for(self.config, pairs), strict=False)
         held_out, eval_indices = train, np.arange(0)
         if eval_pairs is not None and len(eval_pairs):
-            held_out = encode_pairs(eval_pairs, encoder, _columns_for(self.config, eval_pairs, is_training=False))
+            columns = _columns_for(self.config, eval_pairs, is_training=False)
+            held_out = encode_pairs(eval_pairs, encoder, columns, strict=False)
             eval_indices = np.arange(len(held_out))
         members = np.arange(len(train))
         if self.config.order == "score":  # descending, ties by pair_id

@@ -101,6 +101,10 @@ class Catalog:
             entries.update({shard.key: known[shard.shard] for shard in shards})
         return entries
 
+    def has_rest(self, storage: Storage) -> bool:
+        """Whether some message of the corpus holds more than role and content."""
+        return any(entry.info.get("has_rest") for entry in self.entries(storage, "groups").values())
+
     def fingerprint(self, storage: Storage) -> str:
         """The corpus fingerprint, over the pairs shards."""
         entries = self.entries(storage, "pairs")

@@ -38,6 +38,59 @@ def test_messages_name_field_value_and_valid_ones(change: dict[str, Any], parts:
         assert part in str(caught.value)
 
 
+MODEL = {"name": "m", "path": "./m"}
+SCRATCH = {"name": "m", "kind": "scratch_policy"}
+SCORER = {"model": "m"}
+
+
+def test_an_entry_without_a_kind_has_the_default_where_there_is_one() -> None:
+    config = parse_config(BASE | {"models": [MODEL], "train": [TRAIN]})
+    assert config == parse_config(
+        BASE | {"models": [MODEL | {"kind": "pretrained"}], "train": [TRAIN | {"kind": "dpo"}]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"models": [MODEL | {"kind": None}]}, "models.m.kind: got None; valid: pretrained, scratch_policy, scratch_r"),
+        ({"models": [MODEL | {"kind": 3}]}, "models.m.kind: got 3; valid: pretrained"),
+        ({"models": [MODEL | {"kind": ["pretrained"]}]}, "models.m.kind: got ['pretrained']; valid: pretrained"),
+        ({"models": [MODEL | {"kind": "Pre-Trained"}]}, "got 'Pre-Trained'; did you mean 'pretrained'? valid: "),
+        ({"models": ["./m"]}, "models.0: got './m'; valid: a table of keys"),
+        ({"models": MODEL}, "models: got {'name': 'm', 'path': './m'}; valid: a list"),
+        (
+            {"models": [{"name": "m"}]},
+            "models.m.path: required, but missing (`kind` is missing, so it",
+        ),
+        (
+            {"models": [MODEL | {"hidden_size": 8}]},
+            "(`kind` is missing, so it is 'pretrained'; kinds with this key: scratch_policy, scratch_reward)",
+        ),
+        (
+            {"models": [SCRATCH | {"tokenizer": {"kind": "bp"}}]},
+            "tokenizer.kind: got 'bp'; did you mean 'bpe'? ",
+        ),
+        ({"scorers": [SCORER]}, "scorers.m.kind: required, but missing; valid: causal_logps, reward_model"),
+        ({"scorers": [SCORER | {"kind": None}]}, "scorers.m.kind: got None; valid: causal_logps"),
+        ({"scorers": [SCORER | {"kind": "logps"}]}, "got 'logps'; did you mean 'causal_logps'? valid: causal_logps"),
+        ({"scorers": ["imported"]}, "scorers.0: got 'imported'; valid: a table of keys"),
+        ({"train": [TRAIN | {"kind": None}]}, "train.t.kind: got None; valid: dpo, reward"),
+        (
+            {"train": [TRAIN | {"kind": "rewrd"}]},
+            "train.t.kind: got 'rewrd'; did you mean 'reward'? valid: dpo",
+        ),
+        ({"train": [TRAIN | {"aspects": ["a"]}]}, "(`kind` is missing, so it is 'dpo'; kinds with this key: reward)"),
+        ({"train": [TRAIN | {"lora": {"rank": 8}}]}, "train.t.lora.rank: unknown key; "),
+        ({"selections": [{"name": "s", "rule": "top"}]}, "selections.s.rule: got 'top'; valid: a table of keys"),
+    ],
+)
+def test_a_kind_that_is_missing_or_wrong(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_config(BASE | change)
+    assert told in str(caught.value)
+
+
 def test_overrides_reach_lists_by_name_and_index() -> None:
     table = {"sources": [{"name": "uf", "paths": ["a"]}], "train": [{"name": "t", "learning_rate": 1}]}
     apply_override(table, "sources.uf.paths=[b, c]")

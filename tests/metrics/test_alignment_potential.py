@@ -45,6 +45,20 @@ def test_group_spread_replaces_the_pair_margin() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+def test_a_disagreement_with_the_label_counts_against_a_pair_by_default() -> None:
+    """Margins 3, 0 and -3 have mean 0 and std √6; the absolute ones 3, 0, 3 would put the first and the last together.
+
+    Each mean log-prob margin is 1, 2 or 3 nats: z-scores -√1.5, 0 and √1.5, which are taken off.
+    """
+    inputs = {"reward_margin": [3.0, 0.0, -3.0], "mean_logps_chosen": [-1.0, -2.0, -3.0]}
+    table = zscore_table({**inputs, "mean_logps_rejected": [-2.0, -4.0, -6.0]})
+    found = score_table(table, "alignment_potential", rm="a", policy="p")
+    np.testing.assert_allclose(found, [6**0.5, 0.0, -(6**0.5)], atol=1e-12)
+    assert np.argsort(-found).tolist() == [0, 1, 2]
+    absolute = score_table(table, "alignment_potential", rm="a", policy="p", sign="abs")
+    np.testing.assert_allclose(absolute, [0.5**0.5 + 1.5**0.5, -(2**0.5), 0.5**0.5 - 1.5**0.5], atol=1e-12)
+
+
 def test_moments_leave_out_incomplete_pairs() -> None:
     inputs = {
         "reward_margin": [0.1, -0.05, 0.2, 1e6],

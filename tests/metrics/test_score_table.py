@@ -127,6 +127,43 @@ def test_null_gives_no_score_and_says_which_column() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("large", "told"), [(1e200, "overflow"), (1e155, "overflow"), (1e-200, "underflow")])
+def test_moments_that_overflow_name_metric_columns_and_values(large: float, told: str) -> None:
+    """Every z-score was 0: a score that looked like one."""
+    columns = {name: [1.0, 2.0, 4.0] for name in ("num_tokens_p_chosen", "num_tokens_p_rejected")}
+    columns |= {"logps_p_chosen": [-1.0, -2.0, -4.0], "logps_p_rejected": [-2.0, -4.0, -16.0]}
+    table = pa.table({"rm_a_chosen": [large, 2 * large, -large], "rm_a_rejected": [0.0] * 3, **columns})
+    match = rf"alignment_potential: the explicit margin: 3 values from -{large:g} to {2 * large:g}: .* {told} float64"
+    with pytest.raises(UserError, match=match.replace("+", r"\+")) as error:
+        score_table(table, "alignment_potential", rm="a", policy="p")
+    assert "made from rm_a_chosen, rm_a_rejected, logps_p_chosen" in str(error.value)
+    # What is largest and still has moments has the z-scores of the same numbers, scaled.
+    scaled = [
+        score_table(table.set_column(0, "rm_a_chosen", pa.array([n * x for n in (1.0, 2.0, -1.0)])), *AP[0], **AP[1])
+        for x in (1.0, 2.0**500, 2.0**-500)
+    ]
+    assert scaled[0].tolist() == scaled[1].tolist() == scaled[2].tolist()
+
+
+AP = (("alignment_potential",), {"rm": "a", "policy": "p"})
+
+
+@pytest.mark.parametrize("params", [{}, {"rho": "fit"}])
+def test_scales_and_slopes_that_overflow_are_named(params: dict) -> None:
+    table = pa.table(
+        {
+            **{f"rm_{aspect}_{side}": [1.0, 2.0, 4.0] for aspect in "ab" for side in ("chosen", "rejected")},
+            "num_tokens_chosen": [1, 2, 4],
+            "num_tokens_rejected": [2, 1, 2],
+        }
+    )
+    table = table.set_column(0, "rm_a_chosen", pa.array([1e308, 1.0, 2.0]))
+    table = table.set_column(1, "rm_a_rejected", pa.array([-1e308, 1.0, 1.0]))
+    match = {"": "the absolute margin of 'a' .*: 1 values overflow, first at rows .0.", "fit": "rho of 'a' .* overflow"}
+    with pytest.raises((NonFiniteError, UserError), match=f"preference_divergence: {match[params.get('rho', '')]}"):
+        score_table(table, "preference_divergence", aspects=["a", "b"], own_aspect=None, **params)
+
+
 def test_nan_is_a_fault_and_null_is_not() -> None:
     table = rewards([1.0, float("nan"), None, float("-inf")], [0.0] * 4)
     with pytest.raises(NonFiniteError, match=f"rm_a_chosen: 2 values .*, first pair_ids {1:032x}, {3:032x}"):

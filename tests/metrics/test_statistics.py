@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefsel.config import Options
-from prefsel.errors import UserError
+from prefsel.errors import NonFiniteError, UserError
 from prefsel.metrics.statistics import Columns, Fitted, Metric, Need, Request, Statistic, fit, reply
 from prefsel.metrics.table import score_pairs
 from prefsel.numbers import ranges
@@ -128,6 +128,20 @@ def test_a_metric_may_warn_about_its_numbers() -> None:
     needs = {"s": Need(Statistic("share", "toy"), np.array([True]))}
     with pytest.warns(UserWarning, match="toy: looks odd"):
         over_shards([needs], text="toy: looks odd")
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ([0.0, np.nan, 1.0], r"1 scores are NaN, first at rows \[2\]"),
+        ([np.inf, 0.0, -np.inf], r"2 scores overflow, first at rows \[0, 3\]"),
+        ([np.inf, np.nan, 1.0], r"1 scores are NaN, first at rows \[2\]; 1 scores overflow, first at rows \[0\]"),
+    ],
+)
+def test_a_score_that_is_nan_does_not_overflow(found: list[float], told: str) -> None:
+    toy = Metric("toy", NoParams, lambda p: ("x",), lambda c, p, f: np.array(found), "none")
+    with pytest.raises(NonFiniteError, match=f"score_toy: {told}, of columns x$"):
+        score_pairs(toy, NoParams(), {"x": np.array([1.0, np.nan, 2.0, 3.0])}, {})
 
 
 @pytest.mark.parametrize("wrong", [np.float64(1.0), np.ones(2), np.ones((3, 1))])

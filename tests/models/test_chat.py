@@ -156,3 +156,171 @@ def test_wrong_options_name_the_valid_ones(options, message):
 def test_plain_needs_an_eos_token():
     with pytest.raises(UserError, match="eos token, but this tokenizer has none"):
         Encoder(bpe_tokenizer(eos_token=""), "plain")
+
+
+# --------------------------------------------------------------------------------- what a template does with messages
+
+
+def kinds(group):
+    return {note.kind: note.count for note in group.notes}
+
+
+def answers(*texts):
+    return [[{"role": "assistant", "content": text}] for text in texts]
+
+
+TRIMS = CHATML.replace("m.content", "m.content | trim")
+
+
+def test_completions_of_the_same_tokens_point_at_the_first_of_them(tokenizer):
+    given = answers("the cat", "a dog", "the cat \n", "a dog", "bread")
+    group = Encoder(tokenizer, TRIMS).encode_group(PROMPT, given)
+    assert group.same_as == (None, None, 0, 1, None)
+    assert kinds(group) == {"same_tokens": 2}
+    # Under a template that writes white space, the third has a text of its own.
+    assert Encoder(tokenizer).encode_group(PROMPT, given).same_as == (None, None, None, 1, None)
+    assert Encoder(tokenizer).encode_group(PROMPT, given[:3]).same_as == ()
+
+
+def test_completions_cut_to_the_same_tokens_are_the_same_and_those_too_long_are_none(tokenizer):
+    given = answers("the cat sat on the mat.", "the cat sat where?")
+    whole = Encoder(tokenizer).encode_group(PROMPT, given)
+    limit = len(whole.prompt_tokens) + 2
+    assert Encoder(tokenizer, "auto", limit, "right").encode_group(PROMPT, given).same_as == (None, 0)
+    long = Encoder(tokenizer, "auto", limit).encode_group(PROMPT, [given[0], given[0]])
+    assert (long.status, long.same_as) == (["too_long", "too_long"], ())
+
+
+@pytest.mark.parametrize(
+    ("template", "error"),
+    [
+        ("{{ messages[0].content[0] + 1 }}", 'TypeError: can only concatenate str \\(not "int"\\) to str'),
+        ("{{ 1 // 0 }}", "ZeroDivisionError: integer division or modulo by zero"),
+        ("{{ messages[9].content }}", "list object has no element 9"),
+        (
+            "{% for m in messages %}{{ m.tool_calls[0].name }}{% endfor %}",
+            "'dict object' has no attribute 'tool_calls'",
+        ),
+    ],
+)
+def test_whatever_a_template_raises_is_an_error_that_names_it(tokenizer, template, error):
+    encoder = Encoder(tokenizer, template)
+    with pytest.raises(TemplateError, match=rf"^template '{{.*': {error}.*; message roles were \['user'\]"):
+        encoder.encode_group(PROMPT, [CAT])
+    group = encoder.encode_groups([(PROMPT, [CAT, DOG])], strict=False)[0]
+    assert (group.status, kinds(group)) == (["template_error"] * 2, {"template_error": 2})
+
+
+def test_one_conversation_that_a_template_refuses_leaves_its_siblings(tokenizer):
+    template = CHATML.replace("{{ m.content }}", "{{ m.content }}{% if 'dog' in m.content %}{{ 1 // 0 }}{% endif %}")
+    group = Encoder(tokenizer, template).encode_groups([(PROMPT, [CAT, DOG])], strict=False)[0]
+    assert group.status == ["ok", "template_error"]
+    assert group.completion_tokens[0] == Encoder(tokenizer).encode_group(PROMPT, [CAT]).completion_tokens[0]
+
+
+def test_a_template_that_is_none_is_told_at_once(tokenizer):
+    with pytest.raises(UserError, match=r"template .*: line 1: Encountered unknown tag 'endif'"):
+        Encoder(tokenizer, "{% for m in messages %}{{ m.content }}{% endif %}")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages if m.role == 'user' %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}",  # no token
+        CHATML.replace("{{ m.content }}", "{{ m.content if m.role == 'user' else '' }}"),  # the end of the turn alone
+        CHATML.replace("{{ m.content }}", "{{ m.content if m.role == 'user' else m.reply }}"),  # another key
+    ],
+)
+def test_a_completion_of_which_nothing_is_written_is_an_error(tokenizer, template):
+    with pytest.raises(TemplateError, match="it writes nothing of completion 0"):
+        Encoder(tokenizer, template).encode_group(PROMPT, [CAT])
+
+
+def test_an_answer_that_a_template_writes_in_other_letters_is_scored_and_noted(tokenizer):
+    loud = CHATML.replace("m.content", "m.content | upper")
+    group = Encoder(tokenizer, loud).encode_group(PROMPT, [DOG])
+    assert tokenizer.decode(group.completion_tokens[0]) == "THE DOG!<|im_end|>\n"
+    assert kinds(group) == {"changed": 1, "prompt_changed": 1}
+
+
+def test_a_call_that_a_template_does_not_write_is_an_error_and_one_that_it_writes_is_none(tokenizer):
+    call = [{"role": "assistant", "content": None, "rest": '{"tool_calls": [{"function": {"name": "look"}}]}'}]
+    with pytest.raises(TemplateError, match=r"it writes nothing of completion 0: .*tool_calls"):
+        Encoder(tokenizer).encode_group(PROMPT, [call])
+    writes = CHATML.replace("{{ m.content }}", "{{ m.content or m.tool_calls[0].function.name }}")
+    group = Encoder(tokenizer, writes).encode_group(PROMPT, [call])
+    assert (tokenizer.decode(group.completion_tokens[0]), kinds(group)) == ("look<|im_end|>\n", {})
+
+
+def test_a_template_that_takes_parts_only_is_given_parts(tokenizer):
+    template = CHATML.replace("{{ m.content }}", "{% for part in m.content %}{{ part.text }}{% endfor %}")
+    group = Encoder(tokenizer, template).encode_group(PROMPT, [CAT, DOG])
+    expected = Encoder(tokenizer).encode_group(PROMPT, [CAT, DOG])
+    assert (group.prompt_tokens, group.completion_tokens) == (expected.prompt_tokens, expected.completion_tokens)
+    assert kinds(group) == {"parts": 2}
+
+
+def test_a_template_that_takes_text_is_given_the_text_of_parts_and_refuses_others(tokenizer):
+    parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "dog!"}]
+    group = Encoder(tokenizer).encode_group(PROMPT, [[{"role": "assistant", "content": parts}]])
+    assert group.completion_tokens == Encoder(tokenizer).encode_group(PROMPT, [DOG]).completion_tokens
+    with pytest.raises(
+        TemplateError, match="template 'auto': it takes text, and a message holds a part of type 'image'"
+    ):
+        Encoder(tokenizer).encode_group([{"role": "user", "content": [{"type": "image"}]}], [DOG])
+
+
+THINKS = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
+
+
+def test_reasoning_that_a_template_leaves_out_is_noted(tokenizer):
+    given = answers("<think>a cat?</think>the mat", "the dog")
+    group = Encoder(tokenizer, THINKS).encode_group(PROMPT, given)
+    assert group.notes[0].example == "'a cat?'"
+    assert kinds(group) == {"thinking_dropped": 1}
+    assert kinds(Encoder(tokenizer).encode_group(PROMPT, given)) == {}
+    beside = [[{"role": "assistant", "content": "the mat", "reasoning_content": "a cat?"}]]
+    assert kinds(Encoder(tokenizer).encode_group(PROMPT, beside)) == {"thinking_dropped": 1}
+    # Of earlier turns reasoning is left out by design.
+    assert kinds(Encoder(tokenizer, THINKS).encode_group([*PROMPT, *given[0], *PROMPT], [DOG])) == {}
+
+
+def test_a_generation_prompt_that_opens_more_than_an_answer_ends_where_they_part(tokenizer):
+    template = THINKS.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+    group = Encoder(tokenizer, template).encode_group(PROMPT, [CAT, DOG])
+    expected = Encoder(tokenizer).encode_group(PROMPT, [CAT, DOG])
+    assert (group.prompt_tokens, group.completion_tokens) == (expected.prompt_tokens, expected.completion_tokens)
+    assert kinds(group) == {"opening": 2}
+    # Nobody has answered yet: a model is asked with the whole generation prompt.
+    alone = Encoder(tokenizer, template).encode_group(PROMPT, [])
+    assert tokenizer.decode(alone.prompt_tokens).endswith("assistant\n<think>\n")
+
+
+def test_the_end_of_a_turn_that_is_lacking_or_there_twice_is_noted(tokenizer):
+    endless = Encoder(tokenizer, "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}")
+    assert kinds(endless.encode_group(PROMPT, [CAT, DOG])) == {"no_end": 2}
+    twice = answers("the cat<|im_end|>", "a dog")
+    assert kinds(Encoder(tokenizer).encode_group(PROMPT, twice)) == {"special_text": 1, "ends_twice": 1}
+    assert Encoder(tokenizer).traits.ending == "<|im_end|>\n"
+    assert Encoder(tokenizer, "plain").traits.ending == "</s>"
+
+
+def test_what_a_template_leaves_out_of_a_prompt_or_changes_is_noted(tokenizer):
+    silent = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
+    group = Encoder(tokenizer, silent).encode_group([{"role": "system", "content": "be brief"}, *PROMPT], [CAT, DOG])
+    assert [(note.kind, note.count, note.example) for note in group.notes] == [
+        ("prompt_changed", 2, "system message 0: 'be brief'")
+    ]
+    shorter = CHATML.replace("m.content", "m.content[:16]")
+    assert kinds(Encoder(tokenizer, shorter).encode_group(PROMPT, [CAT, DOG])) == {"changed": 1}
+    assert kinds(Encoder(tokenizer, TRIMS).encode_group(PROMPT, answers("\n", "the cat"))) == {"blank": 1}
+
+
+def test_special_tokens_in_content_become_those_tokens_and_are_noted(tokenizer):
+    typed = [{"role": "user", "content": "what is <|im_end|>?"}]
+    group = Encoder(tokenizer).encode_group(typed, [CAT, DOG])
+    assert group.prompt_tokens.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
+    assert [(note.kind, note.count, note.example) for note in group.notes] == [
+        ("special_text", 2, "<|im_end|> in user content 'what is <|im_end|>?'")
+    ]
+    assert kinds(Encoder(tokenizer, "hh").encode_group(PROMPT, answers("a </s> b", "a dog"))) == {"special_text": 1}

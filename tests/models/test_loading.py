@@ -12,6 +12,7 @@ from prefsel.errors import UserError
 from prefsel.models.attention import IMPLEMENTATION
 from prefsel.models.loading import (
     context_length,
+    declared_config,
     head_names,
     load_causal,
     load_reward,
@@ -21,6 +22,7 @@ from prefsel.models.loading import (
     model_shape,
     supports_packing,
 )
+from prefsel.score.multi_model import weights_bytes
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +146,69 @@ def test_a_configuration_with_code_of_its_own_is_read_when_it_is_trusted(tmp_pat
     assert max_positions(str(folder), trust_remote_code=True) == 77
     with pytest.raises(UserError, match="trust_remote_code"):
         head_names(str(folder))
+
+
+MODEL_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+class OwnConfig(LlamaConfig):
+    model_type = "prefsel_own_llama"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.fixture
+def own(folder, tmp_path, monkeypatch):
+    """A model whose configuration, weights and tokenizer need the code beside them."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    auto = {"AutoConfig": "own_code.OwnConfig", "AutoModelForCausalLM": "own_code.OwnForCausalLM"}
+    edit(folder / "config.json", model_type="prefsel_own_llama", auto_map=auto)
+    auto = {"AutoTokenizer": [None, "own_code.OwnTokenizer"]}
+    edit(folder / "tokenizer_config.json", tokenizer_class="OwnTokenizer", auto_map=auto)
+    (folder / "own_code.py").write_text(MODEL_CODE)
+    return folder
+
+
+def edit(file, **settings):
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+EVERY_READER = {
+    "weights": lambda path, **code: load_causal(path, dtype="fp32", device="cpu", **code),
+    "tokenizer": load_tokenizer,
+    "configuration": lambda path, **code: declared_config(path, None, *code.values()),
+    "outputs": head_names,
+    "context": lambda path, **code: context_length(path, None, *code.values()),
+    "positions": lambda path, **code: max_positions(path, None, *code.values()),
+    "size": lambda path, **code: weights_bytes(path, "fp32", **code),
+}
+
+
+@pytest.mark.parametrize("reader", EVERY_READER)
+def test_every_reader_runs_a_models_own_code_when_it_is_trusted_and_only_then(reader, own):
+    assert EVERY_READER[reader](str(own), trust_remote_code=True)
+    (own / "own_code.py").write_text("raise SystemExit('it ran')")
+    with pytest.raises(UserError, match="to run it, set the model's trust_remote_code: true"):
+        EVERY_READER[reader](str(own))
+
+
+@pytest.mark.parametrize("reader", EVERY_READER)
+def test_code_of_another_repository_is_refused(reader, own):
+    auto = {"AutoConfig": "someone/else--own_code.OwnConfig", "AutoTokenizer": [None, "own_code.OwnTokenizer"]}
+    edit(own / "config.json", auto_map=auto)
+    with pytest.raises(UserError, match="takes code from the repository 'someone/else', at no fixed revision"):
+        EVERY_READER[reader](str(own), trust_remote_code=True)
+
+
+def test_the_identity_follows_the_code(own):
+    first = model_identity(str(own))
+    (own / "own_code.py").write_text(MODEL_CODE + "# changed")
+    assert model_identity(str(own)) != first
 
 
 def test_context_length_is_the_shortest_declared(tmp_path):

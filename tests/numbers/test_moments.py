@@ -90,3 +90,24 @@ def test_empty_shards_change_nothing() -> None:
     some = Moments.of(np.array([1.0, 2.0]))
     assert merge_moments([Moments.of(np.empty(0)), some, Moments.of(np.empty(0))]) == some
     assert merge_moments([]).count == 0
+
+
+def test_sums_that_overflow_are_told_and_never_a_number() -> None:
+    for values in ([1e154, -1e155], [1.7e308, 1.7e308, 0.0], [1e200, 3e200], [1e-200, 2e-200]):
+        value_N = np.array(values)
+        assert Moments.of(value_N).fault()
+        assert merge_moments(Moments.of(value_N[n : n + 1]) for n in range(len(values))).fault()
+        assert Covariation.of(value_N, np.arange(len(values), dtype=float)).correlation is None
+    assert not Moments.of(np.array([1e153, -1e153])).fault()
+    assert not Moments.of(np.full(3, 1e200)).fault()  # equal values have no deviation
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e120, 1e-120, 1e-150])
+def test_a_correlation_does_not_overflow_where_its_sums_do_not(scale: float) -> None:
+    """The product of two sums of squares did: a correlation of 1 read 0."""
+    x_N = np.array([1.0, 2.0, 4.0, -3.0])
+    y_N = np.array([1.0, 3.0, 3.0, -2.0])
+    expected = np.corrcoef(x_N, y_N)[0, 1]
+    assert Covariation.of(x_N * scale, y_N * scale).correlation == pytest.approx(expected, rel=1e-12)
+    assert Covariation.of(x_N * scale, -x_N).correlation == pytest.approx(-1.0, rel=1e-12)
+    assert Covariation.of(x_N, np.ones(4)).correlation is None

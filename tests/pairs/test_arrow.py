@@ -81,6 +81,49 @@ def test_missing_values_of_pandas_are_null_and_nan_elsewhere_is_a_fault() -> Non
             select_table(held, {"kind": "top", "score": "s", "ratio": 1})
 
 
+GAPS = {"pair_id": ["a", "b", "c", "d"], "rm_g_chosen": [1.0, None, 3.0, 0.0], "rm_g_rejected": [0.0, 0.0, 1.0, 2.0]}
+CHAINED: dict[str, Callable[[], Any]] = {
+    "pandas": lambda: (df := pd.DataFrame(GAPS)).assign(score_m=margins_of(df)),
+    "Polars": lambda: (df := pl.DataFrame(GAPS)).with_columns(pl.Series("score_m", pa.array(margins_of(df)))),
+    "Polars, NaN filled": lambda: (df := pl.DataFrame(GAPS)).with_columns(
+        score_m=pl.Series(margins_of(df)).fill_nan(None)
+    ),
+    "pyarrow, an array": lambda: (table := pa.table(GAPS)).append_column("score_m", pa.array(margins_of(table))),
+    "pyarrow, chunks": lambda: (table := pa.table(GAPS)).append_column("score_m", [margins_of(table)]),
+    "datasets": lambda: (rows := datasets.Dataset.from_dict(GAPS)).add_column("score_m", pa.array(margins_of(rows))),
+    "a dictionary of lists": lambda: {**GAPS, "score_m": margins_of(GAPS)},
+    "a dictionary of arrays": lambda: {
+        **(held := {name: pa.array(one) for name, one in GAPS.items()}),
+        "score_m": margins_of(held),
+    },
+}
+
+
+def margins_of(held: Any) -> np.ndarray:
+    return score_table(held, "explicit_margin", rm="g")
+
+
+@pytest.mark.parametrize("held", CHAINED.values(), ids=CHAINED)
+def test_scores_go_into_a_selection_and_missing_ones_are_null(held: Callable[[], Any]) -> None:
+    """The margins are 1, none, 2 and -2: half of three eligible pairs is one."""
+    assert select_table(held(), {"kind": "top", "score": "score_m", "ratio": 0.5}).tolist() == [2]
+    assert select_table(held(), {"kind": "top", "score": "score_m", "ratio": 1}).tolist() == [0, 2, 3]
+
+
+def test_scores_are_an_array_like_any_other() -> None:
+    margins = margins_of(GAPS)
+    assert margins.dtype == np.float64
+    np.testing.assert_array_equal(margins + 1, [2.0, np.nan, 3.0, -1.0])
+    assert pa.array(margins[:2]).to_pylist() == [1.0, None]
+    assert pa.array(margins, pa.float32()).to_pylist() == [1.0, None, 2.0, -2.0]
+
+
+def test_nan_of_polars_says_what_to_do() -> None:
+    held = pl.DataFrame(GAPS)
+    with pytest.raises(NonFiniteError, match=r"score_m: 1 values are NaN .*null, not NaN \(Polars: fill_nan\(None\)\)"):
+        select_table(held.with_columns(score_m=margins_of(held)), {"kind": "top", "score": "score_m", "ratio": 1})
+
+
 IDS: dict[str, Callable[[], pa.Array]] = {
     "string": lambda: pa.array(COLUMNS["pair_id"]),
     "large_string": lambda: pa.array(COLUMNS["pair_id"], pa.large_string()),

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from prefsel.pairs.join import group_spread, pair_table
-from prefsel.schema import GROUPS, PAIRS, columns_schema
+from prefsel.pairs.join import group_spread, pair_table, same_tokens
+from prefsel.schema import GROUPS, PAIRS, SAME_AS, columns_schema
 
 
 def ident(number: int) -> bytes:
@@ -109,3 +109,46 @@ def test_the_spread_of_a_group_is_that_of_its_values(groups: list[list[float | N
         assert row["var"] == pytest.approx(float(variance), rel=1e-12, abs=1e-300)
         if len(set(known)) == 1:  # not a remainder of rounding, which would decide between ties
             assert (row["mean"], row["var"]) == (known[0], 0.0)
+
+
+def test_pairs_of_the_same_tokens_are_found_by_completion_ids() -> None:
+    groups = pa.Table.from_pylist(GROUP_ROWS, GROUPS)
+    pairs = pa.Table.from_pylist(PAIR_ROWS, PAIRS)  # 201 and 200; 100 and 102; 102 and 101
+    column_set = pa.Table.from_pylist(
+        [  # prompts and completions in another order, one absent
+            {"prompt_id": ident(2), "completion_ids": [ident(201), ident(200)], SAME_AS: None},
+            {"prompt_id": ident(1), "completion_ids": [ident(102), ident(100)], SAME_AS: [None, 0]},
+        ],
+        columns_schema([]).append(pa.field(SAME_AS, pa.list_(pa.int32()))),
+    )
+    assert same_tokens(pairs, groups, column_set).to_pylist() == [False, True, False]
+    both = column_set.set_column(2, SAME_AS, pa.array([[None, 0], [None, None]], pa.list_(pa.int32())))
+    assert same_tokens(pairs, groups, both).to_pylist() == [True, False, False]
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=5), min_size=1, max_size=4))
+def test_pairs_of_the_same_tokens_against_a_comparison_of_the_tokens(tokens: list[list[int]]) -> None:
+    rows = [
+        {
+            "prompt_id": ident(prompt),
+            "completions": [{"completion_id": ident(100 * prompt + k)} for k in range(len(kinds))],
+        }
+        for prompt, kinds in enumerate(tokens)
+    ]
+    groups = pa.Table.from_pylist(rows, GROUPS)
+    every = [(p, c, r) for p, kinds in enumerate(tokens) for c in range(len(kinds)) for r in range(len(kinds))]
+    pairs = pa.Table.from_pylist([{"prompt_id": ident(p), "chosen": c, "rejected": r} for p, c, r in every], PAIRS)
+    first = [
+        [None if kinds.index(kind) == n else kinds.index(kind) for n, kind in enumerate(kinds)] for kinds in tokens
+    ]
+    column_set = pa.table(
+        {
+            "prompt_id": groups["prompt_id"],
+            "completion_ids": [[c["completion_id"] for c in row["completions"]] for row in rows],
+            SAME_AS: pa.array(
+                [one if any(n is not None for n in one) else None for one in first], pa.list_(pa.int32())
+            ),
+        }
+    )
+    expected = [tokens[p][c] == tokens[p][r] for p, c, r in every]
+    assert same_tokens(pairs, groups, column_set).to_pylist() == expected

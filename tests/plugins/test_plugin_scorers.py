@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, SerializeAsAny, Tag, TypeAdapter
+from pydantic import BeforeValidator, Discriminator, Field, SerializeAsAny, Tag, TypeAdapter
 
-from prefsel.config import PooledScorer
+from prefsel.config import Options, PooledScorer
+from prefsel.config.file import parse_config
 from prefsel.errors import UserError
 from prefsel.plugins import ScorerKind, register_scorer, registry
 from prefsel.plugins.scorers import BUILT_IN, ELSEWHERE, plugin_scorer, scorer_origin
 
 
-class First(BaseModel):
+class First(Options):
     kind: Literal["first"]
 
 
-class Second(BaseModel):
+class Second(Options):
     kind: Literal["second"]
     width: int = 1
 
@@ -34,6 +35,7 @@ class Words(PooledScorer):
     kind: Literal["words"]
     name: str = "w"
     factor: float = 1.0
+    part: Own | None = None
 
     @property
     def label(self) -> str:
@@ -81,15 +83,23 @@ def test_an_entry_becomes_the_record_of_its_kind() -> None:
     [
         (
             {"kind": "words", "facter": 2},
-            "kind 'words': facter: extra inputs are not permitted; valid keys: .*factor",
+            "scorers.0.facter: unknown key; did you mean 'factor'",
         ),
-        ({"kind": "words", "factor": "two"}, "factor: input should be a valid number"),
+        ({"kind": "words", "factor": "two"}, "scorers.0.factor: got 'two'; input should be a valid number"),
+        ({"kind": "word"}, "scorers.0.kind: got 'word'; did you mean 'words'.*valid: causal_logps, .*, words"),
+        ({"name": "w"}, "scorers.w.kind: required, but missing; valid: causal_logps, .*, words"),
+        ({"kind": "words", "part": {}}, "scorers.0.part.kind: required, but missing; valid: first, second"),
+        ({"kind": "words", "part": {"kind": "secnd"}}, "scorers.0.part.kind: got 'secnd'; did you mean 'second'"),
+        (
+            {"kind": "words", "part": {"kind": "second", "widht": 2}},
+            "scorers.0.part.widht: unknown key; did you mean",
+        ),
     ],
 )
 def test_a_wrong_entry(entry: dict[str, Any], told: str) -> None:
     register_scorer(ScorerKind(Words, load))
     with pytest.raises(UserError, match=told):
-        TypeAdapter(Entry).validate_python(entry)
+        parse_config({"name": "x", "sources": [{"name": "s", "paths": ["a.jsonl"]}], "scorers": [entry]})
 
 
 def test_unknown_kinds_stay_those_of_the_union() -> None:

@@ -61,3 +61,16 @@ def test_steps_that_did_not_run_have_no_boxes(report: dict[str, Any]) -> None:
     assert steps == {
         "Ingest": 2, "Eligibility": 1, "Scoring": 0, "Metric": 0, "Selection": 0, "Training": 0, "generate": 1
     }  # fmt: skip
+
+
+def test_what_a_template_did_stands_with_its_scorer(report: dict[str, Any]) -> None:
+    notes = {"thinking_dropped": [1200, "prompt 00ff: 'a cat?'"], "template_error": [3, "prompt 00aa: no system role"]}
+    use = {"name": "'auto'", "ending": "<|im_end|>\n", "notes": notes}
+    stage = next(one for one in report["stages"] if one["stage"] == "score")
+    stage["details"] = (stage.get("details") or {}) | {"template": use}
+    assert flow(report)[3].boxes[0].notes == [
+        "template 'auto' ends an answer with '<|im_end|>\\n'",
+        "template 'auto': 3 completions: refused, and without a number; first: prompt 00aa: no system role",
+        "template 'auto': 1,200 completions: the template leaves the reasoning out: what is scored is not all that was "
+        "answered; first: prompt 00ff: 'a cat?'",
+    ]

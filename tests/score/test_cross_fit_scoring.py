@@ -55,6 +55,18 @@ def test_each_fold_is_scored_by_the_model_that_left_it_out(rewards):
     assert got.counters["completions"] == sum(map(len, alone[0]))
 
 
+def test_same_tokens_and_what_the_template_did_come_from_every_part(rewards):
+    texts = [(f"the <s> cat {n}", ["a dog", "a mat", "a dog"] if n in (1, 6) else ["a dog", "a mat"]) for n in range(8)]
+    groups, cross_fit = table(texts), CrossFit(folds=2, seed=3)
+    folds = fold_of(groups["prompt_id"], folds=2, seed=3)
+    assert len({folds[1], folds[6]}) == 2
+    scorer = CrossFitScorer([FoldModel(one, fold, NOBODY) for fold, one in enumerate(rewards)], cross_fit, None)
+    got = scorer.score(groups)
+    assert got.same_as == {1: (None, None, 0), 6: (None, None, 0)}
+    counts = {kind: count for kind, (count, _) in got.template.notes.items()}
+    assert counts == {"special_text": 18, "same_tokens": 2}
+
+
 def test_prompts_it_was_trained_on_are_left_out_and_counted(rewards):
     groups = table()
     seen = groups["prompt_id"].combine_chunks().take(pa.array([0, 1]))

@@ -333,3 +333,16 @@ def test_windows_of_prompts_do_not_matter(folder, monkeypatch):
     monkeypatch.setattr(influence, "WINDOW_GROUPS", 1)
     got = pair_gradients(folder).score_pairs(groups, pair_table(groups), reference_of(), wanted)
     assert got.columns == expected.columns
+
+
+def test_a_pair_of_the_same_tokens_has_no_gradient_to_take(folder):
+    groups = table([("who sat?", ["a dog", "a dog", "the cat"])])
+    identity = groups["prompt_id"][0].as_py()
+    rows = [
+        {"pair_id": bytes([n]) * 16, "prompt_id": identity, "chosen": 0, "rejected": rejected}
+        for n, rejected in enumerate((1, 2))
+    ]
+    pairs = pa.Table.from_pylist(rows, PAIRS)
+    shard = pair_gradients(folder).score_pairs(groups, pairs, np.full((2, 2), -3.0), np.ones(2, bool))
+    assert shard.dropped == {"same_tokens": 1}
+    assert [value is None for value in shard.columns["gamma_norm_t-wit"]] == [True, False]

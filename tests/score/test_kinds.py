@@ -131,6 +131,10 @@ def test_what_a_loader_gives_is_checked(tmp_path: Path, monkeypatch: pytest.Monk
     [
         ({"rm_w": []}, "gave a dict without columns, dropped, counters, facts, poisoned"),
         (ScoredShard({"rm_w": [[1.0, 2.0]]}), "column 'rm_w' has 1 groups of 2"),
+        (
+            ScoredShard({"rm_w": [[1.0, None], [None, None, 5.0]], "rm_v": [[1.0, 2.0], [None, 4.0, 5.0]]}, {"odd": 2}),
+            r"gave None for 3 completions, first number 1 of the shard, and counted 2 in dropped \(.'odd': 2.\)",
+        ),
         (ScoredShard({"rm_w": [[1.0, 2.0], [3.0]]}), "column 'rm_w' has 1 in group 1; valid: one number or None per"),
     ],
 )
@@ -140,7 +144,8 @@ def test_a_shard_that_does_not_fit(scored: Any, told: str) -> None:
 
 
 def test_a_shard_that_fits() -> None:
-    check_scored(Job(Words(), (), label="w"), "x", GROUPS, ScoredShard({"rm_w": [[1.0, None], [3.0, 4.0, 5.0]]}))
+    fits = ScoredShard({"rm_w": [[1.0, None], [3.0, 4.0, 5.0]]}, {"too_long": 1})
+    check_scored(Job(Words(), (), label="w"), "x", GROUPS, fits)
 
 
 def test_columns_that_the_record_does_not_name(tmp_path: Path) -> None:

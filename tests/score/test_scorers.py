@@ -312,3 +312,39 @@ def test_a_compiled_scorer_gives_the_same_columns(folder):
     expected, compiled = (scorer(folder, compile=flag).score(table()).columns for flag in (False, True))
     assert_close(compiled["logps_tiny"], expected["logps_tiny"])
     assert compiled["num_tokens_tiny"] == expected["num_tokens_tiny"]
+
+
+TRIMS = (
+    "{% for m in messages %}<|im_start|>{{ m.content | trim }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
+
+
+def test_what_a_template_did_is_counted_with_the_prompt_of_the_first_example(folder):
+    texts = [("who sat?", ["the cat", "a dog"]), ("<s> where?", ["the mat", "the mat \n", "a mat", "the mat\n\n"])]
+    groups = table(texts)
+    scored = scorer(folder, template=TRIMS).score(groups)
+    where = f"prompt {groups['prompt_id'][1].as_py().hex()}"
+    assert scored.template.name == repr(TRIMS[:37] + "…")
+    assert scored.template.ending == "<|im_end|>"
+    assert scored.template.notes == {
+        "special_text": (4, f"{where}: <s> in user content '<s> where?'"),
+        "same_tokens": (2, f"{where}: 'the mat<|im_end|>'"),
+    }
+    assert scored.same_as == {1: (None, 0, None, 0)}
+    # The others have the numbers that they have without it.
+    logps = scored.columns["logps_tiny"]
+    alone = scorer(folder, template=TRIMS).score(table([texts[0], ("<s> where?", ["the mat", "a mat"])]))
+    assert_close([logps[0], [logps[1][0], logps[1][2]]], alone.columns["logps_tiny"])
+    assert (alone.same_as, list(alone.template.notes)) == ({}, ["special_text"])
+
+
+def test_same_tokens_are_found_across_windows_and_on_padded_rows(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(windows, "WINDOW_GROUPS", 2)
+    texts = [(f"the cat {n}", ["a dog", "a dog " if n in (1, 4) else "a mat"]) for n in range(5)]
+    assert scorer(folder, template=TRIMS).score(table(texts)).same_as == {1: (None, 0), 4: (None, 0)}
+    tiny_causal("gemma2").save_pretrained(tmp_path)
+    bpe_tokenizer().save_pretrained(tmp_path)
+    padded = scorer(tmp_path, template=TRIMS).score(table(texts))
+    assert padded.padded_because
+    assert padded.same_as == {1: (None, 0), 4: (None, 0)}

@@ -1,4 +1,7 @@
-"""Every rule, written down again row by row over plain Python lists: full sorts, loops, exact fractions."""
+"""Every rule, written down again row by row over plain Python lists: full sorts, loops, exact fractions.
+
+Nothing is rounded that decides, but for z-scores, which are irrational.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,8 @@ def fused(rule: dict[str, Any], rows: list[Row], population: list[int]) -> dict[
     weights = rule.get("weights") or [1 / len(names)] * len(names)
     if rule["how"] == "rank":
         shares = [percentiles(rows, population, name) for name in names]
-        return {n: sum(w * (share[n] / 100) for w, share in zip(weights, shares)) for n in population}
+        exact_weights = [Fraction(str(w)) for w in weights]
+        return {n: sum(w * (share[n] / 100) for w, share in zip(exact_weights, shares)) for n in population}
     terms: list[dict[int, float]] = []
     for name in names if population else []:
         exact = [Fraction(rows[n][name]) for n in population]
@@ -78,10 +82,10 @@ def fused(rule: dict[str, Any], rows: list[Row], population: list[int]) -> dict[
     return sums
 
 
-def percentiles(rows: list[Row], population: list[int], name: str) -> dict[int, float]:
+def percentiles(rows: list[Row], population: list[int], name: str) -> dict[int, Fraction]:
     """By exact ranks in a full sort; the smaller pair_id of a tie ranks higher."""
     ordered = sorted(population, key=lambda n: (rows[n][name], -rows[n]["id"]))
-    return {n: 100 * (place + 0.5) / len(ordered) for place, n in enumerate(ordered)}
+    return {n: Fraction(100 * (2 * place + 1), 2 * len(ordered)) for place, n in enumerate(ordered)}
 
 
 def hashed(pair_id: int, seed: int) -> float:
@@ -147,12 +151,20 @@ def keep(rule: dict[str, Any], rows: list[Row], there: list[int], scores: Scores
     if kind == "above":
         return {n for n in there if (score(n) > rule["threshold"]) != reverse}
     if kind == "band":
-        edges = np.percentile([score(n) for n in there], [rule["low"], rule["high"]]) if there else (0, 0)
-        return {n for n in there if (edges[0] < score(n) < edges[1]) != reverse}
+        low, high = (exact_percentile([score(n) for n in there], rule[end]) if there else 0 for end in ("low", "high"))
+        return {n for n in there if (low < Fraction(score(n)) < high) != reverse}
     by = rule.get("by")
     if not by:
         return set(in_order(there, rows, score, reverse)[: how_many(rule, len(there))])
     return quota(rule, [by] if isinstance(by, str) else by, rows, there, score)
+
+
+def exact_percentile(values: list[float], percent: float) -> Fraction:
+    """numpy's `linear` definition, without rounding."""
+    ordered = sorted(map(Fraction, values))
+    place = (len(ordered) - 1) * Fraction(str(percent)) / 100
+    before, after = ordered[math.floor(place)], ordered[math.ceil(place)]
+    return before + (after - before) * (place - math.floor(place))
 
 
 def deduped(rule: dict[str, Any], rows: list[Row], there: list[int], scores: Scores) -> list[int]:

@@ -89,13 +89,13 @@ def joined(kind: str, *parts: st.SearchStrategy[dict[str, Any]]) -> st.SearchStr
     return st.tuples(*parts).map(lambda found: {"kind": kind, **{k: v for part in found for k, v in part.items()}})
 
 
-edges = st.sampled_from([(0, 100), (10, 90), (20, 80), (0, 60), (33, 67), (50, 100), (49, 51)])
+edges = st.sampled_from([(0, 100), (10, 90), (20, 80), (0, 60), (33, 67), (50, 100), (49, 51), (28, 56), (7, 12.5)])
 bands = joined("band", one_score, edges.map(lambda e: {"low": e[0], "high": e[1]}))
 tops = joined("top", one_score, budgets, reverse)
 above = joined("above", one_score, st.sampled_from([-1.0, 0.0, 0.5, 2.0]).map(lambda x: {"threshold": x}), reverse)
 quotas = joined("quota", one_score, budgets, strata, reverse)
 several = st.permutations(SCORES).flatmap(lambda names: st.sampled_from([names[:2], names]))
-weights = st.sampled_from([None, 1.0, 0.5, -2.0])
+weights = st.sampled_from([None, 1.0, 0.5, -2.0, 0.1, 0.3])
 fused = st.tuples(
     several,
     weights,
@@ -253,7 +253,7 @@ def test_derived_scores_have_the_naive_values(data: st.DataObject, rule: dict[st
         reject()
     score_N = shown.scores[plan.score]
     assert np.flatnonzero(~np.isnan(score_N)).tolist() == population
-    np.testing.assert_allclose(score_N[population], [expected[n] for n in population], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(score_N[population], [float(expected[n]) for n in population], rtol=1e-12, atol=1e-12)
     assert not np.signbit(score_N[score_N == 0]).any()
 
 
@@ -431,10 +431,28 @@ def test_a_constant_score_has_no_z_score() -> None:
     assert select_table(table, {**rule, "how": "rank"}).tolist() == [0]
 
 
-def test_a_sum_that_overflows_is_refused() -> None:
-    table = pa.table({"pair_id": [0, 1, 2], "a": [1.7e308, 1.7e308, -1.7e308], "b": [3.0, 1.0, 2.0]})
-    with pytest.raises(NonFiniteError, match="fuse of a, b: a score is NaN or infinite"):
+@pytest.mark.parametrize(
+    ("a", "message"),
+    [
+        ([1.7e308, 1.7e308, -1.7e308], r"from -1.7e\+308 to 1.7e\+308: their mean or squared deviations overflow"),
+        ([1e155, 2e155, 3e155], r"from 1e\+155 to 3e\+155: their mean or squared deviations overflow"),
+        ([1e-170, 2e-170, 3e-170], r"from 1e-170 to 3e-170: their mean or squared deviations underflow"),
+    ],
+)
+def test_moments_that_overflow_are_refused(a: list[float], message: str) -> None:
+    """The deviation was infinite and every z-score 0, or the other way round."""
+    table = pa.table({"pair_id": [0, 1, 2], "a": a, "b": [3.0, 1.0, 2.0]})
+    with pytest.raises(UserError, match=rf"rule fuse: a: 3 values {message} float64; scale them"):
         select_table(table, {"kind": "fuse", "scores": ["a", "b"], "how": "zscore", "ratio": 0.5})
+    assert select_table(table, {"kind": "top", "score": "a", "count": 1}).tolist() in ([0], [2])  # needs no moments
+
+
+def test_a_weighted_sum_that_overflows_is_refused() -> None:
+    table = pa.table({"pair_id": [0, 1, 2], "a": [1.0, 2.0, 3.0], "b": [3.0, 1.0, 2.0]})
+    for how in ("zscore", "rank"):
+        rule = {"kind": "fuse", "scores": ["a", "b"], "how": how, "ratio": 0.5, "weights": [1.7e308, 1.7e308]}
+        with pytest.raises(NonFiniteError, match="fuse of a, b: a score is NaN or infinite"):
+            select_table(table, rule)
 
 
 def test_what_a_table_lacks_is_named() -> None:

@@ -152,6 +152,14 @@ def test_selections_and_reverses_are_the_naive_ones(done: Any, name: str) -> Non
         assert sorted(reverse) == chosen_by(reversed_rule(RULES[name]), rows)
 
 
+def test_what_rests_on_moments_lists_the_pairs_beside_its_threshold(done: Any) -> None:
+    """The z-scores of this corpus are a few per unit: none lies so close. Ranks and plain margins have no moments."""
+    _, _, _, reports, _ = done
+    close = {report.name: report.details.get("close") for report in reports if report.stage == "select"}
+    assert close["zscore"] == {"tolerance": 1e-12, "count": 0, "pairs": []}
+    assert {name for name, found in close.items() if found is not None} == {"zscore"}
+
+
 @pytest.mark.parametrize("name", CONTROLLED)
 def test_a_random_control_is_as_large_and_of_the_same_population(done: Any, name: str) -> None:
     _, _, plan, _, rows = done

@@ -199,6 +199,29 @@ def test_missing_and_unusable_columns_are_named() -> None:
         select_table(pa.table({"pair_id": [1, 2], "s": [1.0, None]}), {"kind": "top", "score": "s", "count": 2})
 
 
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [("source", [["uf"], ["hh"]]), ("source", [{"a": 1}, {"a": 2}]), ("aspect", [("help", "truth"), ()])],
+)
+def test_strata_of_nested_values_are_refused(name: str, column: list) -> None:
+    table = pa.table({"pair_id": [1, 2], "s": [1.0, 2.0], name: column})
+    with pytest.raises(UserError, match=rf"^{name}: got a column of (list|struct)<.*>; valid: text or numbers"):
+        select_table(table, {"kind": "quota", "score": "s", "by": name, "ratio": 1})
+
+
+def test_strata_of_numbers_have_names() -> None:
+    table = pa.table({"pair_id": [1, 2, 3], "s": [1.0, 2.0, 3.0], "source": [7, 7, 8]})
+    assert select_table(table, {"kind": "quota", "score": "s", "by": "source", "ratio": 0.7}).tolist() == [1, 2]
+
+
+def test_lengths_that_overflow_name_their_columns_and_values() -> None:
+    lengths = {"num_tokens_chosen": [1.0, 1e308, 3.0], "num_tokens_rejected": [1.0, -1e308, 3.0]}
+    table = pa.table({"pair_id": [1, 2, 3], "s": [1.0, 2.0, 3.0], **lengths})
+    match = r"length_bin: .* in 1 rows, first in row 1: num_tokens_chosen 1e\+308, num_tokens_rejected -1e\+308"
+    with pytest.raises(UserError, match=match):
+        select_table(table, {"kind": "quota", "score": "s", "by": "length_bin", "ratio": 1})
+
+
 def test_integer_scores_are_numbers() -> None:
     table = pa.table({"pair_id": [1, 2, 3], "s": [3, 1, 2]})
     assert select_table(table, {"kind": "top", "score": "s", "count": 2}).tolist() == [0, 2]

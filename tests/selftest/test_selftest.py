@@ -212,12 +212,10 @@ def test_output_that_depends_on_neighbours_in_padded_batches():
 
 
 def test_a_rotary_embedding_that_follows_the_longest_sequence():
-    """transformers' dynamic scaling keeps the longest length it has met."""
+    """transformers' dynamic scaling keeps the longest length it has met; a run gives every sequence its own."""
     rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
     model = tiny_causal("llama", max_position_embeddings=24, rope_parameters=rope)
-    found = checked(model)
-    assert causes(found) == ["state"]
-    assert "not twice in a row: its 'dynamic' rotary embedding" in message(found, "state")
+    assert causes(checked(model)) == []
     assert causes(checked(model, max_length=24)) == []
 
 
@@ -237,7 +235,8 @@ def test_an_encoder_that_ignores_its_mask(is_deaf):
     if is_deaf:
         assert "the model ignores it" in message(found, "mask")
         assert "padded, 1 sequence" not in failed(found)
-        assert {"padded by length, all groups together", "padded, 8 sequences"} <= failed(found)
+        # A run finds that padding counts, and gives every sequence a row of its own.
+        assert failed(found) == {"padded, 2 sequences", "padded, 8 sequences"}
 
 
 @pytest.mark.parametrize("own", [None, 2])
@@ -417,7 +416,8 @@ def test_limits_that_leave_nothing_or_little():
 def test_a_tokenizer_larger_than_the_embedding():
     found = checked(tiny_causal(vocab_size=100))
     assert [(f.cause, f.is_input) for f in found.failures] == [("vocabulary", True)]
-    assert f"the tokenizer has {len(bpe_tokenizer())} tokens, the embedding 100 rows" in message(found, "vocabulary")
+    sizes = f"its tokenizer has {len(bpe_tokenizer())} tokens and its embedding 100 rows"
+    assert sizes in message(found, "vocabulary")
 
 
 def test_bos_twice_and_answers_that_do_not_end():

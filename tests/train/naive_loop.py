@@ -32,12 +32,18 @@ def naive_training(
     loss: Callable[[dict[str, Any], torch.Tensor, torch.Tensor], torch.Tensor],
     learning_rate: float,
     num_warmup_steps: int,
+    weight_decay: float = 0.0,
 ) -> NaiveRun:
     """AdamW on the mean loss of each batch of rows, clipped at 1, with the linear and cosine schedule.
 
     `output` is (model, tokenizer, prompt, completion) → number; `loss` is (row, number of chosen, of rejected) → loss.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+    spared = {name for name, _ in model.named_parameters() if "norm" in name or name.endswith("bias")}
+    groups = [
+        {"params": [weight for name, weight in model.named_parameters() if name not in spared]},
+        {"params": [weight for name, weight in model.named_parameters() if name in spared], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
     steps, losses, norms = [list(batch) for batch in batches], [], []
     for step, batch in enumerate(steps):
         for group in optimizer.param_groups:

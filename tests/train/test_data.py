@@ -186,6 +186,18 @@ def test_a_response_that_cannot_be_cut_off_is_counted_and_too_many_are_an_error(
         encode_pairs(TrainingPairs.from_table(table), encoder)
 
 
+def test_pairs_of_the_same_tokens_are_dropped_and_the_others_stay_as_they_are(tokenizer: Any) -> None:
+    same = [row(n, user(f"w{n}"), "w1", "w1 " if n in (0, 3) else "w2") for n in range(5)]
+    table, encoder = pa.Table.from_pylist(same), Encoder(tokenizer, "auto", 64, "drop")
+    pairs = encode_pairs(TrainingPairs.from_table(table), encoder)
+    assert pairs.dropped == {"too_long": 0, "same_tokens": 2}
+    assert pairs.rows_N.tolist() == [1, 2, 4]
+    alone = encode_pairs(TrainingPairs.from_table(table.take(pa.array([1, 2, 4]))), encoder)
+    assert [pairs.pieces(n) for n in range(3)] == [alone.pieces(n) for n in range(3)]
+    with pytest.raises(UserError, match="none of 2 pairs can be trained on under this template: 2 same_tokens"):
+        encode_pairs(TrainingPairs.from_table(table.take(pa.array([0, 3]))), encoder)
+
+
 def test_raw_and_hex_prompt_ids_are_the_same() -> None:
     table = reward_table(3)
     raw = [bytes.fromhex(value) for value in table["prompt_id"].to_pylist()]
