@@ -18,7 +18,7 @@ from prefsel.metrics import METRICS
 from prefsel.metrics.influence import tangent_names
 from prefsel.metrics.table import find_metric
 from prefsel.plan.columns import scorers_by_column, scorers_for
-from prefsel.plan.models import find_model, scoring_settings
+from prefsel.plan.models import find_model, head_names, scoring_settings
 from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.plan import Plan
 from prefsel.plan.resources import check_resources, cluster_address, given_resources
@@ -37,6 +37,7 @@ def check(config: Config, storage: Storage) -> Plan:
     """
     plan = check_without_models(config, storage)
     _check_models(plan)
+    _check_heads(plan)
     for tangent in config.tangents:
         _check_same_tokens(plan, tangent)
     _check_columns(plan)
@@ -157,6 +158,16 @@ def _check_models(plan: Plan) -> None:
                     Encoder(tokenizer, settings["template"], settings["max_length"], settings["truncation"])
                 except UserError as error:
                     raise UserError(f"models.{spec.name}: {error}") from None
+
+
+def _check_heads(plan: Plan) -> None:
+    """A name for every output of a reward model that is not trained here."""
+    pretrained = {spec.name for spec in plan.config.models if isinstance(spec, PretrainedModel)}
+    for scorer in plan.scorers:
+        heads = getattr(scorer, "heads", None)
+        if heads and scorer.model in pretrained and len(heads) != (outputs := len(head_names(plan, scorer.model))):
+            valid = f"{outputs} names, one per output of model {scorer.model!r}"
+            raise invalid(f"scorers.{scorer.label}.heads", heads, valid)
 
 
 def _check_same_tokens(plan: Plan, tangent: Any) -> None:
