@@ -149,8 +149,9 @@ def _check_models(plan: Plan) -> None:
 
             check_directory(spec.path, spec.revision)
             more: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+            rows = vocabulary_size(spec.path, **more)  # first: a broken configuration is no fault of the tokenizer
             tokenizer = load_tokenizer(spec.path, **more)
-            if (rows := vocabulary_size(spec.path, **more)) is not None:
+            if rows is not None:
                 check_vocabulary(tokenizer, path=spec.path, rows=rows)
             settings = find_model(plan, spec.name).settings
             if spec.name in encoding:

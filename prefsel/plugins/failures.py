@@ -53,33 +53,44 @@ def failure_of_plugin(error: BaseException) -> PrefselError | None:
 
     What was noted on the error (`add_note`), such as the row of a file, is part of the message.
     """
-    frames = list(traceback.walk_tb(error.__traceback__))
-    by_code = {code: key for key, plugin in known_plugins().items() for code in _codes(plugin)}
-    first = next((number for number, (frame, _) in enumerate(frames) if frame.f_code in by_code), None)
+    plugins = known_plugins()
+    by_code = {code: key for key, plugin in plugins.items() for code in _codes(plugin)}
+    packages = {_package(plugin.module) for plugin in plugins.values()} - {"prefsel"}
+    frames = [
+        (frame.f_code, _package(str(frame.f_globals.get("__name__"))), line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    first = next((n for n, (code, package, _) in enumerate(frames) if code in by_code or package in packages), None)
     if first is None:
         return None
-    kind, name = key = by_code[frames[first][0].f_code]
-    package = _package(frames[first][0].f_globals)
-    own = [(frame.f_code, line) for frame, line in frames[first:] if _package(frame.f_globals) == package]
+    package = frames[first][1]
+    own = [(code, line) for code, whose, line in frames[first:] if whose == package][-MAX_FRAMES:]
     shown = [
         f"\n  {code.co_filename}, line {line}, in {code.co_name}: {linecache.getline(code.co_filename, line).strip()}"
-        for code, line in own[-MAX_FRAMES:]
+        for code, line in own
     ]
+    # A function that a plugin gives later, as a metric its rounds, is no part of it: there its package alone tells.
+    keys = [by_code[code] for code, _, _ in frames[first:] if code in by_code]
+    keys = keys[:1] or [key for key, plugin in plugins.items() if _package(plugin.module) == package]
+    what = _named(*keys[0], plugins[keys[0]]) if len(keys) == 1 else f"plugin {package!r}"
     notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
-    what = f"{SINGULAR[kind]} {name!r} ({known_plugins()[key].origin})"
     return PrefselError(f"{what}: {type(error).__name__}: {error}{notes}{''.join(shown)}")
+
+
+def _named(kind: str, name: str, plugin: Plugin) -> str:
+    return f"{SINGULAR[kind]} {name!r} ({plugin.origin})"
 
 
 def _codes(plugin: Plugin) -> Iterator[CodeType]:
     """The code objects of a plugin's functions and methods."""
     for part in code_parts(plugin.found):
-        functions = vars(part).values() if isinstance(part, type) else [part]
-        for one in functions:
+        if _package(str(getattr(part, "__module__", ""))) == "prefsel":
+            continue  # what its record has by default
+        for one in vars(part).values() if isinstance(part, type) else [part]:
             code = getattr(inspect.unwrap(one) if callable(one) else one, "__code__", None)
             if isinstance(code, CodeType):
                 yield code
 
 
-def _package(names: dict[str, Any]) -> str:
-    """The top-level package of a module, by its globals."""
-    return str(names.get("__name__", "")).partition(".")[0]
+def _package(module: str) -> str:
+    return module.partition(".")[0]
