@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from prefsel import interrupts
-from prefsel.errors import PrefselError, UserError
+from prefsel.errors import PrefselError, UserError, known_error
 from prefsel.version import __version__
 
 app = typer.Typer(
@@ -343,11 +343,6 @@ def guarded(call: typer.Typer, arguments: list[str] | None = None) -> int:
     """Run a command; a known error becomes one message and its exit code, an unknown one keeps its traceback."""
     try:
         call(args=arguments, standalone_mode=False)
-    except PrefselError as error:
-        from prefsel.workspace.storage import redact
-
-        print(f"prefsel: {redact(str(error))}", file=sys.stderr)
-        return error.exit_code
     except CommandLineError as error:
         error.show()
         return 2
@@ -355,6 +350,15 @@ def guarded(call: typer.Typer, arguments: list[str] | None = None) -> int:
         return stop.exit_code
     except typer.Abort:
         return 130
+    except Exception as error:
+        from prefsel.plugins.failures import failure_of_plugin
+        from prefsel.workspace.storage import redact
+
+        known = error if isinstance(error, PrefselError) else failure_of_plugin(error) or known_error(error)
+        if known is None:
+            raise
+        print(f"prefsel: {redact(str(known))}", file=sys.stderr)
+        return known.exit_code
     return 0
 
 

@@ -10,6 +10,15 @@ class PrefselError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str = "") -> None:
+        """Keep the message apart from `args`: Ray Data adds advice on retries to those of whatever an actor raises."""
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        """The message as it was written."""
+        return self.message
+
 
 class UserError(PrefselError):
     """The user's input is wrong (exit code 2): one readable message, retrying cannot help."""
@@ -27,6 +36,44 @@ class IntegrityError(PrefselError):
 
 class TemplateError(UserError):
     """The chat template of a model cannot be shared as prompt prefix + completions."""
+
+
+def known_error(error: BaseException) -> PrefselError | None:
+    """The known error behind what Ray, or anything else, put around it; None where nothing of it is known.
+
+    Looks into `cause` (Ray's tasks), `worker_failures` and `controller_failure` (Ray Train's workers), and `__cause__`.
+    What the operating system refused (a full disk, a permission) is known too, where a process raised just that.
+    """
+    waiting, seen = [(error, True)], set()
+    refused: OSError | None = None
+    while waiting:
+        layer, is_what_was_raised = waiting.pop(0)
+        if id(layer) in seen:
+            continue
+        seen.add(id(layer))
+        carried = _carried(layer)
+        # Ray's wrapper is an instance of the cause's class too; what is wanted is the cause itself.
+        if isinstance(layer, PrefselError) and not carried:
+            return layer
+        if isinstance(layer, OSError) and not carried and is_what_was_raised:
+            refused = refused or layer
+        waiting += [(one, is_what_was_raised) for one in carried]
+        waiting += [(layer.__cause__, False)] if layer.__cause__ else []
+    return None if refused is None else PrefselError(_told(refused))
+
+
+def _carried(layer: BaseException) -> list[BaseException]:
+    """What a wrapper says that somebody else raised."""
+    failures = getattr(layer, "worker_failures", None)
+    found = [getattr(layer, "cause", None), getattr(layer, "controller_failure", None)]
+    found += list(failures.values()) if isinstance(failures, dict) else []
+    return [one for one in found if isinstance(one, BaseException)]
+
+
+def _told(error: OSError) -> str:
+    if error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}; what is committed is kept, so run again once that is mended"
+    return f"{type(error).__name__}: {error}"
 
 
 def invalid(field: str, value: object, valid: Iterable[object] | str) -> UserError:

@@ -87,12 +87,15 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """One Ray of two CPUs for every test that needs one."""
+    """One Ray of two CPUs for every test that needs one; its workers import what lies in this folder."""
     import ray
 
     from prefsel.config import RayOptions
     from prefsel.stages.session import connect
 
-    connect(RayOptions(num_cpus=2, object_store_gib=0.25), quiet=True)
+    path = os.pathsep.join([str(REPOSITORY / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path)
+        connect(RayOptions(num_cpus=2, object_store_gib=0.25), quiet=True)
     yield
     ray.shutdown()

@@ -219,7 +219,11 @@ def _windows(rows: Iterator[RawRow | BadRow], settings: _Settings, name: str, ad
             yield _closed(window, settings, name, adapt)
             is_first = False
             window = _Open(blake2b(salt, digest_size=ID_BYTES), FieldUse(adapt, settings.options))
-        _take(window, row, adapt, settings.options)
+        try:
+            _take(window, row, adapt, settings.options)
+        except Exception as error:  # of a format from elsewhere
+            error.add_note(f"{settings.file}, row {row.row}")
+            raise
     if window.num_rows or is_first:
         yield _closed(window, settings, name, adapt)
 

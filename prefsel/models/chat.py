@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -399,7 +400,7 @@ def _chat_template(tokenizer: Any, template: str) -> str:
         return own
     if "{{" in template or "{%" in template:
         return template
-    if Path(template).is_file():
+    if os.path.isfile(template):
         return Path(template).read_text(encoding="utf-8")
     raise invalid("template", template, VALID_TEMPLATES)
 

@@ -24,10 +24,11 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from prefsel.errors import UserError, invalid
+from prefsel.errors import PrefselError, UserError, invalid
 from prefsel.models.adapters import CONFIG as ADAPTER_CONFIG
 from prefsel.models.adapters import TASKS, Adapter, find_adapter, merge
 from prefsel.models.attention import IMPLEMENTATION
@@ -43,6 +44,8 @@ PACKED_MODEL_TYPES = (
 """Decoders whose packed log-probs are tested against one sequence at a time. Every other model is padded."""
 STATELESS_ROPE = {"default", "linear", "llama3", "yarn"}
 """Rotary embeddings that depend on a token's position alone, not on the longest sequence of the batch."""
+DEVICE_ERRORS = (MemoryError, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
+"""Errors of a machine, which are no word on a model's files; `AcceleratorError` is newer than the oldest torch here."""
 LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "attn_logit_softcapping")
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -98,12 +101,10 @@ def load_tokenizer(path: str, *, revision: str | None = None, trust_remote_code:
     _check_code(path, revision, trust_remote_code)
     if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"model {path}: no tokenizer in the directory; expected one of {', '.join(TOKENIZER_FILES)}")
-    try:
+    with _reading(f"model {path}: its tokenizer cannot be loaded"):
         return AutoTokenizer.from_pretrained(
             path, revision=revision or "main", trust_remote_code=trust_remote_code, local_files_only=Path(path).is_dir()
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {path}: its tokenizer cannot be loaded: {_reason(error)}") from error
 
 
 def _load(
@@ -124,35 +125,39 @@ def _load(
         path, revision = adapter.base, adapter.base_revision
     config = _full_config(path, revision, trust_remote_code)
     options = load_options(path, revision, trust_remote_code)
-    try:
-        if adapter is not None:
-            config.num_labels = adapter.num_labels() or config.num_labels
-        if config.model_type in PACKED_MODEL_TYPES:
-            options["attn_implementation"] = IMPLEMENTATION
-        if gpus_per_replica > 1:
-            options |= _spread_over(gpus_per_replica)
-        with no_bars():
-            model, info = auto.from_pretrained(
-                path,
-                config=config,
-                dtype=DTYPES[dtype] if isinstance(dtype, str) else dtype,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"model {path}: cannot be loaded as {auto.__name__}: {_reason(error)}") from error
+    if adapter is not None:
+        config.num_labels = adapter.num_labels() or config.num_labels
+    if config.model_type in PACKED_MODEL_TYPES:
+        options["attn_implementation"] = IMPLEMENTATION
+    if gpus_per_replica > 1:
+        options |= _spread_over(gpus_per_replica)
+    with _reading(f"model {path}: cannot be loaded as {auto.__name__}"), no_bars():
+        model, info = auto.from_pretrained(
+            path,
+            config=config,
+            dtype=DTYPES[dtype] if isinstance(dtype, str) else dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name; else only a table on stderr names them
+            **options,
+        )
     # A reward model without its head, say, would be completed with random numbers and a warning.
     brought = set() if adapter is None else set(adapter.shapes())
-    lacking = {str(key) for key in (*info["missing_keys"], *info["mismatched_keys"])}
-    if missing := sorted(lacking - brought):
+    if wrong := sorted(key for key in info["mismatched_keys"] if key[0] not in brought):
+        name, there, wanted = wrong[0]
+        raise UserError(
+            f"model {path}: {len(wrong)} tensors of its weights have another shape than its config.json says, the "
+            f"first {name}: got {list(there)}; valid: {list(wanted)}"
+        )
+    if missing := sorted(set(map(str, info["missing_keys"])) - brought):
         name = f"model {path}:" if adapter is None else f"{adapter.name}, and"
         raise UserError(f"{name} its weights lack {len(missing)} tensors of {type(model).__name__}: {missing[:5]}")
     if adapter is not None:
         with torch.random.fork_rng(devices=[]):  # peft draws weights that it then replaces
             model = merge(model, adapter)
     if gpus_per_replica == 1:
-        model = model.to(device)
+        with _reading(f"model {path}: cannot be put on {device}"):
+            model = model.to(device)
     return model.eval()
 
 
@@ -281,6 +286,23 @@ def check_directory(path: str, revision: str | None = None) -> None:
         others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
         found = f"; found {others[:3]}, which is not read because it can run code" if others else ""
         raise UserError(f"model {path}: no *.safetensors in the directory{found}")
+    if not (folder / SAFE_WEIGHTS_NAME).is_file():  # beside that one transformers reads no index
+        _check_shards(path, folder / SAFE_WEIGHTS_INDEX_NAME)
+
+
+def _check_shards(path: str, index: Path) -> None:
+    """Refuse weights in several files of which the index, if there is one, names some that are not there."""
+    if not index.is_file():
+        return
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"model {path}: its {index.name} cannot be read: {type(error).__name__}: {error}") from error
+    if lacking := [name for name in names if not (index.parent / name).is_file()]:
+        raise UserError(
+            f"model {path}: {len(lacking)} of the {len(names)} files of weights that its {index.name} names are not "
+            f"there, the first {lacking[0]}; copy the model again, whole"
+        )
 
 
 def _is_quantised(path: str, revision: str | None) -> bool:
@@ -420,10 +442,8 @@ def declared_config(path: str, revision: str | None = None, trust_remote_code: b
 
 def _full_config(path: str, revision: str | None, trust_remote_code: bool) -> Any:
     options = load_options(path, revision, trust_remote_code)
-    try:
+    with _reading(f"model {path}: its configuration cannot be had"):
         return AutoConfig.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {path}: its configuration cannot be had: {_reason(error)}") from error
 
 
 def model_shape(model: nn.Module) -> ModelShape:
@@ -479,8 +499,32 @@ def supports_packing(model: nn.Module) -> tuple[bool, str]:
     return True, ""
 
 
-def _reason(error: Exception) -> str:
-    """The first line of an error; where code of its own is what the model lacks, how to allow it."""
+@contextmanager
+def _reading(failed: str) -> Iterator[None]:
+    """Whatever transformers raises while it reads a model's files is about these files, so it is the user's error.
+
+    Its class says little: of a broken `tokenizer.json` it is a bare `Exception`, of a broken configuration a KeyError,
+    a TypeError or an error of a validator. What is about memory or the device is a fault.
+
+    Args:
+        failed: Begins the message.
+    """
+    try:
+        yield
+    except PrefselError:
+        raise
+    except DEVICE_ERRORS as error:
+        raise PrefselError(f"{failed}: {type(error).__name__}: {_reason(error)}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{failed}: {_reason(error)}") from error
+    except Exception as error:
+        raise UserError(f"{failed}: {type(error).__name__}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, with the next where it ends in a colon; and how to allow code where that lacks."""
     text = str(error)
     hint = "; to run it, set the model's trust_remote_code: true" if "trust_remote_code" in text else ""
-    return text.split("\n")[0].rstrip(" .") + hint
+    first, *more = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    told = f"{first} {more[0]}" if more and first.endswith(":") else first
+    return told.rstrip(" .") + hint

@@ -18,7 +18,7 @@ from prefsel.metrics import METRICS
 from prefsel.metrics.influence import tangent_names
 from prefsel.metrics.table import find_metric
 from prefsel.plan.columns import scorers_by_column, scorers_for
-from prefsel.plan.models import find_model, scoring_settings
+from prefsel.plan.models import find_model, head_names, scoring_settings
 from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.plan import Plan
 from prefsel.plan.resources import check_resources, cluster_address, given_resources
@@ -37,6 +37,7 @@ def check(config: Config, storage: Storage) -> Plan:
     """
     plan = check_without_models(config, storage)
     _check_models(plan)
+    _check_heads(plan)
     for tangent in config.tangents:
         _check_same_tokens(plan, tangent)
     _check_columns(plan)
@@ -146,8 +147,9 @@ def _check_models(plan: Plan) -> None:
 
             check_directory(spec.path, spec.revision)
             more: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+            rows = vocabulary_size(spec.path, **more)  # first: a broken configuration is no fault of the tokenizer
             tokenizer = load_tokenizer(spec.path, **more)
-            if (rows := vocabulary_size(spec.path, **more)) is not None:
+            if rows is not None:
                 check_vocabulary(tokenizer, path=spec.path, rows=rows)
             settings = find_model(plan, spec.name).settings
             if _is_to_score(plan, spec.name):
@@ -162,6 +164,16 @@ def _is_to_score(plan: Plan, model: str) -> bool:
     labels = [scorer.label for scorer in plan.scorers if scorer.models(plan.config) == [model]]
     tangents = {scorer.label for scorer in plan.scorers if scorer.tangent_name}
     return any(not plan.storage.folders(plan.node("columns", one).path) for one in labels if one not in tangents)
+
+
+def _check_heads(plan: Plan) -> None:
+    """A name for every output of a reward model that is not trained here."""
+    pretrained = {spec.name for spec in plan.config.models if isinstance(spec, PretrainedModel)}
+    for scorer in plan.scorers:
+        heads = getattr(scorer, "heads", None)
+        if heads and scorer.model in pretrained and len(heads) != (outputs := len(head_names(plan, scorer.model))):
+            valid = f"{outputs} names, one per output of model {scorer.model!r}"
+            raise invalid(f"scorers.{scorer.label}.heads", heads, valid)
 
 
 def _check_same_tokens(plan: Plan, tangent: Any) -> None:

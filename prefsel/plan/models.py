@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def scoring_settings(plan: Plan, name: str) -> dict[str, Any]:
     """
     spec = starting_model(plan, name)
     settings: dict[str, Any] = spec.model_dump(include={"dtype", "max_length", "truncation", "template"})
-    if Path(spec.template).is_file():  # its text decides, and workers have other working directories
+    if os.path.isfile(spec.template):  # its text decides, and workers have other working directories
         settings["template"] = Path(spec.template).read_text(encoding="utf-8")
     if not spec.is_made_here:
         from prefsel.models.loading import context_length, max_positions, padded_version_of, pinned_revision

@@ -8,7 +8,7 @@ import importlib
 import importlib.metadata
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -30,6 +30,8 @@ class Plugin:
 
 _REGISTERED: dict[str, dict[str, Plugin]] = {kind: {} for kind in CONTRACTS}
 _LOADED: dict[str, None] = {}
+_FOUND: dict[tuple[str, str], Plugin] = {}
+"""Entry points that were imported in this process."""
 
 
 def register_metric(metric: Any) -> None:
@@ -115,18 +117,10 @@ def loaded() -> tuple[str, ...]:
     return tuple(_LOADED)
 
 
-def prepared(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function for another process, which first loads the modules that were loaded here; itself if there are none."""
-    modules = loaded()
-    if not modules:
-        return function
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        load(modules)
-        return function(*args, **kwargs)
-
-    return call
+def known_plugins() -> dict[tuple[str, str], Plugin]:
+    """What has come from elsewhere into this process, by kind and name."""
+    registered = {(kind, name): one for kind, named in _REGISTERED.items() for name, one in named.items()}
+    return _FOUND | registered
 
 
 # -------------------------------------------------------------------------------------------------------- finding
@@ -181,7 +175,8 @@ def _loaded_entry(kind: str, entry: importlib.metadata.EntryPoint) -> Plugin:
     except (ImportError, AttributeError) as error:
         raise UserError(f"{SINGULAR[kind]} {entry.name!r} ({origin}): cannot be imported: {error}") from error
     check(kind, entry.name, found, origin)
-    return Plugin(found, origin, entry.module)
+    plugin = _FOUND[kind, entry.name] = Plugin(found, origin, entry.module)
+    return plugin
 
 
 def _origin(entry: importlib.metadata.EntryPoint) -> str:
@@ -244,7 +239,7 @@ def code_of(kind: str, name: str) -> dict[str, str]:
     plugin = find(kind, name)
     if plugin is None:
         return {}
-    files = {file for one in [sys.modules.get(plugin.module), *_code(plugin.found)] if (file := _source_file(one))}
+    files = {file for one in [sys.modules.get(plugin.module), *code_parts(plugin.found)] if (file := _source_file(one))}
     if not files:
         raise UserError(
             f"{SINGULAR[kind]} {name!r} ({plugin.origin}): its code lies in no file, and a recipe must name it; "
@@ -254,16 +249,16 @@ def code_of(kind: str, name: str) -> dict[str, str]:
     return {"code": hashlib.blake2b(" ".join(hashes).encode(), digest_size=16).hexdigest()}
 
 
-def _code(found: Any) -> Iterator[Any]:
+def code_parts(found: Any) -> Iterator[Any]:
     """The functions and classes that an object consists of."""
     if isinstance(found, functools.partial):
-        yield from _code(found.func)
+        yield from code_parts(found.func)
     elif inspect.isroutine(found) or isinstance(found, type):
         yield found
     elif is_dataclass(found):
         yield type(found)
         for part in fields(found):
-            yield from _code(getattr(found, part.name))
+            yield from code_parts(getattr(found, part.name))
     elif callable(found) or not isinstance(found, str | int | float | Iterable):
         yield type(found)
 

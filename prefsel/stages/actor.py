@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from prefsel.errors import PrefselError
+from prefsel.plugins.failures import naming_plugins
 from prefsel.plugins.registry import load as load_plugins
 from prefsel.score.contract import check_scored
 from prefsel.score.job import Job
@@ -55,18 +56,18 @@ class ScoreShards:
             record: Where counters go besides the ledger.
             plugins: Modules to load before the jobs.
         """
-        load_plugins(plugins)
         self._jobs, self._storage, self._folders, self._record = jobs, storage, folders, record
         self._turn = threading.Lock()
         self._name = uuid.uuid4().hex[:12]
         loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-        self._loaded = loader.submit(load, jobs, storage)
+        self._loaded = loader.submit(_load, plugins, jobs, storage)
         loader.shutdown(wait=False)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score one shard (`batch_size=1`); returns its key and its tokens, when its ledger objects are written."""
         source, shard, made_from = (str(batch[key][0]) for key in ("source", "shard", "made_from"))
-        tokens = self.score(ShardRef(source, shard, "", 0), made_from)
+        with naming_plugins():
+            tokens = self.score(ShardRef(source, shard, "", 0), made_from)
         return {"source": [source], "shard": [shard], "tokens": [tokens]}
 
     def score(self, shard: ShardRef, made_from: str) -> int:
@@ -107,6 +108,11 @@ class ScoreShards:
             commit_scored(artifacts[place], shard, groups, one, **more, span=span, seconds=time.time() - began)
             self._record(self._jobs[place].label, one.counters, gauges)
         return int(sum(one.counters.get("trunk_tokens", 0.0) for one in scored))
+
+
+def _load(plugins: Sequence[str], jobs: Sequence[Job], storage: Storage) -> Loaded:
+    load_plugins(plugins)
+    return load(jobs, storage)
 
 
 def _add_peak(scored: Any, loaded: Loaded) -> dict[str, float]:

@@ -16,6 +16,7 @@ from prefsel.config import Pool
 from prefsel.progress import Progress
 from prefsel.score.job import Job
 from prefsel.stages.pool import fitting_actors, gpus_per_actor
+from prefsel.stages.tasks import unwrap
 from prefsel.workspace.folders import read_seal
 from prefsel.workspace.storage import Storage
 
@@ -109,7 +110,7 @@ def memory_per_actor(pool: Pool, gpus_per_replica: int, num_shards: int) -> floa
     """Bytes of the device that an actor works on: its part of a GPU, or of the smallest node's memory."""
     num_gpus = gpus_per_actor(pool, gpus_per_replica)
     if num_gpus:
-        return num_gpus * ray.get(ray.remote(num_gpus=num_gpus)(_gpu_bytes).remote())
+        return num_gpus * float(unwrap(ray.remote(num_gpus=num_gpus)(_gpu_bytes).remote()))
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     size = min(pool.size or pool.max_size or fitting_actors(pool, 0), num_shards)
     on_node = max(1, min(size, *(int(node.get("CPU", 0) / pool.num_cpus) for node in nodes)))

@@ -5,15 +5,16 @@ shards ─ rows by partition of their key ─▶ partitions ─ drops by shard �
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import ray
 
-from prefsel.plugins.registry import prepared
+from prefsel.plugins.failures import prepared
 from prefsel.progress import Progress
-from prefsel.stages.tasks import unwrap
+from prefsel.stages.tasks import draining, unwrap
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import merge_counts
 
@@ -58,7 +59,8 @@ def hash_shuffle(work: HashPass, shards: Sequence[ShardRef], progress: Progress,
     drops = [_as_list(settle.remote(shared, *[row[p] for row in sent])) for p in range(num_parts)]
     done = [commit.remote(chunk, shared, *[d[c] for d in drops]) for c, chunk in enumerate(chunks)]
     counts = []
-    with progress.track(label, len(done), "parts") as counter:
+    references = [*done, *itertools.chain.from_iterable([*drops, *sent])]
+    with progress.track(label, len(done), "parts") as counter, draining(references):
         for reference in done:
             counts.append(unwrap(reference))
             counter.advance()

@@ -14,7 +14,7 @@ from prefsel.errors import UserError
 from prefsel.plan.models import find_model
 from prefsel.plan.node import Node
 from prefsel.plan.plan import Plan
-from prefsel.plugins.registry import prepared
+from prefsel.plugins.failures import prepared
 from prefsel.progress import Progress
 from prefsel.score.job import local
 from prefsel.stages.pool import gpus_per_actor

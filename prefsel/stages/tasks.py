@@ -7,15 +7,15 @@ are tens of milliseconds a shard, many rounds in a row; starting a Ray Data exec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from prefsel.errors import PrefselError
-from prefsel.plugins.registry import prepared
+from prefsel.errors import PrefselError, known_error
+from prefsel.plugins.failures import prepared
 from prefsel.progress import Counter
 
 Item = TypeVar("Item")
@@ -68,11 +68,8 @@ def map_shards(
         ready, _ = ray.wait(list(running), num_returns=1)
         for done in ready:
             number = running.pop(done)
-            try:
+            with draining(running):
                 results[number] = unwrap(done)
-            except Exception:
-                _drain(list(running))
-                raise
             if counter is not None:
                 counter.advance(len(batches[number]))
     return [result for number in range(len(batches)) for result in results[number]]
@@ -83,13 +80,25 @@ def _each(items: Sequence[Any], work: tuple[Callable[..., Result], Any]) -> list
     return [function(item, shared) for item in items]
 
 
-def _drain(references: list[Any]) -> None:
-    """Stop tasks whose results nobody will read; an error that is never read would be printed with its traceback."""
-    for reference in references:
-        ray.cancel(reference)
-    for reference in references:
-        with suppress(Exception):
-            ray.get(reference)
+@contextmanager
+def draining(references: Iterable[Any]) -> Iterator[None]:
+    """When the block fails, stop tasks whose results nobody will read, and wait until they have stopped.
+
+    An error that is never read would be printed with its traceback.
+
+    Args:
+        references: Of the tasks, as they are at the time of the failure.
+    """
+    try:
+        yield
+    except Exception:
+        left = list(references)
+        for reference in left:
+            ray.cancel(reference)
+        for reference in left:
+            with suppress(Exception):
+                ray.get(reference)
+        raise
 
 
 def unwrap(reference: Any) -> Any:
@@ -100,16 +109,18 @@ def unwrap(reference: Any) -> Any:
 
 @contextmanager
 def known_errors() -> Iterator[None]:
-    """Raise the `PrefselError` that a task of the block failed with, without the layers Ray puts around it."""
+    """Raise the known error that the block failed with, wherever it was raised, without the layers around it.
+
+    Raises:
+        PrefselError: As a task, an actor or a worker raised it; what the operating system refused them; or that Ray
+            lost one of them (a dead actor excepted, which its pool answers).
+    """
     try:
         yield
-    except RayError as error:
-        layer: BaseException | None = error
-        while layer is not None and not isinstance(layer, PrefselError):
-            layer = getattr(layer, "cause", None) or layer.__cause__
-        # Ray's wrapper is an instance of the cause's class too; what is wanted is the cause itself.
-        while isinstance(layer, RayTaskError):
-            layer = layer.cause
-        if isinstance(layer, PrefselError):
-            raise layer from None
-        raise
+    except Exception as error:
+        known = known_error(error)
+        if known is None and isinstance(error, RayError) and not isinstance(error, RayTaskError | RayActorError):
+            known = PrefselError(f"Ray: {type(error).__name__}: {error}")
+        if known is None or known is error:
+            raise
+        raise known from None

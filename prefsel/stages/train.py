@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
-from ray.exceptions import RayError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from prefsel.config import PARTS, Training
-from prefsel.errors import PrefselError, UserError
+from prefsel.errors import PrefselError, UserError, known_error
 from prefsel.plan.models import ModelRef, find_model
 from prefsel.plan.node import Node
 from prefsel.plan.plan import Plan
-from prefsel.plugins.registry import prepared
+from prefsel.plugins.failures import prepared
 from prefsel.progress import Counter, Progress
 from prefsel.stages.session import is_own
+from prefsel.stages.tasks import known_errors
 from prefsel.stages.training_pairs import holdout_source, pair_source
 from prefsel.workspace.folders import commit_folder, fetch_folder, read_seal
 from prefsel.workspace.ledger import Artifact
@@ -156,29 +156,29 @@ def _run_trainer(storage: Storage, spec: Training, path: str, settings: dict[str
         ),
     )
     # In a thread, because `fit` blocks until the end and says nothing on the way; a daemon: an interrupt ends it.
-    outcome: list[BaseException | None] = []
+    outcome: list[Exception | None] = []
     fitting = Thread(target=lambda: outcome.append(_failure_of(trainer.fit)), daemon=True)
     fitting.start()
     while fitting.is_alive():
         follow(records, counter)
     follow(records, counter)
-    if not outcome:
-        raise PrefselError(f"train {spec.name}: Ray Train ended with an error of its own; see its traceback above")
-    error = outcome[0]
     records.shutdown()
-    if isinstance(error, ray.train.TrainingFailedError):
-        causes = list(getattr(error, "worker_failures", {}).values())
-        known = [cause for cause in causes if isinstance(cause, PrefselError)]
-        raise known[0] if known else PrefselError(f"train {spec.name}: {causes[0] if causes else error}") from error
-    if error is not None:
+    if not outcome:
+        raise PrefselError(f"train {spec.name}: Ray Train stopped its own process")
+    if (error := outcome[0]) is None:
+        return
+    with known_errors():
+        if isinstance(error, ray.train.TrainingFailedError) and known_error(error) is None:
+            causes = list(getattr(error, "worker_failures", {}).values())
+            raise PrefselError(f"train {spec.name}: {causes[0] if causes else error}") from error
         raise error
 
 
-def _failure_of(call: Callable[[], Any]) -> BaseException | None:
-    """What `call` raised, to be raised again by another thread; None when it ended well."""
+def _failure_of(call: Callable[[], Any]) -> Exception | None:
+    """What `call` raised, whatever it is, to be raised again by another thread; None when it ended well."""
     try:
         call()
-    except (ray.train.TrainingFailedError, RayError, PrefselError) as error:
+    except Exception as error:  # noqa: BLE001
         return error
     return None
 

@@ -139,14 +139,18 @@ class Storage:
                 stream.write(data)
             return
         target = self.local(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            if data:  # an empty file is a name alone, such as that of an attempt: nothing to wait for the disk for
-                stream.flush()
-                os.fsync(stream.fileno())
-        os.replace(temporary, target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as stream:
+                stream.write(data)
+                if data:  # an empty file is a name alone, such as that of an attempt: nothing to wait for the disk for
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            os.replace(temporary, target)
+        except OSError as error:
+            error.filename, error.filename2 = str(target), None  # a full disk names no file, the rest the temporary one
+            raise
 
     def delete(self, path: str) -> None:
         """Remove the file at `path`; nothing happens when there is none."""

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import bpe_tokenizer, tiny_causal, tiny_reward
 from transformers import AutoModelForCausalLM
 
@@ -12,6 +13,7 @@ from prefsel.errors import UserError
 from prefsel.models.attention import IMPLEMENTATION
 from prefsel.models.directional import directional_logps, finite_difference_logps
 from prefsel.models.loading import (
+    check_directory,
     check_vocabulary,
     context_length,
     declared_config,
@@ -69,6 +71,53 @@ def test_what_a_directory_lacks_is_named(folder, remove, message):
     for file in folder.glob(remove):
         file.unlink()
     with pytest.raises(UserError, match=f"{folder}.*{message}"):
+        load_causal(str(folder), dtype="fp32", device="cpu")
+
+
+def in_two_files(folder):
+    """The folder's weights as `save_pretrained` splits large ones."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    files = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for number, file in enumerate(files):
+        save_file(dict(sorted(weights.items())[number::2]), folder / file, metadata={"format": "pt"})
+    where = {name: files[number % 2] for number, name in enumerate(sorted(weights))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return folder / files[1]
+
+
+def test_a_missing_file_of_the_weights_is_named_before_anything_is_loaded(folder):
+    second = in_two_files(folder)
+    check_directory(str(folder))
+    second.unlink()
+    with pytest.raises(UserError, match=rf"{folder}: 1 of the 2 files of weights .*, the first {second.name}"):
+        check_directory(str(folder))
+    (folder / "model.safetensors.index.json").write_text("{")
+    with pytest.raises(UserError, match=r"its model.safetensors.index.json cannot be read"):
+        check_directory(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "told"),
+    [
+        ("config.json", "{no", "its configuration cannot be had: .*not a valid JSON"),
+        ("config.json", "[1]", "its configuration cannot be had"),
+        ("tokenizer.json", "{no", "its tokenizer cannot be loaded"),
+        ("tokenizer.json", '{"model": 3}', "its tokenizer cannot be loaded"),
+    ],
+)
+def test_a_broken_file_is_the_users_error_whatever_its_reader_raises(folder, file, text, told):
+    (folder / file).write_text(text)
+    load = declared_config if file == "config.json" else load_tokenizer
+    with pytest.raises(UserError, match=rf"{folder}: {told}"):
+        load(str(folder))
+
+
+def test_weights_of_another_shape_are_named(folder):
+    edit(folder / "config.json", intermediate_size=96)
+    with pytest.raises(
+        UserError, match=r"6 tensors .* the first model\.layers\.0\.mlp\.down_proj\.weight: got \[32, 64\]"
+    ):
         load_causal(str(folder), dtype="fp32", device="cpu")
 
 

@@ -22,6 +22,7 @@ from prefsel.ingest.windows import ingest_windows
 from prefsel.metrics import METRICS, Metric, score_table
 from prefsel.metrics.table import find_metric
 from prefsel.plugins import register_format, register_loss, register_metric, registry
+from prefsel.plugins.failures import prepared
 from prefsel.train.losses import dpo_loss
 
 TABLE = pa.table({"rm_gold_chosen": [1.0, 5.0, None], "rm_gold_rejected": [0.0, 2.0, 1.0]})
@@ -256,15 +257,14 @@ def test_workers_load_what_the_driver_loaded(elsewhere: Path) -> None:
     def work(item: int) -> int:
         return item + 1
 
-    assert registry.prepared(work) is work
     write(elsewhere, "my_module", "COUNT = []\nCOUNT.append(1)\n")
     registry.load(["my_module"])
     assert registry.loaded() == ("my_module",)
-    prepared = registry.prepared(work)
+    call = prepared(work)
     del sys.modules["my_module"]
-    assert prepared(1) == 2
+    assert call(1) == 2
     assert "my_module" in sys.modules
-    assert prepared.__name__ == "work"  # what Ray shows
+    assert call.__name__ == "work"  # what Ray shows
 
 
 @pytest.mark.parametrize("code", ["def broken(:", "raise ValueError('odd')"])
