@@ -123,6 +123,13 @@ def prompt_adapter(name: str | None, fields: FieldMap | None = None) -> Adapter:
 
     For sets of prompts to leave out of a corpus: such a row may have no completions, or useless ones. The prompt is
     then the field that is called so, with what stands beside it, as it would be in the corpus.
+
+    Args:
+        name: Of a format; None: that of the first row that looks like one.
+        fields: Which field is what, instead of a format.
+
+    Raises:
+        RowError: From the adapter: a row without a prompt.
     """
 
     def adapt(value: Mapping[str, Any], options: FormatOptions) -> list[Example]:
