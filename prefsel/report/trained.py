@@ -38,7 +38,7 @@ def held_out(training: Mapping[str, Any], margins: pa.Table | None) -> dict[str,
         if margins is not None:
             values = accuracies(margins, when)
             one = estimate(values.value_N, values.prompts)
-            found[when] = {} if one is None else asdict(one)
+            found[when] = {} if one is None else _as_share(asdict(one))
         else:
             found[when] = share_estimate(evaluation)
     return found
@@ -50,7 +50,14 @@ def share_estimate(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     if share is None or pairs is None or not (is_number(share) and is_number(pairs)) or pairs <= 0:
         return {}
     spread = 100 * Z_95 * math.sqrt(max(0.0, share * (1 - share)) / pairs)
-    return {"mean": 100 * share, "low": 100 * share - spread, "high": 100 * share + spread, "num_items": pairs}
+    low, high = 100 * share - spread, 100 * share + spread
+    return _as_share({"mean": 100 * share, "low": low, "high": high, "num_items": pairs})
+
+
+def _as_share(found: dict[str, Any]) -> dict[str, Any]:
+    """An interval of a share as far as there are shares: the normal one of few items reaches beyond."""
+    inside = {side: min(100.0, max(0.0, found[side])) for side in ("low", "high") if is_number(found.get(side))}
+    return {**found, **inside}
 
 
 def evaluated(training: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -86,3 +86,11 @@ def test_a_policy_that_starts_at_its_reference_is_recognised(report: dict[str, A
     for one in report["training"]:
         one["evaluations"][0]["margin"] = 0.2
     assert not trained.starts_at_reference(report["training"])
+
+
+def test_an_interval_of_a_share_holds_shares_alone() -> None:
+    """Three of four pairs: 75 ± 1.96 · √(0.75 · 0.25 / 4) = 75 ± 42.4 per cent."""
+    found = trained.share_estimate({"accuracy": 0.75, "num_pairs": 4})
+    assert found["low"] == pytest.approx(75 - 42.43, abs=0.01)
+    assert found["high"] == 100.0
+    assert trained.share_estimate({"accuracy": 0.25, "num_pairs": 4})["low"] == 0.0
