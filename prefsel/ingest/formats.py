@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -108,14 +109,33 @@ GUESSES = {
 """What fields are called in data that no format fits, for a first map."""
 
 
+_NO_TEXT = re.compile(r"(^|_)(id|winner|label|model|preference|choice|rank|score|rating)$")
+_VERDICTS = re.compile(r"winner|label|prefer|better|choice|verdict")
+
+
 def _first_map(value: Mapping[str, Any]) -> str:
     """A map that may fit a row: fields whose names hint at it, else the names to fill in."""
     names = [key for key, found in value.items() if isinstance(found, str | list | Mapping) and not is_empty(found)]
+    names = [key for key in names if not _NO_TEXT.search(key.lower())]
     found: dict[str, str] = {}
+    if two := _two_alike(names):
+        prompt = next((one for hint in GUESSES["prompt"] for one in names if hint in one.lower()), "FIELD_OF_PROMPT")
+        verdict = next((key for key in value if _VERDICTS.search(key.lower())), "FIELD_OF_VERDICT")
+        told = f"{{field: {verdict}, first: [VALUE], second: [VALUE], tie: [VALUE]}}"
+        return f"{{prompt: {prompt}, responses: [{', '.join(two)}], preference: {told}}}"
     for role, hints in GUESSES.items():
         near = (name for hint in hints for name in names if hint in name.lower() and name not in found.values())
         found[role] = next(near, f"FIELD_OF_{role.upper()}")
     return "{" + ", ".join(f"{role}: {name}" for role, name in found.items()) + "}"
+
+
+def _two_alike(names: Sequence[str]) -> tuple[str, str] | None:
+    """Two fields whose names differ in the mark of a side alone, such as `answer_a` and `answer_b`."""
+    for one in names:
+        for first, second in (("a", "b"), ("A", "B"), ("0", "1"), ("1", "2")):
+            if one.endswith(first) and f"{one[:-1]}{second}" in names:
+                return one, f"{one[:-1]}{second}"
+    return None
 
 
 def prompt_adapter(name: str | None, fields: FieldMap | None = None) -> Adapter:

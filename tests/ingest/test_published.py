@@ -381,3 +381,23 @@ def test_nulls_that_a_table_adds_to_objects_change_nothing() -> None:
     rows = [{**PAIR, "prompt": [user(ASK), one, {"role": "tool", "content": "4"}]} for one in (call, padded, text)]
     window = window_of(rows)
     assert (window.groups.num_rows, window.num_duplicate) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("row", "proposed"),
+    [
+        (
+            {"task": "t", "question": ASK, "answer_a": GOOD, "answer_b": BAD, "winner": "a"},
+            "{prompt: question, responses: [answer_a, answer_b], preference: {field: winner, first: [VALUE],",
+        ),
+        (
+            {"query": ASK, "output1": GOOD, "output2": BAD, "better_response_id": 1},
+            "{prompt: query, responses: [output1, output2], preference: {field: better_response_id,",
+        ),
+        ({"ask": ASK, "good_text": GOOD, "bad_text": BAD, "win_model": "m"}, "chosen: good_text, rejected: bad_text}"),
+    ],
+)
+def test_a_first_map_names_texts_as_texts_and_verdicts_as_verdicts(row: dict[str, Any], proposed: str) -> None:
+    with pytest.raises(UserError) as caught:
+        detect(row)
+    assert proposed in str(caught.value)
