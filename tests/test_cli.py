@@ -88,7 +88,7 @@ def test_mistakes_in_the_configuration(
 
 def test_a_model_directory_without_a_tokenizer(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "model").mkdir()
-    (here / "model" / "config.json").write_text("{}")
+    (here / "model" / "config.json").write_text('{"model_type": "llama"}')
     assert "no *.safetensors" in refused(here, capsys, BASE | {"models": [MODEL]})
     (here / "model" / "model.safetensors").write_bytes(b"")
     assert "no tokenizer in the directory" in refused(here, capsys, BASE | {"models": [MODEL]})

@@ -193,7 +193,14 @@ def row_of(row: int, value: dict[str, Any], max_row_bytes: int) -> RawRow | BadR
     if len(raw) > max_row_bytes:
         detail = f"{len(raw)} bytes as JSON; the limit is {max_row_bytes}"
         return BadRow(row, None, raw[:OVERSIZE_KEPT_BYTES], "row_too_large", detail)
-    return RawRow(row, None, raw, value)
+    return RawRow(row, None, raw, {key: _without_nulls(one) for key, one in value.items()})
+
+
+def _without_nulls(found: Any) -> Any:
+    """What a field holds without the keys that are null: a columnar file gives every object the keys of all."""
+    if isinstance(found, dict):
+        return {key: _without_nulls(one) for key, one in found.items() if one is not None}
+    return [_without_nulls(one) for one in found] if isinstance(found, list) else found
 
 
 def _plain(value: object) -> str:

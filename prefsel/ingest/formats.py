@@ -148,6 +148,9 @@ def prompt_adapter(name: str | None, fields: FieldMap | None = None) -> Adapter:
         name: Of a format; None: that of the first row that looks like one.
         fields: Which field is what, instead of a format.
 
+    Returns:
+        The adapter, whose examples have no completions.
+
     Raises:
         RowError: From the adapter: a row without a prompt.
     """

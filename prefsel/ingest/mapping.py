@@ -29,7 +29,6 @@ from prefsel.ingest.messages import (
     require_text,
     text_of,
     transcript_of,
-    without_nulls,
 )
 from prefsel.ingest.row_error import RowError, missing, wrong_type
 
@@ -368,7 +367,6 @@ def _put_tools(prompt: Messages, found: object, path: str) -> Messages:
         raise wrong_type(path, found, "a list of tools, or its JSON text")
     if prompt and "tools" in prompt[0] and prompt[0]["tools"] != tools:
         raise RowError("unread_field", f"{path}: the first message has other tools")
-    tools = [without_nulls(one) for one in tools]
     return [{**prompt[0], "tools": tools}, *prompt[1:]] if tools and prompt else prompt
 
 

@@ -87,7 +87,7 @@ def message_of(found: object, name: str) -> Message:
     if not isinstance(role, str):
         raise wrong_type(f"{name}.{role_key}", role, "text")
     rest = {
-        key: without_nulls(_call_list(one) if key == "tool_calls" else one)
+        key: _call_list(one) if key == "tool_calls" else one
         for key, one in found.items()
         if key not in (role_key, content_key, *BOOKKEEPING) and not is_empty(one)
     }
@@ -97,13 +97,6 @@ def message_of(found: object, name: str) -> Message:
         return {"role": "assistant", "content": None, "tool_calls": [_call(found.get("value"), name)], **rest}
     content = _content(found.get(content_key), f"{name}.{content_key}", may_lack=any(key in rest for key in CALLS))
     return {"role": ROLES.get(role.strip().lower(), role), "content": content, **rest}
-
-
-def without_nulls(found: Any) -> Any:
-    """An object without what is null at any depth: columnar files give every object the keys of all."""
-    if isinstance(found, Mapping):
-        return {key: without_nulls(one) for key, one in found.items() if one is not None}
-    return [without_nulls(one) for one in found] if isinstance(found, list) else found
 
 
 def _call_list(found: Any) -> Any:

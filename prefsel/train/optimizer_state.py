@@ -75,7 +75,9 @@ def _gather_moment(engine: Any, moment: str, weight_decay: float) -> dict[str, T
         optimizer = engine.basic_optimizer
         states = [optimizer.state[copy] for group in optimizer.param_groups for copy in group["params"]]
     elif link := getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None):
-        # Stages 1 and 2 find a parameter's state only after a step; a run resumed behind its last one takes none.
+        # Stages 1 and 2 find a parameter's state only after a step, and look for it once, after that of the first
+        # group: where some weights decay, the others' was never found. A run resumed behind its last step takes none.
+        engine.optimizer._hp_optimizer_states_linked = False
         link()
     values: dict[str, Tensor] = {}
     for number, (name, parameter) in enumerate(parameters.items()):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from published import ASK, BAD, GOOD, PLAIN, ROWS, assistant, turns, user
 
@@ -12,6 +15,7 @@ from prefsel.config import FieldMap, FormatOptions
 from prefsel.errors import UserError
 from prefsel.ingest.example import Example
 from prefsel.ingest.formats import FORMATS, detect
+from prefsel.ingest.readers import read_rows
 from prefsel.ingest.row_error import RowError
 from prefsel.ingest.rows import RawRow
 from prefsel.ingest.windows import Window, ingest_windows
@@ -374,13 +378,19 @@ def test_ratings_off_their_scale_are_absent_and_counted() -> None:
     assert (window.num_absent, window.pairs.num_rows) == (2, 1)
 
 
-def test_nulls_that_a_table_adds_to_objects_change_nothing() -> None:
-    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}
-    padded = {**call, "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1, "b": None}}, "id": None}]}
-    text = {**call, "tool_calls": json.dumps(call["tool_calls"])}
-    rows = [{**PAIR, "prompt": [user(ASK), one, {"role": "tool", "content": "4"}]} for one in (call, padded, text)]
-    window = window_of(rows)
-    assert (window.groups.num_rows, window.num_duplicate) == (1, 2)
+def test_nulls_that_a_table_adds_to_objects_change_nothing(tmp_path: Path) -> None:
+    """Of Parquet, where every call has the arguments of all; a null that a line of JSON says is the model's."""
+    calls = [[{"function": {"name": "f", "arguments": given}}] for given in ({"a": 1}, {"b": 2})]
+    turns_of = [{"role": "assistant", "content": None, "tool_calls": one} for one in calls]
+    rows = [{**PAIR, "prompt": [user(ASK), one, {"role": "tool", "content": "4"}]} for one in turns_of]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    read_back = [one.value for one in read_rows(str(tmp_path / "a.parquet"), max_row_bytes=1 << 20)]
+    assert window_of(read_back).groups["prompt_id"] == window_of(rows).groups["prompt_id"]
+    as_text = [{**row, "prompt": [row["prompt"][0], {**turn, "tool_calls": json.dumps(turn["tool_calls"])},
+                                  row["prompt"][2]]} for row, turn in zip(rows, turns_of)]  # fmt: skip
+    assert window_of(as_text).groups["prompt_id"] == window_of(rows).groups["prompt_id"]
+    said = json.loads(json.dumps(rows[:1]).replace('{"a": 1}', '{"a": 1, "b": null}'))
+    assert window_of(said).groups["prompt_id"] != window_of(rows[:1]).groups["prompt_id"]
 
 
 @pytest.mark.parametrize(

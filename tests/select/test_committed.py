@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefsel.numbers import ranges
@@ -128,7 +128,16 @@ def test_a_rule_keeps_what_a_full_sort_keeps(scores, num_shards, seed, reverse, 
         assert found.kept == by_quota(scored, Fraction(percent, 100), reverse)
 
 
+def _edge(known: np.ndarray, percent: int) -> Fraction:
+    """The percentile between two order statistics, without rounding: an edge of −2e-324 is below 0."""
+    ranked = sorted(map(Fraction, known.tolist()))
+    place = Fraction(percent * (len(ranked) - 1), 100)
+    before, behind = ranked[place.__floor__()], ranked[place.__ceil__()]
+    return before + (behind - before) * (place - place.__floor__())
+
+
 @settings(deadline=None, max_examples=40)
+@example([0.5, 0.5, -0.0, -5e-324], 1, False, True)
 @given(st.lists(values, min_size=1, max_size=40), st.integers(1, 4), st.booleans(), st.booleans())
 def test_bands_and_complements(scores, num_shards, reverse, is_band) -> None:
     rows = [(score, bytes([n]) * 16, None) for n, score in enumerate(scores)]
@@ -136,15 +145,20 @@ def test_bands_and_complements(scores, num_shards, reverse, is_band) -> None:
     known = np.array([score for score in scores if score is not None])
     if not len(known):
         return
-    low = np.quantile(known, 0.2) if is_band else 0.25
+    low = _edge(known, 20) if is_band else Fraction(0.25)
+    high = _edge(known, 70) if is_band else None
     named = {"low": 20, "high": 70} if is_band else {"threshold": 0.25}
     rule = {"kind": "band" if is_band else "above", "score": "score_x", **named, "reverse": reverse}
     with np.errstate(over="ignore"), tempfile.TemporaryDirectory() as folder:
         found = Found(folder, shards, rule)
     edges = found.decided.thresholds.edges
     assert edges is not None
-    np.testing.assert_allclose(edges[0], low, rtol=1e-12)
-    assert found.kept == {row[1] for row in rows if row[0] is not None and (edges[0] < row[0] < edges[1]) != reverse}
+    np.testing.assert_allclose(edges[0], float(low), rtol=1e-12)
+    inside = [
+        low < Fraction(row[0]) and (high is None or Fraction(row[0]) < high) for row in rows if row[0] is not None
+    ]
+    ids = [row[1] for row in rows if row[0] is not None]
+    assert found.kept == {one for one, is_inside in zip(ids, inside) if is_inside != reverse}
 
 
 SHAPES: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], int]] = {
