@@ -149,8 +149,20 @@ def _prompt(value: Mapping[str, Any], fields: FieldMap, many: Iterable[Messages]
             empty = RowError("empty_prompt", f"{fields.prompt}: no text")
             raise missing(value, fields.prompt) if found is None else empty
         return []
+    if isinstance(found, str) and _TEMPLATED.fullmatch(found):
+        raise RowError("wrong_type", f"{fields.prompt}: a chat template was applied to it already; give the messages")
     turns = prompt_transcript(found) if isinstance(found, str) else None
     return turns or messages_of(found, fields.prompt or "", role="user")
+
+
+_TEMPLATED = re.compile(
+    r"""\s*(<s>|<bos>|<\|begin_of_text\|>)?\s*
+    (<\|im_start\|>.*<\|im_start\|>assistant
+    |<\|start_header_id\|>.*<\|start_header_id\|>assistant<\|end_header_id\|>
+    |<start_of_turn>.*<start_of_turn>model)\s*""",
+    re.DOTALL | re.VERBOSE,
+)
+"""A whole prompt as a template writes it, waiting for the answer; text that only mentions such a mark is none."""
 
 
 def split(prompt: Messages, many: Iterable[Messages], names: Iterable[str]) -> tuple[Messages, list[Messages]]:

@@ -61,6 +61,8 @@ class Window:
     """Ratings out of their scale, taken as absent."""
     num_opposed: int
     """Two completions that one aspect prefers one way and another aspect the other way."""
+    num_unpaired: int
+    """Prompts without a pair, where rows hold one response each: theirs do not differ in label or rating."""
     reasons: dict[str, int]
     """Quarantined rows by reason."""
     examples: dict[str, str]
@@ -334,7 +336,9 @@ def shortened(text: str) -> str:
 
 def _closed(window: _Open, settings: _Settings, name: str, adapt: Adapter) -> Window:
     file = settings.file
+    is_paired_up = False
     if isinstance(adapt, Format) and adapt.pair_up is not None:
+        is_paired_up = True
         _pair_up(window, adapt.pair_up, settings.options)
     reasons: dict[str, int] = {}
     examples: dict[str, str] = {}
@@ -353,6 +357,9 @@ def _closed(window: _Open, settings: _Settings, name: str, adapt: Adapter) -> Wi
         num_rating_conflicts=window.num_rating_conflicts,
         num_absent=window.num_absent,
         num_opposed=_num_opposed(window.pairs.values()),
+        num_unpaired=len(window.groups.keys() - {one.prompt_id for one in window.pairs.values()})
+        if is_paired_up
+        else 0,
         reasons=reasons,
         examples=examples,
         fields=window.fields.totals(),

@@ -163,6 +163,7 @@ _MADE = {
     "ties": "ties without a label",
     "absent_ratings": "ratings off their scale",
     "opposed": "pairs of completions labelled both ways, by different aspects",
+    "unpaired": "prompts whose responses do not differ in label or rating",
 }
 
 

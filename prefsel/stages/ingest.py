@@ -85,6 +85,11 @@ def _tell(report: StageReport, progress: Progress) -> None:
             f"ingest    {report.name}: {opposed:,} pairs of completions are labelled both ways by different aspects; "
             "sources[].options.aspect takes one of them"
         )
+    if unpaired := report.details["unpaired"]:
+        progress.line(
+            f"ingest    {report.name}: {unpaired:,} prompts give no pair: no two of their responses differ in label or "
+            "rating"
+        )
     for reason, example in report.details["examples"].items():
         progress.line(f"ingest    {report.name}: {reason}: {example}")
 
@@ -164,6 +169,7 @@ def _window_counts(window: Window) -> dict[str, int]:
         "rating_conflicts": window.num_rating_conflicts,
         "absent_ratings": window.num_absent,
         **({"opposed": window.num_opposed} if window.num_opposed else {}),
+        **({"unpaired": window.num_unpaired} if window.num_unpaired else {}),
         "groups": window.groups.num_rows,
         "pairs": window.pairs.num_rows,
     }
@@ -252,7 +258,7 @@ def report(source: Source, files: list[FileRecord], computed: int, seconds: floa
             "files": len(files),
             "formats": sorted({file.format for file in files}),
             **{key: counts.get(key, 0) for key in ("groups", "pairs", "ties", "rating_conflicts", "absent_ratings")},
-            "opposed": counts.get("opposed", 0),
+            **{key: counts.get(key, 0) for key in ("opposed", "unpaired")},
             "fields": _by_use(files),
             "examples": _examples(files),
         },

@@ -17,6 +17,7 @@ import yaml
 from prefsel.cli import app, guarded
 from prefsel.config.file import parse_config
 from prefsel.config.losses import LOSSES
+from prefsel.ingest.formats import FORMATS
 from prefsel.metrics import METRICS
 from prefsel.plan.config_schema import full_schema
 from prefsel.rules import RULES
@@ -63,6 +64,11 @@ def test_the_performance_page_has_the_newest_results(monkeypatch: pytest.MonkeyP
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     page = (DOCS / "performance.md").read_text(encoding="utf-8")
     assert page == module(ROOT / "benchmarks/table.py").page(), "run `python benchmarks/table.py --write`"
+
+
+def test_every_format_has_its_row() -> None:
+    page = (DOCS / "formats.md").read_text(encoding="utf-8")
+    assert [name for name in FORMATS.builtin if f"`{name}`" not in page] == []
 
 
 def test_every_method_is_described() -> None:

@@ -298,6 +298,8 @@ REFUSED = {
         {"prompt": ASK, "chosen": "a", "rejected": "b", "answer_a": GOOD, "answer_b": BAD},
         {"prompt": ASK, "chosen": "[{'role': 'user', 'content': …}]", "rejected": "[{'role': 'user', 'content': …}]"},
         {"instruction": ASK, "output_1": GOOD, "output_2": BAD, "preference": 3},
+        {**PAIR, "prompt": f"<|im_start|>user\n{ASK}<|im_end|>\n<|im_start|>assistant\n"},
+        {**PAIR, "prompt": f"<bos><start_of_turn>user\n{ASK}<end_of_turn>\n<start_of_turn>model\n"},
         {"chosen": f"\n\nUser: {ASK}\n\nAssistant: {GOOD}", "rejected": f"\n\nUser: {ASK}\n\nAssistant: {BAD}"},
     ],
     "content_part": [{**PAIR, "prompt": [{**user(ASK), "images": ["a.png"]}]}],
@@ -411,3 +413,15 @@ def test_a_first_map_names_texts_as_texts_and_verdicts_as_verdicts(row: dict[str
     with pytest.raises(UserError) as caught:
         detect(row)
     assert proposed in str(caught.value)
+
+
+def test_text_that_mentions_a_mark_is_text() -> None:
+    asked = "<|im_start|>user is what? And <|im_start|>assistant, what is it?"
+    assert read([{**PAIR, "prompt": asked}])[0] == [user(asked)]
+
+
+def test_prompts_of_one_label_are_counted() -> None:
+    rows = [{"prompt": f"{ASK} {n // 2}", "completion": f"{n}", "label": n % 2 == 0 or n < 2} for n in range(6)]
+    window = window_of(rows)
+    assert (window.pairs.num_rows, window.num_unpaired) == (2, 1)
+    assert window_of([PAIR]).num_unpaired == 0

@@ -216,6 +216,7 @@ def test_a_killed_actor_costs_only_the_shards_it_held(tmp_path, folders):
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_actors_that_die_too_often_end_the_run(tmp_path, folders, monkeypatch):
     """As one does that is too large for the memory; what was committed stays, and the next run goes on from there."""
