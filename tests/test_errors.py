@@ -242,6 +242,38 @@ def test_a_shuffle_reads_every_error_of_its_parts(capfd: pytest.CaptureFixture[s
     assert "refused" not in shown.out + shown.err
 
 
+def _begin(number: int, folder: str) -> None:
+    if number == 0:
+        raise UserError("the first")
+    (Path(folder) / f"{number}").touch()
+    time.sleep(0.3)
+
+
+class Beginning(Refusing):
+    """A pass whose first shard cannot be sent; every other one leaves a file where it begins."""
+
+    def send(self, shard: ShardRef, num_partitions: int) -> list[Any]:
+        _begin(shard.number, self.where)
+        return [[] for _ in range(num_partitions)]
+
+
+@pytest.mark.parametrize("pass_", ["map", "shuffle"])
+@pytest.mark.usefixtures("local_ray")
+def test_after_a_failure_nothing_begins_and_nothing_runs_on(tmp_path: Path, pass_: str) -> None:
+    """Nothing is cancelled for that: Ray aborts the process when it cancels a task on its way to a worker."""
+    shards = [ShardRef("s", f"{number}", "", number) for number in range(8)]
+    run = {
+        "map": lambda: map_shards(_begin, list(range(8)), shared=str(tmp_path)),
+        "shuffle": lambda: hash_shuffle(Beginning(str(tmp_path)), shards, Progress(quiet=True), "pass"),
+    }
+    with pytest.raises(UserError, match=r"^the first$"):
+        run[pass_]()
+    begun = len(list(tmp_path.iterdir()))
+    assert begun <= 3  # of seven: what the second CPU had, and what was on its way
+    time.sleep(1)
+    assert len(list(tmp_path.iterdir())) == begun
+
+
 def _write(name: str, storage: Storage) -> None:
     storage.write(f"in/{name}", b"bytes")
 

@@ -5,8 +5,7 @@ shards ─ rows by partition of their key ─▶ partitions ─ drops by shard �
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +13,7 @@ import ray
 
 from prefsel.plugins.failures import prepared
 from prefsel.progress import Progress
-from prefsel.stages.tasks import draining, unwrap
+from prefsel.stages.tasks import Halt, unwrap
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import merge_counts
 
@@ -50,44 +49,49 @@ def hash_shuffle(work: HashPass, shards: Sequence[ShardRef], progress: Progress,
     """
     num_parts = num_partitions(shards)
     chunks = [[shards[i] for i in part] for part in np.array_split(np.arange(len(shards)), num_parts)]
-    shared = ray.put((work, num_parts, [chunk[-1].number for chunk in chunks]))
-    # With one part Ray would wrap the single return value; a list of references keeps both cases alike.
-    send = ray.remote(num_returns=num_parts)(prepared(_send_chunk))
-    settle = ray.remote(num_returns=num_parts)(prepared(_settle_partition))
+    halt = Halt()
+    shared = ray.put((work, num_parts, [chunk[-1].number for chunk in chunks], halt))
+    # The first value of a task says that it went well: no data is fetched to learn that.
+    send = ray.remote(num_returns=1 + num_parts)(prepared(_send_chunk))
+    settle = ray.remote(num_returns=1 + num_parts)(prepared(_settle_partition))
     commit = ray.remote(prepared(_commit_chunk))
-    sent = [_as_list(send.remote(chunk, shared)) for chunk in chunks]
-    drops = [_as_list(settle.remote(shared, *[row[p] for row in sent])) for p in range(num_parts)]
-    done = [commit.remote(chunk, shared, *[d[c] for d in drops]) for c, chunk in enumerate(chunks)]
-    counts = []
-    references = [*done, *itertools.chain.from_iterable([*drops, *sent])]
-    with progress.track(label, len(done), "parts") as counter, draining(references):
-        for reference in done:
-            counts.append(unwrap(reference))
-            counter.advance()
-    return counts
+    sent = [send.remote(chunk, shared) for chunk in chunks]
+    drops = [settle.remote(shared, *[parts[1 + p] for parts in sent]) for p in range(num_parts)]
+    done = [commit.remote(chunk, shared, *[parts[1 + c] for parts in drops]) for c, chunk in enumerate(chunks)]
+    counts: dict[Any, dict[str, int]] = {}
+    running = [*(parts[0] for parts in (*sent, *drops)), *done]
+    with progress.track(label, len(done), "parts") as counter, halt.draining([*done, *drops, *sent]):
+        # Each as it ends: a task that waits for others learns of a failure only after all of them.
+        while running:
+            ready, running = ray.wait(running, num_returns=1, fetch_local=False)
+            for reference in ready:
+                if (counted := unwrap(reference)) is not None:
+                    counts[reference] = counted
+                    counter.advance()
+    return [counts[reference] for reference in done]
 
 
-def _as_list(references: Any) -> list[Any]:
-    return references if isinstance(references, list) else [references]
+def _send_chunk(chunk: list[ShardRef], shared: Any) -> tuple[Any, ...]:
+    work, num_parts, _, halt = shared
+    by_shard = [work.send(shard, num_parts) for shard in _unless(halt, chunk)]
+    return None, *(work.merge(sent[p] for sent in by_shard) for p in range(num_parts))
 
 
-def _one_or_many(values: list[Any]) -> Any:
-    return values[0] if len(values) == 1 else tuple(values)
-
-
-def _send_chunk(chunk: list[ShardRef], shared: Any) -> Any:
-    work, num_parts, _ = shared
-    by_shard = [work.send(shard, num_parts) for shard in chunk]
-    return _one_or_many([work.merge(sent[p] for sent in by_shard) for p in range(num_parts)])
-
-
-def _settle_partition(shared: Any, *sent: Any) -> Any:
-    work, _, ends = shared
+def _settle_partition(shared: Any, *sent: Any) -> tuple[Any, ...]:
+    work, _, ends, halt = shared
+    halt.check()
     drops = work.settle(work.merge(sent))
     chunk_M = np.searchsorted(ends, drops.shard_M)
-    return _one_or_many([drops.take(chunk_M == number) for number in range(len(ends))])
+    return None, *(drops.take(chunk_M == number) for number in range(len(ends)))
 
 
 def _commit_chunk(chunk: list[ShardRef], shared: Any, *drops: Any) -> dict[str, int]:
-    work = shared[0]
-    return merge_counts(work.commit(shard, drops) for shard in chunk)
+    work, _, _, halt = shared
+    return merge_counts(work.commit(shard, drops) for shard in _unless(halt, chunk))
+
+
+def _unless(halt: Halt, chunk: list[ShardRef]) -> Iterator[ShardRef]:
+    """The shards of a chunk, until the pass fails."""
+    for shard in chunk:
+        halt.check()
+        yield shard
