@@ -197,6 +197,40 @@ ROWS: dict[str, tuple[str, dict[str, Any], list[dict[str, str]], float | None]] 
         PLAIN,
         3.5,
     ),
+    "distilabel, several generations": (
+        "scored",
+        {"instruction": ASK, "generations": [BAD, GOOD], "ratings": [2, 5], "rationales": ["r", "s"]},
+        PLAIN,
+        3.0,
+    ),
+    "RewardBench 2": (
+        "sorted",
+        {"id": "0", "prompt": ASK, "chosen": [GOOD], "rejected": [BAD, "None."], "num_correct": 1, "subset": "Math"},
+        PLAIN,
+        None,
+    ),
+    "Arena, 55k": (
+        "arena_turns",
+        {
+            "id": 1,
+            "model_a": "a",
+            "model_b": "b",
+            "prompt": json.dumps(["Hi", ASK]),
+            "response_a": json.dumps(["Hello.", BAD]),
+            "response_b": json.dumps(["Hello.", GOOD]),
+            "winner_model_a": 0,
+            "winner_model_b": 1,
+            "winner_tie": 0,
+        },
+        turns("Hi", "Hello.", ASK),
+        None,
+    ),
+    "JudgeBench": (
+        "judgebench",
+        {"pair_id": "x", "question": ASK, "response_A": BAD, "response_B": GOOD, "label": "B>A", "source": "s"},
+        PLAIN,
+        None,
+    ),
     "Tulu": (
         "messages_implicit",
         {

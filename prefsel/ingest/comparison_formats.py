@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from prefsel.config import FieldMap, FormatOptions, Verdict
 from prefsel.ingest.example import Example, Format
+from prefsel.ingest.fields import parsed_number
 from prefsel.ingest.mapping import mapped, read
+from prefsel.ingest.row_error import RowError, wrong_type
 
 _TIES: list[Any] = ["tie", "tie (bothbad)", "bothbad", "both_bad", "both bad", "both_good", "both good"]
 _ARENA = Verdict(field="winner", first=["model_a"], second=["model_b"], tie=_TIES)
@@ -16,6 +19,8 @@ _SAFER = Verdict(field="safer_response_id", first=[0], second=[1], aspect="safer
 
 _BATTLE = ("conversation_a", "conversation_b", "winner")
 _BATTLES = FieldMap(responses=["conversation_a", "conversation_b"], preference=_ARENA)
+_SAID = ("response_a", "response_b")
+_WON = ("winner_model_a", "winner_model_b", "winner_tie")
 
 
 def _adapt_arena(value: Mapping[str, Any], options: FormatOptions) -> Example:
@@ -33,6 +38,44 @@ def _until(conversation: list[Any], turn: int) -> list[Any]:
         number for number, one in enumerate(conversation) if isinstance(one, Mapping) and one.get("role") == "user"
     ]
     return conversation[: starts[turn]] if 0 < turn < len(starts) else conversation
+
+
+def _adapt_arena_turns(value: Mapping[str, Any], options: FormatOptions) -> Example:
+    """`prompt`, `response_a` and `response_b` as lists of texts, one per turn, or as their JSON; the winner as three
+    fields of 1 and 0 (lmsys, arena of 55k)."""
+    prompts = _turns(value.get("prompt"), "prompt")
+    battle = {key: found for key, found in {**value}.items() if key not in ("prompt", *_SAID, *_WON)}
+    for said, name in zip(_SAID, _BATTLE):
+        answers = _turns(value.get(said), said)
+        if len(answers) != len(prompts):
+            raise RowError("wrong_type", f"{said}: got {len(answers)} turns; the prompt has {len(prompts)}")
+        turns = zip(("user", "assistant") * len(prompts), (text for both in zip(prompts, answers) for text in both))
+        battle[name] = [{"role": role, "content": text} for role, text in turns]
+    won = [field for field in _WON if parsed_number(value.get(field)) == 1]
+    if len(won) != 1:
+        raise RowError("wrong_type", f"{', '.join(_WON)}: {len(won)} of them are 1; valid: one")
+    battle["winner"] = won[0].removeprefix("winner_")
+    return read(battle, options, fields=_BATTLES)
+
+
+def _turns(found: Any, name: str) -> list[Any]:
+    """The turns of one speaker: a list, its JSON text, or one text.
+
+    Raises:
+        RowError: It is neither text nor list, or there is none.
+    """
+    try:
+        held = json.loads(found) if isinstance(found, str) and found.lstrip().startswith("[") else found
+    except ValueError:
+        held = found
+    turns = [held] if isinstance(held, str) else held
+    if not isinstance(turns, list) or not turns:
+        raise wrong_type(name, found, "texts, one per turn")
+    return turns
+
+
+def _is_arena_turns(value: Mapping[str, Any]) -> bool:
+    return all(value.get(name) is not None for name in ("prompt", *_SAID, *_WON[:2]))
 
 
 def _is_arena(value: Mapping[str, Any]) -> bool:
@@ -78,6 +121,17 @@ FORMATS = (
     ),
     # lmsys/chatbot_arena_conversations
     Format("arena", _adapt_arena, _is_arena, _BATTLE),
+    # lmarena-ai/arena-human-preference-55k
+    Format("arena_turns", _adapt_arena_turns, _is_arena_turns, ("prompt", *_SAID, *_WON)),
+    # ScalerLab/JudgeBench
+    mapped(
+        "judgebench",
+        FieldMap(
+            prompt="question",
+            responses=["response_A", "response_B"],
+            preference=Verdict(field="label", first=["A>B"], second=["B>A"], tie=["A=B"]),
+        ),
+    ),
     # openai/webgpt_comparisons
     mapped(
         "webgpt",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ from prefsel.ingest.columnar import row_of
 from prefsel.ingest.compression import BrokenStream
 from prefsel.ingest.rows import BadRow, RawRow
 
+DELIMITERS = (",", "\t", ";")
+"""What stands between cells; spreadsheets write the last where a comma is the decimal mark."""
+
 
 def read_delimited(stream: Any, *, max_row_bytes: int, delimiter: str) -> Iterator[RawRow | BadRow]:
     """The rows of a table of text; an empty cell is null, a row of another width than the header is refused.
@@ -19,16 +23,24 @@ def read_delimited(stream: Any, *, max_row_bytes: int, delimiter: str) -> Iterat
     Args:
         stream: A binary file, read front to back.
         max_row_bytes: A row that is longer as JSON, and a cell that is longer alone, become `row_too_large`.
-        delimiter: What stands between two cells.
+        delimiter: What stands between two cells; another of `DELIMITERS` where the header holds that one alone.
 
     Raises:
-        UserError: Two columns have one name.
+        UserError: Two columns have one name, or a name begins with a space.
     """
     csv.field_size_limit(max_row_bytes)
     # Bytes that are no UTF-8 become lone surrogates, which the row is then refused for.
     lines = io.TextIOWrapper(io.BufferedReader(_Readable(stream)), "utf-8-sig", errors="surrogateescape", newline="")
-    table = csv.reader(lines, delimiter=delimiter, strict=True)
+    first = lines.readline(max_row_bytes)
+    if delimiter not in first:
+        delimiter = next((mark for mark in DELIMITERS if mark in first), delimiter)
+    table = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
     header = next(table, [])
+    if spaced := next((name for name in header if name != name.strip()), None):
+        raise UserError(
+            f"source: a column of the table is called {spaced!r}, with a space around it; quotes after a space do not "
+            "count in CSV, so write the table without spaces beside its commas"
+        )
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise UserError(f"source: two columns of the table are called {twice!r}; rename one")

@@ -89,9 +89,14 @@ def field(value: Mapping[str, Any], *names: str) -> Any:
     Raises:
         RowError: none is (`missing_field`).
     """
+    return value[field_name(value, *names)]
+
+
+def field_name(value: Mapping[str, Any], *names: str) -> str:
+    """Which of the fields `names` is the first that is there and not null; errors as `field`."""
     for name in names:
         if value.get(name) is not None:
-            return value[name]
+            return name
     raise missing(value, " or ".join(names))
 
 

@@ -87,6 +87,6 @@ class FieldUse:
 
 
 def _is_of(field: str, rating: str) -> bool:
-    """Whether a field is one side's number of a rating, as `mapping.pair_ratings` names them."""
+    """Whether a field is one side's number of a rating, as `ratings.pair_ratings` names them."""
     joined = {f"{a}{mark}{b}" for side in SIDES for mark in "_-" for a, b in ((rating, side), (side, rating))}
     return field in joined

@@ -14,10 +14,13 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
+from prefsel.ingest.row_error import missing
+
 _STEP = re.compile(r"([^.\[\]]+)|\[(-?\d*)\]")
 
 
-NOTHING = frozenset({"", "[]", "{}", "null"})
+NOTHING = frozenset({"", "[]", "{}", "null", "None", "nan", "NaN", "<NA>"})
+"""Texts that tables write for nothing."""
 
 
 def lookup(value: Any, path: str) -> Any:
@@ -28,6 +31,18 @@ def lookup(value: Any, path: str) -> Any:
     if isinstance(value, Mapping) and path in value:
         return value[path]
     return _walk(value, _steps(path))
+
+
+def required(value: Mapping[str, Any], path: str) -> Any:
+    """What lies at a path.
+
+    Raises:
+        RowError: Nothing does.
+    """
+    found = lookup(value, path)
+    if found is None:
+        raise missing(value, path)
+    return found
 
 
 def top_field(path: str) -> str:

@@ -13,9 +13,10 @@ from prefsel.config import FieldMap, FormatOptions
 from prefsel.errors import UserError
 from prefsel.ingest.example import Adapter, Completion, Example, Format, Preference, prompt_of
 from prefsel.ingest.fields import is_empty, lookup, top_field
-from prefsel.ingest.mapping import PROMPTS, read, with_surroundings
+from prefsel.ingest.mapping import read
 from prefsel.ingest.messages import Messages
 from prefsel.ingest.row_error import RowError, missing
+from prefsel.ingest.surroundings import PROMPTS, with_surroundings
 from prefsel.plugins.registry import Registry
 
 __all__ = [
@@ -59,10 +60,23 @@ def detect(value: Mapping[str, Any]) -> str:
         if isinstance(one, Format) and one.matches(value):
             return name
     fields = ", ".join(f"{key} ({type(found).__name__})" for key, found in value.items()) or "none"
+    holder = next((key for key, found in value.items() if _are_rows(found)), None)
+    if holder is not None:
+        raise UserError(
+            f"format: cannot tell from the fields {fields}. The rows seem to stand inside of {holder!r}; make them the "
+            f"rows of the file, for example with jq -c '.{holder}[]'"
+        )
     raise UserError(
         f"format: cannot tell from the fields {fields}.{_nearest(value)} Name one of {', '.join(FORMATS)}; or say "
         f"which field is what, such as\n  map: {_first_map(value)}"
     )
+
+
+def _are_rows(found: object) -> bool:
+    """Whether a field holds what could be the rows of a file."""
+    if not isinstance(found, list) or not found or not isinstance(found[0], Mapping):
+        return False
+    return any(isinstance(one, Format) and one.matches(found[0]) for one in FORMATS.builtin.values())
 
 
 def mixed(name: str) -> Adapter:

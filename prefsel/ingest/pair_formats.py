@@ -8,9 +8,10 @@ from typing import Any
 from prefsel.config import FieldMap, FormatOptions
 from prefsel.ingest.example import Example, Format
 from prefsel.ingest.fields import is_empty
-from prefsel.ingest.mapping import PROMPTS, mapped, pair
+from prefsel.ingest.mapping import mapped, pair
 from prefsel.ingest.messages import TRANSCRIPT_TURN, held_messages, transcript_of
 from prefsel.ingest.row_error import RowError, wrong_type
+from prefsel.ingest.surroundings import PROMPTS
 
 _SIDES = ("chosen", "rejected")
 _LABELLED = FieldMap(prompt="prompt", chosen="chosen", rejected="rejected")

@@ -18,15 +18,21 @@ from prefsel.ingest.example import (
     difference,
     distinct,
     field,
+    field_name,
     list_field,
     mine,
     number,
     prompt_of,
 )
 from prefsel.ingest.fields import parsed_number
-from prefsel.ingest.mapping import with_surroundings
+from prefsel.ingest.messages import Messages
 from prefsel.ingest.row_error import RowError, wrong_type
+from prefsel.ingest.surroundings import PROMPTS, with_surroundings
 
+ANSWERS = ("completions", "responses", "generations")
+"""What fields call the answers to one prompt."""
+REWARDS = ("rewards", "scores", "ratings", "rating")
+"""What fields call their numbers."""
 FINE_GRAINED, SCORE = "fine_grained", "score"
 
 OVERALL_MAX = 10.0
@@ -42,8 +48,7 @@ def _adapt_ultrafeedback(value: Mapping[str, Any], options: FormatOptions) -> Ex
     A rating that is missing, "N/A" or not a number is absent: no pair comes from it. All ratings stay with the
     completion. The labels `overall` and `mean` belong to no aspect.
     """
-    prompt = prompt_of(field(value, "instruction", "prompt"), "instruction")
-    prompt = with_surroundings(value, prompt, options, used=("instruction", "prompt"))
+    prompt = _prompt(value, options, "instruction", "prompt")
     rows = list_field(value, "completions")
     aspects = [_aspects(row, f"completions[{k}]") for k, row in enumerate(rows)]
     kept, _ = distinct(
@@ -62,8 +67,7 @@ def _adapt_ranked(value: Mapping[str, Any], options: FormatOptions) -> Example:
 
     1: the first is better, 2: the second is, 0: a tie. Two completions of the same text are a tie whatever the label.
     """
-    prompt = prompt_of(field(value, "question", "prompt"), "question or prompt")
-    prompt = with_surroundings(value, prompt, options, used=("question", "prompt"))
+    prompt = _prompt(value, options, "question", "prompt")
     kept, index = distinct(_completions(value))
     labels = list_field(value, "preference")
     duels = list(combinations(index, 2))
@@ -83,15 +87,14 @@ def _adapt_ranked(value: Mapping[str, Any], options: FormatOptions) -> Example:
 
 
 def _adapt_scored(value: Mapping[str, Any], options: FormatOptions) -> Example:
-    """`prompt` (or `question`, `instruction`), K `completions` (or `responses`), K numbers in `rewards` (or `scores`).
+    """A prompt, K answers under one of `ANSWERS`, and K numbers under one of `REWARDS`.
 
     A null reward is absent. With `pairs: best_worst` the first highest is chosen over the first lowest; with `all`
     every two completions of different reward are a pair. The rewards stay with the completions as rating `score`.
     """
-    prompt = prompt_of(field(value, "prompt", "question", "instruction"), "prompt")
-    prompt = with_surroundings(value, prompt, options, used=("prompt", "question", "instruction"))
+    prompt = _prompt(value, options, *PROMPTS, "input")
     completions = _completions(value)
-    rewards = list_field(value, "rewards", "scores")
+    rewards = list_field(value, *REWARDS)
     if len(rewards) != len(completions):
         raise RowError("wrong_type", f"rewards: got {len(rewards)} numbers for {len(completions)} completions")
     kept, _ = distinct(
@@ -117,8 +120,32 @@ def _reward(found: object, name: str) -> float | None:
     return _rating(found, name)
 
 
+def _adapt_sorted(value: Mapping[str, Any], options: FormatOptions) -> Example:
+    """`chosen` and `rejected` as lists of the right and the wrong answers to one prompt.
+
+    Every right one is preferred to every wrong one, or with `pairs: best_worst` the first to the first.
+    """
+    prompt = _prompt(value, options, *PROMPTS)
+    found = [field(value, name) for name in ("chosen", "rejected")]
+    good, bad = (one if isinstance(one, list) else [one] for one in found)
+    kept, index = distinct([Completion(completion_of(one, "chosen or rejected"), {}) for one in (*good, *bad)])
+    first, second = (list(dict.fromkeys(part)) for part in (index[: len(good)], index[len(good) :]))
+    if both := set(first) & set(second):
+        text = kept[min(both)].messages[0]["content"]
+        raise RowError("identical_completions", f"chosen and rejected: both hold the answer {text!r:.60}")
+    if options.pairs == "best_worst":
+        first, second = first[:1], second[:1]
+    return Example(prompt, kept, [Preference(a, b, None, None) for a in first for b in second])
+
+
+def _prompt(value: Mapping[str, Any], options: FormatOptions, *names: str) -> Messages:
+    """The first of the fields `names`, with what stands beside it."""
+    name = field_name(value, *names)
+    return with_surroundings(value, prompt_of(value[name], name), options, used=(name,))
+
+
 def _completions(value: Mapping[str, Any]) -> list[Completion]:
-    rows = list_field(value, "completions", "responses")
+    rows = list_field(value, *ANSWERS)
     return [Completion(completion_of(row, f"completions[{k}]"), {}) for k, row in enumerate(rows)]
 
 
@@ -162,7 +189,7 @@ def _rating(found: object, name: str) -> float | None:
 
 
 def _several(value: Mapping[str, Any]) -> list[Any]:
-    found = value.get("completions") or value.get("responses")
+    found: Any = next((value[name] for name in ANSWERS if value.get(name)), None)
     return found if isinstance(found, list) else []
 
 
@@ -171,8 +198,15 @@ def _is_ranked(value: Mapping[str, Any]) -> bool:
 
 
 def _is_scored(value: Mapping[str, Any]) -> bool:
-    has_scores = isinstance(value.get("rewards"), list) or isinstance(value.get("scores"), list)
-    return bool(_several(value)) and has_scores
+    return bool(_several(value)) and any(isinstance(value.get(name), list) for name in REWARDS)
+
+
+def _is_sorted(value: Mapping[str, Any]) -> bool:
+    """Whether a side is a list of texts, and the other one too, or a text."""
+    sides = [value.get(name) for name in ("chosen", "rejected")]
+    lists = [one for one in sides if isinstance(one, list)]
+    are_texts = all(isinstance(text, str) for one in lists for text in one)
+    return bool(lists) and are_texts and all(isinstance(one, str | list) and one for one in sides)
 
 
 def _is_annotated(value: Mapping[str, Any]) -> bool:
@@ -186,5 +220,6 @@ FORMATS = (
     Format("ranked", _adapt_ranked, _is_ranked),
     Format("scored", _adapt_scored, _is_scored),
     Format("ultrafeedback", _adapt_ultrafeedback, _is_annotated),
+    Format("sorted", _adapt_sorted, _is_sorted, ("prompt", "chosen", "rejected")),
 )
 """In the order in which they are tried."""

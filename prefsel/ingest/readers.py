@@ -30,7 +30,7 @@ HEAD_BYTES = 1 << 16
 _PARQUET, _ARROW_FILE, _ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 _OTHERS = {b"PK\x03\x04": "a ZIP archive", b"SQLite format 3": "an SQLite file", b"\x89HDF": "an HDF5 file"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bz2"}
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
+TABLES = {".csv": ",", ".tsv": "\t"}
 
 
 def read_rows(uri: str, *, max_row_bytes: int, filesystem: pafs.FileSystem | None = None) -> Iterator[RawRow | BadRow]:
@@ -118,7 +118,7 @@ def _cut_before_it_began(uri: str, head: bytes) -> str | None:
 
 def _by_content(stream: Unread, head: bytes, uri: str, max_row_bytes: int, *, broken: str) -> Iterator[RawRow | BadRow]:
     text = head.removeprefix(BYTE_ORDER_MARK).lstrip()
-    delimiter = next((mark for ending, mark in DELIMITERS.items() if plain_name(uri).endswith(ending)), None)
+    delimiter = next((mark for ending, mark in TABLES.items() if plain_name(uri).endswith(ending)), None)
     is_array, is_indented = text.startswith(b"[") and not _are_lines(text), re.match(rb"\{\s*\n", text) is not None
     if (is_array or is_indented) and head.startswith(BYTE_ORDER_MARK):
         stream.read(len(BYTE_ORDER_MARK))

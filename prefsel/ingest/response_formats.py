@@ -8,11 +8,11 @@ from typing import Any
 
 from prefsel.config import FormatOptions
 from prefsel.ingest.aspects import by_aspects
-from prefsel.ingest.example import Completion, Example, Format, Preference, completion_of, difference, field
+from prefsel.ingest.example import Completion, Example, Format, Preference, completion_of, difference, field, field_name
 from prefsel.ingest.fields import is_empty, parsed_number
-from prefsel.ingest.mapping import with_surroundings
 from prefsel.ingest.messages import Messages, messages_of, prompt_transcript
 from prefsel.ingest.row_error import RowError
+from prefsel.ingest.surroundings import with_surroundings
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 ATTRIBUTE_MAX = 4.0
@@ -67,10 +67,10 @@ def _pair_up_labels(
 
 
 def _one(value: Mapping[str, Any], options: FormatOptions, side: str, ratings: dict[str, float]) -> Example:
-    found = field(value, "prompt", "instruction")
-    turns = prompt_transcript(found) if isinstance(found, str) else None
-    prompt = turns or messages_of(found, "prompt", role="user")
-    prompt = with_surroundings(value, prompt, options, used=("prompt", "instruction"))
+    name = field_name(value, "prompt", "instruction")
+    turns = prompt_transcript(value[name]) if isinstance(value[name], str) else None
+    prompt = turns or messages_of(value[name], name, role="user")
+    prompt = with_surroundings(value, prompt, options, used=(name,))
     return Example(prompt, [Completion(completion_of(field(value, side), side), ratings)], [])
 
 

@@ -19,9 +19,9 @@ from prefsel.ingest.example import (
     mine,
 )
 from prefsel.ingest.fields import is_empty, parsed_number
-from prefsel.ingest.mapping import with_surroundings
 from prefsel.ingest.messages import Message, Messages, require_text
 from prefsel.ingest.row_error import RowError, wrong_type
+from prefsel.ingest.surroundings import with_surroundings
 
 _TREE_ROLES = {"prompter": "user", "assistant": "assistant"}
 

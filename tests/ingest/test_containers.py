@@ -66,6 +66,8 @@ SHAPES: dict[str, bytes] = {
     "array-after-a-mark.json": b"\xef\xbb\xbf \n" + json.dumps(ROWS).encode(),
     "table.csv": table(ROWS, ","),
     "table.tsv": table(ROWS, "\t"),
+    "semicolons.csv": table(ROWS, ";"),
+    "tabs.csv": table(ROWS, "\t"),
     "marked.csv": b"\xef\xbb\xbf" + table(ROWS, ","),
     # Names that lie, or say nothing.
     "parquet.jsonl": parquet(ROWS),
@@ -220,5 +222,7 @@ def test_any_array_in_any_chunks(rows: list[dict[str, Any]], size: int) -> None:
 def test_tables_that_cannot_be_right_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="two columns of the table are called 'chosen'"):
         read(tmp_path, "a.csv", b"prompt,chosen,rejected,chosen\np,c,r,c\n")
+    with pytest.raises(UserError, match="called ' chosen', with a space around it"):
+        read(tmp_path, "c.csv", b'prompt, chosen, rejected\n"p", "c, and more", "r"\n')
     with pytest.raises(UserError, match="is UTF-16; convert it to UTF-8"):
         read(tmp_path, "b.csv", "prompt,chosen\na,b\n".encode("utf-16"))

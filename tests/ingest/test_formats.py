@@ -306,3 +306,10 @@ def test_the_prompt_of_rows_that_hold_no_preference(value):
 def test_a_row_without_a_prompt():
     with pytest.raises(RowError, match="missing_field"):
         prompt_adapter(None)({"text": "a"}, OPTIONS)
+
+
+def test_rows_inside_of_one_field_are_pointed_at() -> None:
+    with pytest.raises(UserError, match=r"seem to stand inside of 'data'; .* jq -c '\.data\[\]'"):
+        detect({"version": "1", "data": [STRINGS, STRINGS]})
+    with pytest.raises(UserError, match="say which field is what"):
+        detect({"turns": [{"speaker": "a"}]})

@@ -2,13 +2,14 @@
 
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prefsel.config import FormatOptions
-from prefsel.ingest.formats import FORMATS, RowError
+from prefsel.ingest.formats import FORMATS, RowError, detect
 from prefsel.ingest.identity import prompt_id
 from prefsel.reasons import QUARANTINE
 
@@ -266,3 +267,41 @@ def test_relabelling_keeps_the_pairs_of_the_aspect_and_turns_them():
     assert set(turned) == {pair for pair in own if len({means[k] for k in pair}) == 2}
     assert all(chosen == max(pair, key=lambda k: means[k]) for pair, chosen in turned.items())
     assert set(whole) > set(turned)
+
+
+def test_sorted_answers_are_all_compared_with_each_other() -> None:
+    row = {"prompt": "Why?", "chosen": ["a", "b", "a"], "rejected": ["c", "d"]}
+    assert detect(row) == "sorted"
+    found = FORMATS["sorted"](row, FormatOptions(pairs="all"))
+    texts = [one.messages[0]["content"] for one in found.completions]
+    pairs = [(texts[one.chosen], texts[one.rejected]) for one in found.preferences]
+    assert pairs == [("a", "c"), ("a", "d"), ("b", "c"), ("b", "d")]
+    with pytest.raises(RowError, match="both hold the answer 'b'"):
+        FORMATS["sorted"]({"prompt": "Why?", "chosen": "b", "rejected": ["c", "b"]}, FormatOptions())
+
+
+def test_turns_of_an_arena_need_an_answer_each_and_one_outcome() -> None:
+    row = {"prompt": ["Q", "R"], "response_a": ["x", "y"], "response_b": ["x", "z"]}
+    won = {"winner_model_a": "0", "winner_model_b": "0", "winner_tie": "1"}
+    adapt = FORMATS["arena_turns"]
+    assert adapt(row | won, FormatOptions()).ties == 1
+    with pytest.raises(RowError, match="response_b: got 1 turns; the prompt has 2"):
+        adapt(row | won | {"response_b": "z"}, FormatOptions())
+    with pytest.raises(RowError, match="2 of them are 1"):
+        adapt(row | won | {"winner_model_a": 1}, FormatOptions())
+    with pytest.raises(RowError, match="absent or null"):
+        adapt(row | won | {"response_b": ["x", None]}, FormatOptions())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Why?", "instruction": "What?", "completions": ["a", "b"], "rewards": [1, 2]},
+        {"prompt": "Why?", "question": "What?", "completions": ["a", "b"], "preference": [1]},
+        {"prompt": "Why?", "instruction": "What?", "completion": "a", "label": True},
+    ],
+)
+def test_a_second_prompt_is_never_left_out(row: dict[str, Any]) -> None:
+    with pytest.raises(RowError) as caught:
+        FORMATS[detect(row)](row, FormatOptions())
+    assert caught.value.reason == "unread_field"
