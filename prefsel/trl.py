@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from prefsel.errors import UserError
-from prefsel.models.chat import Encoder, Truncation, as_they_came
+from prefsel.models.chat import Encoder, Truncation
+from prefsel.models.writer import as_they_came
 from prefsel.pairs.trainers import CannotHold, with_tools
 from prefsel.schema import REST
 

@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.ingest.identity import completion_id, prompt_id
 from prefsel.models.attention import IMPLEMENTATION
-from prefsel.models.chat import EncodedGroup, Encoder, Messages, Truncation
+from prefsel.models.chat import EncodedGroup, Encoder, Truncation
 from prefsel.models.head import head_logps
 from prefsel.models.layout import Kernel, attention_area, build_layout
 from prefsel.models.loading import check_vocabulary, supports_packing, unwrapped
 from prefsel.models.neighbours import padding_matters
 from prefsel.models.packing import PackedBatch, pack
 from prefsel.models.padded import PaddedBatch, pad, padded_logps
+from prefsel.models.writer import Messages
 from prefsel.pairs.arrow import as_rows
 
 logger = logging.getLogger(__name__)

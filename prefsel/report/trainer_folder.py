@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefsel.errors import UserError, invalid
-from prefsel.models.chat import as_they_came
+from prefsel.models.writer import as_they_came
 from prefsel.pairs.card import folder_page
 from prefsel.pairs.trainers import FILE, TRAINERS, CannotHold, Trainer, dataset_info
 from prefsel.report.opened import Workspace

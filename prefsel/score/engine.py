@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from prefsel.errors import PrefselError
-from prefsel.models.chat import EncodedGroup, named
+from prefsel.models.chat import EncodedGroup
 from prefsel.models.loading import model_shape
 from prefsel.models.logps import Route, model_device, num_tokens
 from prefsel.models.packing import PackedBatch, flops_min
 from prefsel.models.padded import PaddedBatch
+from prefsel.models.writer import named
 from prefsel.score.contract import ScoredShard, TemplateUse
 from prefsel.score.probes import calibrate_budget
 from prefsel.score.windows import AnyEncoder, Rows, Window, Windows

@@ -13,9 +13,10 @@ from prefsel.config import Config, Ingest, Source
 from prefsel.errors import PrefselError, UserError
 from prefsel.ingest.readers import list_files, read_rows
 from prefsel.ingest.windows import ingest_windows
-from prefsel.models.chat import EncodedGroup, Encoder, Messages
+from prefsel.models.chat import EncodedGroup, Encoder
 from prefsel.models.logps import Route, logps_route
 from prefsel.models.reward import reward_route
+from prefsel.models.writer import Messages
 from prefsel.score.engine import Key
 from prefsel.workspace.storage import redact
 
