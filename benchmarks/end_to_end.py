@@ -31,8 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from prefsel.metrics import score_table
+from prefsel.models.architecture import model_shape
 from prefsel.models.chat import EncodedGroup
-from prefsel.models.loading import model_shape
 from prefsel.models.packing import flops_min
 from prefsel.models.reward import reward_route
 from prefsel.select import select_table

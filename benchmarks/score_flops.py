@@ -15,7 +15,7 @@ import torch
 from score_throughput import DEFAULT_BATCH, SIZES, Case, cases, check, flops_trl, our_side, shrink, trl_side
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from prefsel.models.loading import model_shape
+from prefsel.models.architecture import model_shape
 from prefsel.models.packing import flops_min
 
 

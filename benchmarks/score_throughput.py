@@ -33,8 +33,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from prefsel.config import FormatOptions
 from prefsel.ingest.readers import read_rows
 from prefsel.ingest.windows import ingest_windows
+from prefsel.models.architecture import model_shape
 from prefsel.models.chat import EncodedGroup, Encoder
-from prefsel.models.loading import model_shape
 from prefsel.models.logps import Route, logps_route, model_device
 from prefsel.models.packing import ModelShape, flops_min
 from prefsel.score.probes import calibrate_budget

@@ -28,8 +28,8 @@ import torch
 from score_throughput import SIZES, Case, cases, flops_trl, ordinary, packed_pass, shrink
 from torch.utils.flop_counter import FlopCounterMode
 
+from prefsel.models.architecture import model_shape
 from prefsel.models.chat import EncodedGroup
-from prefsel.models.loading import model_shape
 from prefsel.models.logps import logps_route
 from prefsel.models.packing import flops_min
 from prefsel.train.batch import run_batch

@@ -2,7 +2,7 @@
 
     chat → tokens    packing → rows    attention, logps, reward → numbers    padded: the path of every other model
     tangent → directions of weights    directional → derivatives of log-probs along them
-    loading: models, tokenizers, identities
+    directory: files and identities    declared: configurations    loading: models and tokenizers
 
 Public are `score_groups` and `directional_logps`; they are imported when they are asked for, because torch takes
 seconds.

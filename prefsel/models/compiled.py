@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
+from prefsel.models.architecture import unwrapped
 from prefsel.models.attention import IMPLEMENTATION, prompt_tree_attention
-from prefsel.models.loading import unwrapped
 
 
 def compile_layers(model: nn.Module) -> int:

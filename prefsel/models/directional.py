@@ -23,9 +23,10 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prefsel.errors import UserError, invalid
+from prefsel.models.architecture import unwrapped
 from prefsel.models.chat import Encoder, Truncation
 from prefsel.models.head import chunk_rows
-from prefsel.models.loading import check_vocabulary, unwrapped
+from prefsel.models.loading import check_vocabulary
 from prefsel.models.logps import Route, logps_route, packed_hidden, packed_logps, routed
 from prefsel.models.packing import PackedBatch
 from prefsel.models.padded import PaddedBatch, padded_logps

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from prefsel.models.loading import unwrapped
+from prefsel.models.architecture import unwrapped
 
 LOGITS_BYTES = 400_000_000
 """Most memory for logits, with what is computed from them in fp32."""

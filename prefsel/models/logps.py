@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.ingest.identity import completion_id, prompt_id
+from prefsel.models.architecture import supports_packing, unwrapped
 from prefsel.models.attention import IMPLEMENTATION
 from prefsel.models.chat import EncodedGroup, Encoder, Truncation
 from prefsel.models.head import head_logps
 from prefsel.models.layout import Kernel, attention_area, build_layout
-from prefsel.models.loading import check_vocabulary, supports_packing, unwrapped
+from prefsel.models.loading import check_vocabulary
 from prefsel.models.neighbours import padding_matters
 from prefsel.models.packing import PackedBatch, pack
 from prefsel.models.padded import PaddedBatch, pad, padded_logps

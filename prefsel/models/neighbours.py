@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from prefsel.errors import UserError
+from prefsel.models.architecture import unwrapped
 from prefsel.models.chat import EncodedGroup
-from prefsel.models.loading import unwrapped
 from prefsel.models.padded import PaddedBatch, pad
 from prefsel.models.rotary import length_ropes, length_rotaries
 

@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from prefsel.models.architecture import supports_packing
 from prefsel.models.chat import EncodedGroup
-from prefsel.models.loading import supports_packing
 from prefsel.models.logps import model_device, packed_logps
 from prefsel.models.neighbours import require_padding
 from prefsel.models.packing import PackedBatch, pack

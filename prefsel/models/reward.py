@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from prefsel.errors import UserError
+from prefsel.models.architecture import supports_packing, unwrapped
 from prefsel.models.layout import Kernel
-from prefsel.models.loading import supports_packing, unwrapped
 from prefsel.models.logps import Route, packed_hidden
 from prefsel.models.neighbours import padding_matters
 from prefsel.models.packing import PackedBatch, pack

@@ -143,7 +143,9 @@ def _check_models(plan: Plan) -> None:
     for spec in plan.config.models:
         if isinstance(spec, PretrainedModel):
             from prefsel.models.chat import Encoder
-            from prefsel.models.loading import check_directory, check_vocabulary, load_tokenizer, vocabulary_size
+            from prefsel.models.declared import vocabulary_size
+            from prefsel.models.directory import check_directory
+            from prefsel.models.loading import check_vocabulary, load_tokenizer
 
             check_directory(spec.path, spec.revision)
             more: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}

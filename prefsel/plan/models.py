@@ -100,7 +100,7 @@ def _made(plan: Plan, node: Node, settings: dict[str, Any]) -> ModelRef:
 
 
 def _pretrained(spec: Any, settings: dict[str, Any]) -> ModelRef:
-    from prefsel.models.loading import model_identity, pinned_revision
+    from prefsel.models.directory import model_identity, pinned_revision
 
     identity = model_identity(spec.path, revision=spec.revision)
     is_local = Path(spec.path).is_dir()
@@ -130,7 +130,9 @@ def scoring_settings(plan: Plan, name: str) -> dict[str, Any]:
     if os.path.isfile(spec.template):  # its text decides, and workers have other working directories
         settings["template"] = Path(spec.template).read_text(encoding="utf-8")
     if not spec.is_made_here:
-        from prefsel.models.loading import context_length, max_positions, padded_version_of, pinned_revision
+        from prefsel.models.declared import max_positions, padded_version_of
+        from prefsel.models.directory import pinned_revision
+        from prefsel.models.loading import context_length
 
         revision = pinned_revision(spec.path, spec.revision)
         declared = max_positions(spec.path, revision, spec.trust_remote_code)
@@ -150,7 +152,7 @@ def head_names(plan: Plan, name: str) -> list[str]:
     """Names of a reward model's outputs."""
     spec = model_spec(plan, name)
     if not spec.is_made_here:
-        from prefsel.models import loading
+        from prefsel.models import declared
 
-        return loading.head_names(spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+        return declared.head_names(spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     return getattr(spec, "heads", []) or [name]

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from prefsel.errors import PrefselError
+from prefsel.models.architecture import model_shape
 from prefsel.models.chat import EncodedGroup
-from prefsel.models.loading import model_shape
 from prefsel.models.logps import Route, model_device, num_tokens
 from prefsel.models.packing import PackedBatch, flops_min
 from prefsel.models.padded import PaddedBatch

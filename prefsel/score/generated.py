@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 from prefsel.errors import invalid
 from prefsel.generate.sample import sample
 from prefsel.ingest.identity import completion_id
+from prefsel.models.architecture import model_shape
 from prefsel.models.chat import Encoder
-from prefsel.models.loading import check_vocabulary, load_causal, load_tokenizer, model_shape
+from prefsel.models.loading import check_vocabulary, load_causal, load_tokenizer
 from prefsel.score.contract import ScoredShard
 from prefsel.score.scorers import RewardModelScorer, default_device
 

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from prefsel.errors import IntegrityError, PrefselError, UserError, invalid
+from prefsel.models.architecture import model_shape
 from prefsel.models.chat import EncodedGroup, Encoder, Truncation
 from prefsel.models.directional import (
     column,
@@ -34,7 +35,7 @@ from prefsel.models.directional import (
     finite_difference_route,
     largest_error,
 )
-from prefsel.models.loading import check_vocabulary, context_length, load_causal, load_tokenizer, model_shape
+from prefsel.models.loading import check_vocabulary, context_length, load_causal, load_tokenizer
 from prefsel.models.logps import logps_route, model_device
 from prefsel.models.packing import flops_min
 from prefsel.models.pair_features import PairFeatures

@@ -17,7 +17,8 @@ import pyarrow as pa
 import torch
 from transformers import AutoModelForCausalLM
 
-from prefsel.models.loading import DTYPES, declared_config
+from prefsel.models.declared import declared_config
+from prefsel.models.loading import DTYPES
 from prefsel.score.contract import ScoredShard
 from prefsel.score.engine import Engine, EngineResult
 from prefsel.score.scorers import CausalLogpsScorer

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from prefsel.config import Tangent
 from prefsel.errors import UserError, invalid
+from prefsel.models.architecture import model_shape
 from prefsel.models.chat import Encoder
-from prefsel.models.loading import check_vocabulary, context_length, load_causal, load_tokenizer, model_shape
+from prefsel.models.loading import check_vocabulary, context_length, load_causal, load_tokenizer
 from prefsel.models.packing import flops_min
 from prefsel.models.tangent import fisher_diagonal, precondition, save_tangent, validation_gradient
 from prefsel.train.data import TrainingPairs, encode_pairs

@@ -10,8 +10,9 @@ import torch
 
 from prefsel.config import Config
 from prefsel.errors import PrefselError, UserError, invalid
+from prefsel.models.architecture import unwrapped
 from prefsel.models.chat import EncodedGroup, Encoder, Unconditional
-from prefsel.models.loading import load_causal, load_reward, load_tokenizer, unwrapped
+from prefsel.models.loading import load_causal, load_reward, load_tokenizer
 from prefsel.models.logps import model_device
 from prefsel.plan.models import find_model, model_spec
 from prefsel.plan.nodes import make_plan

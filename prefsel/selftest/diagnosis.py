@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from prefsel.models.loading import STATELESS_ROPE, unwrapped
+from prefsel.models.architecture import STATELESS_ROPE, unwrapped
 from prefsel.models.padded import pad
 from prefsel.progress import Progress
 from prefsel.score.engine import Key, Values

@@ -9,8 +9,9 @@ from typing import Any
 import jinja2
 
 from prefsel.errors import UserError
+from prefsel.models.architecture import unwrapped
 from prefsel.models.chat import EncodedGroup, Encoder
-from prefsel.models.loading import check_vocabulary, unwrapped
+from prefsel.models.loading import check_vocabulary
 from prefsel.models.writer import Messages
 from prefsel.selftest.subject import Finding, Sample, Subject
 

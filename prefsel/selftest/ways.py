@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefsel.models.architecture import unwrapped
 from prefsel.models.attention import IMPLEMENTATION
-from prefsel.models.loading import unwrapped
 from prefsel.models.logps import model_device
 from prefsel.models.padded import PaddedBatch, pad, padded_logps, padded_rewards
 from prefsel.models.rotary import reset

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from prefsel.models.loading import model_shape, unwrapped
+from prefsel.models.architecture import model_shape, unwrapped
 from prefsel.models.neighbours import require_padding
 from prefsel.models.packing import ModelShape
 from prefsel.models.pair_batch import Batch

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from prefsel.errors import IntegrityError
-from prefsel.models.loading import DTYPES, declared_config, load_causal, load_reward, no_bars
+from prefsel.models.declared import declared_config
+from prefsel.models.loading import DTYPES, load_causal, load_reward, no_bars
 from prefsel.schema import TRAINED_ON
 from prefsel.train.objective import Objective, Probe, Run
 from prefsel.train.randomness import declared

@@ -19,7 +19,8 @@ from transformers.utils import logging as transformers_logging
 from prefsel.config import Lora
 from prefsel.errors import UserError, invalid
 from prefsel.models.adapters import find_adapter
-from prefsel.models.loading import DTYPES, declared_config, load_causal, load_options, load_reward, no_bars
+from prefsel.models.declared import declared_config, load_options
+from prefsel.models.loading import DTYPES, load_causal, load_reward, no_bars
 from prefsel.train.deepspeed_config import build_deepspeed_config
 from prefsel.train.randomness import silence
 from prefsel.train.run_config import DpoConfig, RewardConfig, RunConfig

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 from prefsel.config import DpoOptions
 from prefsel.config.losses import loss_named
 from prefsel.errors import UserError
+from prefsel.models.architecture import supports_packing, unwrapped
 from prefsel.models.chat import Encoder
-from prefsel.models.loading import supports_packing, unwrapped
 from prefsel.models.logps import packed_logps
 from prefsel.models.packing import PackedBatch
 from prefsel.models.padded import PaddedBatch, padded_logps

@@ -19,18 +19,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from prefsel.errors import UserError
 from prefsel.models.adapters import find_adapter
-from prefsel.models.loading import (
-    check_directory,
-    context_length,
-    head_names,
-    load_causal,
-    load_reward,
-    load_tokenizer,
-    max_positions,
-    model_identity,
-    pinned_revision,
-    supports_packing,
-)
+from prefsel.models.architecture import supports_packing
+from prefsel.models.declared import head_names, max_positions
+from prefsel.models.directory import check_directory, model_identity, pinned_revision
+from prefsel.models.loading import context_length, load_causal, load_reward, load_tokenizer
 
 IDS = torch.tensor([[5, 6, 7, 8, 30, 31]])
 KINDS: dict[str, Any] = {
@@ -276,7 +268,8 @@ def test_a_quantised_base_is_refused(base: Path, adapter: Path, tmp_path: Path) 
 
 HUB = """
 import torch
-from prefsel.models.loading import load_causal, load_tokenizer, model_identity, pinned_revision
+from prefsel.models.directory import model_identity, pinned_revision
+from prefsel.models.loading import load_causal, load_tokenizer
 
 pinned = pinned_revision("someone/adapter", None)
 print(pinned)

@@ -10,22 +10,12 @@ from tiny_models import bpe_tokenizer, tiny_causal, tiny_reward
 from transformers import AutoModelForCausalLM
 
 from prefsel.errors import UserError
+from prefsel.models.architecture import model_shape, supports_packing
 from prefsel.models.attention import IMPLEMENTATION
+from prefsel.models.declared import declared_config, head_names, max_positions
 from prefsel.models.directional import directional_logps, finite_difference_logps
-from prefsel.models.loading import (
-    check_directory,
-    check_vocabulary,
-    context_length,
-    declared_config,
-    head_names,
-    load_causal,
-    load_reward,
-    load_tokenizer,
-    max_positions,
-    model_identity,
-    model_shape,
-    supports_packing,
-)
+from prefsel.models.directory import check_directory, model_identity
+from prefsel.models.loading import check_vocabulary, context_length, load_causal, load_reward, load_tokenizer
 from prefsel.models.logps import score_groups
 from prefsel.score.multi_model import weights_bytes
 

@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prefsel.errors import UserError
 from prefsel.models import score_groups
+from prefsel.models.architecture import PACKED_MODEL_TYPES, model_shape
 from prefsel.models.chat import EncodedGroup
 from prefsel.models.layout import attention_area
-from prefsel.models.loading import PACKED_MODEL_TYPES, model_shape
 from prefsel.models.logps import packed_logps
 from prefsel.models.packing import flops_min, pack
 

@@ -6,7 +6,8 @@ import pytest
 import transformers
 from tiny_models import bpe_tokenizer, tiny_config, tiny_reward
 
-from prefsel.models.loading import context_length, max_positions
+from prefsel.models.declared import max_positions
+from prefsel.models.loading import context_length
 from prefsel.models.positions import VERSION, num_positions, padded_version
 
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}

@@ -12,8 +12,8 @@ from test_scorers import TEXTS, assert_close, naive_columns, table
 from tiny_models import bpe_tokenizer, naive_logps, tiny_causal
 
 from prefsel.errors import IntegrityError, PrefselError, UserError
+from prefsel.models.architecture import model_shape
 from prefsel.models.chat import Encoder
-from prefsel.models.loading import model_shape
 from prefsel.models.packing import flops_min
 from prefsel.models.tangent import save_tangent
 from prefsel.schema import PAIRS

@@ -12,9 +12,9 @@ from tiny_models import bpe_tokenizer, naive_logps, tiny_causal, tiny_reward
 
 from prefsel.errors import PrefselError, UserError
 from prefsel.ingest.identity import completion_id, prompt_id
+from prefsel.models.architecture import model_shape
 from prefsel.models.chat import Encoder
 from prefsel.models.layout import attention_area
-from prefsel.models.loading import model_shape
 from prefsel.models.packing import flops_min, pack
 from prefsel.schema import GROUPS
 from prefsel.score import windows

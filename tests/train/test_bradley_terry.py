@@ -28,9 +28,10 @@ from transformers import (
 )
 
 from prefsel.errors import UserError
+from prefsel.models.architecture import model_shape
 from prefsel.models.chat import Encoder
 from prefsel.models.layout import attention_area
-from prefsel.models.loading import load_reward, model_shape
+from prefsel.models.loading import load_reward
 from prefsel.models.packing import pack
 from prefsel.models.reward import packed_rewards, reward_route
 from prefsel.train.data import TrainingPairs
