@@ -287,6 +287,7 @@ def test_a_number_that_only_the_last_shard_has_is_found(here: Path) -> None:
     assert guarded(app, ["run", "c.yaml", "--workspace", "w"]) == 0
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_a_workspace_that_cannot_be_written(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

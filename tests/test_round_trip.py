@@ -25,6 +25,7 @@ NUMBERS: dict[str, dict[str, tuple[float, float]]] = {
     "WebGPT": {"score": (0.5, -0.5)},
     "OpenAssistant": {"rank": (0.0, 1.0)},
     "RLHFlow": {"score": (2.0, -1.5)},
+    "distilabel, several generations": {"score": (5.0, 2.0)},
     "Tulu": {"rating": (4.5, 1.5)},
 }
 """What a schema says of chosen and rejected in numbers."""

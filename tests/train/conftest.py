@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,14 @@ from tiny_policy import TinyRun, make_tiny_run, make_tokenizer
 from tiny_rewards import reward_table
 from tiny_runs import Case, policy_case, reward_case
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+
+
+@pytest.fixture(autouse=True)
+def linear_stays_torchs() -> Iterator[None]:
+    """DeepSpeed's stage 3 leaves a `linear` of its own in torch, which has no forward-mode derivative."""
+    kept = torch.nn.functional.linear
+    yield
+    torch.nn.functional.linear = kept
 
 
 @pytest.fixture(scope="session")
