@@ -194,6 +194,7 @@ def kill_an_actor(ledger, is_over):
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_killed_actor_costs_only_the_shards_it_held(tmp_path, folders):
     """Another is started for what it left, which goes on; nothing is committed twice."""

@@ -307,6 +307,7 @@ def test_a_probe_is_a_row_of_as_many_tokens_as_it_says(num_tokens):
     assert (row.trunk_tokens, row.head_rows, row.shared_tokens) == (num_tokens, num_tokens - 256, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler, with which torch compiles for CPUs")
 def test_a_compiled_scorer_gives_the_same_columns(folder):
     expected, compiled = (scorer(folder, compile=flag).score(table()).columns for flag in (False, True))
