@@ -203,6 +203,40 @@ ROWS: dict[str, tuple[str, dict[str, Any], list[dict[str, str]], float | None]] 
         PLAIN,
         3.0,
     ),
+    "PKU-SafeRLHF, one dimension": (
+        "pku_saferlhf",
+        {"prompt": ASK, "response_0": BAD, "response_1": GOOD, "better_response_id": 1, "prompt_source": "s"},
+        PLAIN,
+        None,
+    ),
+    "WebGPT, question as text": (
+        "webgpt",
+        {"question": ASK, "answer_0": BAD, "answer_1": GOOD, "score_0": -0.25, "score_1": 0.25, "dataset": "d"},
+        PLAIN,
+        0.5,
+    ),
+    "UltraInteract": (
+        "ultrainteract",
+        {
+            "task": "Math",
+            "trajectory": [
+                {"from": "user", "value": "Hi"},
+                {"from": "gpt", "value": "Hello."},
+                {"from": "user", "value": ASK},
+            ],
+            "chosen": GOOD,
+            "rejected": BAD,
+            "parent_id": "0",
+        },
+        turns("Hi", "Hello.", ASK),
+        None,
+    ),
+    "OffsetBias": (
+        "offsetbias",
+        {"instruction": ASK, "output_1": BAD, "output_2": GOOD, "label": 2, "model_1": "a", "model_2": "b"},
+        PLAIN,
+        None,
+    ),
     "RewardBench 2": (
         "sorted",
         {"id": "0", "prompt": ASK, "chosen": [GOOD], "rejected": [BAD, "None."], "num_correct": 1, "subset": "Math"},

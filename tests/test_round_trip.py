@@ -23,6 +23,7 @@ NUMBERS: dict[str, dict[str, tuple[float, float]]] = {
     "UltraFeedback, binarized": {"score": (8.5, 3.0)},
     "UltraFeedback, cleaned": {"rating": (4.75, 2.5)},
     "WebGPT": {"score": (0.5, -0.5)},
+    "WebGPT, question as text": {"score": (0.25, -0.25)},
     "OpenAssistant": {"rank": (0.0, 1.0)},
     "RLHFlow": {"score": (2.0, -1.5)},
     "distilabel, several generations": {"score": (5.0, 2.0)},

@@ -78,6 +78,27 @@ def _is_arena_turns(value: Mapping[str, Any]) -> bool:
     return all(value.get(name) is not None for name in ("prompt", *_SAID, *_WON[:2]))
 
 
+_ANSWERED = ("answer_0", "answer_1", "score_0", "score_1")
+_WEBGPT = FieldMap(prompt="question", responses=[*_ANSWERED[:2]], scores=[*_ANSWERED[2:]])
+
+
+def _adapt_webgpt(value: Mapping[str, Any], options: FormatOptions) -> Example:
+    """Two answers with a score each; the question is a text, or an object with its `full_text`."""
+    is_text = isinstance(value.get("question"), str)
+    return read(
+        value, options, fields=_WEBGPT if is_text else _WEBGPT.model_copy(update={"prompt": "question.full_text"})
+    )
+
+
+def _is_webgpt(value: Mapping[str, Any]) -> bool:
+    return all(value.get(name) is not None for name in ("question", *_ANSWERED))
+
+
+def _is_pku(value: Mapping[str, Any]) -> bool:
+    has_texts = all(value.get(name) is not None for name in ("prompt", "response_0", "response_1"))
+    return has_texts and any(value.get(one.field) is not None for one in (_BETTER, _SAFER))
+
+
 def _is_arena(value: Mapping[str, Any]) -> bool:
     return all(value.get(name) is not None for name in _BATTLE)
 
@@ -91,7 +112,7 @@ FORMATS = (
         FieldMap(
             prompt="prompt",
             responses=["response_1", "response_2"],
-            preference=Verdict(field="preference_strength", sign="second"),
+            preference=Verdict(field="preference_strength", sign="second", range=(-3, 3)),
         ),
     ),
     # nvidia/HelpSteer3, preference
@@ -100,7 +121,7 @@ FORMATS = (
         FieldMap(
             prompt="context",
             responses=["response1", "response2"],
-            preference=Verdict(field="overall_preference", sign="second"),
+            preference=Verdict(field="overall_preference", sign="second", range=(-3, 3)),
         ),
     ),
     # stanfordnlp/SHP
@@ -114,10 +135,12 @@ FORMATS = (
         ),
         needs=("history", "human_ref_A", "human_ref_B", "labels"),
     ),
-    # PKU-Alignment/PKU-SafeRLHF: two labels for two questions
+    # PKU-Alignment/PKU-SafeRLHF: two labels for two questions, or one of them
     mapped(
         "pku_saferlhf",
         FieldMap(prompt="prompt", responses=["response_0", "response_1"], preference=[_BETTER, _SAFER]),
+        _is_pku,
+        ("prompt", "response_0", "response_1", "better_response_id"),
     ),
     # lmsys/chatbot_arena_conversations
     Format("arena", _adapt_arena, _is_arena, _BATTLE),
@@ -132,10 +155,16 @@ FORMATS = (
             preference=Verdict(field="label", first=["A>B"], second=["B>A"], tie=["A=B"]),
         ),
     ),
-    # openai/webgpt_comparisons
+    # openai/webgpt_comparisons, also with the question as a text
+    Format("webgpt", _adapt_webgpt, _is_webgpt, ("question", *_ANSWERED)),
+    # NCSOFT/offsetbias
     mapped(
-        "webgpt",
-        FieldMap(prompt="question.full_text", responses=["answer_0", "answer_1"], scores=["score_0", "score_1"]),
+        "offsetbias",
+        FieldMap(
+            prompt="instruction",
+            responses=["output_1", "output_2"],
+            preference=Verdict(field="label", first=[1], second=[2]),
+        ),
     ),
     # tatsu-lab/alpaca_eval: annotations of two outputs, 1 to 2
     mapped(

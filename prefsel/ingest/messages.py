@@ -43,6 +43,8 @@ BOOKKEEPING = frozenset(
     | {"toxic", "redacted", "moderation", "openai_moderation", "feedback_options"}
 )
 """Keys of a message that no chat template writes."""
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of content parts that are text, in the messages of one interface and of another."""
 CALLS = ("tool_calls", "function_call")
 MEDIA = frozenset({"image", "images", "audio", "audios", "video", "videos"})
 """Keys of a message with what is no text."""
@@ -132,7 +134,7 @@ def _content(found: object, name: str, *, may_lack: bool) -> str | None:
 
 def _part(found: object, name: str) -> str:
     if isinstance(found, Mapping):
-        if found.get("type", "text") != "text":
+        if found.get("type", "text") not in TEXT_PARTS:
             raise RowError("content_part", f"{name}: a part of type {found['type']!r}; only text can be read")
         found = found.get("text")
     if not isinstance(found, str):

@@ -116,6 +116,7 @@ FORMATS = (
     Format("transcript", _adapt_transcript, _is_transcript, ("chosen", "rejected")),
     mapped("messages_implicit", _LABELLED, _repeat_prompt, ("chosen", "rejected")),
     mapped("messages_explicit", _LABELLED, _with("prompt")),
+    mapped("ultrainteract", _LABELLED.model_copy(update={"prompt": "trajectory"}), _with("trajectory")),
     mapped("orca", _LABELLED.model_copy(update={"prompt": "question"}), _with("question")),
     mapped("sharegpt", _LABELLED.model_copy(update={"prompt": "conversations"}), _with("conversations")),
     mapped("axolotl", _LABELLED.model_copy(update={"prompt": "messages"}), _with("messages")),

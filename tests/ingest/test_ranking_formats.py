@@ -305,3 +305,21 @@ def test_a_second_prompt_is_never_left_out(row: dict[str, Any]) -> None:
     with pytest.raises(RowError) as caught:
         FORMATS[detect(row)](row, FormatOptions())
     assert caught.value.reason == "unread_field"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "p", "response_1": "a", "response_2": "b", "preference_strength": -100},
+        {"context": "p", "response1": "a", "response2": "b", "overall_preference": 4},
+    ],
+)
+def test_a_strength_out_of_its_scale_is_no_strength(row: dict[str, Any]) -> None:
+    with pytest.raises(RowError, match="valid: -3 to 3"):
+        FORMATS[detect(row)](row, FormatOptions())
+
+
+def test_parts_of_text_by_any_of_their_names() -> None:
+    parts = [{"type": "input_text", "text": "Why"}, {"type": "text", "text": "?"}]
+    row = {"prompt": [{"role": "user", "content": parts}], "chosen": "a", "rejected": "b"}
+    assert FORMATS[detect(row)](row, FormatOptions()).prompt == [{"role": "user", "content": "Why?"}]
