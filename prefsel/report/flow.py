@@ -140,10 +140,10 @@ def accounting(report: Mapping[str, Any]) -> tuple[int, int]:
 def notes(stage: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
     """What else a box says: what ingest made of its rows, and what a step was made from."""
     details, name = stage.get("details") or {}, stage.get("name")
+    refused = [f"{reason}: {example}" for reason, example in (details.get("examples") or {}).items()]
     if stage.get("stage") == "ingest":
         made = [f"{number(details[key])} {word}" for key, word in _MADE.items() if details.get(key)]
         fields = [f"{use}: {', '.join(names)}" for use, names in (details.get("fields") or {}).items() if names]
-        refused = [f"{reason}: {example}" for reason, example in (details.get("examples") or {}).items()]
         return ([", ".join(made)] if made else []) + [f"fields {one}" for one in fields] + refused
     if stage.get("stage") == "score" and (use := details.get("template")):
         ending = [] if use.get("ending") is None else [f"template {use['name']} ends an answer with {use['ending']!r}"]
@@ -153,7 +153,9 @@ def notes(stage: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
     if stage.get("stage") == "metric":
         return [str(one["kind"]) for one in report.get("scores") or [] if one.get("metric") == name and one.get("kind")]
     if stage.get("stage") == "train":
-        return [f"on {one['selection']}" for one in report.get("training") or [] if _is(one, name, "selection")]
+        return [
+            f"on {one['selection']}" for one in report.get("training") or [] if _is(one, name, "selection")
+        ] + refused
     return []
 
 

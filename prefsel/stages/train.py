@@ -84,6 +84,8 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
         details=made_from | {"train_seconds": time.monotonic() - started} | info,
     )
     save_summary(storage, report)
+    for reason, example in info.get("examples", {}).items():
+        progress.line(f"train     {node.name}: {reason}: {example}")
     return report
 
 

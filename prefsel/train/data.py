@@ -175,6 +175,8 @@ class EncodedPairs:
     """Their rows in the table they were read from."""
     columns: dict[str, Numbers] = field(default_factory=dict)
     """Further numbers of every pair, [N] each."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """The first pair of every reason in `dropped`, and what about it."""
 
     def __len__(self) -> int:
         return len(self.pair_ids)
@@ -226,12 +228,12 @@ def encode_pairs(
         raise UserError("training table: it has no row")
     tokens, offsets, starts, kept, num_truncated = array("i"), [0], [], [], 0
     dropped = Counter(dict.fromkeys(("too_long",) if strict else ("too_long", "template_error"), 0))
+    first: dict[str, tuple[int, str]] = {}
     for number, group in enumerate(_encoded(pairs, encoder, strict=strict)):
-        if bad := [status for status in group.status if status != "ok"]:
-            dropped[bad[0]] += 1
-            continue
-        if group.same_as:
-            dropped["same_tokens"] += 1
+        if reason := _reason(group):
+            dropped[reason] += 1
+            if reason not in first:
+                first[reason] = number, _about(reason, group)
             continue
         for piece in (group.prompt_tokens, *group.completion_tokens):
             tokens.extend(piece)
@@ -257,7 +259,20 @@ def encode_pairs(
         num_truncated=num_truncated,
         rows_N=rows_N,
         columns={name: values[rows_N] for name, values in (columns or {}).items()},
+        examples={reason: f"pair {pairs.table['pair_id'][row]}: {about}" for reason, (row, about) in first.items()},
     )
+
+
+def _reason(group: EncodedGroup) -> str | None:
+    """What a pair is left out for; None: it stays."""
+    bad = [status for status in group.status if status != "ok"]
+    return bad[0] if bad else "same_tokens" if group.same_as else None
+
+
+def _about(reason: str, group: EncodedGroup) -> str:
+    if reason == "too_long":
+        return f"a completion over max_length, behind {len(group.prompt_tokens):,} tokens of the prompt"
+    return next((note.example for note in group.notes if note.kind == reason), "")
 
 
 def _encoded(pairs: TrainingPairs, encoder: Encoder, *, strict: bool, batch_size: int = 512) -> Iterator[EncodedGroup]:

@@ -56,10 +56,11 @@ def train(
 
     Returns:
         Plain JSON: `history` (every record since step 0), `num_steps`, `num_pairs` of an epoch, `dropped` by reason,
-        `num_truncated`; `flops_forward` of all training passes, by the formula of scoring, and `flops_train`, 3 times
-        that, or 4 times with gradient checkpointing (with adapters an upper bound: frozen weights need no gradient);
-        `model_dir` of the exported model, `adapter_dir` (None without LoRA); and what the objective adds in `finish`.
-        Where the objective says the `margins` of single pairs, the first and the last evaluation of `history` hold
+        `examples` with the first pair of each, `num_truncated`; `flops_forward` of all training passes, by the formula
+        of scoring, and `flops_train`, 3 times that, or 4 times with gradient checkpointing (with adapters an upper
+        bound: frozen weights need no gradient); `model_dir` of the exported model, `adapter_dir` (None without LoRA);
+        and what the objective adds in `finish`. Where the objective says the `margins` of single pairs, the first and
+        the last evaluation of `history` hold
         them.
 
     Raises:
@@ -99,6 +100,7 @@ def train(
         "num_steps": run.num_steps,
         "num_pairs": corpus.draws.num_pairs,
         "dropped": dict(corpus.dropped),
+        "examples": corpus.pairs.examples,
         "num_truncated": corpus.pairs.num_truncated,
         "flops_forward": flops_forward,
         "flops_train": flops_forward * (4 if config.gradient_checkpointing else 3),

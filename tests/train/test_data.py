@@ -105,6 +105,7 @@ def test_encoding_keeps_every_token_and_counts_what_is_too_long(tokenizer: objec
     shorter = encode_pairs(pairs, Encoder(tokenizer, "auto", 7, "drop"))
     assert shorter.pair_ids == ["aa", "bb"]
     assert shorter.dropped == {"too_long": 1}
+    assert shorter.examples == {"too_long": "pair cc: a completion over max_length, behind 5 tokens of the prompt"}
     assert shorter.reference_logps_N2.tolist() == [[-1.0, -4.0], [-2.0, -5.0]]
     with pytest.raises(UserError, match="none of 3 pairs fits max_length"):
         encode_pairs(pairs, Encoder(tokenizer, "auto", 6, "drop"))
@@ -179,6 +180,7 @@ def test_a_response_that_cannot_be_cut_off_is_counted_and_too_many_are_an_error(
     pairs = encode_pairs(TrainingPairs.from_table(table), encoder, strict=False)
     assert pairs.dropped == {"too_long": 0, "template_error": 1}
     assert pairs.pair_ids == [f"{number:032x}" for number in (0, 2, 3)]
+    assert pairs.examples["template_error"].startswith(f"pair {1:032x}: template '{template[:37]}")
     bad = pa.Table.from_pylist([row(n, user(f"w{n}"), "w1", "w9" if n else "w2") for n in range(4)])
     with pytest.raises(UserError, match=r"3 of 4 pairs: template .* not a token prefix"):
         encode_pairs(TrainingPairs.from_table(bad), Encoder(tokenizer, template, 64, "drop"), strict=False)
@@ -192,6 +194,9 @@ def test_pairs_of_the_same_tokens_are_dropped_and_the_others_stay_as_they_are(to
     pairs = encode_pairs(TrainingPairs.from_table(table), encoder)
     assert pairs.dropped == {"too_long": 0, "same_tokens": 2}
     assert pairs.rows_N.tolist() == [1, 2, 4]
+    assert list(pairs.examples) == ["same_tokens"]
+    assert pairs.examples["same_tokens"].startswith(f"pair {0:032x}: ")
+    assert "w1" in pairs.examples["same_tokens"]
     alone = encode_pairs(TrainingPairs.from_table(table.take(pa.array([1, 2, 4]))), encoder)
     assert [pairs.pieces(n) for n in range(3)] == [alone.pieces(n) for n in range(3)]
     with pytest.raises(UserError, match="none of 2 pairs can be trained on under this template: 2 same_tokens"):
