@@ -307,6 +307,12 @@ ROWS: dict[str, tuple[str, dict[str, Any], list[dict[str, str]], float | None]] 
         PLAIN,
         None,
     ),
+    "axolotl, conversation": (
+        "conversation",
+        {"conversation": [{"from": "human", "value": ASK}], "chosen": assistant(GOOD), "rejected": assistant(BAD)},
+        PLAIN,
+        None,
+    ),
     "axolotl": (
         "axolotl",
         {"messages": PLAIN, "chosen": assistant(GOOD), "rejected": assistant(BAD)},

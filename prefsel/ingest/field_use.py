@@ -10,12 +10,11 @@ from typing import Any
 from prefsel.config import FormatOptions
 from prefsel.ingest.example import Adapter, Example
 from prefsel.ingest.fields import is_empty
+from prefsel.ingest.ratings import rating_name
 from prefsel.ingest.row_error import RowError
 
 USED, KEPT, IGNORED = "used", "kept", "ignored"
 """Read for text or label; a number kept beside a completion; looked at by nobody."""
-
-SIDES = ("chosen", "rejected")
 
 
 class Asked(dict[str, Any]):
@@ -70,9 +69,8 @@ class FieldUse:
         uses = {}
         for key, inside in value.items():
             if not is_empty(inside):
-                is_rating = isinstance(inside, int | float | str | Decimal) and any(
-                    _is_of(key, name) for name in ratings
-                )
+                (_, named) = rating_name(key) or (0, key)
+                is_rating = named in ratings and isinstance(inside, int | float | str | Decimal | dict)
                 uses[key] = KEPT if is_rating else USED if key in asked else IGNORED
         return uses
 
@@ -84,9 +82,3 @@ class FieldUse:
                 uses = found.setdefault(key, {})
                 uses[use] = uses.get(use, 0) + count
         return dict(sorted(found.items()))
-
-
-def _is_of(field: str, rating: str) -> bool:
-    """Whether a field is one side's number of a rating, as `ratings.pair_ratings` names them."""
-    joined = {f"{a}{mark}{b}" for side in SIDES for mark in "_-" for a, b in ((rating, side), (side, rating))}
-    return field in joined

@@ -116,7 +116,10 @@ def _nearest(value: Mapping[str, Any]) -> str:
 
 
 GUESSES = {
-    "prompt": ("prompt", "question", "instruction", "query", "input", "context", "post", "messages", "conversation"),
+    "prompt": (
+        *("prompt", "question", "instruction", "query", "input", "context", "post", "messages", "conversation"),
+        *("dialog", "text", "title", "body"),
+    ),
     "chosen": ("chosen", "preferred", "better", "winner", "accepted", "positive", "good", "win", "up"),
     "rejected": ("rejected", "dispreferred", "worse", "loser", "negative", "bad", "lose", "down"),
 }
@@ -129,6 +132,8 @@ _VERDICTS = re.compile(r"winner|label|prefer|better|choice|verdict")
 
 def _first_map(value: Mapping[str, Any]) -> str:
     """A map that may fit a row: fields whose names hint at it, else the names to fill in."""
+    if (several := _several(value)) is not None:
+        return several
     names = [key for key, found in value.items() if isinstance(found, str | list | Mapping) and not is_empty(found)]
     names = [key for key in names if not _NO_TEXT.search(key.lower())]
     found: dict[str, str] = {}
@@ -137,10 +142,31 @@ def _first_map(value: Mapping[str, Any]) -> str:
         verdict = next((key for key in value if _VERDICTS.search(key.lower())), "FIELD_OF_VERDICT")
         told = f"{{field: {verdict}, first: [VALUE], second: [VALUE], tie: [VALUE]}}"
         return f"{{prompt: {prompt}, responses: [{', '.join(two)}], preference: {told}}}"
-    for role, hints in GUESSES.items():
-        near = (name for hint in hints for name in names if hint in name.lower() and name not in found.values())
+    for role in ("chosen", "rejected", "prompt"):
+        near = (name for hint in GUESSES[role] for name in names if hint in name.lower() and name not in found.values())
         found[role] = next(near, f"FIELD_OF_{role.upper()}")
-    return "{" + ", ".join(f"{role}: {name}" for role, name in found.items()) + "}"
+    return "{" + ", ".join(f"{role}: {found[role]}" for role in GUESSES) + "}"
+
+
+def _several(value: Mapping[str, Any]) -> str | None:
+    """A map for a row with a list of responses and their numbers: objects of both, or a list of each."""
+    lists = {key: found for key, found in value.items() if isinstance(found, list) and len(found) > 1}
+    texts: dict[str, int] = {}
+    numbers: dict[str, int] = {}
+    for key, found in lists.items():
+        inside = {f"{key}[].{name}": one for name, one in found[0].items()} if isinstance(found[0], Mapping) else {}
+        for path, one in (inside or {key: found[0]}).items():
+            if isinstance(one, str) and not _NO_TEXT.search(path.lower()):
+                texts[path] = len(found)
+            elif isinstance(one, int | float) and not isinstance(one, bool):
+                numbers[path] = len(found)
+    both = ((text, number) for text in texts for number in numbers if texts[text] == numbers[number])
+    text, number = next(both, ("", ""))
+    if not text:
+        return None
+    prompts = (key for hint in GUESSES["prompt"] for key in value if hint in key.lower() and key not in lists)
+    role = "ranks" if "rank" in number.lower() else "scores"
+    return f"{{prompt: {next(prompts, 'FIELD_OF_PROMPT')}, responses: '{text}', {role}: '{number}'}}"
 
 
 def _two_alike(names: Sequence[str]) -> tuple[str, str] | None:

@@ -93,7 +93,7 @@ def _texts(value: Mapping[str, Any], texts: tuple[str, str], names: tuple[str, s
     return _said(texts[0]), _said(texts[1])
 
 
-_LIKE_MESSAGES = re.compile(r"""\s*(array\()?\[\s*\{\s*['"](role|content|from|value)['"]""")
+_LIKE_MESSAGES = re.compile(r"""\s*"?(array\()?\[\s*\{\s*\\?['"](role|content|from|value)\\?['"]""")
 _BEGINS_A_TURN = re.compile(r"\s*(Human|Assistant):")
 
 

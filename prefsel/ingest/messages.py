@@ -186,11 +186,14 @@ def _is_message(found: object) -> bool:
 def transcript_of(text: str, name: str) -> Messages:
     r"""A transcript of `\n\nHuman:` and `\n\nAssistant:` turns (HH-RLHF).
 
-    White space around a turn is not part of it; text before the first turn is a system message.
+    White space around a turn is not part of it; text before the first turn is a system message. A text of which no two
+    turns are so apart is cut at single line breaks.
 
     Raises:
         RowError: It holds no turn, or one of another speaker before the first.
     """
+    if len(TRANSCRIPT_TURN.findall(text)) < 2:  # one line break between the turns
+        text = re.sub(r"\n(?=(Human|Assistant):)", "\n\n", text)
     before, *parts = TRANSCRIPT_TURN.split(text)
     if re.match(r"\s*[A-Z][a-z]+:", before):
         raise RowError("wrong_type", f"{name}: begins with another speaker than 'Human:' or 'Assistant:'")
@@ -211,7 +214,7 @@ def prompt_transcript(text: str) -> Messages | None:
         first, *parts = HELPSTEER_TURN.split(text)
         turns = [("User", first), *zip(parts[::2], parts[1::2], strict=True)]
         return [{"role": role.lower(), "content": content} for role, content in turns if content.strip()]
-    if not re.match(r"\s*Human:", text) or not re.search(r"\n\nAssistant:\s*\Z", text):
+    if not re.match(r"\s*Human:", text) or not re.search(r"\n\s*Assistant:\s*\Z", text):
         return None
     return transcript_of("\n\n" + text.strip(), "prompt")[:-1]
 

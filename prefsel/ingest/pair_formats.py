@@ -119,6 +119,7 @@ FORMATS = (
     mapped("ultrainteract", _LABELLED.model_copy(update={"prompt": "trajectory"}), _with("trajectory")),
     mapped("orca", _LABELLED.model_copy(update={"prompt": "question"}), _with("question")),
     mapped("sharegpt", _LABELLED.model_copy(update={"prompt": "conversations"}), _with("conversations")),
+    mapped("conversation", _LABELLED.model_copy(update={"prompt": "conversation"}), _with("conversation")),
     mapped("axolotl", _LABELLED.model_copy(update={"prompt": "messages"}), _with("messages")),
     mapped("alpaca", _LABELLED.model_copy(update={"prompt": "instruction"}), _with("instruction")),
     mapped(

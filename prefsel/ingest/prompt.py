@@ -34,7 +34,9 @@ _TEMPLATED = re.compile(
     r"""\s*(<s>|<bos>|<\|begin_of_text\|>)?\s*
     (<\|im_start\|>.*<\|im_start\|>assistant
     |<\|start_header_id\|>.*<\|start_header_id\|>assistant<\|end_header_id\|>
-    |<start_of_turn>.*<start_of_turn>model)\s*""",
+    |<start_of_turn>.*<start_of_turn>model
+    |<\|user\|>.*<\|assistant\|>
+    |(<<SYS>>.*<</SYS>>)?\s*\[INST\].*\[/INST\])\s*""",
     re.DOTALL | re.VERBOSE,
 )
 """A whole prompt as a template writes it, waiting for the answer; text that only mentions such a mark is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
@@ -10,6 +11,7 @@ from prefsel.ingest.example import number
 from prefsel.ingest.fields import parsed_number
 from prefsel.ingest.row_error import wrong_type
 
+SIDES = ("chosen", "rejected")
 NO_RATING = frozenset({"id", "idx", "index", "model", "response", "answer", "text", "prompt", "date", "source"})
 """What is said of one side and is no rating, though it may be a number."""
 
@@ -29,7 +31,7 @@ def put(ratings: dict[str, float], name: str, found: object) -> None:
 
 
 def pair_ratings(value: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
-    """Numbers that a row holds for both sides: `<x>_chosen`, `chosen_<x>` and `chosen-<x>`, by `<x>`.
+    """Numbers that a row holds for both sides, by `<x>`: `<x>_chosen`, `chosen-<x>`, `chosenX`, or an object `<x>`.
 
     Text that is a number is one; what is none, such as "N/A" or the name of a model, is no rating.
 
@@ -38,7 +40,12 @@ def pair_ratings(value: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, 
     """
     both: tuple[dict[str, float], dict[str, float]] = ({}, {})
     for key, found in value.items():
-        named = _rating_name(key)
+        if isinstance(found, Mapping) and found.keys() == set(SIDES):
+            for ratings, word in zip(both, SIDES):
+                if isinstance(found[word], int | float | Decimal) and not isinstance(found[word], bool):
+                    put(ratings, key, found[word])
+            continue
+        named = rating_name(key)
         if (
             named is not None
             and named[1] not in NO_RATING
@@ -49,12 +56,16 @@ def pair_ratings(value: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, 
     return both
 
 
-def _rating_name(key: str) -> tuple[int, str] | None:
+def rating_name(key: str) -> tuple[int, str] | None:
     """Side (0 chosen, 1 rejected) and name of a rating's field; None of every other field."""
-    for side, word in enumerate(("chosen", "rejected")):
-        for mark in ("_", "-"):
-            if key.endswith(f"{mark}{word}") and len(key) > len(word) + 1:
-                return side, key[: -len(word) - 1]
-            if key.startswith(f"{word}{mark}") and len(key) > len(word) + 1:
-                return side, key[len(word) + 1 :]
+    for side, pattern in enumerate(_OF_SIDE):
+        if found := pattern.fullmatch(key):
+            name = found["before"] or found["behind"] or found["camel"]
+            return side, name[0].lower() + name[1:] if found["camel"] else name
     return None
+
+
+_OF_SIDE = [
+    re.compile(rf"{word}([_. -](?P<behind>.+)|(?P<camel>[A-Z].*))|(?P<before>.+)([_. -]{word}|{word.title()})")
+    for word in SIDES
+]

@@ -425,3 +425,44 @@ def test_prompts_of_one_label_are_counted() -> None:
     window = window_of(rows)
     assert (window.pairs.num_rows, window.num_unpaired) == (2, 1)
     assert window_of([PAIR]).num_unpaired == 0
+
+
+@pytest.mark.parametrize(
+    "names", [("chosenScore", "rejectedScore"), ("chosen score", "rejected score"), ("chosen.score", "rejected.score")]
+)
+def test_a_rating_is_known_however_its_side_is_spelled(names: tuple[str, str]) -> None:
+    for row in ({**PAIR, names[0]: "4", names[1]: 1.5}, {**PAIR, "score": {"chosen": 4, "rejected": 1.5}}):
+        example = FORMATS[detect(row)](row, FormatOptions())
+        assert isinstance(example, Example)
+        assert [one.ratings for one in example.completions] == [{"score": 4.0}, {"score": 1.5}]
+        assert example.preferences[0].margin == 2.5
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        f"<s>[INST] {ASK} [/INST]",
+        f"<<SYS>>\nBe brief.\n<</SYS>>\n\n[INST] {ASK} [/INST]",
+        f"<|user|>\n{ASK}</s>\n<|assistant|>\n",
+        f"<|im_start|>user\n{ASK}<|im_end|>\n<|im_start|>assistant\n",
+    ],
+)
+def test_a_prompt_that_went_through_a_template_is_refused(prompt: str) -> None:
+    assert "a chat template was applied" in refused({**PAIR, "prompt": prompt}).detail
+    about = {**PAIR, "prompt": f"What does {prompt} mean?"}
+    assert FORMATS[detect(about)](about, FormatOptions()).prompt == [user(f"What does {prompt} mean?")]
+
+
+def test_turns_may_be_one_line_break_apart() -> None:
+    for row in (
+        {**PAIR, "prompt": f"Human: {ASK}\nAssistant:"},
+        {"chosen": f"Human: {ASK}\nAssistant: {GOOD}", "rejected": f"Human: {ASK}\nAssistant: {BAD}"},
+    ):
+        example = FORMATS[detect(row)](row, FormatOptions())
+        assert example.prompt == PLAIN
+        assert [one.messages for one in example.completions] == [[assistant(GOOD)], [assistant(BAD)]]
+
+
+def test_messages_whose_json_was_written_as_json_are_no_answers() -> None:
+    sides = {name: json.dumps(json.dumps(turns(ASK, text))) for name, text in (("chosen", GOOD), ("rejected", BAD))}
+    assert "looks like messages" in refused({**PAIR, **sides}).detail

@@ -5,12 +5,15 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefsel.config import FormatOptions
+from prefsel.config import FieldMap, FormatOptions
+from prefsel.errors import UserError
 from prefsel.ingest.formats import FORMATS, RowError, detect
 from prefsel.ingest.identity import prompt_id
+from prefsel.ingest.mapping import read
 from prefsel.reasons import QUARANTINE
 
 ASSIGN, ALL = FormatOptions(), FormatOptions(aspects="all")
@@ -323,3 +326,17 @@ def test_parts_of_text_by_any_of_their_names() -> None:
     parts = [{"type": "input_text", "text": "Why"}, {"type": "text", "text": "?"}]
     row = {"prompt": [{"role": "user", "content": parts}], "chosen": "a", "rejected": "b"}
     assert FORMATS[detect(row)](row, FormatOptions()).prompt == [{"role": "user", "content": "Why?"}]
+
+
+def test_a_map_to_start_from_names_several_responses() -> None:
+    for row, proposed in (
+        ({"prompt": "p", "responses": [{"text": "a", "score": 1}, {"text": "b", "score": 2}]}, "responses[].text"),
+        ({"query": "p", "candidates": ["a", "b"], "ranking": [2, 1]}, "candidates"),
+    ):
+        with pytest.raises(UserError) as caught:
+            detect(row)
+        fields = FieldMap.model_validate(yaml.safe_load(str(caught.value).split("map: ")[1]))
+        assert fields.responses == proposed
+        example = read(row, FormatOptions(), fields=fields)
+        (preference,) = example.preferences
+        assert example.completions[preference.chosen].messages[0]["content"] == "b"
