@@ -136,6 +136,7 @@ def test_the_imported_score_of_the_page_is_valid() -> None:
     assert [error.message for error in Draft202012Validator(full_schema()).iter_errors(table)] == []
 
 
+@pytest.mark.slow
 def test_the_additions_make_a_selection(copy: Path, tmp_path: Path) -> None:
     """A format that is found, a scorer of a new kind, a metric on its column and a rule on that score, in one run."""
     rows = [{"question": name, "up": up, "down": down} for name, up, down in ROWS]
