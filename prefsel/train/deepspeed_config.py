@@ -34,7 +34,13 @@ OWNED: Final[dict[str, str]] = {
 """DeepSpeed key -> the option of ours that decides it."""
 
 
-def build_deepspeed_config(config: Optimization, *, world_size: int) -> dict[str, Any]:
+BUCKET: Final = 500_000_000
+"""DeepSpeed's own `reduce_bucket_size`: elements of the buffer in which it adds up gradients, whatever the model."""
+
+
+def build_deepspeed_config(
+    config: Optimization, *, world_size: int, num_parameters: int | None = None
+) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`.
 
     Accumulation is ours: the loop marks the last micro-batch of a global batch itself and weights every pair, so
@@ -43,6 +49,8 @@ def build_deepspeed_config(config: Optimization, *, world_size: int) -> dict[str
     Args:
         config: The run's options.
         world_size: Number of workers.
+        num_parameters: Of the model, which its bucket of gradients need not exceed: 2 GB for a model of any size
+            otherwise; None: not known, DeepSpeed's own.
 
     Returns:
         A new dictionary; the user's `deepspeed` options are merged over it.
@@ -51,6 +59,8 @@ def build_deepspeed_config(config: Optimization, *, world_size: int) -> dict[str
         UserError: When the user's options set a key that another option decides.
     """
     zero: dict[str, Any] = {"stage": config.zero_stage}
+    if num_parameters is not None:
+        zero["reduce_bucket_size"] = min(BUCKET, num_parameters)
     if config.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
     if config.offload == "optimizer_and_weights":

@@ -81,12 +81,14 @@ def start_run(objective: Objective, model: nn.Module, device: torch.device, *, n
         min_ratio=config.min_lr_ratio,
     )
     shape, module = _shape_of(model), EngineModule(model, objective)
+    # Under ZeRO-3 this worker's shard has fewer numbers than the whole.
+    num_parameters = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
     engine, *_ = deepspeed.initialize(
         model=module,
         model_parameters=optimizer_groups(
             (parameter for parameter in module.parameters() if parameter.requires_grad), config.weight_decay
         ),
-        config=build_deepspeed_config(config, world_size=world_size),
+        config=build_deepspeed_config(config, world_size=world_size, num_parameters=num_parameters),
         lr_scheduler=lambda optimizer: LambdaLR(optimizer, factor),
     )
     is_packed, reason = objective.supports_packing(model)
