@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from tiny_models import CHATML, bpe_tokenizer
 
@@ -250,6 +252,28 @@ def test_a_call_that_a_template_does_not_write_is_an_error_and_one_that_it_write
     writes = CHATML.replace("{{ m.content }}", "{{ m.content or m.tool_calls[0].function.name }}")
     group = Encoder(tokenizer, writes).encode_group(PROMPT, [call])
     assert (tokenizer.decode(group.completion_tokens[0]), kinds(group)) == ("look<|im_end|>\n", {})
+
+
+def test_conversations_with_tools_get_the_template_that_a_tokenizer_names_for_them():
+    listed = "{% for tool in tools %}<|im_start|>tool {{ tool.function.name }}<|im_end|>\n{% endfor %}" + CHATML
+    tokenizer = bpe_tokenizer(chat_template={"default": CHATML, "tool_use": listed})
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+    asked = {"role": "user", "content": "who sat where?"}
+    given = [{**asked, "rest": json.dumps({"tools": tools})}]
+    told, plain = Encoder(tokenizer).encode_groups([(given, [CAT, DOG]), ([asked], [CAT])])
+    expected = tokenizer.apply_chat_template([asked, *CAT], tools=tools, return_dict=False)
+    assert told.prompt_tokens + told.completion_tokens[0] == expected
+    assert tokenizer.decode(told.prompt_tokens).startswith("<|im_start|>tool look<|im_end|>")
+    assert kinds(told) == {}
+    assert plain == Encoder(bpe_tokenizer()).encode_group([asked], [CAT])
+    inline = Encoder(tokenizer, CHATML).encode_group(given, [CAT])
+    assert (inline.prompt_tokens, kinds(inline)) == (plain.prompt_tokens, {"prompt_changed": 1})
+
+
+def test_several_templates_without_a_default_are_named():
+    tokenizer = bpe_tokenizer(chat_template={"tool_use": CHATML, "rag": CHATML})
+    with pytest.raises(UserError, match="none of them is its default: rag, tool_use; save"):
+        Encoder(tokenizer)
 
 
 def test_a_template_that_takes_parts_only_is_given_parts(tokenizer):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import bpe_tokenizer, tiny_causal, tiny_reward
+from tiny_models import CHATML, bpe_tokenizer, tiny_causal, tiny_reward
 from transformers import AutoModelForCausalLM
 
 from prefsel.errors import UserError
@@ -152,6 +152,15 @@ def test_identity_follows_the_content(folder):
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
+    assert len({first, second, model_identity(str(folder))}) == 3
+
+
+def test_identity_follows_every_chat_template(folder):
+    first = model_identity(str(folder))
+    bpe_tokenizer(chat_template={"default": CHATML, "tool_use": CHATML}).save_pretrained(folder)
+    second = model_identity(str(folder))
+    (other,) = folder.glob("*/tool_use.jinja")
+    other.write_text(f"tools: {CHATML}")
     assert len({first, second, model_identity(str(folder))}) == 3
 
 
