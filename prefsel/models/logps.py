@@ -28,7 +28,7 @@ from prefsel.models.chat import EncodedGroup, Encoder, Truncation
 from prefsel.models.head import head_logps
 from prefsel.models.layout import Kernel, attention_area, build_layout
 from prefsel.models.loading import check_vocabulary
-from prefsel.models.neighbours import padding_matters
+from prefsel.models.neighbours import padding_matters, require_causal
 from prefsel.models.packing import PackedBatch, pack
 from prefsel.models.padded import PaddedBatch, pad, padded_logps
 from prefsel.models.writer import Messages
@@ -121,13 +121,14 @@ def logps_route(model: nn.Module, pad_token_id: int | None = None) -> Route:
     """The route of a causal language model; padded rows are filled with `pad_token_id`, or 0.
 
     Raises:
-        UserError: The model's numbers are not those of a sequence alone, however its rows are made.
+        UserError: The model's numbers are not those of a sequence alone, however its rows are made, or no log-probs.
     """
     is_packed, reason = supports_packing(model)
     if is_packed:
         return Route(True, "", pack, partial(packed_logps, model))
     fill, forward = pad_token_id or 0, partial(padded_logps, model)
     single = padding_matters(model, forward, fill)
+    require_causal(model, forward)
     vocab_size = unwrapped(model).config.get_text_config().vocab_size
     most_tokens = PADDED_LOGITS_BYTES // (8 * vocab_size)
     rows = partial(_pad, pad_token_id=None if single else fill, most_tokens=most_tokens)
