@@ -137,9 +137,10 @@ def test_the_documentation_names_reasons_that_there_are() -> None:
 
 
 def test_every_note_of_a_template_has_its_words() -> None:
-    tree = ast.parse((PACKAGE / "models" / "chat.py").read_text())
+    makers = [ast.parse((PACKAGE / "models" / name).read_text()) for name in ("chat.py", "writer.py")]
     made = {
         node.args[0].value
+        for tree in makers
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and name_of(node.func) == "Note" and isinstance(node.args[0], ast.Constant)
     }

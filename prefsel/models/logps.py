@@ -31,6 +31,7 @@ from prefsel.models.loading import check_vocabulary
 from prefsel.models.neighbours import padding_matters, require_causal
 from prefsel.models.packing import PackedBatch, pack
 from prefsel.models.padded import PaddedBatch, pad, padded_logps
+from prefsel.models.positions import num_positions
 from prefsel.models.writer import Messages
 from prefsel.pairs.arrow import as_rows
 
@@ -177,7 +178,8 @@ def score_groups(
 
     Raises:
         UserError: The groups lack a column, or template, tokenizer or arguments do not fit; the tokenizer has tokens
-            that the model's embedding lacks; or the model's numbers are not those of a sequence alone.
+            that the model's embedding lacks; a sequence is longer than its positions; or the model's numbers are not
+            those of a sequence alone.
         NonFiniteError: The model gave NaN or infinity; names the prompts.
     """
     check_vocabulary(tokenizer, model)
@@ -209,7 +211,10 @@ def routed(
         logger.warning("%s takes the padded path: %s", type(unwrapped(model)).__name__, route.reason)
     with route.context():
         for batch in route.rows(encoded, token_budget):
-            output = route.forward(batch.to(model_device(model))).reshape(len(batch.completion_index), -1)
+            try:
+                output = route.forward(batch.to(model_device(model))).reshape(len(batch.completion_index), -1)
+            except IndexError as error:
+                raise _without_positions(model, encoded, error) from error
             for (group, completion), numbers in zip(batch.completion_index, output.tolist()):
                 values[group][completion] = numbers
     bad = [
@@ -226,6 +231,17 @@ def routed(
         "status": [group.status for group in encoded],
     }
     return columns, values
+
+
+def _without_positions(model: nn.Module, encoded: Sequence[EncodedGroup], error: IndexError) -> Exception:
+    """The error in words, where it is that a sequence is longer than the model has positions for."""
+    limit = num_positions(unwrapped(model).config)
+    longest = max(len(group.prompt_tokens) + max(map(len, group.completion_tokens), default=0) for group in encoded)
+    if limit is None or longest <= limit:
+        return error
+    return UserError(
+        f"max_length: a sequence has {longest:,} tokens, and the model positions for {limit:,}; give max_length={limit}"
+    )
 
 
 def num_tokens(group: EncodedGroup) -> list[float | None]:

@@ -126,7 +126,7 @@ def own_pad_token(model: nn.Module) -> int | None:
 
     Old checkpoints of Llama say −1.
     """
-    config = unwrapped(model).config
-    token: int | None = config.pad_token_id
-    is_known = token is not None and 0 <= token < config.get_text_config().vocab_size
+    config = unwrapped(model).config.get_text_config()  # of a model that reads images, too
+    token: int | None = getattr(config, "pad_token_id", None)
+    is_known = token is not None and 0 <= token < config.vocab_size
     return token if is_known else None

@@ -70,6 +70,7 @@ class Writer:
         self._jinja = None if template in BUILT_IN else _chat_template(tokenizer, template)
         self._special = special_text(tokenizer)
         self.traits = probe_template(self._render) if self._jinja else TemplateTraits(ending=ending)
+        self._is_dated = self._jinja is not None and self._writes_date()
         self._with_tools: Writer | None = None
         if (with_tools := _template_with_tools(tokenizer, template)) not in (None, self._jinja):
             self._with_tools = copy.copy(self)
@@ -161,6 +162,14 @@ class Writer:
         except TemplateError:
             return ""
 
+    def _writes_date(self) -> bool:
+        """Whether the day on which a prompt is written stands in it: asked with a clock that says something else."""
+        clock, asked = "{%- macro strftime_now(form) %}ov8q day{% endmacro %}", [{"role": "user", "content": "?"}]
+        try:
+            return "ov8q day" in self._render(as_taken(asked, self.traits), True, before=clock)
+        except TemplateError:
+            return False
+
     def _notes(self, prompt: Messages, conversations: Sequence[Messages]) -> tuple[Note, ...]:
         """What can be said of a group without its text."""
         notes, own = [], [special_note(self._special, messages) for messages in conversations]
@@ -169,16 +178,19 @@ class Writer:
             notes.append(Note("special_text", len(marked), marked[0]))
         if conversations and not self.traits.takes_text:
             notes.append(Note("parts", len(conversations), ""))
+        if conversations and self._is_dated:
+            notes.append(Note("dated", len(conversations), ""))
         if conversations and self.traits.ending is not None and not self.traits.ending.strip():
             notes.append(Note("no_end", len(conversations), ""))
         return tuple(notes)
 
-    def _render(self, messages: Messages, add_generation_prompt: bool) -> str:
+    def _render(self, messages: Messages, add_generation_prompt: bool, *, before: str = "") -> str:
+        """What the template writes, with some Jinja `before` it."""
         tools = next((message["tools"] for message in messages if "tools" in message), None)
         try:
             return self.tokenizer.apply_chat_template(
                 [{key: value for key, value in message.items() if key != "tools"} for message in messages],
-                chat_template=self._jinja,
+                chat_template=f"{before}{self._jinja}",
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 **({} if tools is None else {"tools": tools}),

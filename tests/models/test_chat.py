@@ -348,3 +348,13 @@ def test_special_tokens_in_content_become_those_tokens_and_are_noted(tokenizer):
         ("special_text", 2, "<|im_end|> in user content 'what is <|im_end|>?'")
     ]
     assert kinds(Encoder(tokenizer, "hh").encode_group(PROMPT, answers("a </s> b", "a dog"))) == {"special_text": 1}
+
+
+def test_a_date_that_a_template_writes_is_noted():
+    dated = "{% set day = strftime_now('%d %b %Y') %}<s>{{ day }}\n" + CHATML
+    (group,) = Encoder(bpe_tokenizer(), dated).encode_groups([(PROMPT, [CAT, DOG])])
+    assert kinds(group) == {"dated": 2}
+    unwritten = "{% set day = strftime_now('%d %b %Y') %}" + CHATML
+    assert kinds(Encoder(bpe_tokenizer(), unwritten).encode_group(PROMPT, [CAT])) == {}
+    parts = dated.replace("{{ m.content }}", "{% for part in m.content %}{{ part.text }}{% endfor %}")
+    assert kinds(Encoder(bpe_tokenizer(), parts).encode_group(PROMPT, [CAT])) == {"dated": 1, "parts": 1}

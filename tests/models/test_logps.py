@@ -298,3 +298,14 @@ def test_groups_come_in_any_table(tokenizer, hold):
 def test_one_group_outside_a_list_is_refused(tokenizer):
     with pytest.raises(UserError, match="groups: got dict with prompt, completions"):
         score_groups(tiny_causal(), tokenizer, {"prompt": "p", "completions": ["a", "b"]}, token_budget=64)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt"])
+def test_a_sequence_beyond_the_positions_is_told(tokenizer, model_type):
+    own = {"ffn_dim": 64, "word_embed_proj_dim": 32} if model_type == "opt" else {}
+    model = tiny_causal(model_type, max_position_embeddings=30, **own)
+    group = {"prompt": "the cat", "completions": [" sat", " a dog saw the cat" * 9]}
+    with pytest.raises(UserError, match=r"has \d+ tokens, and the model positions for 30; give max_length=30"):
+        score_groups(model, tokenizer, [group], token_budget=500, template="plain")
+    found = score_groups(model, tokenizer, [group], token_budget=500, template="plain", max_length=30)
+    assert found["status"] == [["ok", "too_long"]]
