@@ -271,6 +271,15 @@ def test_another_pad_token_and_none():
     assert len(found.comparisons) == 6
 
 
+def test_a_pad_token_that_the_embedding_has_no_row_for():
+    """Old checkpoints of Llama say -1."""
+    reward = tiny_reward()
+    reward.config.pad_token_id = -1
+    found = checked(reward, reward=True)
+    assert not found.failures
+    assert found.comparisons
+
+
 def test_rounding_that_the_model_amplifies():
     """An offset of 512 leaves bf16 two bits of a hidden state of order one, and fp32 fifteen."""
     model = tiny_causal().bfloat16()
@@ -393,6 +402,19 @@ def test_a_template_that_refuses_a_role():
     found = checked(tiny_causal(), template=refusing)
     assert causes(found) == ["template"]
     assert "no users" in message(found, "template")
+
+
+def test_calls_without_text():
+    call = {"role": "assistant", "content": None, "rest": json.dumps({"tool_calls": [{"function": {"name": "bake"}}]})}
+    said = {"role": "assistant", "content": "the cat", "rest": None}
+    sample = Sample([([{"role": "user", "content": "who sat?", "rest": None}], [[call], [said]])], ["0"], "test")
+    writes = CHATML.replace("{{ m.content }}", "{{ m.content or m.tool_calls[0].function.name }}")
+    encoder = Encoder(bpe_tokenizer(chat_template=writes), "auto")
+    assert not check_model("tiny", tiny_causal(), encoder, sample, is_reward=False, token_budget=1000).failures
+    raises = bpe_tokenizer(chat_template=CHATML.replace("{{ m.content }}", "{{ 'said: ' + m.get('content') }}"))
+    found = check_model("tiny", tiny_causal(), Encoder(raises, "auto"), sample, is_reward=False, token_budget=1000)
+    assert message(found, "template").startswith("1 of 2 completions cannot be told from their prompt; ")
+    assert "TypeError" in message(found, "template")
 
 
 def test_limits_that_leave_nothing_or_little():
