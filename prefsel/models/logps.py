@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.ingest.identity import completion_id, prompt_id
-from prefsel.models.architecture import supports_packing, unwrapped
+from prefsel.models.architecture import in_evaluation_mode, supports_packing, unwrapped
 from prefsel.models.attention import IMPLEMENTATION
 from prefsel.models.chat import EncodedGroup, Encoder, Truncation
 from prefsel.models.head import head_logps
@@ -159,7 +159,7 @@ def score_groups(
     number is that of its sequence alone. It needs no cluster and no workspace.
 
     Args:
-        model: A causal language model of transformers in evaluation mode, on any device.
+        model: A causal language model of transformers, on any device; one in training is scored without dropout.
         tokenizer: Its tokenizer.
         groups: One row per prompt: dictionaries, or a table in anything that `prefsel.pairs.arrow.as_table` takes, with
             `prompt` (a string, or messages with `role` and `content`) and `completions` (a list of strings, of lists of
@@ -184,8 +184,9 @@ def score_groups(
     """
     check_vocabulary(tokenizer, model)
     encoder = Encoder(tokenizer, template, max_length, truncation)
-    route = logps_route(model, getattr(tokenizer, "pad_token_id", None))
-    columns, values = routed(model, encoder, groups, route, token_budget)
+    with in_evaluation_mode(model):
+        route = logps_route(model, getattr(tokenizer, "pad_token_id", None))
+        columns, values = routed(model, encoder, groups, route, token_budget)
     logps = [[None if v is None else v[0] for v in row] for row in values]
     return {**columns, "logps": logps}
 
