@@ -92,11 +92,17 @@ def reward_route(model: nn.Module) -> Route:
         return Route(True, "", pack, partial(packed_rewards, model))
     fill, forward = own_pad_token(model), partial(padded_rewards, model)
     single = padding_matters(model, forward, fill)
-    rows: Rows = partial(pad, pad_token_id=None if single else fill)
-    config = unwrapped(model).config
-    if config.is_encoder_decoder:
-        rows = partial(_with_equal_ends, rows=rows, eos_token_id=config.eos_token_id)
+    rows = padded_rows(model, None if single else fill)
     return Route(False, "; ".join(filter(None, [reason, single])), rows, forward)
+
+
+def padded_rows(model: nn.Module, pad_token_id: int | None) -> Rows:
+    """How sequences are padded for a classifier: filled with a token, or single where that is None."""
+    rows: Rows = partial(pad, pad_token_id=pad_token_id)
+    config = unwrapped(model).config
+    if not config.is_encoder_decoder:
+        return rows
+    return partial(_with_equal_ends, rows=rows, eos_token_id=config.eos_token_id)
 
 
 def _with_equal_ends(

@@ -15,8 +15,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
-from tiny_models import CHATML, naive_logps, tiny_causal, tiny_reward
+from tiny_models import CHATML, naive_logps, randomize, tiny_causal, tiny_reward
 from tiny_models import bpe_tokenizer as trained_tokenizer
+from transformers import BartConfig, BartForSequenceClassification
 
 from prefsel.cli import app, guarded
 from prefsel.config.file import parse_config
@@ -277,6 +278,19 @@ def test_a_pad_token_that_the_embedding_has_no_row_for():
     reward.config.pad_token_id = -1
     found = checked(reward, reward=True)
     assert not found.failures
+    assert found.comparisons
+
+
+def test_a_classifier_with_a_decoder_and_turns_that_end_with_eos():
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    sizes |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_labels": 1, "vocab_size": 400}
+    config = BartConfig(**sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2)
+    model = randomize(BartForSequenceClassification(config))
+    turns = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+    texts = [("who sat where?", ["the cat", "a dog</s>the mat", "the mat, who knows"]), ("why?</s>sat", ["no", "a"])]
+    found = checked(model, bpe_tokenizer(chat_template=turns), texts, reward=True, token_budget=1000)
+    assert found.failures == []
+    assert failed(found) == set()
     assert found.comparisons
 
 
