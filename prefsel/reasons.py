@@ -67,6 +67,7 @@ TEMPLATE_NOTES = {
     "same_tokens": "the same tokens as another one of the prompt: pairs of two such are dropped",
     "parts": "the template takes content as parts, not as text: they were given as parts",
     "opening": "the generation prompt opens with more than the turn of an answer does: answers begin before that",
+    "dated": "the template writes the day's date into the prompt: another day gives other tokens, and other numbers",
     "no_end": "the template writes no end of the turn: the model is not asked whether it would stop",
     "ends_twice": "the answer has the end of the turn already, and the template writes it again",
     "thinking_dropped": "the template leaves the reasoning out: what is scored is not all that was answered",

@@ -137,10 +137,10 @@ def test_the_documentation_names_reasons_that_there_are() -> None:
 
 
 def test_every_note_of_a_template_has_its_words() -> None:
-    trees = [ast.parse((PACKAGE / "models" / name).read_text()) for name in ("chat.py", "writer.py")]
+    makers = [ast.parse((PACKAGE / "models" / name).read_text()) for name in ("chat.py", "writer.py")]
     made = {
         node.args[0].value
-        for tree in trees
+        for tree in makers
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and name_of(node.func) == "Note" and isinstance(node.args[0], ast.Constant)
     }

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,11 @@ TASKS = {"policy": ("CAUSAL_LM", None), "reward model": ("SEQ_CLS", None)}
 """What an adapter may say that it was trained for, to serve as either."""
 MERGEABLE = ("LORA", "LOHA", "LOKR", "IA3", "OFT")
 """Kinds whose merged weights are tested against peft's own forward; prompts and prefixes have no place in weights."""
+HEADS = (
+    *("score.weight", "classifier.weight", "classifier.out_proj.weight", "classification_head.out_proj.weight"),
+    "logits_proj.weight",
+)
+"""How the last tensor of a classifier's head is called: in decoders, BERT, RoBERTa, BART and XLNet."""
 _INSIDE = "base_model.model."
 """Before the name of every tensor in an adapter's file."""
 
@@ -75,7 +81,7 @@ class Adapter:
 
     def num_labels(self) -> int | None:
         """Outputs of the classifier's head that it brings along; None: it brings none."""
-        heads = [shape for name, shape in self.shapes().items() if name.endswith(("score.weight", "classifier.weight"))]
+        heads = [shape for name, shape in self.shapes().items() if name.endswith(HEADS)]
         return heads[0][0] if heads else None
 
     def has_tokenizer(self, files: tuple[str, ...]) -> bool:
@@ -149,17 +155,39 @@ def merge(model: nn.Module, adapter: Adapter) -> nn.Module:
         if missing or unknown:
             what, names = ("lacks", missing) if missing else ("has, unknown to the base,", unknown)
             raise UserError(f"{adapter.name}, and does not fit it: it {what} {len(names)} tensors: {names[:3]}")
-        for layer in put_on.modules():
-            if isinstance(layer, BaseTunerLayer):
-                _merge_in_fp32(layer)
+        layers = [layer for layer in put_on.modules() if isinstance(layer, BaseTunerLayer)]
+        _take_apart(model, [layer.get_base_layer() for layer in layers])
+        for layer in layers:
+            _merge_in_fp32(layer)
         merged: Any = put_on.merge_and_unload()
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, NotImplementedError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{adapter.name}, which it cannot be merged into: {reason}") from error
+    _untie(merged)
     if hasattr(merged, "peft_config"):  # peft leaves it on the model, where it means that adapters are still in place
         del merged.peft_config
     merged.name_or_path = adapter.path
     return merged
+
+
+def _take_apart(model: nn.Module, layers: Sequence[nn.Module]) -> None:
+    """Give layers weights of their own where they share them: an update of one is none of the other.
+
+    Embeddings are shared with the head where they are tied, and layers that an adapter repeats (`layer_replication`).
+    """
+    owners = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
+    for layer in layers:
+        for name, weight in list(layer.named_parameters(recurse=False)):
+            if owners[id(weight)] > 1:
+                owners[id(weight)] -= 1
+                setattr(layer, name, nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad))
+
+
+def _untie(model: Any) -> None:
+    """Let the configuration say so where embeddings and head are no longer the same; a saved copy would lose one."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if None not in ends and ends[0].weight is not ends[1].weight:
+        model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
 
 
 def _merge_in_fp32(layer: Any) -> None:

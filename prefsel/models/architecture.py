@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -41,6 +44,18 @@ def model_shape(model: nn.Module) -> ModelShape:
 def unwrapped(model: nn.Module) -> PreTrainedModel:
     """The Hugging Face model inside a peft wrapper, its adapters still in place."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+@contextmanager
+def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off within the block, and every module back afterwards: a model at hand may be in training."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def supports_packing(model: nn.Module) -> tuple[bool, str]:

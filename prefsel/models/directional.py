@@ -23,7 +23,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prefsel.errors import UserError, invalid
-from prefsel.models.architecture import unwrapped
+from prefsel.models.architecture import in_evaluation_mode, unwrapped
 from prefsel.models.chat import Encoder, Truncation
 from prefsel.models.head import chunk_rows
 from prefsel.models.loading import check_vocabulary
@@ -53,7 +53,7 @@ def directional_logps(
     influence of every pair: \(-\beta\,\sigma(-IRM)\,(D_v\log\pi(y_w) - D_v\log\pi(y_l))\), the metric `influence`.
 
     Args:
-        model: A causal language model of transformers in evaluation mode.
+        model: A causal language model of transformers; one in training is scored without dropout.
         tokenizer: Its tokenizer.
         groups: As `score_groups` takes them: dictionaries or any table, with `prompt` and `completions`.
         tangent: The direction v, parameter name to a tensor of the parameter's shape (fp32 or fp64; parameters that are
@@ -76,9 +76,10 @@ def directional_logps(
     """
     check_vocabulary(tokenizer, model)
     directions, names = _named(tangent)
-    route = directional_route(model, directions, pad_token_id=getattr(tokenizer, "pad_token_id", None))
     encoder = Encoder(tokenizer, template, max_length, truncation)
-    columns, values = routed(model, encoder, groups, route, token_budget)
+    with in_evaluation_mode(model):
+        route = directional_route(model, directions, pad_token_id=getattr(tokenizer, "pad_token_id", None))
+        columns, values = routed(model, encoder, groups, route, token_budget)
     return columns | {name: column(values, number) for number, name in enumerate(["logps", *names])}
 
 
@@ -119,11 +120,15 @@ def finite_difference_logps(
     """
     check_vocabulary(tokenizer, model)
     directions, names = _named(tangent)
-    route, epsilons = finite_difference_route(
-        model, directions, step=step, pad_token_id=getattr(tokenizer, "pad_token_id", None), has_logps=logps is not None
+    encoder, pad_token_id = (
+        Encoder(tokenizer, template, max_length, truncation),
+        getattr(tokenizer, "pad_token_id", None),
     )
-    encoder = Encoder(tokenizer, template, max_length, truncation)
-    columns, values = routed(model, encoder, groups, route, token_budget)
+    with in_evaluation_mode(model):
+        route, epsilons = finite_difference_route(
+            model, directions, step=step, pad_token_id=pad_token_id, has_logps=logps is not None
+        )
+        columns, values = routed(model, encoder, groups, route, token_budget)
     base, derivatives = differences(values, epsilons, logps)
     return columns | {"logps": base} | dict(zip(names, derivatives))
 

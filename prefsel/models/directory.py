@@ -111,7 +111,7 @@ def _commit(path: str, revision: str | None) -> str | None:
 
 def _own_identity(path: str, revision: str | None) -> str:
     if Path(path).is_dir():
-        names = {"*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"}
+        names = {"*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "additional_chat_templates/*.jinja"}
         files = sorted({file for pattern in names for file in Path(path).glob(pattern)})
         return _content(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
     if re.fullmatch(r"[0-9a-f]{40}", revision or ""):

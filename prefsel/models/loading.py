@@ -116,7 +116,8 @@ def _load(
     options = load_options(path, revision, trust_remote_code)
     if adapter is not None:
         config.num_labels = adapter.num_labels() or config.num_labels
-    if config.model_type in PACKED_MODEL_TYPES:
+    runs_own_code = trust_remote_code and auto.__name__ in (getattr(config, "auto_map", None) or {})
+    if config.model_type in PACKED_MODEL_TYPES and not runs_own_code:  # which need not know registered attention
         options["attn_implementation"] = IMPLEMENTATION
     if gpus_per_replica > 1:
         options |= _spread_over(gpus_per_replica)

@@ -22,15 +22,16 @@ from torch import Tensor, nn
 
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.ingest.identity import completion_id, prompt_id
-from prefsel.models.architecture import supports_packing, unwrapped
+from prefsel.models.architecture import in_evaluation_mode, supports_packing, unwrapped
 from prefsel.models.attention import IMPLEMENTATION
 from prefsel.models.chat import EncodedGroup, Encoder, Truncation
 from prefsel.models.head import head_logps
 from prefsel.models.layout import Kernel, attention_area, build_layout
 from prefsel.models.loading import check_vocabulary
-from prefsel.models.neighbours import padding_matters
+from prefsel.models.neighbours import padding_matters, require_causal
 from prefsel.models.packing import PackedBatch, pack
 from prefsel.models.padded import PaddedBatch, pad, padded_logps
+from prefsel.models.positions import num_positions
 from prefsel.models.writer import Messages
 from prefsel.pairs.arrow import as_rows
 
@@ -121,13 +122,14 @@ def logps_route(model: nn.Module, pad_token_id: int | None = None) -> Route:
     """The route of a causal language model; padded rows are filled with `pad_token_id`, or 0.
 
     Raises:
-        UserError: The model's numbers are not those of a sequence alone, however its rows are made.
+        UserError: The model's numbers are not those of a sequence alone, however its rows are made, or no log-probs.
     """
     is_packed, reason = supports_packing(model)
     if is_packed:
         return Route(True, "", pack, partial(packed_logps, model))
     fill, forward = pad_token_id or 0, partial(padded_logps, model)
     single = padding_matters(model, forward, fill)
+    require_causal(model, forward)
     vocab_size = unwrapped(model).config.get_text_config().vocab_size
     most_tokens = PADDED_LOGITS_BYTES // (8 * vocab_size)
     rows = partial(_pad, pad_token_id=None if single else fill, most_tokens=most_tokens)
@@ -157,7 +159,7 @@ def score_groups(
     number is that of its sequence alone. It needs no cluster and no workspace.
 
     Args:
-        model: A causal language model of transformers in evaluation mode, on any device.
+        model: A causal language model of transformers, on any device; one in training is scored without dropout.
         tokenizer: Its tokenizer.
         groups: One row per prompt: dictionaries, or a table in anything that `prefsel.pairs.arrow.as_table` takes, with
             `prompt` (a string, or messages with `role` and `content`) and `completions` (a list of strings, of lists of
@@ -176,13 +178,15 @@ def score_groups(
 
     Raises:
         UserError: The groups lack a column, or template, tokenizer or arguments do not fit; the tokenizer has tokens
-            that the model's embedding lacks; or the model's numbers are not those of a sequence alone.
+            that the model's embedding lacks; a sequence is longer than its positions; or the model's numbers are not
+            those of a sequence alone.
         NonFiniteError: The model gave NaN or infinity; names the prompts.
     """
     check_vocabulary(tokenizer, model)
     encoder = Encoder(tokenizer, template, max_length, truncation)
-    route = logps_route(model, getattr(tokenizer, "pad_token_id", None))
-    columns, values = routed(model, encoder, groups, route, token_budget)
+    with in_evaluation_mode(model):
+        route = logps_route(model, getattr(tokenizer, "pad_token_id", None))
+        columns, values = routed(model, encoder, groups, route, token_budget)
     logps = [[None if v is None else v[0] for v in row] for row in values]
     return {**columns, "logps": logps}
 
@@ -208,7 +212,10 @@ def routed(
         logger.warning("%s takes the padded path: %s", type(unwrapped(model)).__name__, route.reason)
     with route.context():
         for batch in route.rows(encoded, token_budget):
-            output = route.forward(batch.to(model_device(model))).reshape(len(batch.completion_index), -1)
+            try:
+                output = route.forward(batch.to(model_device(model))).reshape(len(batch.completion_index), -1)
+            except IndexError as error:
+                raise _without_positions(model, encoded, error) from error
             for (group, completion), numbers in zip(batch.completion_index, output.tolist()):
                 values[group][completion] = numbers
     bad = [
@@ -225,6 +232,17 @@ def routed(
         "status": [group.status for group in encoded],
     }
     return columns, values
+
+
+def _without_positions(model: nn.Module, encoded: Sequence[EncodedGroup], error: IndexError) -> Exception:
+    """The error in words, where it is that a sequence is longer than the model has positions for."""
+    limit = num_positions(unwrapped(model).config)
+    longest = max(len(group.prompt_tokens) + max(map(len, group.completion_tokens), default=0) for group in encoded)
+    if limit is None or longest <= limit:
+        return error
+    return UserError(
+        f"max_length: a sequence has {longest:,} tokens, and the model positions for {limit:,}; give max_length={limit}"
+    )
 
 
 def num_tokens(group: EncodedGroup) -> list[float | None]:

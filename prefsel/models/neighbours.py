@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ PADDING_MATTERS = "what pads a row changes its number"
 Forward = Callable[[PaddedBatch], Tensor]
 
 _found: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+_causal: WeakSet[nn.Module] = WeakSet()
 
 
 def padding_matters(model: nn.Module, forward: Forward, pad_token_id: int | None) -> str:
@@ -72,6 +73,44 @@ def require_padding(model: nn.Module, forward: Forward, pad_token_id: int, *, wh
         )
 
 
+def require_causal(model: nn.Module, forward: Forward) -> None:
+    """Refuse a model that sees the tokens it is asked for: its log-probs are none. Tried once for each model.
+
+    An encoder with a language model's head, such as BERT, is loaded as one without a word. What it gives for a response
+    is not the sum of what it gives for its first half and, behind that, for its second.
+
+    Args:
+        model: In evaluation mode, on its device.
+        forward: A padded batch on the model's device → the log-prob of each row's response.
+
+    Raises:
+        UserError: It is not causal.
+    """
+    if model in _causal:
+        return
+    wholes = _sequences(unwrapped(model))
+    halves = [
+        part
+        for group in wholes
+        for prompt, (response,) in [(group.prompt_tokens, group.completion_tokens)]
+        for middle in [len(response) // 2]
+        for part in (
+            EncodedGroup(prompt, [response[:middle]], ["ok"], 0),
+            EncodedGroup(prompt + response[:middle], [response[middle:]], ["ok"], 0),
+        )
+    ]
+    whole_N = _numbers(model, forward, pad(wholes, 1, pad_token_id=None))[:, 0]
+    sums_N = _numbers(model, forward, pad(halves, 1, pad_token_id=None)).view(-1, 2).sum(1)
+    difference, largest = float((whole_N - sums_N).abs().max()), float(whole_N.abs().max())
+    if difference > _tolerance(model) * largest:
+        raise UserError(
+            f"{_name(model)}: it sees the tokens that follow, so what it gives for a response is no log-prob (whole "
+            f"and in two parts it differs by {difference:.3g} where the largest is {largest:.3g}); valid: a model that "
+            'reads from left to right, for BERT and its kin "is_decoder": true in its config.json'
+        )
+    _causal.add(model)
+
+
 def _refuse_known(model: nn.Module) -> None:
     """Refuse what short sequences do not show."""
     inner = unwrapped(model)
@@ -91,21 +130,14 @@ def _refuse_known(model: nn.Module) -> None:
 
 def _tried(model: nn.Module, forward: Forward, pad_token_id: int | None) -> str:
     """`padding_matters` of a model that was not tried yet."""
-    inner = unwrapped(model)
-    device, dtype = inner.get_input_embeddings().weight.device, inner.dtype
-    groups = _sequences(inner)
-
-    def numbers(batches: list[PaddedBatch]) -> Tensor:
-        with torch.no_grad():
-            rows = [forward(batch.to(device)).reshape(len(batch.lengths), -1) for batch in batches]
-        keys = [key for batch in batches for key in batch.completion_index]
-        return torch.cat(rows).cpu()[sorted(range(len(keys)), key=keys.__getitem__)]
-
-    alone = numbers(pad(groups, 1, pad_token_id=None))
-    if not torch.isfinite(alone).all():
+    groups = _sequences(unwrapped(model))
+    alone = _numbers(model, forward, pad(groups, 1, pad_token_id=None))
+    finite = torch.isfinite(alone).all(dim=1)
+    if not finite.any():
         return ""  # Nothing can be said; real sequences are isolated as poisoned.
-    limit = TOLERANCE.get(dtype, TOLERANCE_16_BITS) * float(alone.abs().max())
-    again = float((numbers(pad(groups, 1, pad_token_id=None)) - alone).abs().max())
+    groups, alone = [group for group, is_finite in zip(groups, finite) if is_finite], alone[finite]
+    limit = _tolerance(model) * float(alone.abs().max())
+    again = float((_numbers(model, forward, pad(groups, 1, pad_token_id=None)) - alone).abs().max())
     if again > limit:
         raise UserError(
             f"{_name(model)}: the same sequences got numbers {again:.3g} apart when they were asked for twice; "
@@ -113,13 +145,28 @@ def _tried(model: nn.Module, forward: Forward, pad_token_id: int | None) -> str:
         )
     if pad_token_id is None:
         return ""
-    equal = [number for number, group in enumerate(groups) if _length(group) == _length(groups[-1])]
-    rounding = float((numbers(pad([groups[n] for n in equal], 2**20, pad_token_id=0)) - alone[equal]).abs().max())
-    beside = float((numbers(pad(groups, 2**20, pad_token_id=pad_token_id)) - alone).abs().max())
+    lengths = [_length(group) for group in groups]
+    equal = [number for number, length in enumerate(lengths) if lengths.count(length) > 1]
+    side = pad([groups[number] for number in equal], 2**20, pad_token_id=0)
+    rounding = float((_numbers(model, forward, side) - alone[equal]).abs().max()) if equal else 0.0
+    beside = float((_numbers(model, forward, pad(groups, 2**20, pad_token_id=pad_token_id)) - alone).abs().max())
     # A model that mixes its rows does so without padding, too: rounding excuses no more than threefold.
     if beside <= max(limit, min(4 * rounding, 3 * limit)):
         return ""
     return f"{PADDING_MATTERS} (by up to {beside:.3g} where the largest is {float(alone.abs().max()):.3g})"
+
+
+def _numbers(model: nn.Module, forward: Forward, batches: list[PaddedBatch]) -> Tensor:
+    """One row of numbers for each sequence of the batches, in their order, on the CPU."""
+    device = unwrapped(model).get_input_embeddings().weight.device
+    with torch.no_grad():
+        rows = [forward(batch.to(device)).reshape(len(batch.lengths), -1) for batch in batches]
+    keys = [key for batch in batches for key in batch.completion_index]
+    return torch.cat(rows).cpu()[sorted(range(len(keys)), key=keys.__getitem__)]
+
+
+def _tolerance(model: nn.Module) -> float:
+    return TOLERANCE.get(unwrapped(model).dtype, TOLERANCE_16_BITS)
 
 
 def _name(model: nn.Module) -> str:

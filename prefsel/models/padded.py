@@ -118,8 +118,8 @@ def padded_logps(model: nn.Module, batch: PaddedBatch) -> Tensor:
     keep = torch.arange(first, ids_BT.shape[1], device=ids_BT.device)
     options = _accepted(model, logits_to_keep=keep)
     logits_BTV = _logits(model, batch, options)
-    if "logits_to_keep" not in options:
-        logits_BTV = logits_BTV[:, first:]
+    if "logits_to_keep" not in options:  # an adapter may have put virtual tokens before each row
+        logits_BTV = logits_BTV[:, logits_BTV.shape[1] - ids_BT.shape[1] + first :]
     dtype = torch.promote_types(logits_BTV.dtype, torch.float32)
     logps = []
     for logits_TV, ids_T, start, end in zip(logits_BTV, ids_BT, batch.prompt_lengths, batch.lengths):

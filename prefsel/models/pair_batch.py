@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prefsel.models.architecture import supports_packing
 from prefsel.models.chat import EncodedGroup
 from prefsel.models.logps import model_device, packed_logps
-from prefsel.models.neighbours import require_padding
+from prefsel.models.neighbours import require_causal, require_padding
 from prefsel.models.packing import PackedBatch, pack
 from prefsel.models.padded import PaddedBatch, pad, padded_logps
 
@@ -48,11 +48,12 @@ def pair_logps(model: nn.Module, groups: Sequence[EncodedGroup]) -> Tensor:
     """Log-probs of chosen and rejected, [P, 2] float64 with gradient, from one row (or padded batch) of all pairs.
 
     Raises:
-        UserError: The model's numbers depend on what pads them.
+        UserError: The model's numbers depend on what pads them, or are no log-probs.
     """
     is_packed, _ = supports_packing(model)
     if not is_packed:
         require_padding(model, partial(padded_logps, model), 0, what="a pair's log-probs")
+        require_causal(model, partial(padded_logps, model))
     batch = pair_batch(groups, is_packed=is_packed).to(model_device(model))
     logps_C = packed_logps(model, batch) if isinstance(batch, PackedBatch) else padded_logps(model, batch)
     return by_pair(logps_C, batch)

@@ -26,7 +26,7 @@ VERSION = 2
 
 def num_positions(config: Any) -> int | None:
     """The longest sequence a configuration has positions for, in tokens; None: it declares none."""
-    declared: int | None = getattr(config, "max_position_embeddings", None)
+    declared: int | None = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     if declared and config.model_type in POSITIONS_FROM_IDS:
         return declared - config.pad_token_id - 1
     return declared

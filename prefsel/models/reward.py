@@ -9,6 +9,8 @@ Shapes: T tokens of a row, C completions, D hidden size, H heads.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,11 +18,15 @@ from torch import Tensor, nn
 
 from prefsel.errors import UserError
 from prefsel.models.architecture import supports_packing, unwrapped
+from prefsel.models.chat import EncodedGroup
 from prefsel.models.layout import Kernel
 from prefsel.models.logps import Route, packed_hidden
 from prefsel.models.neighbours import padding_matters
 from prefsel.models.packing import PackedBatch, pack
-from prefsel.models.padded import pad, padded_rewards
+from prefsel.models.padded import PaddedBatch, pad, padded_rewards
+
+Rows = Callable[[Sequence[EncodedGroup], int], list[PaddedBatch]]
+"""(groups, token budget) → batches."""
 
 
 def packed_rewards(model: nn.Module, batch: PackedBatch, *, kernel: Kernel = "auto") -> Tensor:
@@ -86,8 +92,39 @@ def reward_route(model: nn.Module) -> Route:
         return Route(True, "", pack, partial(packed_rewards, model))
     fill, forward = own_pad_token(model), partial(padded_rewards, model)
     single = padding_matters(model, forward, fill)
-    rows = partial(pad, pad_token_id=None if single else fill)
+    rows = padded_rows(model, None if single else fill)
     return Route(False, "; ".join(filter(None, [reason, single])), rows, forward)
+
+
+def padded_rows(model: nn.Module, pad_token_id: int | None) -> Rows:
+    """How sequences are padded for a classifier: filled with a token, or single where that is None."""
+    rows: Rows = partial(pad, pad_token_id=pad_token_id)
+    config = unwrapped(model).config
+    if not config.is_encoder_decoder:
+        return rows
+    return partial(_with_equal_ends, rows=rows, eos_token_id=config.eos_token_id)
+
+
+def _with_equal_ends(
+    groups: Sequence[EncodedGroup], token_budget: int, *, rows: Rows, eos_token_id: int
+) -> list[PaddedBatch]:
+    """Batches of sequences that have equally many eos tokens.
+
+    BART, T5 and their kin read the row of a sequence's last one, and take no others together.
+    """
+    numbers = []
+    for group in groups:
+        starts = group.prompt_starts or (0,) * len(group.status)
+        of_prompts = [group.prompt_tokens[start:].count(eos_token_id) for start in starts]
+        numbers.append([n + ids.count(eos_token_id) for n, ids in zip(of_prompts, group.completion_tokens)])
+    batches: list[PaddedBatch] = []
+    for number in sorted({number for row in numbers for number in row}):
+        masked = [
+            replace(group, status=[what if n == number else "elsewhere" for n, what in zip(row, group.status)])
+            for group, row in zip(groups, numbers)
+        ]
+        batches += rows(masked, token_budget)
+    return batches
 
 
 def own_pad_token(model: nn.Module) -> int | None:
@@ -95,7 +132,7 @@ def own_pad_token(model: nn.Module) -> int | None:
 
     Old checkpoints of Llama say −1.
     """
-    config = unwrapped(model).config
-    token: int | None = config.pad_token_id
-    is_known = token is not None and 0 <= token < config.get_text_config().vocab_size
+    config = unwrapped(model).config.get_text_config()  # of a model that reads images, too
+    token: int | None = getattr(config, "pad_token_id", None)
+    is_known = token is not None and 0 <= token < config.vocab_size
     return token if is_known else None

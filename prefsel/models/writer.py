@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ Messages = Sequence[Mapping[str, Any]]
 BUILT_IN = ("plain", "hh")
 """Templates that tokenise prompt and response apart."""
 VALID_TEMPLATES = "auto, tokenizer, plain, hh, a Jinja file, or an inline Jinja template"
+WITH_TOOLS = "tool_use"
+"""Of a tokenizer's named templates the one that transformers takes for conversations with tools."""
 HH_TURNS = {"system": "{}", "user": "\n\nHuman: {}", "assistant": "\n\nAssistant: {}"}
 
 
@@ -67,9 +70,17 @@ class Writer:
         self._jinja = None if template in BUILT_IN else _chat_template(tokenizer, template)
         self._special = special_text(tokenizer)
         self.traits = probe_template(self._render) if self._jinja else TemplateTraits(ending=ending)
+        self._is_dated = self._jinja is not None and self._writes_date()
+        self._with_tools: Writer | None = None
+        if (with_tools := _template_with_tools(tokenizer, template)) not in (None, self._jinja):
+            self._with_tools = copy.copy(self)
+            self._with_tools._jinja = with_tools
+            self._with_tools.traits = probe_template(self._with_tools._render)
 
     def write(self, prompt: Messages, completions: Sequence[Messages]) -> Written:
         """The texts of a group; an error takes the place of every conversation that the template refuses."""
+        if self._with_tools is not None and any("tools" in message for message in as_they_came(prompt)):
+            return self._with_tools.write(prompt, completions)
         try:
             prompt = as_taken(as_they_came(prompt), self.traits)
             if self._jinja is None:
@@ -151,6 +162,14 @@ class Writer:
         except TemplateError:
             return ""
 
+    def _writes_date(self) -> bool:
+        """Whether the day on which a prompt is written stands in it: asked with a clock that says something else."""
+        clock, asked = "{%- macro strftime_now(form) %}ov8q day{% endmacro %}", [{"role": "user", "content": "?"}]
+        try:
+            return "ov8q day" in self._render(as_taken(asked, self.traits), True, before=clock)
+        except TemplateError:
+            return False
+
     def _notes(self, prompt: Messages, conversations: Sequence[Messages]) -> tuple[Note, ...]:
         """What can be said of a group without its text."""
         notes, own = [], [special_note(self._special, messages) for messages in conversations]
@@ -159,16 +178,19 @@ class Writer:
             notes.append(Note("special_text", len(marked), marked[0]))
         if conversations and not self.traits.takes_text:
             notes.append(Note("parts", len(conversations), ""))
+        if conversations and self._is_dated:
+            notes.append(Note("dated", len(conversations), ""))
         if conversations and self.traits.ending is not None and not self.traits.ending.strip():
             notes.append(Note("no_end", len(conversations), ""))
         return tuple(notes)
 
-    def _render(self, messages: Messages, add_generation_prompt: bool) -> str:
+    def _render(self, messages: Messages, add_generation_prompt: bool, *, before: str = "") -> str:
+        """What the template writes, with some Jinja `before` it."""
         tools = next((message["tools"] for message in messages if "tools" in message), None)
         try:
             return self.tokenizer.apply_chat_template(
                 [{key: value for key, value in message.items() if key != "tools"} for message in messages],
-                chat_template=self._jinja,
+                chat_template=f"{before}{self._jinja}",
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 **({} if tools is None else {"tools": tools}),
@@ -192,9 +214,14 @@ def _chat_template(tokenizer: Any, template: str) -> str:
     """Jinja source of a template that is not built in."""
     if template in ("auto", "tokenizer"):
         own = getattr(tokenizer, "chat_template", None)
+        what = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+        if isinstance(own, dict) and own and "default" not in own:
+            raise UserError(
+                f"template: got {template!r}, but tokenizer {what} has several chat templates and none of them is its "
+                f"default: {', '.join(sorted(own))}; save the one you want as a Jinja file and name that"
+            )
         own = own.get("default") if isinstance(own, dict) else own
         if not own:
-            what = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
             raise UserError(
                 f"template: got {template!r}, but tokenizer {what} has no chat template; valid: plain, hh, "
                 "a Jinja file, or an inline Jinja template"
@@ -205,6 +232,12 @@ def _chat_template(tokenizer: Any, template: str) -> str:
     if os.path.isfile(template):
         return Path(template).read_text(encoding="utf-8")
     raise invalid("template", template, VALID_TEMPLATES)
+
+
+def _template_with_tools(tokenizer: Any, template: str) -> str | None:
+    """Jinja source that conversations with tools get instead of the default, as in transformers; None: the same."""
+    own = getattr(tokenizer, "chat_template", None)
+    return own.get(WITH_TOOLS) if template in ("auto", "tokenizer") and isinstance(own, dict) else None
 
 
 def as_they_came(messages: Messages) -> list[dict[str, Any]]:

@@ -10,10 +10,10 @@ import torch
 
 from prefsel.config import Config
 from prefsel.errors import PrefselError, UserError, invalid
-from prefsel.models.architecture import unwrapped
 from prefsel.models.chat import EncodedGroup, Encoder, Unconditional
 from prefsel.models.loading import load_causal, load_reward, load_tokenizer
 from prefsel.models.logps import model_device
+from prefsel.models.reward import own_pad_token
 from prefsel.plan.models import find_model, model_spec
 from prefsel.plan.nodes import make_plan
 from prefsel.plan.plan import Plan
@@ -130,7 +130,7 @@ def check_model(
     asked = Unconditional(encoder) if is_bare else encoder
     groups = asked.encode_groups(sample.groups, strict=False)
     uncut = Encoder(encoder.tokenizer, encoder.template).encode_groups(sample.groups, strict=False)
-    fills = [unwrapped(model).config.pad_token_id if is_reward else None, encoder.tokenizer.pad_token_id]
+    fills = [own_pad_token(model) if is_reward else None, encoder.tokenizer.pad_token_id]
     fill = next((token for token in fills if token is not None), None if is_reward else 0)
     subject = Subject(model, encoder, groups, is_reward, fill, _cut(groups, uncut))
     kind, facts = "reward_model" if is_reward else "causal_logps", [_counts(subject)]

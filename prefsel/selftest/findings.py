@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from functools import partial
 from typing import Any
 
-import jinja2
-
-from prefsel.errors import UserError
-from prefsel.models.architecture import unwrapped
+from prefsel.errors import TemplateError, UserError
 from prefsel.models.chat import EncodedGroup, Encoder
 from prefsel.models.loading import check_vocabulary
-from prefsel.models.writer import Messages
+from prefsel.models.reward import own_pad_token
+from prefsel.models.writer import BUILT_IN, Messages, Writer
 from prefsel.selftest.subject import Finding, Sample, Subject
 
 
@@ -36,14 +33,11 @@ def template_findings(subject: Subject, sample: Sample) -> list[Finding]:
 
 def _unstable(encoder: Encoder, prompt: Messages, completions: Sequence[Messages], number: int) -> str:
     """How the template's text of a prompt changes when an answer follows; empty when it does not."""
-    own = None if encoder.template in ("auto", "tokenizer") else encoder.template
-    render = partial(encoder.tokenizer.apply_chat_template, chat_template=own, tokenize=False)
-    try:
-        asked = render(list(prompt), add_generation_prompt=True)
-        whole = render([*prompt, *completions[number]], add_generation_prompt=False)
-    except jinja2.TemplateError:  # the template refuses the messages, which the encoder has reported
+    if encoder.template in BUILT_IN:
         return ""
-    if whole.startswith(asked):
+    written = Writer(encoder.tokenizer, encoder.template, ending="").write(prompt, [completions[number]])
+    asked, (whole,) = written.prompt, written.completions
+    if isinstance(whole, TemplateError) or whole.startswith(asked):  # a refusal the encoder has reported
         return ""
     at = next((i for i, (a, b) in enumerate(zip(asked, whole)) if a != b), min(len(asked), len(whole)))
     shown = [text[max(0, at - 12) : at + 24] for text in (asked, whole)]
@@ -91,7 +85,8 @@ def text_findings(subject: Subject, sample: Sample) -> list[Finding]:
     if open_ended:
         told = f"{len(open_ended)} of {len(ends)} responses end in no control token: that they stop is not scored"
         found.append(Finding("warn", "end of turn", told))
-    texts = sorted({m["content"] for prompt, rest in sample.groups for messages in (prompt, *rest) for m in messages})
+    said = {m["content"] for prompt, rest in sample.groups for messages in (prompt, *rest) for m in messages}
+    texts = sorted(said - {None})  # beside a tool call there may be no text
     ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
     hits = [hit for hit in (next((i for i in row if i in control), None) for row in ids) if hit is not None]
     if hits:
@@ -121,7 +116,7 @@ def pad_findings(subject: Subject) -> list[Finding]:
     tokenizer, found = subject.tokenizer, []
     pad_id, eos_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     if subject.is_reward:
-        own = unwrapped(subject.model).config.pad_token_id
+        own = own_pad_token(subject.model)
         if own is not None and own == eos_id:
             told = "the classifier reads the token before the last eos, as transformers does, alone and in batches"
             found.append(Finding("info", "pad = eos", told))

@@ -20,6 +20,7 @@ from prefsel.models.architecture import unwrapped
 from prefsel.models.attention import IMPLEMENTATION
 from prefsel.models.logps import model_device
 from prefsel.models.padded import PaddedBatch, pad, padded_logps, padded_rewards
+from prefsel.models.reward import padded_rows
 from prefsel.models.rotary import reset
 from prefsel.score.engine import Engine, Values
 from prefsel.selftest.subject import Subject
@@ -115,12 +116,14 @@ def _padded_unequal(subject: Subject, size: int) -> Values:
         most_tokens = LOGITS_BYTES // (config.vocab_size * subject.model.dtype.itemsize)
     keys = [key for key in subject.keys if size == 1 or subject.length(key) * size <= most_tokens]
     keys.sort(key=subject.length)
+    fill = subject.pad_token_id
+    rows = padded_rows(subject.model, fill) if subject.is_reward else partial(pad, pad_token_id=fill)
     mixed = [keys[at // 2] if at % 2 == 0 else keys[-1 - at // 2] for at in range(len(keys))]
     found: Values = {}
     for first in range(0, len(mixed), size):
         beside = set(mixed[first : first + size])
         budget = size * max(map(subject.length, beside))
-        found |= forward_padded(subject, pad(subject.only(beside).groups, budget, pad_token_id=subject.pad_token_id))
+        found |= forward_padded(subject, rows(subject.only(beside).groups, budget))
     return found
 
 

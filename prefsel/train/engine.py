@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import AutoModelForCausalLM
 
 from prefsel.models.architecture import model_shape, unwrapped
-from prefsel.models.neighbours import require_padding
+from prefsel.models.neighbours import require_causal, require_padding
 from prefsel.models.packing import ModelShape
 from prefsel.models.pair_batch import Batch
 from prefsel.models.reward import own_pad_token
@@ -68,7 +69,7 @@ def start_run(objective: Objective, model: nn.Module, device: torch.device, *, n
         num_pairs: Draws of one epoch, from which the number of steps follows.
 
     Raises:
-        UserError: The model cannot be packed, and its numbers depend on what pads them.
+        UserError: The model cannot be packed, and its numbers depend on what pads them, or a policy is not causal.
     """
     config, world_size = objective.config, dist.get_world_size()
     num_steps = draws.num_steps(
@@ -96,6 +97,8 @@ def start_run(objective: Objective, model: nn.Module, device: torch.device, *, n
     if not is_packed:
         engine.eval()
         require_padding(model, lambda batch: engine(batch.to(device)), pad_token_id, what="training")
+        if objective.auto_class is AutoModelForCausalLM:
+            require_causal(model, lambda batch: engine(batch.to(device)))
         engine.train()
     return Run(
         objective=objective,

@@ -43,12 +43,12 @@ KINDS: dict[str, Any] = {
 }
 
 
-def save_adapter(base: Any, config: Any, folder: Path, *, task: str | None = "CAUSAL_LM") -> Path:
+def save_adapter(base: Any, config: Any, folder: Path, *, task: str | None = "CAUSAL_LM", **options: Any) -> Path:
     """An adapter with random weights in `folder`, over the model that was loaded from `base`."""
     torch.manual_seed(1)
     config.task_type = task
     auto = AutoModelForSequenceClassification if task == "SEQ_CLS" else AutoModelForCausalLM
-    model = peft.get_peft_model(auto.from_pretrained(base), config)
+    model = peft.get_peft_model(auto.from_pretrained(base, **options), config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "modules_to_save.default" in name:
@@ -91,6 +91,35 @@ def test_logits_are_those_of_the_adapter_on_its_base(kind: str, base: Path, tmp_
     assert not any("lora" in name for name, _ in model.named_parameters())
 
 
+SHARED: dict[str, Any] = {
+    "embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
+    "the head": {"target_modules": ["lm_head", "q_proj"]},
+    "embeddings and the head": {"target_modules": ["embed_tokens", "lm_head"]},
+    "embeddings, and with them the head": {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+    "a whole head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "repeated layers": {"target_modules": ["q_proj", "down_proj"], "layer_replication": [[0, 2], [1, 2]]},
+}
+
+
+@pytest.mark.parametrize("what", SHARED)
+def test_what_layers_share_is_taken_apart_before_an_update_is_merged(what: str, tmp_path: Path) -> None:
+    tiny_causal(tie_word_embeddings=True).save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=4, lora_alpha=1, init_lora_weights=False, **SHARED[what])
+    folder = save_adapter(tmp_path / "base", config, tmp_path / "adapter")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32).eval()
+    with torch.no_grad():
+        without = plain(IDS).logits
+        expected = peft.PeftModel.from_pretrained(plain, folder).eval()(IDS).logits
+        model = load_causal(str(folder), dtype="fp32", device="cpu")
+        found = model(IDS).logits
+    assert (expected - without).abs().max() > 0.05
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    if what != "repeated layers":  # whose other weights stay shared, which safetensors does not hold
+        model.save_pretrained(tmp_path / "merged")
+        saved = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+        torch.testing.assert_close(saved(IDS).logits, found)
+
+
 def test_weights_are_merged_in_fp32_and_rounded_once(base: Path, adapter: Path) -> None:
     half = load_causal(str(adapter), dtype="bf16", device="cpu")
     whole = load_causal(str(adapter), dtype="fp32", device="cpu")
@@ -111,6 +140,17 @@ def test_a_reward_adapter_brings_its_head(base: Path, tmp_path: Path) -> None:
     assert head_names(str(folder)) == ["LABEL_0", "LABEL_1"]
     with pytest.raises(UserError, match=r"adapter of .*base', trained for the task SEQ_CLS; as a policy it needs"):
         load_causal(str(folder), dtype="fp32", device="cpu")
+
+
+def test_a_reward_adapter_of_an_encoder_brings_as_many_outputs_as_its_head_has(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    tiny_causal("roberta").save_pretrained(base)
+    config = peft.LoraConfig(r=4, target_modules=["value"], init_lora_weights=False)
+    folder = save_adapter(base, config, tmp_path / "reward", task="SEQ_CLS", num_labels=1)
+    plain = AutoModelForSequenceClassification.from_pretrained(base, dtype=torch.float32, num_labels=1)
+    expected = peft.PeftModel.from_pretrained(plain, folder).eval()(IDS).logits
+    torch.testing.assert_close(load_reward(str(folder), dtype="fp32", device="cpu")(IDS).logits, expected)
+    assert head_names(str(folder)) == ["LABEL_0"]
 
 
 def test_a_reward_adapter_of_a_reward_model_keeps_the_names_of_its_heads(tmp_path: Path) -> None:

@@ -220,3 +220,19 @@ def test_classifiers_whose_padding_counts_get_one_sequence_a_row(name):
     sizes = called_with(route)
     assert largest_difference(route_numbers(route, groups, 10_000), expected) < 5e-5
     assert set(sizes) == {1}
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_classifiers_with_a_decoder_take_sequences_with_unequal_numbers_of_eos(name):
+    """Turns that end with eos: together transformers refuses them, alone it does not."""
+    model_type, options = CLASSIFIERS[name]
+    model = built(model_type, {"num_labels": 2, **options}, transformers.AutoModelForSequenceClassification)
+    turns = EncodedGroup([7, 2, 8, 2], [[9, 2], [9, 2, 10, 11, 2], [12, 2]], ["ok", "ok", "too_long"], 0)
+    cut = EncodedGroup([7, 2, 8], [[9, 9, 2]], ["ok"], 1, (2,))
+    others = unequal_groups()
+    expected = plain_numbers(model, [turns, EncodedGroup([8], [[9, 9, 2]], ["ok"], 0), *others], is_reward=True)
+    del expected[0, 2]
+    route = reward_route(model)
+    sizes = called_with(route)
+    assert largest_difference(route_numbers(route, [turns, cut, *others], 10_000), expected) < 5e-5
+    assert sizes == [8, 1, 1]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from tiny_models import CHATML, bpe_tokenizer
 
@@ -252,6 +254,28 @@ def test_a_call_that_a_template_does_not_write_is_an_error_and_one_that_it_write
     assert (tokenizer.decode(group.completion_tokens[0]), kinds(group)) == ("look<|im_end|>\n", {})
 
 
+def test_conversations_with_tools_get_the_template_that_a_tokenizer_names_for_them():
+    listed = "{% for tool in tools %}<|im_start|>tool {{ tool.function.name }}<|im_end|>\n{% endfor %}" + CHATML
+    tokenizer = bpe_tokenizer(chat_template={"default": CHATML, "tool_use": listed})
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+    asked = {"role": "user", "content": "who sat where?"}
+    given = [{**asked, "rest": json.dumps({"tools": tools})}]
+    told, plain = Encoder(tokenizer).encode_groups([(given, [CAT, DOG]), ([asked], [CAT])])
+    expected = tokenizer.apply_chat_template([asked, *CAT], tools=tools, return_dict=False)
+    assert told.prompt_tokens + told.completion_tokens[0] == expected
+    assert tokenizer.decode(told.prompt_tokens).startswith("<|im_start|>tool look<|im_end|>")
+    assert kinds(told) == {}
+    assert plain == Encoder(bpe_tokenizer()).encode_group([asked], [CAT])
+    inline = Encoder(tokenizer, CHATML).encode_group(given, [CAT])
+    assert (inline.prompt_tokens, kinds(inline)) == (plain.prompt_tokens, {"prompt_changed": 1})
+
+
+def test_several_templates_without_a_default_are_named():
+    tokenizer = bpe_tokenizer(chat_template={"tool_use": CHATML, "rag": CHATML})
+    with pytest.raises(UserError, match="none of them is its default: rag, tool_use; save"):
+        Encoder(tokenizer)
+
+
 def test_a_template_that_takes_parts_only_is_given_parts(tokenizer):
     template = CHATML.replace("{{ m.content }}", "{% for part in m.content %}{{ part.text }}{% endfor %}")
     group = Encoder(tokenizer, template).encode_group(PROMPT, [CAT, DOG])
@@ -324,3 +348,13 @@ def test_special_tokens_in_content_become_those_tokens_and_are_noted(tokenizer):
         ("special_text", 2, "<|im_end|> in user content 'what is <|im_end|>?'")
     ]
     assert kinds(Encoder(tokenizer, "hh").encode_group(PROMPT, answers("a </s> b", "a dog"))) == {"special_text": 1}
+
+
+def test_a_date_that_a_template_writes_is_noted():
+    dated = "{% set day = strftime_now('%d %b %Y') %}<s>{{ day }}\n" + CHATML
+    (group,) = Encoder(bpe_tokenizer(), dated).encode_groups([(PROMPT, [CAT, DOG])])
+    assert kinds(group) == {"dated": 2}
+    unwritten = "{% set day = strftime_now('%d %b %Y') %}" + CHATML
+    assert kinds(Encoder(bpe_tokenizer(), unwritten).encode_group(PROMPT, [CAT])) == {}
+    parts = dated.replace("{{ m.content }}", "{% for part in m.content %}{{ part.text }}{% endfor %}")
+    assert kinds(Encoder(bpe_tokenizer(), parts).encode_group(PROMPT, [CAT])) == {"dated": 1, "parts": 1}

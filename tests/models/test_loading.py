@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import torch
+from plain import largest_difference, plain_numbers, route_numbers
 from safetensors.torch import load_file, save_file
-from tiny_models import bpe_tokenizer, tiny_causal, tiny_reward
+from tiny_models import CHATML, bpe_tokenizer, random_groups, randomize, tiny_causal, tiny_config, tiny_reward
 from transformers import AutoModelForCausalLM
 
 from prefsel.errors import UserError
@@ -16,7 +17,7 @@ from prefsel.models.declared import declared_config, head_names, max_positions
 from prefsel.models.directional import directional_logps, finite_difference_logps
 from prefsel.models.directory import check_directory, model_identity
 from prefsel.models.loading import check_vocabulary, context_length, load_causal, load_reward, load_tokenizer
-from prefsel.models.logps import score_groups
+from prefsel.models.logps import logps_route, score_groups
 from prefsel.score.multi_model import weights_bytes
 
 
@@ -155,6 +156,15 @@ def test_identity_follows_the_content(folder):
     assert len({first, second, model_identity(str(folder))}) == 3
 
 
+def test_identity_follows_every_chat_template(folder):
+    first = model_identity(str(folder))
+    bpe_tokenizer(chat_template={"default": CHATML, "tool_use": CHATML}).save_pretrained(folder)
+    second = model_identity(str(folder))
+    (other,) = folder.glob("*/tool_use.jinja")
+    other.write_text(f"tools: {CHATML}")
+    assert len({first, second, model_identity(str(folder))}) == 3
+
+
 def test_identity_of_a_hub_commit_is_the_commit():
     assert model_identity("some/model", revision="0123456789" * 4) == "0123456789" * 4
 
@@ -218,6 +228,49 @@ def own(folder, tmp_path, monkeypatch):
 
 def edit(file, **settings):
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+OLDER_CODE = """
+import torch
+from transformers import LlamaConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+ATTENTION = {"eager": torch.nn.Linear, "sdpa": torch.nn.Linear}
+
+class OlderForCausalLM(PreTrainedModel):
+    config_class = LlamaConfig
+    _supports_sdpa = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embedding = torch.nn.Embedding(config.vocab_size, config.hidden_size)
+        self.mixer = ATTENTION[config._attn_implementation](config.hidden_size, config.hidden_size)
+        self.head = torch.nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+    def forward(self, input_ids=None, attention_mask=None):
+        hidden_BTD = self.embedding(input_ids)
+        return CausalLMOutput(logits=self.head(hidden_BTD + self.mixer(hidden_BTD).cumsum(1)))
+"""
+
+
+def test_code_of_a_packed_type_that_knows_its_own_attention_alone_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    known = {}
+    exec(OLDER_CODE, known)  # the class that a repository of a `llama` brings along
+    folder = tmp_path / "older"
+    randomize(known["OlderForCausalLM"](tiny_config("llama"))).save_pretrained(folder)
+    (folder / "older_code.py").write_text(OLDER_CODE)
+    edit(folder / "config.json", auto_map={"AutoModelForCausalLM": "older_code.OlderForCausalLM"})
+    model = load_causal(str(folder), dtype="fp32", device="cpu", trust_remote_code=True)
+    route = logps_route(model)
+    assert route.reason.startswith("OlderForCausalLM is not transformers' own code")
+    groups = random_groups([2, 1])
+    expected = plain_numbers(model, groups, is_reward=False)
+    assert largest_difference(route_numbers(route, groups, 10_000), expected) < 1e-4
 
 
 EVERY_READER = {

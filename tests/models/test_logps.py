@@ -16,6 +16,7 @@ from prefsel.errors import UserError
 from prefsel.models import score_groups
 from prefsel.models.architecture import PACKED_MODEL_TYPES, model_shape
 from prefsel.models.chat import EncodedGroup
+from prefsel.models.directional import directional_logps
 from prefsel.models.layout import attention_area
 from prefsel.models.logps import packed_logps
 from prefsel.models.packing import flops_min, pack
@@ -298,3 +299,32 @@ def test_groups_come_in_any_table(tokenizer, hold):
 def test_one_group_outside_a_list_is_refused(tokenizer):
     with pytest.raises(UserError, match="groups: got dict with prompt, completions"):
         score_groups(tiny_causal(), tokenizer, {"prompt": "p", "completions": ["a", "b"]}, token_budget=64)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt"])
+def test_a_sequence_beyond_the_positions_is_told(tokenizer, model_type):
+    own = {"ffn_dim": 64, "word_embed_proj_dim": 32} if model_type == "opt" else {}
+    model = tiny_causal(model_type, max_position_embeddings=30, **own)
+    group = {"prompt": "the cat", "completions": [" sat", " a dog saw the cat" * 9]}
+    with pytest.raises(UserError, match=r"has \d+ tokens, and the model positions for 30; give max_length=30"):
+        score_groups(model, tokenizer, [group], token_budget=500, template="plain")
+    found = score_groups(model, tokenizer, [group], token_budget=500, template="plain", max_length=30)
+    assert found["status"] == [["ok", "too_long"]]
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt"])
+def test_a_model_in_training_is_scored_without_dropout_and_stays_in_training(tokenizer, model_type):
+    own = {"ffn_dim": 64, "word_embed_proj_dim": 32} if model_type == "opt" else {}
+    model = tiny_causal(model_type, **own)
+    groups = [{"prompt": "who sat where?", "completions": ["the cat", "a dog saw the mat"]}]
+    expected = score_groups(model, tokenizer, groups, token_budget=500)
+    (model.transformer.h if model_type == "gpt2" else model.model.decoder.layers)[0].train()
+    modes = [module.training for module in model.modules()]
+    assert score_groups(model, tokenizer, groups, token_budget=500) == expected
+    name, weight = next(iter(model.named_parameters()))
+    direction = {name: torch.randn_like(weight)}
+    assert directional_logps(model, tokenizer, groups, direction)["logps"] == [
+        pytest.approx(row, rel=1e-5) for row in expected["logps"]
+    ]
+    assert [module.training for module in model.modules()] == modes
+    assert 0 < sum(modes) < len(modes)

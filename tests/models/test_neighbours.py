@@ -10,7 +10,7 @@ from tiny_models import random_groups, tiny_causal, tiny_reward
 
 from prefsel.errors import UserError
 from prefsel.models.logps import logps_route
-from prefsel.models.neighbours import PADDING_MATTERS, padding_matters
+from prefsel.models.neighbours import PADDING_MATTERS, _sequences, padding_matters
 from prefsel.models.padded import padded_rewards
 from prefsel.models.pair_batch import pair_logps
 from prefsel.models.reward import own_pad_token, reward_route
@@ -18,7 +18,7 @@ from prefsel.models.reward import own_pad_token, reward_route
 
 def mixed_rows(module, args, output):
     """What a layer would do that normalises over its batch."""
-    return output - 0.5 * output.mean(dim=(0, 1), keepdim=True)
+    return output - 0.5 * output.mean(dim=0, keepdim=True)
 
 
 def test_a_model_that_mixes_its_rows_gets_single_ones():
@@ -67,6 +67,24 @@ def test_a_length_dependent_embedding_in_code_of_its_own_is_refused():
     del model.model.rotary_emb.rope_type
     with pytest.raises(UserError, match="its 'dynamic' rotary embedding follows the longest sequence of a batch"):
         logps_route(model)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "xlm-roberta"])
+def test_an_encoder_is_no_policy(model_type):
+    encoder = tiny_causal(model_type)
+    with pytest.raises(UserError, match=f"{model_type} .*it sees the tokens that follow.*is no log-prob.*is_decoder"):
+        logps_route(encoder)
+    with pytest.raises(UserError, match="it sees the tokens that follow"):
+        pair_logps(encoder, random_groups([2]))
+    assert not logps_route(tiny_causal(model_type, is_decoder=True)).is_packed
+
+
+def test_one_sequence_without_a_number_hides_nothing_of_the_others():
+    model = tiny_causal("gemma2", tie_word_embeddings=False)
+    model.model.layers[0].mlp.register_forward_hook(mixed_rows)
+    with torch.no_grad():  # a token of one of the sequences that are tried
+        model.model.embed_tokens.weight[_sequences(model)[0].prompt_tokens[0]] = float("nan")
+    assert PADDING_MATTERS in logps_route(model).reason
 
 
 @pytest.mark.parametrize(("pad_token_id", "expected"), [(0, 0), (399, 399), (400, None), (-1, None), (None, None)])

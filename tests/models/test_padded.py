@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
-from tiny_models import naive_logps, random_groups, tiny_causal
+from tiny_models import naive_logps, random_groups, randomize, tiny_causal
 
 from prefsel.models.chat import EncodedGroup
 from prefsel.models.logps import logps_route
@@ -65,3 +66,21 @@ def test_logits_of_16_bits_are_normalised_in_more(model_type, options, dtype):
             assert value.item() == pytest.approx(exact, rel=1e-6)
             off_by.append(abs(logits_RV.log_softmax(-1).gather(1, targets_R1).double().sum().item() / exact - 1))
     assert max(off_by) > 1e-5  # what 16 bits would be off by, so that the comparison above is about something
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PromptEncoderConfig", "PrefixTuningConfig"])
+@pytest.mark.parametrize("model_type", ["llama", "stablelm"])
+def test_virtual_tokens_of_an_adapter_shift_nothing(model_type, kind):
+    """peft puts them before every row, so that its logits are as many longer."""
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    model = randomize(peft.get_peft_model(tiny_causal(model_type), config))
+    route = logps_route(model)
+    groups = random_groups([2, 3])
+    for batch in route.rows(groups, 300):
+        for (g, c), value in zip(batch.completion_index, route.forward(batch)):
+            prompt, response = groups[g].prompt_tokens, groups[g].completion_tokens[c]
+            ids = torch.tensor([prompt + response])
+            logits_RV = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -len(response) - 1 : -1]
+            expected = logits_RV.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum()
+            assert float(value) == pytest.approx(float(expected), rel=1e-5)

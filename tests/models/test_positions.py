@@ -45,6 +45,11 @@ def test_dynamic_changed_beyond_its_positions(limit, expected):
     assert padded_version(config, limit, has_own_code=False) == expected
 
 
+def test_mpt_declares_its_positions_under_another_name():
+    """Its ALiBi ends there: a longer sequence failed, and was isolated as poisoned."""
+    assert num_positions(transformers.MptConfig(max_seq_len=40)) == 40
+
+
 def test_positions_that_begin_behind_the_pad_token(tmp_path):
     """RoBERTa declares 514 positions for 512 tokens; a sequence of 513 ended in an index error."""
     assert num_positions(transformers.RobertaConfig(max_position_embeddings=514, pad_token_id=1)) == 512

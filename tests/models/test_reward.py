@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import random_groups, related_groups, tiny_reward
+from tiny_models import random_groups, randomize, related_groups, tiny_reward
+from transformers import AutoModelForSequenceClassification, Gemma3Config
 
 from prefsel.errors import UserError
 from prefsel.models.chat import EncodedGroup
 from prefsel.models.packing import pack
-from prefsel.models.reward import packed_rewards, reward_route
+from prefsel.models.reward import own_pad_token, packed_rewards, reward_route
 
 
 def rewards(model, groups, token_budget):
@@ -105,3 +106,15 @@ def test_an_encoder_cannot_be_packed():
     (batch,) = pack(random_groups([1]), 1000)
     with pytest.raises(UserError, match="model type 'bert' is not among the tested"):
         packed_rewards(tiny_reward("bert"), batch)
+
+
+def test_a_classifier_that_reads_images_too_has_the_pad_token_of_its_text():
+    text = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
+    text |= {"num_key_value_heads": 2, "intermediate_size": 64, "sliding_window": 8, "pad_token_id": 3}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    images = {**sizes, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=images, mm_tokens_per_image=4, num_labels=1)
+    model = randomize(AutoModelForSequenceClassification.from_config(config))
+    assert own_pad_token(model) == 3
+    groups = [*random_groups([2, 3]), EncodedGroup([5, 3, 7], [[3, 8, 3], [9]], ["ok"] * 2, 0)]
+    assert_equal(rewards(model, groups, 1000), own_forward(model, groups))

@@ -15,8 +15,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
-from tiny_models import CHATML, naive_logps, tiny_causal, tiny_reward
+from tiny_models import CHATML, naive_logps, randomize, tiny_causal, tiny_reward
 from tiny_models import bpe_tokenizer as trained_tokenizer
+from transformers import BartConfig, BartForSequenceClassification
 
 from prefsel.cli import app, guarded
 from prefsel.config.file import parse_config
@@ -271,6 +272,28 @@ def test_another_pad_token_and_none():
     assert len(found.comparisons) == 6
 
 
+def test_a_pad_token_that_the_embedding_has_no_row_for():
+    """Old checkpoints of Llama say -1."""
+    reward = tiny_reward()
+    reward.config.pad_token_id = -1
+    found = checked(reward, reward=True)
+    assert not found.failures
+    assert found.comparisons
+
+
+def test_a_classifier_with_a_decoder_and_turns_that_end_with_eos():
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    sizes |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_labels": 1, "vocab_size": 400}
+    config = BartConfig(**sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2)
+    model = randomize(BartForSequenceClassification(config))
+    turns = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+    texts = [("who sat where?", ["the cat", "a dog</s>the mat", "the mat, who knows"]), ("why?</s>sat", ["no", "a"])]
+    found = checked(model, bpe_tokenizer(chat_template=turns), texts, reward=True, token_budget=1000)
+    assert found.failures == []
+    assert failed(found) == set()
+    assert found.comparisons
+
+
 def test_rounding_that_the_model_amplifies():
     """An offset of 512 leaves bf16 two bits of a hidden state of order one, and fp32 fifteen."""
     model = tiny_causal().bfloat16()
@@ -393,6 +416,19 @@ def test_a_template_that_refuses_a_role():
     found = checked(tiny_causal(), template=refusing)
     assert causes(found) == ["template"]
     assert "no users" in message(found, "template")
+
+
+def test_calls_without_text():
+    call = {"role": "assistant", "content": None, "rest": json.dumps({"tool_calls": [{"function": {"name": "bake"}}]})}
+    said = {"role": "assistant", "content": "the cat", "rest": None}
+    sample = Sample([([{"role": "user", "content": "who sat?", "rest": None}], [[call], [said]])], ["0"], "test")
+    writes = CHATML.replace("{{ m.content }}", "{{ m.content or m.tool_calls[0].function.name }}")
+    encoder = Encoder(bpe_tokenizer(chat_template=writes), "auto")
+    assert not check_model("tiny", tiny_causal(), encoder, sample, is_reward=False, token_budget=1000).failures
+    raises = bpe_tokenizer(chat_template=CHATML.replace("{{ m.content }}", "{{ 'said: ' + m.get('content') }}"))
+    found = check_model("tiny", tiny_causal(), Encoder(raises, "auto"), sample, is_reward=False, token_budget=1000)
+    assert message(found, "template").startswith("1 of 2 completions cannot be told from their prompt; ")
+    assert "TypeError" in message(found, "template")
 
 
 def test_limits_that_leave_nothing_or_little():
