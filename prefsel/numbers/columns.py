@@ -6,6 +6,7 @@ N: rows of the table; W = 2 words of an identifier (`>u8`: big-endian, so Arrow'
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from prefsel.errors import NonFiniteError, UserError
 from prefsel.rules import Label
 
 ID_BYTES = 16
+_HEX = re.compile(r"[0-9a-fA-F]{32}")  # `bytes.fromhex` skips blanks, and would give fewer bytes
 
 
 def require_columns(table: pa.Table, names: Sequence[str], purpose: str) -> None:
@@ -136,10 +138,9 @@ def _sixteen_bytes(column: pa.ChunkedArray) -> list[bytes]:
     values = column.to_pylist()
     if all(isinstance(value, str) for value in values):
         if values and all(len(value) == 2 * ID_BYTES for value in values):
-            try:
-                return [bytes.fromhex(value) for value in values]
-            except ValueError:
-                raise UserError(f"pair_id: got text such as {values[0]!r}; 32 characters must be hex digits") from None
+            if wrong := next((value for value in values if not _HEX.fullmatch(value)), None):
+                raise UserError(f"pair_id: got text such as {wrong!r}; 32 characters must be hex digits")
+            return [bytes.fromhex(value) for value in values]
         values = [value.encode() for value in values]
     valid = "16 bytes, 32 hex digits, up to 16 bytes of text, or integers that are not negative"
     if not all(isinstance(value, bytes) for value in values):

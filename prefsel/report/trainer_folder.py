@@ -60,8 +60,8 @@ def write_folder(opened: Workspace, selection: str, trainer: str, output: str, *
     """
     if trainer not in TRAINERS:
         raise invalid("--for", trainer, TRAINERS)
-    folder, made = _folder(output), TRAINERS[trainer]
-    pairs = opened.pairs(selection=selection)
+    made, pairs = TRAINERS[trainer], opened.pairs(selection=selection)
+    folder = _folder(output)
     beside = [one for one in pairs.schema if one.name in IDENTITY or one.name.startswith(NUMBERS)]
     schema = pa.schema([*_columns(made, opened.contents.has_rest), *beside])
     written = Written()
@@ -85,7 +85,7 @@ def write_folder(opened: Workspace, selection: str, trainer: str, output: str, *
         entry = json.dumps(dataset_info(selection, schema.names), indent=1)
         (folder / "dataset_info.json").write_text(entry, encoding="utf-8")
     page = folder_page(
-        made, folder=output.rstrip("/"), name=selection, rows=written.rows, columns=schema.names, left=written.reasons()
+        made, folder=str(folder), name=selection, rows=written.rows, columns=schema.names, left=written.reasons()
     )
     (folder / "README.md").write_text(page, encoding="utf-8")
     return written

@@ -172,6 +172,8 @@ def test_any_reasonable_pair_id_breaks_ties_in_its_order(ids: pa.Array) -> None:
         (pa.array([1, -2, 3, 4]), "got -2"),
         (pa.array(["x" * 17, "b", "c", "d"]), "valid: 16 bytes, 32 hex digits"),
         (pa.array(["z" * 32] * 4), "must be hex digits"),
+        (pa.array(["0" * 32, "00 " * 10 + "01", "1" * 32, "2" * 32]), "text such as '00 00 .* 01'; 32 characters must"),
+        (pa.array([" " * 32, "0" * 32, "1" * 32, "2" * 32]), "must be hex digits"),
         (pa.array([0.5, 1.5, 2.5, 3.5]), "got a column of double"),
         (pa.array([7, 7, 7, 7]), "1 identifiers stand more than once, in 4 of 4 rows"),
     ],
@@ -180,6 +182,34 @@ def test_unusable_pair_ids_are_refused(ids: pa.Array, message: str) -> None:
     table = pa.table({"pair_id": ids, "s": [1.0, 1.0, 1.0, 1.0]})
     with pytest.raises(UserError, match=message):
         select_table(table, {"kind": "top", "score": "s", "count": 2})
+
+
+@pytest.mark.parametrize("how", ["pyarrow", "polars", "datasets"])
+def test_a_dedupe_by_pair_takes_messages(how: str) -> None:
+    """As `prefsel.open` and conversational data sets have them."""
+
+    def said(text: str | None, **more: Any) -> list[dict[str, Any]]:
+        return [{"role": "assistant", "content": text, "rest": None, **more}]
+
+    rows = [
+        {"pair_id": "a", "prompt_id": "p", "chosen": said("x"), "rejected": said("y"), "s": 1.0},
+        {"pair_id": "b", "prompt_id": "p", "chosen": said("y"), "rejected": said("x"), "s": 2.0},  # as a, turned
+        {"pair_id": "c", "prompt_id": "q", "chosen": said("x"), "rejected": said("y"), "s": 0.0},  # another prompt
+        {
+            "pair_id": "d",
+            "prompt_id": "p",
+            "chosen": said("x"),
+            "rejected": said("y", rest='{"name": "Ann"}'),
+            "s": 0.5,
+        },
+        {"pair_id": "e", "prompt_id": "p", "chosen": said(None), "rejected": said("x") + said("y"), "s": 0.5},
+    ]
+    table: Any = pa.Table.from_pylist(rows)
+    if how != "pyarrow":
+        library = pytest.importorskip(how)
+        table = library.from_arrow(table) if how == "polars" else library.Dataset(table)
+    rule = {"kind": "dedupe", "by": "pair", "rule": {"kind": "top", "score": "s", "ratio": 1.0}}
+    assert select_table(table, rule).tolist() == [1, 2, 3, 4]
 
 
 def test_non_finite_scores_name_column_and_pair_ids() -> None:
