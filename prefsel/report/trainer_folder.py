@@ -113,7 +113,7 @@ def _columns(trainer: Trainer, has_rest: bool) -> list[pa.Field]:
     else:
         kind = pa.list_(pa.json_()) if has_rest else MESSAGES
         columns = [(name, kind) for name in TEXTS]
-    if has_rest and "tools" in trainer.convert(*([{"role": role, "content": ""}] for role in _ROLES)):
+    if has_rest and "tools" in trainer.convert(*([{"role": role, "content": role}] for role in _ROLES)):
         columns.append(("tools", pa.string()))
     return [pa.field(name, kind) for name, kind in columns]
 
