@@ -35,7 +35,7 @@ def float_column(table: pa.Table, name: str) -> np.ndarray:
     """A column as float64, without a copy where Arrow allows; null becomes NaN.
 
     Raises:
-        UserError: the column is not numeric.
+        UserError: the column is not numeric, or holds whole numbers or decimals that float64 cannot tell apart.
         NonFiniteError: a value that is not null is NaN or infinite.
     """
     column = table[name]
@@ -43,11 +43,19 @@ def float_column(table: pa.Table, name: str) -> np.ndarray:
         return np.full(len(column), np.nan)
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_decimal(column.type)):
         raise UserError(f"{name}: got a column of {column.type}; valid: numbers")
+    given = column
     try:
         column = column.cast(pa.float64()).combine_chunks()
     except pa.ArrowInvalid as error:
         raise UserError(f"{name}: got {column.type} that float64 cannot hold exactly: {error}") from None
     value_N = column.to_numpy(zero_copy_only=False)
+    if pa.types.is_decimal(given.type) and (
+        lost := pc.count_distinct(given).as_py() - pc.count_distinct(column).as_py()
+    ):
+        raise UserError(
+            f"{name}: got {given.type} of which float64 makes {lost:,} different values equal to others; "
+            "subtract what they share, or scale and round them"
+        )
     if not np.isfinite(value_N).all():
         bad_N = ~np.isfinite(value_N) & ~pc.is_null(column).to_numpy(zero_copy_only=False)
         if bad_N.any():

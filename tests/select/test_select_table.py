@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 from unittest import mock
@@ -217,6 +218,18 @@ def test_non_finite_scores_name_column_and_pair_ids() -> None:
     table = pa.table({"pair_id": ids, "s": [1.0, float("nan"), None, float("inf")]})
     with pytest.raises(NonFiniteError, match=f"s: 2 values are NaN or infinite, first pair_ids {1:032x}, {3:032x}"):
         select_table(table, {"kind": "top", "score": "s", "count": 1})
+
+
+def test_decimals_are_compared_as_they_are_or_refused() -> None:
+    top = {"kind": "top", "score": "s", "count": 1}
+    ids = ["a", "b", "c"]
+    for values, kept in ((["0.1", "0.30", None], 1), (["-1.5", None, "9007199254740993"], 2), (["2", "2", "1"], 0)):
+        decimals = pa.array([value and Decimal(value) for value in values], pa.decimal128(30, 2))
+        assert select_table(pa.table({"pair_id": ids, "s": decimals}), top).tolist() == [kept]
+    # As float64 the first two are equal, and the smaller pair_id would win over the larger score.
+    close = pa.array([Decimal(2**53), Decimal(2**53 + 1), None], pa.decimal128(38, 0))
+    with pytest.raises(UserError, match=r"s: got decimal128\(38, 0\) of which float64 makes 1 different values equal"):
+        select_table(pa.table({"pair_id": ids, "s": close}), top)
 
 
 def test_missing_and_unusable_columns_are_named() -> None:
