@@ -67,7 +67,11 @@ def write_folder(opened: Workspace, selection: str, trainer: str, output: str, *
     written = Written()
     temporary = folder / f".tmp-{uuid.uuid4().hex}"
     try:
-        with pq.ParquetWriter(temporary, schema) as writer:
+        stream = temporary.open("wb")
+    except OSError as error:
+        raise UserError(f"--output: cannot write in {str(folder)!r}: {error.strerror}") from error
+    try:
+        with stream, pq.ParquetWriter(stream, schema) as writer:
             for batch in pairs:
                 writer.write_batch(_converted(batch, schema, made, written))
         if written.refused and not leave_out:
