@@ -160,7 +160,8 @@ def _table_keys(table: pa.Table, by: str) -> np.ndarray:
 
 def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Messages, as `prefsel.open` and conversational data sets have them, as text; other columns as they are."""
-    if not pa.types.is_nested(column.type):
+    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    if not (is_list and pa.types.is_struct(column.type.value_type)):
         return column
     texts = [None if value is None else json.dumps(value, sort_keys=True, default=str) for value in column.to_pylist()]
     return pa.chunked_array([pa.array(texts, pa.string())])
