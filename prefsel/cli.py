@@ -275,9 +275,8 @@ def _export_for(
     typer.echo(f"export: {written.rows:,} pairs for {TRAINERS[trainer].title}: {output}")
     if written.refused:
         typer.echo(f"  left out {written.refused.total():,}: {written.reasons()}")
-    typer.echo(
-        f"  README.md in it shows the lines that read it:\n\n{TRAINERS[trainer].lines(output.rstrip('/'), selection)}"
-    )
+    lines = TRAINERS[trainer].lines(str(Path(output).expanduser()), selection)
+    typer.echo(f"  README.md in it shows the lines that read it:\n\n{lines}")
 
 
 @app.command()

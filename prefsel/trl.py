@@ -3,8 +3,9 @@
     data set ─ TRL's own tokens ─▶ equal to the scored ones? ─▶ ref_chosen_logps, ref_rejected_logps ─▶ TRL trains
 
 A log-prob belongs to a sequence of tokens. TRL encodes conversations itself, so each pair is encoded once more as it
-was scored, and the two must be the same tokens: template, end of turn and truncation included. The first pairs are also
-run through the model, which must give what is stored. Needs the extra `trl`.
+was scored, and the two must be the same tokens: template, end of turn and truncation included. Text that was changed
+since is found by its pair_id, and some pairs are also run through the model, which must give what is stored. Needs the
+extra `trl`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from prefsel.errors import UserError
+from prefsel.ingest.identity import completion_id, pair_id, prompt_id
 from prefsel.models.chat import Encoder, Truncation
 from prefsel.models.writer import as_they_came
 from prefsel.pairs.trainers import CannotHold, with_tools
@@ -34,6 +36,8 @@ __all__ = ["DPOTrainer"]
 
 SIDES = ("chosen", "rejected")
 TEXTS = ("prompt", *SIDES)
+IDENTITY = ("pair_id", "prompt_id", "aspect")
+"""Columns that tell what text a pair had when it was scored."""
 CHUNK = 256
 """Pairs that are encoded at once."""
 
@@ -65,20 +69,24 @@ class DPOTrainer(trl.DPOTrainer):
             template: As the run's configuration has it for this model.
             max_length: Likewise, in tokens; None: no limit.
             truncation: Likewise.
-            check_pairs: Pairs of each data set that the reference is also run on; 0: none, for a reference that is not
-                at hand.
+            check_pairs: Pairs of each data set, evenly spaced, that the reference is also run on; 0: none, for a
+                reference that is not at hand.
             tolerance: Largest difference between what it gives and what is stored, in nats per response token; 16-bit
                 weights leave about a hundredth.
             **options: Everything else that TRL's trainer takes (`processing_class`, `eval_dataset`, `peft_config`, …).
 
         Raises:
             UserError: A column is absent or has gaps, an option needs log-probs per token, TRL would train on other
-                tokens than were scored, or the model gives other log-probs than are stored.
+                tokens or fewer pairs than were scored, a text was changed since, or the model gives other log-probs
+                than are stored.
         """
         if args.ld_alpha is not None:
             raise UserError("prefsel.trl: ld_alpha weighs single tokens, and stored log-probs are sums; leave it None")
+        if isinstance(train_dataset, datasets.Dataset) and not len(train_dataset):
+            raise UserError("prefsel.trl: train: the data set has no rows")
         self._reference, self._scored_with = reference, (template, max_length, truncation)
         self._check_pairs, self._tolerance = check_pairs, tolerance
+        self._given: dict[str, int] = {}
         args = copy.copy(args)
         args.precompute_ref_log_probs = True
         super().__init__(model=model, args=args, train_dataset=train_dataset, **options)
@@ -92,15 +100,21 @@ class DPOTrainer(trl.DPOTrainer):
                 f"prefsel.trl: {dataset_name}: the data set lacks {', '.join(lacking)}; it has "
                 f"{', '.join(dataset.column_names)}; `reference` names a model whose log-probs were selected with"
             )
+        dataset = _readable(dataset, dataset_name)
+        _require_same_texts(dataset, dataset_name)
+        self._given[dataset_name] = len(dataset)
         return super()._prepare_dataset(_as_they_came(dataset), processing_class, args, dataset_name)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         logps = {side: self._stored(dataset, name, side) for side in SIDES}
         self._require_same_tokens(dataset, name)
-        count = min(self._check_pairs, len(dataset))
-        if count:
-            first = dataset.select(range(count)).select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
-            self._require_same_numbers(super()._precompute_ref_logps(first, name, batch_size), dataset, logps, name)
+        self._require_all_pairs(dataset, name)
+        # Not the first ones: of two data sets behind one another these would all be of the same.
+        places = np.unique(np.linspace(0, len(dataset) - 1, min(self._check_pairs, len(dataset))).astype(int))
+        if len(places):
+            some = dataset.select(places).select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
+            found = super()._precompute_ref_logps(some, name, batch_size)
+            self._require_same_numbers(found, dataset, places, logps, name)
         for side in SIDES:
             dataset = dataset.add_column(f"ref_{side}_logps", logps[side].tolist())
         return dataset
@@ -169,17 +183,71 @@ class DPOTrainer(trl.DPOTrainer):
             f"scored were {len(scored)}, …{told[1]}…"
         )
 
-    def _require_same_numbers(self, found: Any, dataset: Any, logps: Mapping[str, np.ndarray], name: str) -> None:
+    def _require_all_pairs(self, dataset: Any, name: str) -> None:
+        """Refuse a data set of which TRL has left out what its own `max_length` has no room for."""
+        if left_out := self._given[name] - len(dataset):
+            raise UserError(
+                f"prefsel.trl: {name}: TRL leaves out {left_out:,} of {self._given[name]:,} pairs, whose prompt alone "
+                f"fills max_length={self.args.max_length} of DPOConfig; raise it (None: no limit), or leave them out "
+                "yourself"
+            )
+
+    def _require_same_numbers(
+        self, found: Any, dataset: Any, places: np.ndarray, logps: Mapping[str, np.ndarray], name: str
+    ) -> None:
         for side in SIDES:
-            for place, given in enumerate(found[f"ref_{side}_logps"]):
-                stored, length = float(logps[side][place]), max(1, len(found[f"{side}_ids"][place]))
-                if abs(float(given) - stored) > self._tolerance * length:
+            for number, (place, given) in enumerate(zip(places.tolist(), found[f"ref_{side}_logps"])):
+                stored, length = float(logps[side][place]), max(1, len(found[f"{side}_ids"][number]))
+                if not abs(float(given) - stored) <= self._tolerance * length:  # NaN is not
                     raise UserError(
                         f"prefsel.trl: {name}: the reference gives {float(given):.6g} nats for {side} of "
                         f"{_named(dataset, place)}, stored is {stored:.6g}, more than {self._tolerance} per token "
                         f"apart: it is not the model that scored logps_{self._reference}; pass that one as `model` or "
                         "`ref_model`, or check_pairs=0 where it is not at hand"
                     )
+
+
+def _readable(dataset: Any, name: str) -> Any:
+    """The data set with its rows as they are stored, whatever format they were to be shown in.
+
+    Raises:
+        UserError: It is changed as it is read, holds text instead of messages, or TRL's own columns.
+    """
+    if dataset.format["type"] == "custom":
+        raise UserError(f"prefsel.trl: {name}: the data set has a transform, which changes what was scored; remove it")
+    if texts := [one for one in TEXTS if isinstance(dataset.features[one], datasets.Value)]:
+        raise UserError(f"prefsel.trl: {name}: got text in {', '.join(texts)}; valid: lists of messages, as written")
+    if there := [f"ref_{side}_logps" for side in SIDES if f"ref_{side}_logps" in dataset.column_names]:
+        raise UserError(f"prefsel.trl: {name}: the data set has {', '.join(there)} already; remove them")
+    return dataset.with_format(None)
+
+
+def _require_same_texts(dataset: Any, name: str) -> None:
+    """Refuse pairs whose text is not what their pair_id was made of: the stored log-probs are those of the old one.
+
+    Tools stand beside the messages of an exported folder, and may have come in any of them: of pairs that have some the
+    tokens alone are compared.
+    """
+    if not set(IDENTITY) <= set(dataset.column_names):
+        return
+    changed, first = 0, ""
+    for start in range(0, len(dataset), CHUNK):
+        for row in dataset.select(range(start, min(start + CHUNK, len(dataset)))).to_list():
+            if not row.get("tools") and _identity(row) != row["pair_id"]:
+                changed, first = changed + 1, first or row["pair_id"]
+    if changed:
+        raise UserError(
+            f"prefsel.trl: {name}: the text or the aspect of {changed:,} of {len(dataset):,} pairs is not the one that "
+            f"was scored, first {first}: its pair_id was made of another. Leave prompt, chosen and rejected as they "
+            "were written; or train with trl.DPOTrainer, which computes its own reference"
+        )
+
+
+def _identity(row: Mapping[str, Any]) -> str:
+    """The pair_id that a row's text makes, 32 hex digits."""
+    prompt = prompt_id(as_they_came(row["prompt"]))
+    chosen, rejected = (completion_id(prompt, as_they_came(row[side])) for side in SIDES)
+    return pair_id(prompt, chosen, rejected, row["aspect"]).hex()
 
 
 def _named(dataset: Any, place: int) -> str:

@@ -20,6 +20,7 @@ from tiny_policy import CHAT_TEMPLATE, TinyRun, make_tiny_run, make_tokenizer, n
 from prefsel.cli import app, guarded
 from prefsel.config.file import parse_config
 from prefsel.errors import UserError
+from prefsel.ingest.identity import completion_id, pair_id, prompt_id
 from prefsel.pipeline import run
 from prefsel.progress import Progress
 
@@ -116,7 +117,7 @@ def test_two_steps_on_stored_log_probs_are_trls_own(
         torch.testing.assert_close(other, one, rtol=0, atol=1e-5, msg=name)
 
 
-def test_the_first_pairs_are_run_through_the_reference(
+def test_some_pairs_are_run_through_the_reference(
     tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -140,6 +141,107 @@ def test_the_first_pairs_are_run_through_the_reference(
         UserError, match=rf"the reference gives .* for chosen of pair {turned[0]['pair_id']}, stored is"
     ):
         make(tiny, tmp_path, turned)
+
+
+def test_the_pairs_that_are_run_are_spread_over_the_data_set(tiny: TinyRun, tmp_path: Path) -> None:
+    """Two data sets behind one another, of which the second one was scored by another model."""
+    rows = rows_of(tiny)
+    for row in rows[11:]:
+        row["logps_policy_rejected"] -= 0.06 * 20
+    with pytest.raises(UserError, match=r"for rejected of pair 0{30}(0b|0c|0d|0e|0f|1\d), stored is"):
+        make(tiny, tmp_path, rows)
+    assert len(make(tiny, tmp_path, rows[:1]).train_dataset) == 1
+
+
+def test_a_reference_that_gives_no_number_is_refused(tiny: TinyRun, tmp_path: Path) -> None:
+    broken = load(tiny)
+    with torch.no_grad():
+        broken.lm_head.weight[:] = torch.nan
+    with pytest.raises(UserError, match=r"the reference gives nan nats for chosen of pair 0{32}, stored is"):
+        make(tiny, tmp_path, rows_of(tiny), model=broken)
+
+
+def identified(tiny: TinyRun) -> list[dict[str, Any]]:
+    """Rows with the ids that ingest gives them."""
+    rows = rows_of(tiny)
+    for number, row in enumerate(rows):
+        prompt = prompt_id(row["prompt"])
+        row |= {"prompt_id": prompt.hex(), "aspect": "help" if number % 2 else None}
+        chosen, rejected = (completion_id(prompt, row[side]) for side in ("chosen", "rejected"))
+        row["pair_id"] = pair_id(prompt, chosen, rejected, row["aspect"]).hex()
+    return rows
+
+
+def of_as_many_words(row: dict[str, Any], number: int) -> dict[str, Any]:
+    """Another answer of the same length in the rows behind the second."""
+    words = row["chosen"][0]["content"].split()
+    return {"chosen": [{"role": "assistant", "content": " ".join(reversed(words))}]} if number >= 2 else {}
+
+
+def swapped(row: dict[str, Any], number: int) -> dict[str, Any]:
+    return {"chosen": row["rejected"], "rejected": row["chosen"]} if number == 5 else {}
+
+
+def another_prompt(row: dict[str, Any], number: int) -> dict[str, Any]:
+    return {"prompt": [{"role": "user", "content": "w1 w2"}]} if number == 21 else {}
+
+
+@pytest.mark.parametrize(("change", "count"), [(of_as_many_words, 20), (swapped, 1), (another_prompt, 1)])
+def test_text_that_was_changed_since_is_refused(tiny: TinyRun, tmp_path: Path, change: Any, count: int) -> None:
+    data = datasets.Dataset.from_list(identified(tiny))
+    told = rf"of {count} of 22 pairs is not the one that was scored, first [0-9a-f]{{32}}: its pair_id was made"
+    with pytest.raises(UserError, match=f"train: the text or the aspect {told}"):
+        make(tiny, tmp_path, data.map(change, with_indices=True), check_pairs=0)
+    late = {"late": data.map(change, with_indices=True)}
+    with pytest.raises(UserError, match=f"late: the text or the aspect {told}"):
+        make(tiny, tmp_path, data, eval_dataset=late, check_pairs=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.shuffle(seed=1),
+        lambda data: data.select([3, 1, 20]),
+        lambda data: data.filter(lambda row: row["aspect"] is None),
+        lambda data: data.map(lambda row: {"note": "mine"}),
+        lambda data: data.with_format("torch"),
+        lambda data: data.with_format("numpy", columns=["prompt", "logps_policy_chosen"]),
+    ],
+    ids=["shuffled", "selected", "filtered", "with a column more", "as tensors", "some columns as arrays"],
+)
+def test_other_rows_of_the_same_text_are_trained_on(tiny: TinyRun, tmp_path: Path, change: Any) -> None:
+    data = change(datasets.Dataset.from_list(identified(tiny)))
+    trainer = make(tiny, tmp_path, data, check_pairs=22, tolerance=1e-5)
+    stored = {row["pair_id"]: row["logps_policy_chosen"] for row in identified(tiny)}
+    found = trainer.train_dataset
+    assert len(found) == len(data) > 0
+    assert [stored[one] for one in found["pair_id"]] == pytest.approx(list(found["ref_chosen_logps"]))
+
+
+def test_pairs_that_trl_leaves_out_are_refused(tiny: TinyRun, tmp_path: Path) -> None:
+    """All but one fit; the prompt of that one alone is longer, and TRL would drop it with no word."""
+    rows, model = rows_of(tiny), load(tiny).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny.model_dir)
+    long = rows[4]
+    long["prompt"] = [{"role": "user", "content": " ".join(["w1"] * 70)}]
+    for side in ("chosen", "rejected"):
+        long[f"logps_policy_{side}"] = naive_logps(model, tokenizer, long["prompt"], long[side]).item()
+    make(tiny, tmp_path, rows)
+    told = r"TRL leaves out 1 of 22 pairs, whose prompt alone fills max_length=60 of DPOConfig; raise it"
+    with pytest.raises(UserError, match=told):
+        make(tiny, tmp_path, rows, args=config(tmp_path, max_length=60))
+
+
+def test_a_data_set_that_is_not_what_was_written_is_refused(tiny: TinyRun, tmp_path: Path) -> None:
+    data = datasets.Dataset.from_list(rows_of(tiny))
+    for changed, told in (
+        (data.select([]), "train: the data set has no rows"),
+        (data.with_transform(lambda rows: rows), "the data set has a transform"),
+        (data.map(lambda row: {"prompt": row["prompt"][0]["content"]}), "got text in prompt; valid: lists of messages"),
+        (data.add_column("ref_chosen_logps", [0.0] * 22), "has ref_chosen_logps already; remove them"),
+    ):
+        with pytest.raises(UserError, match=told):
+            make(tiny, tmp_path, changed)
 
 
 @pytest.mark.parametrize(

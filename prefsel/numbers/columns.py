@@ -6,6 +6,7 @@ N: rows of the table; W = 2 words of an identifier (`>u8`: big-endian, so Arrow'
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from prefsel.errors import NonFiniteError, UserError
 from prefsel.rules import Label
 
 ID_BYTES = 16
+_HEX = re.compile(r"[0-9a-fA-F]{32}")  # `bytes.fromhex` skips blanks, and would give fewer bytes
 
 
 def require_columns(table: pa.Table, names: Sequence[str], purpose: str) -> None:
@@ -33,7 +35,7 @@ def float_column(table: pa.Table, name: str) -> np.ndarray:
     """A column as float64, without a copy where Arrow allows; null becomes NaN.
 
     Raises:
-        UserError: the column is not numeric.
+        UserError: the column is not numeric, or holds whole numbers or decimals that float64 cannot tell apart.
         NonFiniteError: a value that is not null is NaN or infinite.
     """
     column = table[name]
@@ -41,11 +43,19 @@ def float_column(table: pa.Table, name: str) -> np.ndarray:
         return np.full(len(column), np.nan)
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_decimal(column.type)):
         raise UserError(f"{name}: got a column of {column.type}; valid: numbers")
+    given = column
     try:
         column = column.cast(pa.float64()).combine_chunks()
     except pa.ArrowInvalid as error:
         raise UserError(f"{name}: got {column.type} that float64 cannot hold exactly: {error}") from None
     value_N = column.to_numpy(zero_copy_only=False)
+    if pa.types.is_decimal(given.type) and (
+        lost := pc.count_distinct(given).as_py() - pc.count_distinct(column).as_py()
+    ):
+        raise UserError(
+            f"{name}: got {given.type} of which float64 makes {lost:,} different values equal to others; "
+            "subtract what they share, or scale and round them"
+        )
     if not np.isfinite(value_N).all():
         bad_N = ~np.isfinite(value_N) & ~pc.is_null(column).to_numpy(zero_copy_only=False)
         if bad_N.any():
@@ -136,10 +146,9 @@ def _sixteen_bytes(column: pa.ChunkedArray) -> list[bytes]:
     values = column.to_pylist()
     if all(isinstance(value, str) for value in values):
         if values and all(len(value) == 2 * ID_BYTES for value in values):
-            try:
-                return [bytes.fromhex(value) for value in values]
-            except ValueError:
-                raise UserError(f"pair_id: got text such as {values[0]!r}; 32 characters must be hex digits") from None
+            if wrong := next((value for value in values if not _HEX.fullmatch(value)), None):
+                raise UserError(f"pair_id: got text such as {wrong!r}; 32 characters must be hex digits")
+            return [bytes.fromhex(value) for value in values]
         values = [value.encode() for value in values]
     valid = "16 bytes, 32 hex digits, up to 16 bytes of text, or integers that are not negative"
     if not all(isinstance(value, bytes) for value in values):

@@ -91,7 +91,7 @@ def _reference_lines(folder: str, columns: Sequence[str]) -> str:
         return "\n"
     lines = (
         "import datasets\nimport trl\n\nfrom prefsel.trl import DPOTrainer\n\n"
-        f'data = datasets.load_dataset("{folder}", split="train")\n'
+        f'data = datasets.load_dataset({json.dumps(folder, ensure_ascii=False)}, split="train")\n'
         f'DPOTrainer(model=MODEL, args=trl.DPOConfig("out"), train_dataset=data, reference="{found[0]}").train()'
     )
     which = " or ".join(f"`{one}`" for one in found)

@@ -9,9 +9,12 @@ never given the pair without it: the pair is refused with a reason.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import yaml
 
 Messages = Sequence[Mapping[str, Any]]
 FILE = "train.parquet"
@@ -74,13 +77,17 @@ def without_tools(prompt: Messages, chosen: Messages, rejected: Messages) -> dic
 # ----------------------------------------------------------------------------------------------------------- objects
 
 _AXOLOTL_ROLES = ("system", "user", "assistant", "tool")
+_AXOLOTL_DUMMY = "[[dummy_message]]"
+"""What axolotl writes in the place of the prompt, to cut a rendered conversation where the response's text first stands
+in it: of a response "a" it would train on all that follows the first "a" in here."""
 
 
 def role_and_content(prompt: Messages, chosen: Messages, rejected: Messages) -> dict[str, Any]:
     """`messages`, and one message of text for either response.
 
     Raises:
-        CannotHold: A message holds more than text, its role is unknown, or a response is of several messages.
+        CannotHold: A message holds more than text, its role is unknown, or a response is of several messages or stands
+            in what axolotl writes before it.
     """
     if not prompt:
         raise CannotHold("a prompt without a message")
@@ -88,7 +95,11 @@ def role_and_content(prompt: Messages, chosen: Messages, rejected: Messages) -> 
         _only_text(one)
         if one["role"] not in _AXOLOTL_ROLES:
             raise CannotHold(f"the role {one['role']!r}")
-    return {"messages": list(prompt), "chosen": _single(chosen), "rejected": _single(rejected)}
+    sides = {"chosen": _single(chosen), "rejected": _single(rejected)}
+    for one in sides.values():
+        if one["content"] in _AXOLOTL_DUMMY:
+            raise CannotHold(f"a response so short that it finds it in {_AXOLOTL_DUMMY!r}, which it writes before it")
+    return {"messages": list(prompt), **sides}
 
 
 def turns(prompt: Messages, chosen: Messages, rejected: Messages) -> dict[str, Any]:
@@ -176,7 +187,7 @@ def dataset_info(name: str, columns: Sequence[str]) -> dict[str, Any]:
 def _trl(folder: str, name: str) -> str:
     return (
         "import datasets\nimport trl\n\n"
-        f'data = datasets.load_dataset("{folder}", split="train")\n'
+        f'data = datasets.load_dataset({_quoted(folder)}, split="train")\n'
         'trl.DPOTrainer(model=MODEL, args=trl.DPOConfig("out"), train_dataset=data).train()'
     )
 
@@ -184,20 +195,35 @@ def _trl(folder: str, name: str) -> str:
 def _openrlhf(folder: str, name: str) -> str:
     return (
         "python -m openrlhf.cli.train_dpo --data.apply_chat_template \\\n"
-        f"  --data.dataset {folder}/{FILE} \\\n"
+        f"  --data.dataset {shlex.quote(f'{folder}/{FILE}')} \\\n"
         "  --data.prompt_key prompt --data.chosen_key chosen --data.rejected_key rejected …"
     )
 
 
 def _axolotl(folder: str, name: str) -> str:
     return (
-        f"rl: dpo\ndatasets:\n- path: {folder}\n  split: train\n  type: chat_template.default\n"
+        f"rl: dpo\ndatasets:\n- path: {_scalar(folder)}\n  split: train\n  type: chat_template.default\n"
         "  field_messages: messages\n  field_chosen: chosen\n  field_rejected: rejected"
     )
 
 
 def _llamafactory(folder: str, name: str) -> str:
-    return f"stage: dpo\ndataset_dir: {folder}   # its dataset_info.json says what the columns are\ndataset: {name}"
+    named = "its dataset_info.json says what the columns are"
+    return f"stage: dpo\ndataset_dir: {_scalar(folder)}   # {named}\ndataset: {_scalar(name)}"
+
+
+def _quoted(text: str) -> str:
+    """As a literal of Python or YAML."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _scalar(text: str) -> str:
+    """As YAML, plain where that reads as the same text."""
+    try:
+        is_plain = yaml.safe_load(f"- {text} # ") == [text]
+    except yaml.YAMLError:
+        is_plain = False
+    return text if is_plain else _quoted(text)
 
 
 TRAINERS = {

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from prefsel.config import PARTS, Config, MetricSpec, PretrainedModel
+from prefsel.config import PARTS, Config, MetricSpec, PretrainedModel, Selection
 from prefsel.config.lookup import find
 from prefsel.errors import UserError, invalid
 from prefsel.ingest.formats import FORMATS
@@ -25,6 +25,7 @@ from prefsel.plan.resources import check_resources, cluster_address, given_resou
 from prefsel.plan.scores import metric_columns, metric_specs
 from prefsel.rules import parse_rule, require_budgets, rule_columns
 from prefsel.score.kinds import loader_of
+from prefsel.select.compose import compile_rule
 from prefsel.train.deepspeed_config import refuse_owned
 from prefsel.workspace.storage import Storage
 
@@ -211,6 +212,16 @@ def _check_rules(plan: Plan) -> None:
                 metric_columns(plan, column.removeprefix("score_"))
         except UserError as error:
             raise UserError(f"selections.{selection.name}: {error}") from None
+        _check_derived_names(plan.config, selection)
+
+
+def _check_derived_names(config: Config, selection: Selection) -> None:
+    """Refuse a metric called like a score that a compound rule makes: one of the two would be shown for both."""
+    labels = [step.label for step in compile_rule(parse_rule(selection.rule)).derived]
+    taken = {f"{name}.{label}" for name in selection.names for label in [*labels, "random"] if labels}
+    for metric in config.metrics:
+        if metric.name in taken:
+            raise invalid("metrics.name", metric.name, f"another name: selection {selection.name} makes such a score")
 
 
 def _parsed(spec: MetricSpec) -> Any:

@@ -60,14 +60,18 @@ def write_folder(opened: Workspace, selection: str, trainer: str, output: str, *
     """
     if trainer not in TRAINERS:
         raise invalid("--for", trainer, TRAINERS)
-    folder, made = _folder(output), TRAINERS[trainer]
-    pairs = opened.pairs(selection=selection)
+    made, pairs = TRAINERS[trainer], opened.pairs(selection=selection)
+    folder = _folder(output)
     beside = [one for one in pairs.schema if one.name in IDENTITY or one.name.startswith(NUMBERS)]
     schema = pa.schema([*_columns(made, opened.contents.has_rest), *beside])
     written = Written()
     temporary = folder / f".tmp-{uuid.uuid4().hex}"
     try:
-        with pq.ParquetWriter(temporary, schema) as writer:
+        stream = temporary.open("wb")
+    except OSError as error:
+        raise UserError(f"--output: cannot write in {str(folder)!r}: {error.strerror}") from error
+    try:
+        with stream, pq.ParquetWriter(stream, schema) as writer:
             for batch in pairs:
                 writer.write_batch(_converted(batch, schema, made, written))
         if written.refused and not leave_out:
@@ -85,7 +89,7 @@ def write_folder(opened: Workspace, selection: str, trainer: str, output: str, *
         entry = json.dumps(dataset_info(selection, schema.names), indent=1)
         (folder / "dataset_info.json").write_text(entry, encoding="utf-8")
     page = folder_page(
-        made, folder=output.rstrip("/"), name=selection, rows=written.rows, columns=schema.names, left=written.reasons()
+        made, folder=str(folder), name=selection, rows=written.rows, columns=schema.names, left=written.reasons()
     )
     (folder / "README.md").write_text(page, encoding="utf-8")
     return written
@@ -113,7 +117,7 @@ def _columns(trainer: Trainer, has_rest: bool) -> list[pa.Field]:
     else:
         kind = pa.list_(pa.json_()) if has_rest else MESSAGES
         columns = [(name, kind) for name in TEXTS]
-    if has_rest and "tools" in trainer.convert(*([{"role": role, "content": ""}] for role in _ROLES)):
+    if has_rest and "tools" in trainer.convert(*([{"role": role, "content": role}] for role in _ROLES)):
         columns.append(("tools", pa.string()))
     return [pa.field(name, kind) for name, kind in columns]
 

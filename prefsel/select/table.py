@@ -5,6 +5,7 @@ N: rows of the table.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def select_table(table: Any, rule: Mapping[str, Any]) -> np.ndarray:
             shorter bytes or text, 32 hex digits, or integers that are not negative), and the columns of numbers that
             the rule names. Strata by `source` and `aspect` need those columns, strata by `length_bin`
             `num_tokens_chosen` and `num_tokens_rejected`, a dedupe `prompt_id`, a dedupe by pair also `chosen` and
-            `rejected` (text or identifiers).
+            `rejected` (text, identifiers or messages).
         rule: A table of the kinds in `prefsel.rules`, for example `{"kind": "top", "score": "score_x", "ratio": 0.3}`.
 
     Returns:
@@ -149,11 +150,21 @@ def _table_keys(table: pa.Table, by: str) -> np.ndarray:
     prompt_N = _codes("prompt_id", table["prompt_id"])
     if by == "prompt":
         return prompt_N[:, None]
-    if table["chosen"].type != table["rejected"].type:
-        raise UserError(f"chosen, rejected: got {table['chosen'].type} and {table['rejected'].type}; valid: one type")
-    both = [*table["chosen"].chunks, *table["rejected"].chunks]
-    sides_2N = _codes("chosen and rejected", pa.chunked_array(both, table["chosen"].type)).reshape(2, -1)
+    chosen, rejected = (_comparable(table[name]) for name in ("chosen", "rejected"))
+    if chosen.type != rejected.type:
+        raise UserError(f"chosen, rejected: got {chosen.type} and {rejected.type}; valid: one type")
+    both = pa.chunked_array([*chosen.chunks, *rejected.chunks], chosen.type)
+    sides_2N = _codes("chosen and rejected", both).reshape(2, -1)
     return np.stack([sides_2N.min(axis=0), sides_2N.max(axis=0), prompt_N], axis=1)
+
+
+def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Messages, as `prefsel.open` and conversational data sets have them, as text; other columns as they are."""
+    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    if not (is_list and pa.types.is_struct(column.type.value_type)):
+        return column
+    texts = [None if value is None else json.dumps(value, sort_keys=True, default=str) for value in column.to_pylist()]
+    return pa.chunked_array([pa.array(texts, pa.string())])
 
 
 def _codes(name: str, column: pa.ChunkedArray) -> np.ndarray:

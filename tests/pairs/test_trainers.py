@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from prefsel.pairs.trainers import TRAINERS, CannotHold
 
 USER = {"role": "user", "content": "u"}
-ANSWER = {"role": "assistant", "content": "a"}
-OTHER = {"role": "assistant", "content": "b"}
+ANSWER = {"role": "assistant", "content": "A"}
+OTHER = {"role": "assistant", "content": "B"}
 SYSTEM = {"role": "system", "content": "s"}
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 CALLED = {"role": "assistant", "content": None, "tool_calls": [CALL]}
@@ -57,6 +60,12 @@ def test_single_messages() -> None:
         ("axolotl", ([{"role": "developer", "content": "d"}, USER],), "the role 'developer'"),
         ("axolotl", ([USER], [ANSWER, USER, ANSWER]), "a response of 3 messages"),
         ("axolotl", ([USER], [{"role": "assistant", "content": None}]), "content is NoneType"),
+        (
+            "axolotl",
+            ([USER], [{**ANSWER, "content": "mess"}]),
+            "so short that it finds it in '\\[\\[dummy_message\\]\\]'",
+        ),
+        ("axolotl", ([USER], [OTHER], [{**ANSWER, "content": "["}]), "so short that it finds it"),
         ("axolotl", ([{"role": "user", "content": [{"type": "text", "text": "u"}]}],), "content is list"),
         ("llamafactory", ([USER, USER],), "turn 1 of the role 'user'"),
         ("llamafactory", ([ANSWER, USER],), "turn 0 of the role 'assistant'"),
@@ -85,6 +94,31 @@ def test_single_messages() -> None:
 def test_what_a_trainer_has_no_place_for_is_refused(trainer: str, sides: Any, why: str) -> None:
     with pytest.raises(CannotHold, match=why):
         convert(trainer, *sides)
+
+
+@pytest.mark.parametrize(
+    "folder", ["out", "my data/out", 'it\'s "mine"', "a: b #c", "- x", "$HOME;ls", "123", "null", "ü"]
+)
+def test_the_lines_name_any_folder(folder: str) -> None:
+    lines = {trainer: made.lines(folder, "1e3") for trainer, made in TRAINERS.items()}
+    assert folder in [one.value for one in ast.walk(ast.parse(lines["trl"])) if isinstance(one, ast.Constant)]
+    assert f"{folder}/train.parquet" in shlex.split(lines["openrlhf"].replace("\\\n", ""))
+    assert yaml.safe_load(lines["axolotl"])["datasets"][0]["path"] == folder
+    read = yaml.safe_load(lines["llamafactory"])
+    assert (read["dataset_dir"], str(read["dataset"])) == (folder, "1e3")
+
+
+@pytest.mark.parametrize(("text", "is_found"), [("mess", False), ("message]]", False), ("messages", True), ("B", True)])
+def test_axolotl_gets_the_answers_that_it_finds(text: str, is_found: bool) -> None:
+    """It cuts the conversation of a dummy prompt and the answer where the answer's text first stands in it."""
+    conversation = f"<user>[[dummy_message]]</user><assistant>{text}</assistant>"
+    assert (conversation[conversation.find(text) :] == f"{text}</assistant>") == is_found
+    given = ([USER], [{**ANSWER, "content": text}])
+    if is_found:
+        assert convert("axolotl", *given)["chosen"]["content"] == text
+    else:
+        with pytest.raises(CannotHold, match="so short that it finds it"):
+            convert("axolotl", *given)
 
 
 @pytest.mark.parametrize("trainer", ["openrlhf", "axolotl", "llamafactory"])

@@ -9,6 +9,7 @@ import pytest
 
 from prefsel.config.file import parse_config
 from prefsel.errors import UserError
+from prefsel.plan.check import check_names
 from prefsel.plan.columns import column_names, dataset_scorers, scorers_by_column
 from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.plan import Plan, in_order
@@ -163,3 +164,23 @@ def test_a_selection_without_a_dataset_needs_only_what_its_rule_reads(tmp_path: 
     order = [str(node) for node in in_order([chain("never").node("model", "second")])]
     assert order.index("selection best") < order.index("model first") < order.index("columns first")
     assert order[-1] == "model second"
+
+
+@pytest.mark.parametrize(
+    ("taken", "controls"), [("kept.fuse", []), ("kept-random.random", ["random"]), ("kept-reverse.fuse", ["reverse"])]
+)
+def test_a_metric_is_not_called_like_a_score_that_a_rule_makes(tmp_path: Path, taken: str, controls: list[str]) -> None:
+    """Both would stand in `score_<name>`, and the report and `prefsel.open` show one of them for both."""
+
+    def checked(name: str, rule: dict[str, Any]) -> None:
+        metrics = [
+            {"name": one, "metric": "implicit_margin", "params": {"policy": "policy"}} for one in ("a", "b", name)
+        ]
+        selections = [{"name": "kept", "rule": {**rule, "ratio": 0.5}, "controls": controls}]
+        check_names(plan_of(tmp_path, metrics=metrics, selections=selections))
+
+    fused = {"kind": "fuse", "scores": ["score_a", "score_b"], "how": "rank"}
+    with pytest.raises(UserError, match=rf"metrics.name: got '{taken}'; valid: another name: selection kept makes"):
+        checked(taken, fused)
+    checked(taken, {"kind": "top", "score": "score_a"})
+    checked(f"other-{taken}", fused)

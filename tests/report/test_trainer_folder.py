@@ -7,10 +7,13 @@ open, what they take of a row, and what they drop with a warning.
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import prefsel
 from prefsel.cli import app, guarded
@@ -283,6 +286,38 @@ def test_what_cannot_be_written(text: Path, tmp_path: Path, capfd: Any) -> None:
         assert guarded(app, ["export", *arguments]) == 2
         assert told in capfd.readouterr().err
     assert (tmp_path / "full/notes").read_text() == "mine"
+
+
+def test_a_folder_that_takes_no_file_is_named(text: Path, tmp_path: Path, capfd: Any) -> None:
+    """A path so long that a folder still fits and a file in it does not: nobody can write there."""
+    folder = tmp_path
+    while len(os.fsencode(folder)) < 4095 - 20:
+        folder /= "x" * min(200, 4095 - 10 - len(os.fsencode(folder)))
+    assert export(text, "trl", folder) == 2
+    assert "--output: cannot write in " in capfd.readouterr().err
+
+
+def test_nothing_is_left_of_an_export_of_no_selection(text: Path, tmp_path: Path, capfd: Any) -> None:
+    arguments = [str(text), "--selection", "none", "--for", "trl", "--output", str(tmp_path / "new/folder")]
+    assert guarded(app, ["export", *arguments]) == 2
+    assert "selection: got 'none'" in capfd.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["my data", "a: b #c"])
+def test_the_page_names_any_folder(text: Path, tmp_path: Path, name: str, capfd: Any) -> None:
+    for trainer in ("trl", "axolotl", "openrlhf"):
+        folder = tmp_path / trainer / name
+        assert export(text, trainer, folder) == 0
+        page = (folder / "README.md").read_text()
+        block = page.split("```")[1]
+        assert block.partition("\n")[2].strip() in capfd.readouterr().out
+        if trainer == "trl":
+            assert f'load_dataset("{folder}"' in block
+        elif trainer == "axolotl":
+            assert yaml.safe_load(block.removeprefix("yaml"))["datasets"][0]["path"] == str(folder)
+        else:
+            assert f"{folder}/train.parquet" in shlex.split(block.removeprefix("bash").replace("\\\n", ""))
 
 
 def test_nothing_is_written_of_a_selection_that_a_trainer_cannot_hold_at_all(tmp_path: Path, local_ray: None) -> None:

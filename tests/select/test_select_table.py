@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 from unittest import mock
@@ -172,6 +173,8 @@ def test_any_reasonable_pair_id_breaks_ties_in_its_order(ids: pa.Array) -> None:
         (pa.array([1, -2, 3, 4]), "got -2"),
         (pa.array(["x" * 17, "b", "c", "d"]), "valid: 16 bytes, 32 hex digits"),
         (pa.array(["z" * 32] * 4), "must be hex digits"),
+        (pa.array(["0" * 32, "00 " * 10 + "01", "1" * 32, "2" * 32]), "text such as '00 00 .* 01'; 32 characters must"),
+        (pa.array([" " * 32, "0" * 32, "1" * 32, "2" * 32]), "must be hex digits"),
         (pa.array([0.5, 1.5, 2.5, 3.5]), "got a column of double"),
         (pa.array([7, 7, 7, 7]), "1 identifiers stand more than once, in 4 of 4 rows"),
     ],
@@ -182,11 +185,51 @@ def test_unusable_pair_ids_are_refused(ids: pa.Array, message: str) -> None:
         select_table(table, {"kind": "top", "score": "s", "count": 2})
 
 
+@pytest.mark.parametrize("how", ["pyarrow", "polars", "datasets"])
+def test_a_dedupe_by_pair_takes_messages(how: str) -> None:
+    """As `prefsel.open` and conversational data sets have them."""
+
+    def said(text: str | None, **more: Any) -> list[dict[str, Any]]:
+        return [{"role": "assistant", "content": text, "rest": None, **more}]
+
+    rows = [
+        {"pair_id": "a", "prompt_id": "p", "chosen": said("x"), "rejected": said("y"), "s": 1.0},
+        {"pair_id": "b", "prompt_id": "p", "chosen": said("y"), "rejected": said("x"), "s": 2.0},  # as a, turned
+        {"pair_id": "c", "prompt_id": "q", "chosen": said("x"), "rejected": said("y"), "s": 0.0},  # another prompt
+        {
+            "pair_id": "d",
+            "prompt_id": "p",
+            "chosen": said("x"),
+            "rejected": said("y", rest='{"name": "Ann"}'),
+            "s": 0.5,
+        },
+        {"pair_id": "e", "prompt_id": "p", "chosen": said(None), "rejected": said("x") + said("y"), "s": 0.5},
+    ]
+    table: Any = pa.Table.from_pylist(rows)
+    if how != "pyarrow":
+        library = pytest.importorskip(how)
+        table = library.from_arrow(table) if how == "polars" else library.Dataset(table)
+    rule = {"kind": "dedupe", "by": "pair", "rule": {"kind": "top", "score": "s", "ratio": 1.0}}
+    assert select_table(table, rule).tolist() == [1, 2, 3, 4]
+
+
 def test_non_finite_scores_name_column_and_pair_ids() -> None:
     ids = pa.array([bytes(15) + bytes([n]) for n in range(4)], pa.binary(16))
     table = pa.table({"pair_id": ids, "s": [1.0, float("nan"), None, float("inf")]})
     with pytest.raises(NonFiniteError, match=f"s: 2 values are NaN or infinite, first pair_ids {1:032x}, {3:032x}"):
         select_table(table, {"kind": "top", "score": "s", "count": 1})
+
+
+def test_decimals_are_compared_as_they_are_or_refused() -> None:
+    top = {"kind": "top", "score": "s", "count": 1}
+    ids = ["a", "b", "c"]
+    for values, kept in ((["0.1", "0.30", None], 1), (["-1.5", None, "9007199254740993"], 2), (["2", "2", "1"], 0)):
+        decimals = pa.array([value and Decimal(value) for value in values], pa.decimal128(30, 2))
+        assert select_table(pa.table({"pair_id": ids, "s": decimals}), top).tolist() == [kept]
+    # As float64 the first two are equal, and the smaller pair_id would win over the larger score.
+    close = pa.array([Decimal(2**53), Decimal(2**53 + 1), None], pa.decimal128(38, 0))
+    with pytest.raises(UserError, match=r"s: got decimal128\(38, 0\) of which float64 makes 1 different values equal"):
+        select_table(pa.table({"pair_id": ids, "s": close}), top)
 
 
 def test_missing_and_unusable_columns_are_named() -> None:
