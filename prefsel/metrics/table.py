@@ -6,7 +6,7 @@ N: rows of the table.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,10 +106,10 @@ def column_sources(metric: Metric, params: Options, available: Iterable[str]) ->
     Raises:
         UserError: names every column that is missing and what makes it.
     """
-    there = set(available)
+    there, wanted = set(available), metric.columns(params)
     sources, missing = {}, []
-    for name in metric.columns(params):
-        found = next((column for column in _stand_ins(name) if column in there), None)
+    for name in wanted:
+        found = _source(name, wanted, there)
         if found is not None:
             sources[name] = found
         else:
@@ -120,17 +120,25 @@ def column_sources(metric: Metric, params: Options, available: Iterable[str]) ->
     return sources
 
 
-def _stand_ins(name: str) -> list[str]:
-    """Columns that may hold `name`, best first."""
-    names = [name]
+def _source(name: str, wanted: Iterable[str], there: Set[str]) -> str | None:
+    """The column that holds `name`, or stands in for it; None: there is none."""
     if name.startswith("num_tokens_"):
-        stem, side = name.rsplit("_", 1)
-        # Without its prompt a response has the same tokens.
-        names += [f"{stem.removesuffix('_uncond')}_{side}", f"num_tokens_{side}"]
-    elif name.endswith("_generated"):
-        # One number per prompt, which a column of completions repeats for each of them.
-        names.append(f"{name}_chosen")
-    return names
+        return _length_source(name, wanted, there)
+    # One number per prompt, which a column of completions repeats for each of them.
+    names = [name, f"{name}_chosen"] if name.endswith("_generated") else [name]
+    return next((one for one in names if one in there), None)
+
+
+def _length_source(name: str, wanted: Iterable[str], there: Set[str]) -> str | None:
+    """A column of lengths, of which all sides are counted by one tokenizer: the model's own, or one without a name."""
+    stem, side = name.rsplit("_", 1)
+    sides = {one.rsplit("_", 1)[1] for one in wanted if one.rsplit("_", 1)[0] == stem}
+    own = [stem, stem.removesuffix("_uncond")]  # without its prompt a response has the same tokens
+    for stems in (own, ["num_tokens"]):
+        found = {each: next((f"{one}_{each}" for one in stems if f"{one}_{each}" in there), None) for each in sides}
+        if None not in found.values():
+            return found[side]
+    return None
 
 
 def read_columns(table: pa.Table, metric: Metric, params: Options) -> dict[str, np.ndarray]:

@@ -92,7 +92,8 @@ def _reference_lines(folder: str, columns: Sequence[str]) -> str:
     lines = (
         "import datasets\nimport trl\n\nfrom prefsel.trl import DPOTrainer\n\n"
         f'data = datasets.load_dataset({json.dumps(folder, ensure_ascii=False)}, split="train")\n'
-        f'DPOTrainer(model=MODEL, args=trl.DPOConfig("out"), train_dataset=data, reference="{found[0]}").train()'
+        'args = trl.DPOConfig("out", max_length=None)\n'
+        f'DPOTrainer(model=MODEL, args=args, train_dataset=data, reference="{found[0]}").train()'
     )
     which = " or ".join(f"`{one}`" for one in found)
     return (

@@ -188,7 +188,7 @@ def _trl(folder: str, name: str) -> str:
     return (
         "import datasets\nimport trl\n\n"
         f'data = datasets.load_dataset({_quoted(folder)}, split="train")\n'
-        'trl.DPOTrainer(model=MODEL, args=trl.DPOConfig("out"), train_dataset=data).train()'
+        'trl.DPOTrainer(model=MODEL, args=trl.DPOConfig("out", max_length=None), train_dataset=data).train()'
     )
 
 

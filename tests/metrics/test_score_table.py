@@ -95,11 +95,11 @@ def test_every_column_names_its_scorer(metric: str, params: dict, messages: list
 def test_stand_ins_of_the_newer_columns() -> None:
     metric, params = find_metric("ifd_margin", {"policy": "p"})
     there = ["logps_p_chosen", "logps_p_rejected", "logps_p_uncond_chosen", "logps_p_uncond_rejected"]
-    there += ["num_tokens_p_chosen", "num_tokens_rejected", "num_tokens_p_uncond_rejected"]
+    there += ["num_tokens_p_chosen", "num_tokens_p_rejected", "num_tokens_p_uncond_rejected", "num_tokens_rejected"]
     sources = column_sources(metric, params, there)
     assert sources["num_tokens_p_uncond_chosen"] == "num_tokens_p_chosen"
     assert sources["num_tokens_p_uncond_rejected"] == "num_tokens_p_uncond_rejected"
-    assert sources["num_tokens_p_rejected"] == "num_tokens_rejected"
+    assert sources["num_tokens_p_rejected"] == "num_tokens_p_rejected"
     metric, params = find_metric("filtered_dpo", {"rm": "a"})
     both = ["rm_a_chosen", "rm_a_generated_chosen"]
     assert column_sources(metric, params, both)["rm_a_generated"] == "rm_a_generated_chosen"
@@ -112,9 +112,11 @@ def test_fallback_columns_are_named_for_a_stage() -> None:
     assert column_sources(metric, params, there) == {
         "logps_p_chosen": "logps_p_chosen",
         "logps_p_rejected": "logps_p_rejected",
-        "num_tokens_p_chosen": "num_tokens_p_chosen",
+        "num_tokens_p_chosen": "num_tokens_chosen",  # as the other side: lengths of two tokenizers are no lengths
         "num_tokens_p_rejected": "num_tokens_rejected",
     }
+    with pytest.raises(UserError, match=r"missing columns num_tokens_p_chosen .*, num_tokens_p_rejected"):
+        column_sources(metric, params, [one for one in there if one != "num_tokens_chosen"])
 
 
 def test_null_gives_no_score_and_says_which_column() -> None:
