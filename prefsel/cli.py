@@ -173,7 +173,7 @@ def init(
     """Look at data files and write a commented configuration for them that runs as it is."""
     from prefsel.draft import draft
 
-    drafted = draft(files, name=name)
+    drafted = draft(files, name=name, file=None if output is None else str(output))
     target = (output or Path(f"{drafted.name}.yaml")).expanduser()
     if target.exists() and not force:
         raise UserError(f"init: {target} is there already; give another --output, or --force to write over it")

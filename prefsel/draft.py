@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -47,12 +48,13 @@ class Draft:
     """What was seen in the files, line by line."""
 
 
-def draft(paths: Sequence[str], *, name: str | None = None) -> Draft:
+def draft(paths: Sequence[str], *, name: str | None = None, file: str | None = None) -> Draft:
     """Look at the files and write a configuration for them.
 
     Args:
         paths: Files, folders, globs or URIs; each becomes a source.
         name: Of the run; default: after the first path.
+        file: Where the configuration will stand, for its own first lines; default: after the run.
 
     Raises:
         UserError: nothing readable at one of them, or no pair in any.
@@ -73,6 +75,7 @@ def draft(paths: Sequence[str], *, name: str | None = None) -> Draft:
     num_prompts = sum(one.num_prompts for one in found.values())
     text = _template().render(
         name=name,
+        file=shlex.quote(file or f"{name}.yaml"),
         seen=seen,
         sources=found,
         quarantine=_allowed(list(found.values())),

@@ -207,6 +207,9 @@ def test_a_file_that_is_there_stays(
     written(tmp_path / "a.jsonl", [with_score(number) for number in range(NUM_ROWS)])
     assert guarded(app, ["init", "a.jsonl"]) == 0
     assert "wrote a.yaml; next: prefsel run a.yaml --workspace a-workspace" in capsys.readouterr().out
+    assert guarded(app, ["init", "a.jsonl", "--output", "my run.yaml"]) == 0
+    for line in (capsys.readouterr().out, Path("my run.yaml").read_text()):
+        assert "prefsel run 'my run.yaml' --workspace a-workspace" in line
     (tmp_path / "a.yaml").write_text("mine")
     assert guarded(app, ["init", "a.jsonl"]) == 2
     assert "a.yaml is there already" in capsys.readouterr().err
@@ -215,7 +218,7 @@ def test_a_file_that_is_there_stays(
     assert guarded(app, ["init", "a.jsonl", "--output", ".", "--force"]) == 2
     assert guarded(app, ["init", "a.jsonl", "--output", "b.yaml"]) == 0
     assert guarded(app, ["init", "a.jsonl", "--force"]) == 0
-    assert (tmp_path / "a.yaml").read_text() == (tmp_path / "b.yaml").read_text()
+    assert (tmp_path / "a.yaml").read_text() == (tmp_path / "b.yaml").read_text().replace("run b.yaml", "run a.yaml")
     assert guarded(app, ["init", "none.jsonl"]) == 2
     assert guarded(app, ["init", "a.jsonl", "--name", "no name", "--force"]) == 2
 
