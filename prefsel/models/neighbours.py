@@ -8,6 +8,7 @@ Where a model reads its last column (XLNet), or averages over padding, no batch 
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -76,8 +77,9 @@ def require_padding(model: nn.Module, forward: Forward, pad_token_id: int, *, wh
 def require_causal(model: nn.Module, forward: Forward) -> None:
     """Refuse a model that sees the tokens it is asked for: its log-probs are none. Tried once for each model.
 
-    An encoder with a language model's head, such as BERT, is loaded as one without a word. What it gives for a response
-    is not the sum of what it gives for its first half and, behind that, for its second.
+    An encoder with a language model's head, such as BERT, is loaded as one without a word. What it gives for the first
+    half of a response changes with the second. All sequences that are compared are equally long, because the rotary
+    embedding of some models follows the length.
 
     Args:
         model: In evaluation mode, on its device.
@@ -88,25 +90,23 @@ def require_causal(model: nn.Module, forward: Forward) -> None:
     """
     if model in _causal:
         return
-    wholes = _sequences(unwrapped(model))
-    halves = [
-        part
-        for group in wholes
-        for prompt, (response,) in [(group.prompt_tokens, group.completion_tokens)]
-        for middle in [len(response) // 2]
-        for part in (
-            EncodedGroup(prompt, [response[:middle]], ["ok"], 0),
-            EncodedGroup(prompt + response[:middle], [response[middle:]], ["ok"], 0),
-        )
-    ]
-    whole_N = _numbers(model, forward, pad(wholes, 1, pad_token_id=None))[:, 0]
-    sums_N = _numbers(model, forward, pad(halves, 1, pad_token_id=None)).view(-1, 2).sum(1)
-    difference, largest = float((whole_N - sums_N).abs().max()), float(whole_N.abs().max())
+    wholes: list[EncodedGroup] = []
+    ends: list[EncodedGroup] = []
+    for group in _sequences(unwrapped(model)):
+        prompt, (response,) = group.prompt_tokens, group.completion_tokens
+        middle = len(response) // 2
+        begun, end = response[:middle], response[middle:]
+        for one in (end, list(itertools.islice(itertools.cycle(prompt), len(end)))):
+            wholes.append(EncodedGroup(prompt, [begun + one], ["ok"], 0))
+            ends.append(EncodedGroup(prompt + begun, [one], ["ok"], 0))
+    whole_N, end_N = (_numbers(model, forward, pad(groups, 1, pad_token_id=None))[:, 0] for groups in (wholes, ends))
+    begun_N2 = (whole_N - end_N).view(-1, 2)
+    difference, largest = float((begun_N2[:, 0] - begun_N2[:, 1]).abs().max()), float(whole_N.abs().max())
     if difference > _tolerance(model) * largest:
         raise UserError(
-            f"{_name(model)}: it sees the tokens that follow, so what it gives for a response is no log-prob (whole "
-            f"and in two parts it differs by {difference:.3g} where the largest is {largest:.3g}); valid: a model that "
-            'reads from left to right, for BERT and its kin "is_decoder": true in its config.json'
+            f"{_name(model)}: it sees the tokens that follow, so what it gives for a response is no log-prob (that of a "
+            f"first half changes by {difference:.3g} with the second, where the largest is {largest:.3g}); valid: a "
+            'model that reads from left to right, for BERT and its kin "is_decoder": true in its config.json'
         )
     _causal.add(model)
 

@@ -157,6 +157,7 @@ def test_models_that_do_not_fit_together_go_one_after_another(tmp_path, folders,
         assert [len(one) for one in sharing.shared_passes(jobs, graph.storage, 4, QUIET)] == passes
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_share_never_or_another_pool_is_not_alike(tmp_path, folders):
     graph = plan(tmp_path, folders, "w")
     first, second = (scoring_job(graph, graph.node("columns", one.label)) for one in graph.scorers)
@@ -165,6 +166,7 @@ def test_share_never_or_another_pool_is_not_alike(tmp_path, folders):
     assert sharing.sharing_key(alone) is None
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_the_graph_puts_them_side_by_side_and_the_fingerprint_does_not_know(tmp_path, folders):
     graph = plan(tmp_path, folders, "w")
     passes = [[str(node) for node in nodes] for nodes in in_passes(all_nodes(graph))]
