@@ -104,8 +104,8 @@ def require_causal(model: nn.Module, forward: Forward) -> None:
     difference, largest = float((begun_N2[:, 0] - begun_N2[:, 1]).abs().max()), float(whole_N.abs().max())
     if difference > _tolerance(model) * largest:
         raise UserError(
-            f"{_name(model)}: it sees the tokens that follow, so what it gives for a response is no log-prob (that of a "
-            f"first half changes by {difference:.3g} with the second, where the largest is {largest:.3g}); valid: a "
+            f"{_name(model)}: it sees the tokens that follow, so what it gives for a response is no log-prob (that of "
+            f"a first half changes by {difference:.3g} with the second, where the largest is {largest:.3g}); valid: a "
             'model that reads from left to right, for BERT and its kin "is_decoder": true in its config.json'
         )
     _causal.add(model)
