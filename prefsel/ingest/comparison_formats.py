@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefsel.config import FieldMap, FormatOptions, Verdict
@@ -28,8 +29,18 @@ def _adapt_arena(value: Mapping[str, Any], options: FormatOptions) -> Example:
     turn = value.get("turn")
     if isinstance(turn, int) and not isinstance(turn, bool):
         cut = {name: _until(value[name], turn) for name in _BATTLE[:2] if isinstance(value.get(name), list)}
-        value = {**value, **cut}
+        value = _with(value, cut)
     return read(value, options, fields=_BATTLES)
+
+
+def _with(value: Mapping[str, Any], fields: Mapping[str, Any], *, without: Sequence[str] = ()) -> Mapping[str, Any]:
+    """A row with other fields; who watches what is asked of the row (`field_use`) watches the copy, too."""
+    found = copy.copy(value)
+    assert isinstance(found, dict), "rows are dictionaries"
+    found.update(fields)
+    for name in without:
+        found.pop(name, None)
+    return found
 
 
 def _until(conversation: list[Any], turn: int) -> list[Any]:
@@ -44,7 +55,7 @@ def _adapt_arena_turns(value: Mapping[str, Any], options: FormatOptions) -> Exam
     """`prompt`, `response_a` and `response_b` as lists of texts, one per turn, or as their JSON; the winner as three
     fields of 1 and 0 (lmsys, arena of 55k)."""
     prompts = _turns(value.get("prompt"), "prompt")
-    battle = {key: found for key, found in {**value}.items() if key not in ("prompt", *_SAID, *_WON)}
+    battle: dict[str, Any] = {}
     for said, name in zip(_SAID, _BATTLE):
         answers = _turns(value.get(said), said)
         if len(answers) != len(prompts):
@@ -55,7 +66,7 @@ def _adapt_arena_turns(value: Mapping[str, Any], options: FormatOptions) -> Exam
     if len(won) != 1:
         raise RowError("wrong_type", f"{', '.join(_WON)}: {len(won)} of them are 1; valid: one")
     battle["winner"] = won[0].removeprefix("winner_")
-    return read(battle, options, fields=_BATTLES)
+    return read(_with(value, battle, without=("prompt", *_SAID, *_WON)), options, fields=_BATTLES)
 
 
 def _turns(found: Any, name: str) -> list[Any]:

@@ -14,6 +14,7 @@ from published import ASK, BAD, GOOD, PLAIN, ROWS, assistant, turns, user
 from prefsel.config import FieldMap, FormatOptions
 from prefsel.errors import UserError
 from prefsel.ingest.example import Example
+from prefsel.ingest.field_use import FieldUse
 from prefsel.ingest.formats import FORMATS, detect
 from prefsel.ingest.readers import read_rows
 from prefsel.ingest.row_error import RowError
@@ -466,3 +467,25 @@ def test_turns_may_be_one_line_break_apart() -> None:
 def test_messages_whose_json_was_written_as_json_are_no_answers() -> None:
     sides = {name: json.dumps(json.dumps(turns(ASK, text))) for name, text in (("chosen", GOOD), ("rejected", BAD))}
     assert "looks like messages" in refused({**PAIR, **sides}).detail
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_no_field_that_labels_is_called_ignored(name: str) -> None:
+    format_name, row, *_ = ROWS[name]
+    uses = FieldUse(FORMATS[format_name], FormatOptions())
+    uses.count(row)
+    labels = {"winner", "preference", "label", "labels", "overall_preference", "preference_strength", "choice"}
+    for field, use in uses.totals().items():
+        assert field not in labels or "ignored" not in use
+
+
+def test_a_turn_and_a_winner_are_used() -> None:
+    battle = {
+        "conversation_a": turns("Q", "a", "R", "b"),
+        "conversation_b": turns("Q", "c", "R", "d"),
+        "winner": "model_a",
+    }
+    uses = FieldUse(FORMATS["arena"], FormatOptions())
+    uses.count({**battle, "turn": 1, "judge": "x"})
+    assert uses.totals()["winner"] == uses.totals()["turn"] == {"used": 1}
+    assert uses.totals()["judge"] == {"ignored": 1}
