@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # One thread per process: two cores are shared by the driver, Ray's workers and DeepSpeed.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Ray makes its workers nice, and the other process of tests would starve them.
+os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A busy machine is no fault of a property.
 settings.register_profile("prefsel", deadline=None)

@@ -24,7 +24,7 @@ from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import verify
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]
 
 WORDS = ["red", "green", "blue", "small", "large", "round", "old", "new", "fast", "slow"]
 SHAPE = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "steps": 8, "batch_tokens": 512, "max_length": 64}
@@ -193,7 +193,6 @@ def test_a_new_selection_scores_nothing_again(done: tuple[Path, Any, Outcome]) -
     assert computed == {"select tenth"}
 
 
-@pytest.mark.slow
 def test_reading_through_a_selection_trains_the_same_model(done: tuple[Path, Any, Outcome], tmp_path: Path) -> None:
     workspace, config, outcome = done
     shutil.copytree(workspace, tmp_path / "w")
@@ -220,7 +219,6 @@ def numbers(trained: StageReport) -> list[dict[str, Any]]:
     return [{key: value for key, value in one.items() if "second" not in key} for one in trained.details["history"]]
 
 
-@pytest.mark.slow
 def test_a_wrong_reference_fails_the_run(done: tuple[Path, Any, Outcome], tmp_path: Path) -> None:
     """Stored log-probs that are not the policy's must not be trained on."""
     workspace, config, _ = done

@@ -181,7 +181,7 @@ print(ready.begin(None, groups)()[0].columns)
 """
 
 
-@pytest.mark.parametrize("way", ["plugins", "entry points"])
+@pytest.mark.parametrize("way", [pytest.param("plugins", marks=pytest.mark.slow), "entry points"])
 def test_the_same_from_a_package_of_ones_own(tmp_path: Path, way: str) -> None:
     acme = tmp_path / "acme"
     acme.mkdir()

@@ -127,6 +127,7 @@ def score_all(graph):
     return score(graph, [graph.node("columns", one.label) for one in graph.scorers], QUIET)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_shared_pass_makes_the_same_artifacts_and_reads_once(tmp_path, folders):
     apart = plan(tmp_path, folders, "apart", share="never")
