@@ -1,6 +1,7 @@
 """What scoring and training both need of a model.
 
-    chat → tokens    packing → rows    attention, logps, reward → numbers    padded: the path of every other model
+    writer → text    chat → tokens    packing → rows    attention, logps, reward → numbers
+    padded: the path of every other model
     tangent → directions of weights    directional → derivatives of log-probs along them
     directory: files and identities    declared: configurations    loading: models and tokenizers
 

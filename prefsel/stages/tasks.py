@@ -121,17 +121,23 @@ class Halt:
         try:
             yield
         except Exception:
-            internal_kv._internal_kv_put(self._key, b"")
-            for task in list(tasks):
-                first, *others = task if isinstance(task, list) else [task]
-                with suppress(Exception):
-                    ray.get(first)
-                    others = []
-                for reference in others:
-                    with suppress(Exception):
-                        ray.get(reference)
-            internal_kv._internal_kv_del(self._key)
+            with suppress(Exception):  # a cluster that is gone: the error that is on its way says more
+                internal_kv._internal_kv_put(self._key, b"")
+                for task in list(tasks):
+                    _read_errors(task if isinstance(task, list) else [task])
+                internal_kv._internal_kv_del(self._key)
             raise
+
+
+def _read_errors(values: Sequence[Any]) -> None:
+    """Wait for a task; of one that failed every value is an error, and each of them must be read."""
+    first, *others = values
+    with suppress(Exception):
+        ray.get(first)
+        others = []
+    for reference in others:
+        with suppress(Exception):
+            ray.get(reference)
 
 
 def unwrap(reference: Any) -> Any:

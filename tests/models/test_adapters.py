@@ -76,9 +76,8 @@ def change(folder: Path, **settings: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_logits_are_those_of_the_adapter_on_its_base(kind: str, base: Path, tmp_path: Path) -> None:
-    folder = save_adapter(base, KINDS[kind], tmp_path / "adapter")
+def merged_as_by_peft(base: Path, folder: Path) -> tuple[Any, torch.Tensor]:
+    """The model of an adapter and its logits, which are those of peft's own forward and not those of the base."""
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     with torch.no_grad():
         without = plain(IDS).logits
@@ -87,6 +86,12 @@ def test_logits_are_those_of_the_adapter_on_its_base(kind: str, base: Path, tmp_
         found = model(IDS).logits
     assert (expected - without).abs().max() > 0.05
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    return model, found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_the_adapter_on_its_base(kind: str, base: Path, tmp_path: Path) -> None:
+    model, _ = merged_as_by_peft(base, save_adapter(base, KINDS[kind], tmp_path / "adapter"))
     assert supports_packing(model) == (True, "")
     assert not any("lora" in name for name, _ in model.named_parameters())
 
@@ -105,15 +110,7 @@ SHARED: dict[str, Any] = {
 def test_what_layers_share_is_taken_apart_before_an_update_is_merged(what: str, tmp_path: Path) -> None:
     tiny_causal(tie_word_embeddings=True).save_pretrained(tmp_path / "base")
     config = peft.LoraConfig(r=4, lora_alpha=1, init_lora_weights=False, **SHARED[what])
-    folder = save_adapter(tmp_path / "base", config, tmp_path / "adapter")
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32).eval()
-    with torch.no_grad():
-        without = plain(IDS).logits
-        expected = peft.PeftModel.from_pretrained(plain, folder).eval()(IDS).logits
-        model = load_causal(str(folder), dtype="fp32", device="cpu")
-        found = model(IDS).logits
-    assert (expected - without).abs().max() > 0.05
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    model, found = merged_as_by_peft(tmp_path / "base", save_adapter(tmp_path / "base", config, tmp_path / "adapter"))
     if what != "repeated layers":  # whose other weights stay shared, which safetensors does not hold
         model.save_pretrained(tmp_path / "merged")
         saved = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
