@@ -45,6 +45,12 @@ LOST = {
     "generated_unscored": "the policy's own response is too long for the reward model",
     "same_prompt": "another pair of its prompt has a better score",
     "same_pair": "the same two completions stand under another aspect with a better score",
+    "too_few_responses": "its prompt has fewer responses than a pair needs, or than were asked for",
+    "unjudged": "a judge gave no number for so many of its responses that no pair is left",
+    "tied": "no two of its responses differ in what judges them, or in their text",
+    "within_bounds": "its responses lie no further apart than the margin, or than the bounds of the judges, allow",
+    "one_generator": "no response of the strong generator, or none of the weak one, answers its prompt",
+    "length_gap": "its responses differ in length by more than the limit, or a length is unknown",
 }
 """Why something was lost that might have been used."""
 SET_ASIDE = {
