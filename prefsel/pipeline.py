@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from prefsel.config import Config
+from prefsel.config import Config, SelfPlay
 from prefsel.errors import UserError
 from prefsel.plan.check import check, check_budgets
 from prefsel.plan.node import Kind, Node
@@ -23,10 +23,14 @@ from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.passes import in_passes
 from prefsel.plan.plan import Plan, in_order
 from prefsel.plan.resources import check_resources, cluster_address
+from prefsel.plan.rounds import round_plans
 from prefsel.progress import Progress
 from prefsel.stages.eligible import resolve_eligible
+from prefsel.stages.generate import generate
 from prefsel.stages.ingest import ingest
 from prefsel.stages.metric import score_metric
+from prefsel.stages.pairing import pair_answers
+from prefsel.stages.prompts import choose_prompts
 from prefsel.stages.report import last_report, write_report
 from prefsel.stages.score import require_imported, score
 from prefsel.stages.scratch import make_scratch_models
@@ -52,6 +56,14 @@ def make(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageRep
     if kind == "columns":
         return score(plan, nodes, progress)
     (node, *_) = nodes
+    if kind == "prompts":
+        return [choose_prompts(plan, node, progress)]
+    if kind == "groups":
+        return [generate(plan, node, progress)]
+    if kind == "pairs":
+        return [pair_answers(plan, node, progress)]
+    if kind == "eligible":
+        return [resolve_eligible(plan, progress)]
     if kind == "tangent":
         return [make_tangent(plan, node, progress)]
     if kind == "scores":
@@ -107,29 +119,21 @@ def run(
     check(config, storage)
     _start_ray(config, progress)
     _keep_config(config, storage)
-    reports: list[StageReport] = []
-
-    def done(stage: list[StageReport]) -> None:
-        known = {report.artifact for report in reports}
-        for report in stage:
-            if report.artifact not in known:  # a score that a control shares is reported once, as what made it
-                reports.append(report)
-                progress.line(report.sentence())
-                progress.finished(f"{report.stage} {report.name}")
-
+    done = Done(progress)
     with progress.at("ingest"):
-        done(ingest(config, storage, progress))
+        done.add(ingest(config, storage, progress))
     plan = make_plan(config, storage)
+    rounds: list[Round] = []
     if until != "ingest":
         with progress.at("eligible"):
-            done([resolve_eligible(plan, progress)])
-        check_budgets(config, reports[-1].rows_out)
+            done.add([resolve_eligible(plan, progress)])
+        check_budgets(config, done.reports[-1].rows_out)
         require_imported(plan)
-        wanted = [node for node in all_nodes(plan) if until is None or UNTIL[until](node)]
-        for together in in_passes([node for node in in_order(wanted) if node.kind != "eligible"]):
-            with progress.at(", ".join(map(str, together))):
-                done(make(plan, together, progress))
-    is_new = any(report.computed_shards for report in reports)
+        make_all(plan, [node for node in all_nodes(plan) if until is None or UNTIL[until](node)], done)
+        if until is None:
+            rounds = [one for arm in config.selfplay for one in play(plan, arm, progress)]
+    reports = done.reports
+    is_new = any(report.computed_shards for report in [*reports, *(r for one in rounds for r in one.reports)])
     if until is not None:
         return Outcome(reports, None, is_new)
     page = last_report(plan)
@@ -139,6 +143,72 @@ def run(
             page = write_report(plan, reports, seconds=time.monotonic() - started, tables=more)
         is_new = True
     return Outcome(reports, page, is_new)
+
+
+class Done:
+    """What was made of one corpus, told as it is made."""
+
+    def __init__(self, progress: Progress, label: str = "") -> None:
+        """Begin with nothing.
+
+        Args:
+            progress: Where it is told.
+            label: Of the corpus, where there are several.
+        """
+        self.progress, self.reports = progress, list[StageReport]()
+        self._label = f"{label}: " if label else ""
+
+    def add(self, stage: Sequence[StageReport]) -> None:
+        """Keep and tell what a stage did, each artifact once: a score that a control shares is that of what made it."""
+        known = {report.artifact for report in self.reports}
+        for report in stage:
+            if report.artifact not in known:
+                self.reports.append(report)
+                self.progress.line(f"{self._label}{report.sentence()}")
+                self.progress.finished(f"{self._label}{report.stage} {report.name}")
+
+
+def make_all(plan: Plan, wanted: Sequence[Node], done: Done) -> None:
+    """Make nodes and all that they need, in passes; of a corpus read from files, eligibility was made before."""
+    is_read = plan.made is None
+    nodes = [node for node in in_order(wanted) if not (is_read and node.kind == "eligible")]
+    for together in in_passes([node for node in nodes if plan.makes(node)]):
+        with done.progress.at(", ".join(map(str, together))):
+            done.add(make(plan, together, done.progress))
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round of self-play that was played."""
+
+    plan: Plan
+    reports: list[StageReport]
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        assert self.plan.made is not None
+        return self.plan.made.name
+
+
+def play(plan: Plan, arm: SelfPlay, progress: Progress) -> list[Round]:
+    """Play the rounds of self-play: each answers with the model of the one before.
+
+    Returns:
+        The corpora that were made, two of a round that evolves its prompts.
+    """
+    outer, played = plan, list[Round]()
+    for number in range(1, arm.rounds + 1):
+        plans = round_plans(outer, arm, number)
+        for one in plans:
+            assert one.made is not None
+            done = Done(progress, one.made.name)
+            label = one.made.name
+            is_last = one is plans[-1]
+            make_all(one, [one.node("model", label) if is_last else one.node("selection", label)], done)
+            played.append(Round(one, done.reports))
+        outer = plans[-1]
+    return played
 
 
 def _start_ray(config: Config, progress: Progress) -> None:

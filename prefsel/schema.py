@@ -56,6 +56,29 @@ def groups_schema(*, has_rest: bool) -> pa.Schema:
     )
 
 
+def prompts_schema(*, has_rest: bool) -> pa.Schema:
+    """Of a shard of prompts that a model answers."""
+    return pa.schema(
+        [
+            ("prompt_id", ID),
+            ("prompt", pa.list_(_message(has_rest))),
+            # Of a prompt that a model made of another one: that one, and by which strategy.
+            ("parent_id", ID),
+            ("strategy", pa.string()),
+        ]
+    )
+
+
+RESPONSES = "responses"
+"""A further column of groups that a model answered, aligned with `completions`: which sample of the prompt each one is,
+why it ended (`end`, `length`) and how many tokens it has."""
+GENERATED = [
+    ("parent_id", ID),
+    ("strategy", pa.string()),
+    (RESPONSES, pa.list_(pa.struct([("sample", pa.int32()), ("stop", pa.string()), ("num_tokens", pa.int32())]))),
+]
+"""What groups that a model answered have besides the columns of `GROUPS`."""
+
 MESSAGES = pa.list_(_message(False))
 GROUPS = groups_schema(has_rest=False)
 

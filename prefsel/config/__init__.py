@@ -11,8 +11,11 @@ metric parameters stand here as plain tables; `rules.py` and `metrics/*.py` defi
 """
 
 from prefsel.config.data import Duplicates, FieldMap, FormatOptions, Ingest, Source, Split, Verdict
+from prefsel.config.evaluation import Evaluation
+from prefsel.config.generation import Generation, GenerationOptions, PromptChoice
 from prefsel.config.models import Model, PretrainedModel, ScratchModel, ScratchPolicy, ScratchReward, ScratchTokenizer
 from prefsel.config.options import Dtype, Fraction, Name, Options
+from prefsel.config.rounds import EarlyStop, RoundMetric, RoundTraining, SelfPlay
 from prefsel.config.run import Config, RayOptions, ReportOptions
 from prefsel.config.scorers import (
     CausalLogps,
@@ -51,10 +54,14 @@ __all__ = [
     "DpoOptions",
     "Dtype",
     "Duplicates",
+    "EarlyStop",
+    "Evaluation",
     "FieldMap",
     "FormatOptions",
     "Fraction",
     "GeneratedReward",
+    "Generation",
+    "GenerationOptions",
     "Imported",
     "Ingest",
     "Lora",
@@ -69,16 +76,20 @@ __all__ = [
     "Pool",
     "PooledScorer",
     "PretrainedModel",
+    "PromptChoice",
     "RayOptions",
     "ReportOptions",
     "RewardModel",
     "RewardOptions",
+    "RoundMetric",
+    "RoundTraining",
     "Scorer",
     "ScratchModel",
     "ScratchPolicy",
     "ScratchReward",
     "ScratchTokenizer",
     "Selection",
+    "SelfPlay",
     "Source",
     "Split",
     "Tangent",

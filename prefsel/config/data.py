@@ -141,10 +141,11 @@ class Source(Options):
     """Which field of a row is what, where no format fits; `format` is then left out."""
     options: FormatOptions = FormatOptions()
     """How a row with several completions becomes pairs."""
-    role: Literal["train", "validation", "holdout", "exclude"] = "train"
+    role: Literal["train", "validation", "holdout", "exclude", "prompts"] = "train"
     """What the source is for. `train`: selected from. `holdout`: trainings are evaluated on it; it is never selected or
     trained on. `validation`: what influence is measured against, see `split.validation`; it is refused when it shares a
-    prompt with what is selected from. `exclude`: its prompts are used nowhere."""
+    prompt with what is selected from. `exclude`: its prompts are used nowhere. `prompts`: its prompts alone are read,
+    for models to answer (`generate`, `selfplay`)."""
 
 
 class Ingest(Options):

@@ -43,6 +43,10 @@ class Lookup(Protocol):
     def train(self) -> Sequence[Any]:
         """Trainings, whose names are models' names too."""
 
+    @property
+    def round_models(self) -> Sequence[str]:
+        """Names of the models that rounds of self-play may train."""
+
 
 def find(records: Sequence[Any], name: str | None) -> Any:
     """The record called `name`, or None."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from prefsel.config.data import Duplicates, Ingest, Source, Split
+from prefsel.config.evaluation import Evaluation
+from prefsel.config.generation import Generation
 from prefsel.config.models import Model
 from prefsel.config.options import Name, Options
+from prefsel.config.rounds import SelfPlay
 from prefsel.config.scorers import Scorer
 from prefsel.config.selections import MetricSpec, Selection
 from prefsel.config.tangents import Tangent
 from prefsel.config.training import Training
+
+GENERATED = ("generate", "selfplay", "evaluate")
+"""Keys of what models answer."""
 
 
 class ReportOptions(Options):
@@ -71,7 +77,25 @@ class Config(Options):
     """The subsets to keep, each by one rule."""
     train: list[Training] = []
     """The trainings; each makes a model whose name may stand wherever a model's may."""
+    generate: list[Generation] = []
+    """Answers of models to prompts of the corpus."""
+    selfplay: list[SelfPlay] = []
+    """Rounds of self-play; several entries are played beside each other and share what they have in common."""
+    evaluate: Evaluation | None = None
+    """What the trained policies answer to prompts that nothing was trained on, and how good that is; null measures
+    nothing."""
     report: ReportOptions = ReportOptions()
     """What the page shows that a run leaves."""
     ray: RayOptions = RayOptions()
     """Where the work runs."""
+
+    @property
+    def round_models(self) -> list[str]:
+        """Names of the models that rounds of self-play may train."""
+        return [arm.trained_in(number + 1) for arm in self.selfplay for number in range(arm.rounds)]
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Runs that generate nothing are written, and so named, as before there was anything to generate."""
+        written: dict[str, Any] = dump(self)
+        return {key: value for key, value in written.items() if key not in GENERATED or value}

@@ -185,8 +185,9 @@ class DpoOptions(Optimization):
     def _without_empty_params(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A loss without parameters of its own is written, and so named, as if there were no such option."""
         written: dict[str, Any] = dump(self)
-        if not self.loss_params:
-            written.pop("loss_params", None)
+        for name in ("loss_params", "mixed_with"):
+            if not written.get(name):
+                written.pop(name, None)
         return written
 
     @model_validator(mode="after")
@@ -334,6 +335,9 @@ class TrainDpo(DpoOptions, TrainingRecord):
     """Train one model per fold, each on the prompts of the other folds, instead of one model on everything."""
     max_eval_pairs: int = Field(512, ge=0)
     """At most this many held-out pairs are evaluated on, the first by hash of their pair_id."""
+    mixed_with: str | None = None
+    """A further selection of the corpus whose pairs are trained on besides; a pair of both counts once. Rounds of
+    self-play set it to theirs."""
 
     @model_validator(mode="after")
     def _has_reference(self) -> TrainDpo:
@@ -350,8 +354,14 @@ class TrainDpo(DpoOptions, TrainingRecord):
         if self.reference:
             require_reference(config, f"{field}.reference", self.reference)
             require_single(config, f"{field}.reference", self.reference)
-        if self.order == "score" and self.selection in PARTS:
-            raise invalid(f"{field}.order", "score", "shuffled or given: only a selection has scores")
+        if self.order == "score" and (self.selection in PARTS or self.mixed_with):
+            raise invalid(f"{field}.order", "score", "shuffled or given: only a selection alone has scores")
+        if self.mixed_with is not None:
+            names = [name for selection in config.selections for name in selection.names]
+            if self.mixed_with not in names:
+                raise invalid(f"{field}.mixed_with", self.mixed_with, names or "none: `selections` is empty")
+            if self.divergence:
+                raise invalid(f"{field}.mixed_with", self.mixed_with, "none with a divergence")
         if self.lora is not None and importlib.util.find_spec("peft") is None:
             raise UserError(f"{field}.lora: needs the extra `peft`: pip install 'prefsel[peft]'")
 

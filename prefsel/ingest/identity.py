@@ -140,7 +140,7 @@ def split_of(
     if sum(shares) > 1:
         raise invalid(" + ".join(parts), str(sum(shares)), "at most 1")
     # 63 of the 64 bits: a threshold of 1.0 is then 2⁶³, which a uint64 holds.
-    uniform = _hash_bits(prompt_ids, salt) >> np.uint64(1)
+    uniform = hash_bits(prompt_ids, salt) >> np.uint64(1)
     edges = np.array([int(edge * 2**63) for edge in itertools.accumulate(shares)], np.uint64)
     place = np.searchsorted(edges, uniform, side="right")
     return np.array([HOLDOUT, PROXY, VALIDATION, TRAIN], np.uint8)[place]
@@ -154,10 +154,11 @@ def fold_of(prompt_ids: Any, *, folds: int, seed: int) -> np.ndarray:
         folds: how many.
         seed: another seed deals the prompts anew.
     """
-    return (_hash_bits(prompt_ids, f"fold {seed} ") % np.uint64(folds)).astype(np.int64)
+    return (hash_bits(prompt_ids, f"fold {seed} ") % np.uint64(folds)).astype(np.int64)
 
 
-def _hash_bits(prompt_ids: Any, salt: str) -> np.ndarray:
+def hash_bits(prompt_ids: Any, salt: str) -> np.ndarray:
+    """blake2b-64 of `salt` and each id, uint64 (N,): numbers that are as good as random and the same in every run."""
     if isinstance(prompt_ids, pa.Array | pa.ChunkedArray):
         prompt_ids = prompt_ids.to_pylist()
     prefix = salt.encode("utf-8")

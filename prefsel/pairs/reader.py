@@ -38,7 +38,7 @@ class PairReader:
 
     def pairs(self, shard: ShardRef) -> pa.Table:
         """The pairs of a shard, schema `PAIRS`."""
-        return Artifact(self.storage, f"pairs/{shard.source}").read(shard.shard)
+        return Artifact(self.storage, shard.pairs_path).read(shard.shard)
 
     def groups(self, shard: ShardRef, columns: list[str] | None = None) -> pa.Table:
         """The groups of a shard; all of them or a projection."""

@@ -68,7 +68,9 @@ def reference_scorer(plan: Plan, model: str) -> Any:
 
 def _needs_no_training(plan: Plan, scorer: Any) -> bool:
     """Whether the columns of a scorer can be there before anything is trained."""
-    return not any(find(plan.config.train, name) for name in scorer.models(plan.config))
+    made_before = plan.outer.config.train if plan.outer else []
+    trained = [spec for spec in plan.config.train if find(made_before, spec.name) is None]
+    return not any(find(trained, name) for name in scorer.models(plan.config))
 
 
 def length_scorer(plan: Plan) -> Any:
@@ -87,7 +89,10 @@ def dataset_scorers(plan: Plan, name: str) -> list[Any]:
         if name in selection.names:
             for metric in rule_scores(selection.rule):
                 wanted += scorers_for(plan, metric_columns(plan, metric), field=f"metrics.{metric}")
-    references = [spec.reference for spec in plan.config.train if spec.selection == name and spec.reference]
+    trained = [spec for spec in plan.config.train if name in (spec.selection, getattr(spec, "mixed_with", None))]
+    references = [spec.reference for spec in trained if spec.reference]
+    played = [arm.reference_of(1) for arm in plan.config.selfplay if arm.mixed_with == name and plan.made is None]
+    references += [reference for reference in played if reference]
     wanted += [reference_scorer(plan, reference) for reference in references]
     return [scorer for scorer in plan.scorers if any(scorer is one for one in wanted)]
 

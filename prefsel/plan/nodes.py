@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from prefsel.config import PARTS, Config, TrainedModel
+from prefsel.config import PARTS, Config, Split, TrainedModel
 from prefsel.config.lookup import find
 from prefsel.errors import invalid
 from prefsel.plan.columns import column_nodes, dataset_scorers, length_column, reference_scorer, scorers_for
+from prefsel.plan.generated import generated_catalog, groups_node, pairs_node, prompts_node
+from prefsel.plan.made import Made
 from prefsel.plan.models import find_model, find_models, model_nodes, model_spec
 from prefsel.plan.node import Kind, Need, Node, by_columns, by_fingerprint, by_part, by_path
 from prefsel.plan.plan import Plan, in_order
@@ -30,7 +32,7 @@ from prefsel.workspace.storage import Storage
 
 NON_TRAJECTORY_KEYS = {
     *("name", "selection", "workers", "gpus_per_worker", "cpus_per_worker", "max_failures", "max_eval_pairs"),
-    *("kind", "aspects", "cross_fit", "keep_optimizer_state", "divergence"),
+    *("kind", "aspects", "cross_fit", "keep_optimizer_state", "divergence", "mixed_with"),
     *("eval_every_steps", "checkpoint_every_steps", "keep_checkpoints", "reference_check_pairs"),
     *("micro_batch_pairs", "token_budget"),
 }
@@ -40,6 +42,17 @@ NON_TRAJECTORY_KEYS = {
 def make_plan(config: Config, storage: Storage) -> Plan:
     """The plan of a configuration in a workspace."""
     return Plan(config, storage, BUILDERS)
+
+
+def made_plan(outer: Plan, config: Config, made: Made) -> Plan:
+    """The plan of a corpus that a model of `outer` makes.
+
+    Args:
+        outer: Whose models, and the models of whose own outer plans, may be named.
+        config: What is done with the corpus.
+        made: How it is made.
+    """
+    return Plan(config, outer.storage, BUILDERS, outer=outer, made=made, catalog_of=generated_catalog)
 
 
 def all_nodes(plan: Plan) -> list[Node]:
@@ -71,7 +84,7 @@ def _eligible(plan: Plan, name: str) -> Node:
         sources = plan.catalog.sources
         excluded = [shard for s in sources if s.role == "exclude" for file in s.files for shard in file.shards]
         settings = {
-            "split": plan.config.split.model_dump(),
+            "split": node.spec.model_dump(),
             "roles": {source.name: source.role for source in sources},
             "excluded": excluded,
             # Of a pair that stands in several places the first in corpus order is kept.
@@ -80,7 +93,11 @@ def _eligible(plan: Plan, name: str) -> Node:
         }
         return recipe("eligible", settings, corpus=plan.corpus)
 
-    return Node("eligible", name, plan.config.split, (), write_recipe, "eligible")
+    # Of prompts that a model answers the part is chosen before.
+    split = plan.config.split if plan.made is None else Split()
+    labelled = plan.made.pairing.kind if plan.made and plan.made.pairing else None
+    needs = (Need(plan.node("pairs", labelled)),) if labelled else ()
+    return Node("eligible", name, split, needs, write_recipe, "eligible")
 
 
 def _scratch(plan: Plan, name: str) -> Node:
@@ -108,6 +125,8 @@ def _columns(plan: Plan, label: str) -> Node:
         raise invalid("scorer", label, [one.label for one in plan.scorers] or "none: `scorers` is empty")
     models: list[str] = scorer.models(plan.config)
     needs = [Need(node) for name in models for node in model_nodes(plan, name, scorer.own_aspect)]
+    if plan.made is not None:
+        needs.append(Need(plan.node("groups", plan.made.policy)))
     tangent = plan.node("tangent", scorer.tangent_name) if scorer.tangent_name else None
     if tangent is not None:
         needs.append(Need(tangent))
@@ -260,6 +279,8 @@ def _model(plan: Plan, label: str) -> Node:
         needs.append(by_part(plan.node("eligible", "all"), spec.selection, "selection"))
     else:
         needs.append(by_path(plan.node("selection", spec.selection), "selection"))
+    if spec.mixed_with:
+        needs.append(by_path(plan.root.node("selection", spec.mixed_with), "mixed_with"))
     if spec.divergence:
         needs.append(by_fingerprint(plan.node("scores", spec.divergence), "divergence"))
 
@@ -287,6 +308,9 @@ def _model(plan: Plan, label: str) -> Node:
 
 
 BUILDERS: dict[Kind, Callable[[Plan, str], Node]] = {
+    "prompts": prompts_node,
+    "groups": groups_node,
+    "pairs": pairs_node,
     "eligible": _eligible,
     "scratch": _scratch,
     "columns": _columns,

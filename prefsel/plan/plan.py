@@ -14,6 +14,7 @@ from typing import Any
 
 from prefsel.config import Config
 from prefsel.errors import UserError
+from prefsel.plan.made import Made
 from prefsel.plan.node import Kind, Node
 from prefsel.workspace.catalog import Catalog, read_catalog
 from prefsel.workspace.manifest import load_summary
@@ -21,29 +22,51 @@ from prefsel.workspace.storage import Storage
 
 
 class Plan:
-    """The nodes of one configuration in one workspace. Make one with `nodes.make_plan`."""
+    """The nodes of one configuration in one workspace. Make one with `nodes.make_plan`.
 
-    def __init__(self, config: Config, storage: Storage, builders: Mapping[Kind, Callable[[Plan, str], Node]]) -> None:
+    A plan whose corpus a model makes stands within another one, whose models it knows by name.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        storage: Storage,
+        builders: Mapping[Kind, Callable[[Plan, str], Node]],
+        *,
+        outer: Plan | None = None,
+        made: Made | None = None,
+        catalog_of: Callable[[Plan], Catalog] | None = None,
+    ) -> None:
         """Begin without any node.
 
         Args:
             config: Of the run.
             storage: The workspace.
             builders: How nodes of each kind are made from their name.
+            outer: The plan that this one stands within: its models may be named here.
+            made: How a model makes the corpus; None: it is read from files.
+            catalog_of: The catalog of a corpus that is made.
         """
         self.config, self.storage = config, storage
+        self.outer, self.made = outer, made
+        self._catalog_of = catalog_of
         self._builders = builders
         self._nodes: dict[tuple[Kind, str], Node] = {}
         self._begun: list[tuple[Kind, str]] = []
 
+    @property
+    def root(self) -> Plan:
+        """The plan of the corpus that is read from files."""
+        return self if self.outer is None else self.outer.root
+
     @cached_property
     def catalog(self) -> Catalog:
-        """The corpus as ingested.
+        """The corpus: as ingested, or as a model made it.
 
         Raises:
             UserError: nothing was ingested yet.
         """
-        return read_catalog(self.storage)
+        return read_catalog(self.storage) if self._catalog_of is None else self._catalog_of(self)
 
     @cached_property
     def corpus(self) -> str:
@@ -62,6 +85,8 @@ class Plan:
             UserError: the configuration has none, names something that it does not have, or the node needs itself.
         """
         key = (kind, name)
+        if self.outer is not None and self._is_of_outer(kind, name):
+            return self.outer.node(kind, name)
         if key not in self._nodes:
             if key in self._begun:
                 circle = [*self._begun[self._begun.index(key) :], key]
@@ -73,6 +98,17 @@ class Plan:
             finally:
                 self._begun.pop()
         return self._nodes[key]
+
+    def makes(self, node: Node) -> bool:
+        """Whether a node is one of this corpus, and not of one that it was made from."""
+        return self._nodes.get((node.kind, node.name)) is node
+
+    def _is_of_outer(self, kind: Kind, name: str) -> bool:
+        """Whether the node belongs to a corpus that this one was made from."""
+        assert self.outer is not None
+        if kind == "model":
+            return any(one.label == name for spec in self.outer.config.train for one in spec.trained_models)
+        return kind in ("scratch", "tangent")
 
     def is_complete(self, node: Node) -> bool:
         """Whether an artifact, which is not a column set, is there."""

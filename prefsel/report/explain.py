@@ -45,7 +45,7 @@ def find_pair(contents: Contents, prefix: str) -> list[tuple[ShardRef, int, str]
     """Every place of the corpus that holds the pair: shard, row and full id."""
     found = []
     for shard in contents.shards:
-        pairs = Artifact(contents.storage, f"pairs/{shard.source}").read(shard.shard, ["pair_id"])
+        pairs = Artifact(contents.storage, shard.pairs_path).read(shard.shard, ["pair_id"])
         ids = pairs["pair_id"].to_pylist()
         found += [(shard, row, one.hex()) for row, one in enumerate(ids) if one.hex().startswith(prefix)]
     return found

@@ -144,7 +144,7 @@ def _cross_fitted(make: Callable[[Job, Storage, int], Any], job: Job, storage: S
     assigned = CrossFitScorer(candidates, job.cross_fit, job.own_aspect)
 
     def begin(shard: ShardRef, groups: pa.Table) -> Compute:
-        pairs = Artifact(storage, f"pairs/{shard.source}").read(shard.shard, ["prompt_id", "aspect"])
+        pairs = Artifact(storage, shard.pairs_path).read(shard.shard, ["prompt_id", "aspect"])
         compute = assigned.begin(groups, pairs)
         return lambda: [compute()]
 

@@ -31,7 +31,7 @@ def commit_scored(
         info: More to keep in the ledger.
     """
     if artifact.path.startswith(PAIR_COLUMNS):
-        pairs = Artifact(artifact.storage, f"pairs/{shard.source}").read(shard.shard, ["pair_id"])
+        pairs = Artifact(artifact.storage, shard.pairs_path).read(shard.shard, ["pair_id"])
         table = _pair_columns_table(pairs, scored.columns)
         rows = table.num_rows
     else:

@@ -60,7 +60,7 @@ def shared_prompts(pairs: pa.Table, shard: ShardRef, rules: Rules, validation: p
     """
     if shard.role != "train":
         return []
-    codes_N = _base_codes(pairs, shard, rules)
+    codes_N = base_codes(pairs, shard, rules)
     prompts = pairs["prompt_id"].combine_chunks()
     is_used_N = ~np.isin(codes_N, (EXCLUDED, HOLDOUT_PROMPT, VALIDATION))
     is_shared_N = pc.is_in(prompts, value_set=validation).to_numpy(zero_copy_only=False) & is_used_N
@@ -89,9 +89,9 @@ def require_disjoint(shards: Sequence[ShardRef], found: Sequence[Sequence[bytes]
         )
 
 
-def _base_codes(pairs: pa.Table, shard: ShardRef, rules: Rules) -> np.ndarray:
-    """Reason code of each pair before duplicates, int8 [pairs]."""
-    prompts = pairs["prompt_id"].combine_chunks()
+def base_codes(rows: pa.Table, shard: ShardRef, rules: Rules) -> np.ndarray:
+    """Reason code of each row, pair or prompt, before duplicates, by its `prompt_id`; int8 [rows]."""
+    prompts = rows["prompt_id"].combine_chunks()
     codes_N = np.full(len(prompts), -1, np.int8)
     if shard.role == "holdout":
         codes_N[:] = HOLDOUT
@@ -120,7 +120,7 @@ class EligiblePass:
     def send(self, shard: ShardRef, num_partitions: int) -> list[duplicates.PartitionRows]:
         """What the duplicate search needs of a shard, by partition: pairs that would otherwise stay in their split."""
         pairs = self._pairs(shard, ["pair_id", "mirror_id", "prompt_id"])
-        codes_N = _base_codes(pairs, shard, self.rules)
+        codes_N = base_codes(pairs, shard, self.rules)
         row_N = np.flatnonzero((codes_N != EXCLUDED) & (codes_N != HOLDOUT_PROMPT))
         pair_NW, mirror_NW = id_words(pairs["pair_id"])[row_N], id_words(pairs["mirror_id"])[row_N]
         return duplicates.partition(pair_NW, mirror_NW, shard.number, num_partitions, row_N)
@@ -144,12 +144,12 @@ class EligiblePass:
         return counts
 
     def _pairs(self, shard: ShardRef, columns: list[str]) -> pa.Table:
-        return Artifact(self.storage, f"pairs/{shard.source}").read(shard.shard, columns)
+        return Artifact(self.storage, shard.pairs_path).read(shard.shard, columns)
 
 
 def _eligible_table(pairs: pa.Table, shard: ShardRef, rules: Rules, drops: Sequence[duplicates.Drops]) -> pa.Table:
     """pair_id and drop reason (null: eligible) of every pair of a shard, in order."""
-    codes_N = _base_codes(pairs, shard, rules)
+    codes_N = base_codes(pairs, shard, rules)
     for drop in drops:
         is_mine_M = drop.shard_M == shard.number
         codes_N[drop.row_M[is_mine_M]] = FIRST_DUPLICATE + drop.reason_M[is_mine_M]

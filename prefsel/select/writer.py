@@ -281,7 +281,7 @@ def write_file(file: OutputFile, writer: SelectionWriter) -> None:
 
 
 def _write_selected(shard: ShardRef, content: str, writer: SelectionWriter) -> None:
-    pairs = Artifact(writer.reader.storage, f"pairs/{shard.source}").read(shard.shard, ["pair_id", "prompt_id"])
+    pairs = Artifact(writer.reader.storage, shard.pairs_path).read(shard.shard, ["pair_id", "prompt_id"])
     _commit_selected(shard, content, writer, pairs)
 
 

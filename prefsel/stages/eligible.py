@@ -27,7 +27,7 @@ def resolve_eligible(plan: Plan, progress: Progress) -> StageReport:
     if done := load_summary(storage, folder):
         return done
     excluded, held_out = (prompt_ids(storage, catalog, role) for role in ("exclude", "holdout"))
-    rules = Rules(plan.config.split, excluded, held_out)
+    rules = Rules(node.spec, excluded, held_out)
     validation = [source.name for source in catalog.sources if source.role == "validation"]
     if validation:
         aims = prompt_ids(storage, catalog, "validation")
@@ -56,5 +56,5 @@ def resolve_eligible(plan: Plan, progress: Progress) -> StageReport:
 
 def _shared_prompts(shard: ShardRef, shared: Any) -> list[bytes]:
     storage, rules, validation = shared
-    pairs = Artifact(storage, f"pairs/{shard.source}").read(shard.shard, ["prompt_id"])
+    pairs = Artifact(storage, shard.pairs_path).read(shard.shard, ["prompt_id"])
     return shared_prompts(pairs, shard, rules, validation)

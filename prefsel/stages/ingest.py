@@ -24,7 +24,7 @@ from prefsel.plugins.registry import code_of
 from prefsel.progress import Progress
 from prefsel.schema import has_rest
 from prefsel.stages.tasks import map_shards
-from prefsel.workspace.catalog import Catalog, FileRecord, SourceRecord, quarantine_name, write_catalog
+from prefsel.workspace.catalog import WITHOUT_PAIRS, Catalog, FileRecord, SourceRecord, quarantine_name, write_catalog
 from prefsel.workspace.ledger import Artifact, merge_counts
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.recipes import canonical
@@ -118,7 +118,7 @@ def _file_task(source: Source, config: Config, uri: str, content: str) -> FileTa
     """The task of one file; its record is named by content and by every setting that changes the rows."""
     settings = [content, source.format, source.options.identity, config.ingest.rows_per_shard]
     settings += [] if source.map is None else [source.map.model_dump()]
-    settings += [config.ingest.max_row_mib, source.role == "exclude", *code_of("formats", source.format).values()]
+    settings += [config.ingest.max_row_mib, source.role in WITHOUT_PAIRS, *code_of("formats", source.format).values()]
     record = f"groups/{source.name}/_files/{digest(canonical(settings))}.json"
     return FileTask(source.name, uri, content, record)
 
@@ -140,7 +140,7 @@ def _ingest_file(task: FileTask, shared: dict[str, Any]) -> None:
         format=source.format,
         options=source.options,
         rows_per_shard=config.ingest.rows_per_shard,
-        prompts_only=source.role == "exclude",
+        prompts_only=source.role in WITHOUT_PAIRS,
         fields=source.map,
     )
     shards = []
@@ -301,7 +301,8 @@ def _check_quality(config: Config, catalog: Catalog, storage: Storage) -> None:
             if source.role != "train" and not file.counts["accepted"] and not file.counts["duplicate"]:
                 raise UserError(f"sources.{source.name}: {file.uri} holds no usable {source.role} row; {where}")
     trained = [file for source in catalog.sources if source.role == "train" for file in source.files]
-    if not any(file.counts.get("pairs") for file in trained):
+    answered = any(source.role == "prompts" for source in catalog.sources) and (config.generate or config.selfplay)
+    if not answered and not any(file.counts.get("pairs") for file in trained):
         where = f"{len(files)} file(s) with {counts.get('rows', 0):,} rows"
         raise UserError(f"sources: empty corpus, no pair in {where}{_why_no_pair(trained)}")
 

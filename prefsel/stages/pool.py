@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -37,37 +38,66 @@ MAX_LOST_ACTORS = 3
 """Passes that a dead actor may end on a Ray of this process."""
 
 
+@dataclass(frozen=True)
+class PoolWork:
+    """What the actors of a pool do with shards."""
+
+    verb: str
+    """What it is called in front of its label: `score`, `generate`."""
+    label: str
+    actor: type
+    """Called with a batch of one row, `source`, `shard` and `made_from`; returns it with its `tokens`, committed."""
+    arguments: Mapping[str, Any]
+    """Of the actor's constructor."""
+    folders: tuple[str, ...]
+    """What it commits to, each with a folder per source."""
+    storage: Storage
+    pool: Pool
+    gpus_per_replica: float
+
+    def is_done(self, shard: ShardRef, made_from: str) -> bool:
+        """Whether all of a shard is committed."""
+        artifacts = [Artifact(self.storage, f"{folder}/{shard.source}") for folder in self.folders]
+        return all(artifact.is_done(shard.shard, made_from) for artifact in artifacts)
+
+
+def scoring_work(jobs: Sequence[Job], folders: Sequence[str], storage: Storage) -> PoolWork:
+    """Scorers of one pass: one, or several that share it and have the same pool; each with its column set."""
+    return PoolWork(
+        verb="score",
+        label=" + ".join(job.label for job in jobs),
+        actor=ScoreShards,
+        arguments={"jobs": tuple(jobs), "storage": storage, "folders": tuple(folders), "plugins": loaded()},
+        folders=tuple(folders),
+        storage=storage,
+        pool=jobs[0].scorer.pool,
+        gpus_per_replica=jobs[0].gpus_per_replica,
+    )
+
+
 def run_pool(
-    jobs: Sequence[Job],
-    folders: Sequence[str],
-    storage: Storage,
-    items: Sequence[tuple[ShardRef, str]],
-    progress: Progress,
-    *,
-    sizes: Mapping[str, int],
+    work: PoolWork, items: Sequence[tuple[ShardRef, str]], progress: Progress, *, sizes: Mapping[str, int]
 ) -> None:
     """Stream shards, with the hashes they are made from, through an actor pool.
 
     Args:
-        jobs: One, or several that share a pass; they have the same pool.
-        folders: The column set of each job.
-        storage: The workspace.
-        items: Shards to score.
+        work: What is done with them.
+        items: The shards.
         progress: Where it is told.
-        sizes: Bytes of the groups of each shard, by its key: what the time left is estimated from.
+        sizes: Bytes of the input of each shard, by its key: what the time left is estimated from.
 
     Raises:
         PrefselError: as an actor raises it, or too many actors died.
     """
-    label = " + ".join(job.label for job in jobs)
+    label = f"{work.verb} {work.label}"
     left, lost = list(items), 0
     total = sum(sizes[shard.key] for shard, _ in items)
-    note = f"loading {label}"
-    with progress.track(f"score {label}", len(items), note=note, total_size=total, commits=True) as counter:
+    note = f"loading {work.label}"
+    with progress.track(label, len(items), note=note, total_size=total, commits=True) as counter:
         while left:
             waiting = {shard.key for shard, _ in left}
             try:
-                for row in _stream(jobs, folders, storage, left):
+                for row in _stream(work, left):
                     key = f"{row['source']}/{row['shard']}"
                     waiting.remove(key)
                     counter.advance(tokens=row["tokens"], size=sizes[key])
@@ -76,24 +106,18 @@ def run_pool(
                 lost += 1
                 if not is_own() or lost > MAX_LOST_ACTORS:
                     hint = "too little memory is the usual cause: try a smaller pool.size or token_budget"
-                    told = f"score {label}: an actor died for the {lost}. time; {hint}; {error}"
-                    raise PrefselError(told) from error
-            left = [item for item in left if not _is_done(folders, storage, *item)]
+                    raise PrefselError(f"{label}: an actor died for the {lost}. time; {hint}; {error}") from error
+            left = [item for item in left if not work.is_done(*item)]
             for key in waiting - {shard.key for shard, _ in left}:  # committed, but not told any more
                 counter.advance(size=sizes[key])
-            progress.line(f"score     {label}: an actor died; {len(left)} shards left, begun again with a new one")
+            told = f"{len(left)} shards left, begun again with a new one"
+            progress.line(f"{work.verb:<9} {work.label}: an actor died; {told}")
 
 
-def _is_done(folders: Sequence[str], storage: Storage, shard: ShardRef, made_from: str) -> bool:
-    return all(Artifact(storage, f"{folder}/{shard.source}").is_done(shard.shard, made_from) for folder in folders)
-
-
-def _stream(
-    jobs: Sequence[Job], folders: Sequence[str], storage: Storage, items: Sequence[tuple[ShardRef, str]]
-) -> Iterator[dict[str, Any]]:
+def _stream(work: PoolWork, items: Sequence[tuple[ShardRef, str]]) -> Iterator[dict[str, Any]]:
     """One pass: source, shard and number of tokens of every shard, when it is committed."""
-    pool = jobs[0].scorer.pool
-    num_gpus = gpus_per_actor(pool, jobs[0].gpus_per_replica)
+    pool = work.pool
+    num_gpus = gpus_per_actor(pool, work.gpus_per_replica)
     size = min(pool.size or fitting_actors(pool, num_gpus), len(items))
     _require_cpus(pool, pool.min_size or size)
     scaled = {"min_size": pool.min_size, "max_size": pool.max_size} if pool.min_size else {"size": size}
@@ -109,13 +133,8 @@ def _stream(
     shards = ray.data.from_items(rows, override_num_blocks=len(rows))
     with warnings.catch_warnings(category=RayDeprecationWarning, action="ignore"):  # of `_without_restarts`
         dataset = shards.map_batches(
-            ScoreShards,
-            fn_constructor_kwargs={
-                "jobs": tuple(jobs),
-                "storage": storage,
-                "folders": tuple(folders),
-                "plugins": loaded(),
-            },
+            work.actor,
+            fn_constructor_kwargs=dict(work.arguments),
             batch_size=1,
             compute=strategy,
             num_gpus=num_gpus,

@@ -23,7 +23,7 @@ from prefsel.score.imported import RATINGS, imported_columns, rating_names
 from prefsel.score.job import Job
 from prefsel.score.shards import commit_scored
 from prefsel.score.summary import report, template_lines
-from prefsel.stages.pool import run_pool
+from prefsel.stages.pool import run_pool, scoring_work
 from prefsel.stages.sharing import shared_passes
 from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import ShardRef
@@ -63,9 +63,9 @@ def score(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageRe
             started = time.monotonic()
             labels = [one.node.name for one in members]
             run_pool(
-                [job for job in together if job.label in labels],
-                [one.node.path for one in members],
-                plan.storage,
+                scoring_work(
+                    [job for job in together if job.label in labels], [one.node.path for one in members], plan.storage
+                ),
                 [(shard, groups[shard.key].content) for shard in shards],
                 progress,
                 sizes={shard.key: groups[shard.key].bytes for shard in shards},
@@ -186,7 +186,8 @@ def scoring_job(plan: Plan, node: Node) -> Job:
     if not scorer.models(config):
         return Job(scorer, (), label=node.name)
     name = scorer.models(config)[-1]
-    training = find(config.train, name)
+    # What a model answered is of no training: whoever is named may score it.
+    training = find(config.train, name) if plan.made is None else None
     cross_fit = training.cross_fit if training else None
     refs = find_models(plan, name, scorer.own_aspect)
     job = Job(

@@ -15,7 +15,7 @@ from prefsel.plan.node import Node
 from prefsel.plan.nodes import writes_dataset
 from prefsel.plan.plan import Plan
 from prefsel.stages.tasks import map_shards
-from prefsel.train.pair_source import Dataset, PairSource, SelectionPairs, SplitPairs, smallest_ids
+from prefsel.train.pair_source import Dataset, Mixed, PairSource, SelectionPairs, SplitPairs, smallest_ids
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.manifest import load_summary
 
@@ -27,22 +27,26 @@ def pair_source(plan: Plan, node: Node) -> PairSource:
         UserError: the part it is trained on is empty.
     """
     spec, member = node.spec, node.member
-    rows: Dataset | SelectionPairs | SplitPairs
-    if spec.selection in PARTS:
-        reason = None if spec.selection == "all" else spec.selection
-        rows = corpus_part(plan, spec.reference, reason, field=f"train.{spec.name}.selection")
-    elif writes_dataset(plan, spec.selection):
-        rows = Dataset(plan.storage, plan.node("dataset", spec.selection).path)
-    else:
-        selection = plan.node("selection", spec.selection).path
-        rows = SelectionPairs(_logps_reader(plan, spec.reference), tuple(plan.catalog.shards), selection)
+    own = _rows(plan, spec, spec.selection)
     return PairSource(
-        rows,
+        Mixed((own, _rows(plan.root, spec, spec.mixed_with))) if spec.mixed_with else own,
         reference=spec.reference,
         divergence=plan.node("scores", spec.divergence).path if spec.divergence else None,
         aspect=member.aspect,
         fold=member.fold,
         cross_fit=spec.cross_fit,
+    )
+
+
+def _rows(plan: Plan, spec: Any, name: str) -> Dataset | SelectionPairs | SplitPairs:
+    """The rows of a selection, or of a part, of a plan's corpus."""
+    if name in PARTS:
+        reason = None if name == "all" else name
+        return corpus_part(plan, spec.reference, reason, field=f"train.{spec.name}.selection")
+    if writes_dataset(plan, name):
+        return Dataset(plan.storage, plan.node("dataset", name).path)
+    return SelectionPairs(
+        _logps_reader(plan, spec.reference), tuple(plan.catalog.shards), plan.node("selection", name).path
     )
 
 
@@ -66,7 +70,13 @@ def corpus_part(plan: Plan, reference: str | None, reason: str | None, *, field:
 
 
 def holdout_source(plan: Plan, spec: Any) -> PairSource | None:
-    """The held-out pairs that a training is evaluated on, the first by pair_id; None when there are none."""
+    """The held-out pairs that a training is evaluated on, the first by pair_id; None when there are none.
+
+    Those of a round are the corpus', where it has the log-probs of the round's reference.
+    """
+    if plan.made is not None:
+        known = {one.reference_model for one in plan.root.scorers}
+        return holdout_source(plan.root, spec) if spec.reference in known else None
     eligible = load_summary(plan.storage, plan.node("eligible", "all").path)
     if eligible is None or not eligible.dropped.get("holdout") or not spec.max_eval_pairs:
         return None

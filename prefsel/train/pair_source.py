@@ -115,10 +115,28 @@ def smallest_ids(part: SplitPairs, shard: ShardRef, limit: int) -> list[bytes]:
 
 
 @dataclass(frozen=True)
+class Mixed:
+    """The rows of several sources, one after the other; a pair that stands in two counts once."""
+
+    parts: tuple[Dataset | SelectionPairs | SplitPairs, ...]
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Their tables, without pairs that came before."""
+        seen = pa.array([], pa.string())
+        for part in self.parts:
+            mine = [seen]
+            for table in part.tables(columns):
+                ids = table["pair_id"].combine_chunks()
+                yield table.filter(pc.invert(pc.is_in(ids, value_set=seen)))
+                mine.append(ids)
+            seen = pa.concat_arrays(mine)
+
+
+@dataclass(frozen=True)
 class PairSource:
     """Everything that decides which rows a training reads."""
 
-    rows: Dataset | SelectionPairs | SplitPairs
+    rows: Dataset | SelectionPairs | SplitPairs | Mixed
     reference: str | None = None
     """Model whose `logps_<model>_*` are the reference; rows without them are left out and counted."""
     divergence: str | None = None
@@ -165,6 +183,7 @@ class PairSource:
     def _with_divergence(self, table: pa.Table) -> tuple[pa.Table, int]:
         """PD beside every row, read from the metric's scores by pair_id: PD is the negative of what is selected by."""
         assert self.divergence is not None
+        assert not isinstance(self.rows, Mixed), "refused by the configuration"
         storage = self.rows.storage if isinstance(self.rows, Dataset) else self.rows.reader.storage
         wanted = pa.array([bytes.fromhex(one) for one in table["pair_id"].to_pylist()], pa.binary(16))
         score_N = np.full(table.num_rows, np.nan)

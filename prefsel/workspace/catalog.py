@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from prefsel.errors import UserError
 from prefsel.workspace.ledger import Artifact, Entry
@@ -44,8 +44,15 @@ class SourceRecord:
 
     name: str
     role: str
-    """`train`: selected from; `holdout`: its prompts are only evaluated on; `exclude`: its prompts are used nowhere."""
+    """`train`: selected from; `holdout`: its prompts are only evaluated on; `exclude`: its prompts are used nowhere;
+    `prompts`: its prompts are answered by models."""
     files: list[FileRecord]
+    pairs: str = ""
+    """Folder of its pairs below `pairs/`, where they were made of judged groups; empty: that of its name."""
+
+
+WITHOUT_PAIRS = ("exclude", "prompts")
+"""Roles of sources whose prompts alone are read."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,13 @@ class ShardRef:
     shard: str
     role: str
     number: int
+    pairs: str = ""
+    """As of its `SourceRecord`."""
+
+    @property
+    def pairs_path(self) -> str:
+        """The artifact that its pairs lie in."""
+        return f"pairs/{self.pairs or self.source}"
 
     @property
     def key(self) -> str:
@@ -71,15 +85,17 @@ class Catalog:
 
     @cached_property
     def shards(self) -> list[ShardRef]:
-        """Every live shard except those of `exclude` sources, sources and files in configuration order."""
-        found = [
-            (source.name, shard, source.role)
-            for source in self.sources
-            if source.role != "exclude"
-            for file in source.files
-            for shard in file.shards
-        ]
-        return [ShardRef(name, shard, role, number) for number, (name, shard, role) in enumerate(found)]
+        """Every live shard that has pairs, sources and files in configuration order."""
+        return self._shards_of([source for source in self.sources if source.role not in WITHOUT_PAIRS])
+
+    @cached_property
+    def prompt_shards(self) -> list[ShardRef]:
+        """Every live shard whose prompts may be answered, those of sources of prompts alone included."""
+        return self._shards_of([source for source in self.sources if source.role != "exclude"])
+
+    def _shards_of(self, sources: list[SourceRecord]) -> list[ShardRef]:
+        found = [(source, shard) for source in sources for file in source.files for shard in file.shards]
+        return [ShardRef(one.name, shard, one.role, n, one.pairs) for n, (one, shard) in enumerate(found)]
 
     def file_of(self, shard: ShardRef) -> FileRecord:
         """The input file a shard was made from."""
@@ -93,11 +109,12 @@ class Catalog:
             by_source.setdefault(shard.source, []).append(shard)
         return by_source
 
-    def entries(self, storage: Storage, kind: str) -> dict[str, Entry]:
+    def entries(self, storage: Storage, kind: Literal["groups", "pairs"]) -> dict[str, Entry]:
         """Ledger entries of the live shards of `groups` or `pairs`, by shard key."""
         entries = {}
         for source, shards in self.sources_of().items():
-            known = Artifact(storage, f"{kind}/{source}").entries()
+            path = f"groups/{source}" if kind == "groups" else shards[0].pairs_path
+            known = Artifact(storage, path).entries()
             entries.update({shard.key: known[shard.shard] for shard in shards})
         return entries
 
@@ -113,13 +130,18 @@ class Catalog:
 
 def write_catalog(storage: Storage, catalog: Catalog) -> None:
     """Make `catalog` the corpus; nothing is written when it already is."""
-    data = json.dumps([asdict(source) for source in catalog.sources], indent=1).encode()
+    data = json.dumps([_plain(source) for source in catalog.sources], indent=1).encode()
     if not storage.exists(PATH) or storage.read(PATH) != data:
         storage.write(PATH, data)
 
 
+def _plain(source: SourceRecord) -> dict[str, Any]:
+    """A source as JSON holds it; the folder of pairs only where it is another one."""
+    return {key: value for key, value in asdict(source).items() if key != "pairs" or value}
+
+
 def _record(row: dict[str, Any]) -> SourceRecord:
-    return SourceRecord(row["name"], row["role"], [FileRecord(**file) for file in row["files"]])
+    return SourceRecord(**(row | {"files": [FileRecord(**file) for file in row["files"]]}))
 
 
 def read_catalog(storage: Storage) -> Catalog:

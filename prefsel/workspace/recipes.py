@@ -13,7 +13,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 # Raise when a stage's output for the same configuration changes meaning.
-KINDS = ("score", "tangent", "eligible", "metric", "selection", "dataset", "model", "scratch")
+KINDS = (
+    *("score", "tangent", "eligible", "metric", "selection", "dataset", "model", "scratch"),
+    *("prompts", "generate", "pairs", "evaluate"),
+)
 OUTPUT_VERSIONS = dict.fromkeys(KINDS, 1) | {"metric": 2, "selection": 2}
 
 

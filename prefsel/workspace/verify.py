@@ -15,7 +15,10 @@ from prefsel.workspace.ledger import Artifact, Entry
 from prefsel.workspace.manifest import load_summary
 from prefsel.workspace.storage import Storage
 
-SHARDED = ("groups", "pairs", "quarantine", "eligible", "columns", "pair_columns", "scores", "selections")
+SHARDED = (
+    *("groups", "pairs", "quarantine", "eligible", "columns", "pair_columns", "scores", "selections"),
+    *("prompts",),
+)
 SEALED = ("datasets", "models", "evaluations", "tangents", "reports")
 
 

@@ -1,0 +1,104 @@
+"""The nodes of a corpus that a model makes: prompts, the groups of its answers, pairs of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefsel.errors import UserError
+from prefsel.plan.made import EvolvedPrompts, Made
+from prefsel.plan.models import find_model, model_nodes
+from prefsel.plan.node import Need, Node, by_columns, by_fingerprint
+from prefsel.plan.plan import Plan
+from prefsel.workspace.catalog import Catalog, FileRecord, SourceRecord
+from prefsel.workspace.manifest import load_summary
+from prefsel.workspace.recipes import hash_hex, recipe
+
+
+def _made(plan: Plan) -> Made:
+    assert plan.made is not None, "prompts, groups and pairs are nodes of a corpus that is made"
+    return plan.made
+
+
+def prompts_node(plan: Plan, name: str) -> Node:
+    """Which prompts are answered, one row each."""
+    made = _made(plan)
+    spec = made.prompts
+    if isinstance(spec, EvolvedPrompts):
+        return _evolved_node(plan, name, spec)
+
+    def write_recipe(node: Node) -> dict[str, Any]:
+        root = plan.root
+        sources = root.catalog.sources
+        settings = {
+            **{key: getattr(spec, key) for key in ("part", "count", "seed", "skip", "per_shard")},
+            "split": root.config.split.model_dump(),
+            "roles": {source.name: source.role for source in sources},
+            "shards": hash_hex(*(f"{s.name}/{shard}" for s in sources for file in s.files for shard in file.shards)),
+        }
+        return recipe("prompts", settings)
+
+    return Node("prompts", name, spec, (), write_recipe, "prompts")
+
+
+def _evolved_node(plan: Plan, name: str, spec: EvolvedPrompts) -> Node:
+    """Prompts made of others: they depend on the policy, on which prompts were chosen, and on all that were seen."""
+    made = _made(plan)
+    chosen = spec.seeds.node("selection", spec.selection)
+    needs = (by_fingerprint(chosen, "selection"), *(Need(node) for node in model_nodes(plan, made.policy)))
+
+    def write_recipe(node: Node) -> dict[str, Any]:
+        policy = find_model(plan, made.policy)
+        settings = {"evolve": spec.evolve.recipe_settings(), "per_shard": spec.per_shard}
+        settings |= {f"policy.{key}": value for key, value in policy.settings.items()}
+        settings["seen"] = plan.root.node("eligible", "all").fingerprint
+        models = {"policy": policy.identity}
+        for judge in spec.judges:
+            found = find_model(plan, judge)
+            models[f"judge {judge}"] = found.identity
+            settings |= {f"{judge}.{key}": value for key, value in found.settings.items()}
+        return recipe("prompts", settings, models=models, upstream=node.upstream)
+
+    return Node("prompts", name, spec, needs, write_recipe, "prompts")
+
+
+def groups_node(plan: Plan, name: str) -> Node:
+    """The answers of a policy: like columns they depend on the model and the sampling, never on which prompts."""
+    made = _made(plan)
+    needs = [Need(plan.node("prompts", made.prompts.name)), *(Need(node) for node in model_nodes(plan, name))]
+
+    def write_recipe(node: Node) -> dict[str, Any]:
+        policy = find_model(plan, name)
+        settings = made.generation.recipe_settings() | {f"policy.{key}": v for key, v in policy.settings.items()}
+        return recipe("generate", settings, models={"policy": policy.identity})
+
+    return Node("groups", name, made, tuple(needs), write_recipe, "groups")
+
+
+def pairs_node(plan: Plan, name: str) -> Node:
+    """Pairs of answers, labelled by the judges."""
+    made = _made(plan)
+    judged = [by_columns(plan.node("columns", label)) for label in made.judges]
+
+    def write_recipe(node: Node) -> dict[str, Any]:
+        settings = {"pairing": made.pairing.model_dump(), "rewards": list(made.rewards)}
+        return recipe("pairs", settings, upstream=node.upstream)
+
+    return Node("pairs", name, made, (Need(plan.node("groups", made.policy)), *judged), write_recipe, "pairs")
+
+
+def generated_catalog(plan: Plan) -> Catalog:
+    """The catalog of a corpus that a model makes: the shards of its prompts, answered.
+
+    Raises:
+        UserError: its prompts are not chosen yet.
+    """
+    made = _made(plan)
+    prompts = plan.node("prompts", made.prompts.name).path
+    summary = load_summary(plan.storage, prompts)
+    if summary is None:
+        raise UserError(f"{made.name}: its prompts are not chosen yet; run the whole pipeline (`prefsel run`) first")
+    source = plan.node("groups", made.policy).path.removeprefix("groups/")
+    pairs = f"{plan.node('pairs', made.pairing.kind).path.removeprefix('pairs/')}/{source}" if made.pairing else ""
+    shards = [name for name, _ in summary.details["shards"]]
+    file = FileRecord(prompts, summary.details["content"], shards, {}, {}, format="generated")
+    return Catalog([SourceRecord(source, "train", [file], pairs)])

@@ -1,0 +1,136 @@
+"""Rounds of self-play as plans: each is a corpus that a policy makes, and what a configuration would do with it.
+
+round k:  answers of the policy ─▶ pairs ─▶ metric ─▶ selection ─▶ training `<name>-k`
+evolve:   answers to seed prompts ─▶ pairs ─▶ metric ─▶ the best prompts ─▶ new prompts ─▶ their answers ─▶ …
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from prefsel.config import CausalLogps, Config, MetricSpec, Selection, SelfPlay, TrainDpo
+from prefsel.errors import UserError
+from prefsel.metrics import METRICS
+from prefsel.metrics.table import find_metric
+from prefsel.plan.columns import scorers_for
+from prefsel.plan.made import EvolvedPrompts, Made, SeedPrompts
+from prefsel.plan.models import head_names
+from prefsel.plan.nodes import made_plan
+from prefsel.plan.plan import Plan
+
+
+def round_plans(outer: Plan, arm: SelfPlay, number: int) -> list[Plan]:
+    """The plans of a round, in the order they are made: the last one trains.
+
+    Args:
+        outer: The plan of the round before, or of the corpus.
+        arm: The rounds.
+        number: Of the round, from 1.
+
+    Raises:
+        UserError: a judge, a metric or a parameter that there is not.
+    """
+    label, policy = arm.trained_in(number), arm.model_of(number)
+    config = round_config(outer, arm, number)
+    judges = tuple(one.label for judge in arm.judges for one in judge.expanded(config))
+    rewards = judge_rewards(outer, arm)
+    seeds = SeedPrompts(
+        part=arm.prompts.part,
+        count=arm.prompts.count,
+        seed=arm.prompts.seed,
+        skip=(number - 1) * (arm.prompts.count or 0),
+        per_shard=arm.generation.prompts_per_shard,
+    )
+    shared: dict[str, Any] = {"policy": policy, "generation": arm.generation, "judges": judges, "rewards": rewards}
+    if arm.evolve is None:
+        return [made_plan(outer, config, Made(label, prompts=seeds, pairing=arm.pairs, **shared))]
+    first = made_plan(outer, config, Made(f"{label}-seeds", prompts=seeds, pairing=arm.pairs, **shared))
+    models = tuple(name for judge in arm.judges for name in judge.models(config))
+    evolved = EvolvedPrompts(first, f"{label}-seeds", arm.evolve, models, arm.generation.prompts_per_shard)
+    return [first, made_plan(outer, config, Made(label, prompts=evolved, pairing=arm.pairs, **shared))]
+
+
+def judge_rewards(outer: Plan, arm: SelfPlay) -> tuple[str, ...]:
+    """The rewards that pairs of an arm are made by: one, or all of them where the pairing compares several."""
+    columns = [
+        column
+        for judge in arm.judges
+        for one in judge.expanded(outer.config)
+        for column in one.columns(outer.config, partial(head_names, outer))
+    ]
+    if arm.pairs.kind == "confidence":
+        return tuple(column.removeprefix("rm_") for column in columns)
+    return (arm.reward(columns),)
+
+
+def round_config(outer: Plan, arm: SelfPlay, number: int) -> Config:
+    """What is done with the corpus of a round, as the configuration of a run says it."""
+    config, label = outer.config, arm.trained_in(number)
+    policy, reference = arm.model_of(number), arm.reference_of(number)
+    names = {"$rm": judge_rewards(outer, arm)[0], "$policy": policy, "$reference": reference or policy}
+    metric = MetricSpec(
+        name=label, metric=arm.metric.metric, params=filled_params(arm.metric.metric, arm.metric.params, names)
+    )
+    scorers = [*arm.judges, logps_scorer(outer, policy, arm.policy)]
+    if reference is not None and reference != policy:
+        scorers.append(logps_scorer(outer, reference, arm.policy))
+    made = {one.label for one in scorers}
+    scorers += [one for one in _for_metric(outer, metric) if one.label not in made]
+    top = {"kind": "top", "score": f"score_{label}"}
+    selections = [Selection(name=label, rule=top | arm.budget)]
+    if arm.evolve is not None:
+        selections.append(Selection(name=f"{label}-seeds", rule=top | {"ratio": arm.evolve.share}, dataset="never"))
+    training = TrainDpo(
+        **arm.train.model_dump(),
+        name=label,
+        selection=label,
+        model=policy if arm.start == "previous" else arm.policy,
+        reference=reference,
+        mixed_with=arm.mixed_with,
+    )
+    changes: dict[str, Any] = {"scorers": scorers, "tangents": [], "metrics": [metric], "selections": selections}
+    return config.model_copy(update=changes | {"train": [*config.train, training]})
+
+
+def filled_params(metric: str, params: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Parameters of a metric, with what a round gives in place of `$rm` and the like, and where nothing is given.
+
+    Args:
+        metric: Its name.
+        params: As the configuration gives them.
+        names: `$rm`, `$policy`, `$reference` → a name.
+    """
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, str):
+            return names.get(value, value)
+        if isinstance(value, Mapping):
+            return {key: replaced(one) for key, one in value.items()}
+        return [replaced(one) for one in value] if isinstance(value, list) else value
+
+    fields = METRICS[metric].params.model_fields if metric in METRICS else {}
+    required = {key for key, field in fields.items() if field.is_required()}
+    given = {key: name for mark, name in names.items() if (key := mark.removeprefix("$")) in required}
+    return given | {key: replaced(value) for key, value in params.items()}
+
+
+def logps_scorer(outer: Plan, model: str, like: str) -> CausalLogps:
+    """The scorer of a model's log-probs, with the pool and the budget that `scorers` gives the model `like`."""
+    known = next((one for one in outer.root.config.scorers if one.reference_model == like), None)
+    if isinstance(known, CausalLogps):
+        return known.model_copy(update={"model": model})
+    return CausalLogps(kind="causal_logps", model=model)
+
+
+def _for_metric(outer: Plan, spec: MetricSpec) -> list[Any]:
+    """Scorers of the configuration that the metric of a round reads besides judges and policies."""
+    metric, params = find_metric(spec.metric, spec.params)
+    found = []
+    for column in metric.columns(params):
+        try:
+            found += scorers_for(outer.root, [column], field=spec.name)
+        except UserError:  # of the round itself, else its plan says so
+            continue
+    return found

@@ -1,0 +1,192 @@
+"""Prompts → groups: a pool of policies answers shards of prompts, which are committed as groups and quarantine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from prefsel.config import GenerationOptions
+from prefsel.errors import PrefselError
+from prefsel.generate.shard import PolicyAnswers
+from prefsel.plan.made import Made
+from prefsel.plan.models import find_model
+from prefsel.plan.node import Node
+from prefsel.plan.plan import Plan
+from prefsel.plugins.failures import naming_plugins
+from prefsel.plugins.registry import load as load_plugins
+from prefsel.plugins.registry import loaded
+from prefsel.progress import Progress
+from prefsel.schema import has_rest
+from prefsel.score.job import local
+from prefsel.stages.pool import PoolWork, run_pool
+from prefsel.stages.score import loading
+from prefsel.workspace.catalog import ShardRef
+from prefsel.workspace.ledger import Artifact, Entry, merge_counts
+from prefsel.workspace.manifest import StageReport, load_summary
+from prefsel.workspace.storage import Storage
+
+
+class AnswerShards:
+    """Ray Data actor: loads the policy once, then turns shards of prompts into committed groups."""
+
+    def __init__(
+        self,
+        *,
+        policy: Mapping[str, Any],
+        label: str,
+        options: GenerationOptions,
+        storage: Storage,
+        prompts: str,
+        plugins: Sequence[str] = (),
+    ) -> None:
+        """Begin to load, and return at once: what fails is told at the first shard.
+
+        Args:
+            policy: Loading arguments of the model.
+            label: Its name, for the quarantine.
+            options: How it answers.
+            storage: The workspace.
+            prompts: Folder of the prompts.
+            plugins: Modules to load before the policy.
+        """
+        self._storage, self._prompts, self._label = storage, prompts, label
+        self._turn = threading.Lock()
+        loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+
+        def load() -> PolicyAnswers:
+            load_plugins(plugins)
+            return PolicyAnswers(policy=local(policy, storage), options=options)
+
+        self._loaded = loader.submit(load)
+        loader.shutdown(wait=False)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Answer one shard (`batch_size=1`); returns its key and its new tokens, when it is committed."""
+        source, shard, made_from = (str(batch[key][0]) for key in ("source", "shard", "made_from"))
+        with naming_plugins():
+            tokens = self.answer(source, shard, made_from)
+        return {"source": [source], "shard": [shard], "tokens": [tokens]}
+
+    def answer(self, source: str, shard: str, made_from: str) -> int:
+        """Read a shard of prompts, answer it, commit what cannot be used and then the groups.
+
+        Returns:
+            New tokens; 0 where it was there already.
+        """
+        groups, quarantine = (Artifact(self._storage, f"{kind}/{source}") for kind in ("groups", "quarantine"))
+        if groups.is_done(shard, made_from):
+            return 0
+        attempt, started = groups.log_attempt(shard), time.monotonic()
+        prompts = Artifact(self._storage, self._prompts).read(shard)
+        policy = self._loaded.result()
+        with self._turn:
+            answered = policy.answer(prompts, label=self._label)
+        seconds = time.monotonic() - started
+        quarantine.commit(shard, answered.quarantine, made_from=made_from, attempt=quarantine.log_attempt(shard))
+        info = {"asked": answered.asked, "dropped": answered.dropped, "examples": answered.examples}
+        info |= {"counters": answered.counters, "seconds": seconds, "slow_because": policy.generator.slow_because}
+        info |= {"ignored_settings": {k: repr(v) for k, v in policy.generator.ignored_generation_settings.items()}}
+        info |= {"has_rest": True} if has_rest(answered.groups) else {}
+        groups.commit(shard, answered.groups, made_from=made_from, attempt=attempt, info=info)
+        return int(answered.counters.get("decoded_tokens", 0))
+
+
+def generate(plan: Plan, node: Node, progress: Progress) -> StageReport:
+    """Answer the prompts of a corpus, as far as they are not answered by this model with this sampling.
+
+    Raises:
+        PrefselError: no response at all can be used; says why.
+    """
+    started = time.monotonic()
+    made: Made = node.spec
+    prompts = plan.node("prompts", made.prompts.name).path
+    summary = load_summary(plan.storage, prompts)
+    assert summary is not None, "prompts are chosen before they are answered"
+    inputs = {name: content for name, content in summary.details["shards"]}
+    source = node.path.removeprefix("groups/")
+    artifact = Artifact(plan.storage, node.path)
+    pending = {name: made_from for name, made_from in inputs.items() if name not in artifact.done(inputs)}
+    if pending:
+        policy = loading(find_model(plan, node.name))
+        work = PoolWork(
+            verb="generate",
+            label=node.name,
+            actor=AnswerShards,
+            arguments={
+                **{"policy": policy, "label": node.name, "options": made.generation, "storage": plan.storage},
+                **{"prompts": prompts, "plugins": loaded()},
+            },
+            folders=("groups",),
+            storage=plan.storage,
+            pool=made.generation.pool,
+            gpus_per_replica=policy["gpus_per_replica"],
+        )
+        items = [(ShardRef(source, name, "", number), pending[name]) for number, name in enumerate(pending)]
+        sizes = dict.fromkeys((shard.key for shard, _ in items), 1)
+        run_pool(work, items, progress, sizes=sizes)
+    done = artifact.done(inputs)
+    report = answered_report(node, [done[name] for name in inputs], len(pending), time.monotonic() - started)
+    for line in notes(report):
+        progress.line(f"generate  {node.name}: {line}")
+    if not report.rows_out:
+        lost = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items())
+        first = "".join(f"\n  {reason}: {one}" for reason, one in report.details["examples"].items())
+        raise PrefselError(f"generate {node.name}: none of {report.rows_in:,} responses can be used ({lost}){first}")
+    artifact.compact()
+    return report
+
+
+def answered_report(node: Node, entries: Sequence[Entry], computed: int, seconds: float) -> StageReport:
+    """What became of the responses that the prompts of a corpus were asked for."""
+    infos = [entry.info for entry in entries]
+    counters: dict[str, float] = {}
+    for info in infos:
+        for name, value in info["counters"].items():
+            counters[name] = counters.get(name, 0.0) + value
+    examples: dict[str, str] = {}
+    for info in infos:
+        examples = {**info["examples"], **examples}
+    dropped = merge_counts(info["dropped"] for info in infos)
+    asked = sum(info["asked"] for info in infos)
+    model_seconds = counters.get("seconds_model", 0.0)
+    return StageReport(
+        stage="generate",
+        name=node.name,
+        unit="responses",
+        rows_in=asked,
+        rows_out=asked - sum(dropped.values()),
+        dropped=dropped,
+        shards=len(entries),
+        computed_shards=computed,
+        seconds=seconds,
+        artifact=node.path,
+        details={
+            "corpus": node.spec.name,
+            "prompts": int(counters.get("prompts", 0)),
+            "groups": sum(entry.rows for entry in entries),
+            "counters": counters,
+            "tokens_per_s": counters.get("decoded_tokens", 0.0) / model_seconds if model_seconds else None,
+            "examples": examples,
+            "slow_because": next((info["slow_because"] for info in infos if info["slow_because"]), ""),
+            "ignored_settings": next((info["ignored_settings"] for info in infos if info["ignored_settings"]), {}),
+            "generation": node.spec.generation.model_dump(mode="json"),
+        },
+    )
+
+
+def notes(report: StageReport) -> list[str]:
+    """What a user should know of a generation besides its counts; nothing where nothing was generated."""
+    if not report.computed_shards:
+        return []
+    details, lines = report.details, []
+    if details["slow_because"]:
+        lines.append(f"prompts are not shared and batches not continuous: {details['slow_because']}")
+    if details["ignored_settings"]:
+        told = ", ".join(f"{name} {value}" for name, value in details["ignored_settings"].items())
+        lines.append(f"the model's own generation settings are not applied: {told}")
+    if details["tokens_per_s"]:
+        lines.append(f"{details['counters']['decoded_tokens']:,.0f} tokens, {details['tokens_per_s']:,.0f} a second")
+    return lines
