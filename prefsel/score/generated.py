@@ -5,7 +5,6 @@ The random numbers of a response follow from (seed, prompt_id), so it does not c
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from typing import Any
 
@@ -13,16 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefsel.errors import invalid
-from prefsel.generate.sample import sample
+from prefsel.generate.engine import Generator, Sampling
 from prefsel.ingest.identity import completion_id
-from prefsel.models.architecture import model_shape
 from prefsel.models.chat import Encoder
 from prefsel.models.loading import check_vocabulary, load_causal, load_tokenizer
 from prefsel.score.contract import ScoredShard
 from prefsel.score.scorers import RewardModelScorer, default_device
-
-BATCH = 64
-"""Responses sampled at a time."""
 
 
 class GeneratedRewardScorer:
@@ -63,24 +58,10 @@ class GeneratedRewardScorer:
         more = {key: policy[key] for key in ("revision", "trust_remote_code")}
         self.tokenizer = load_tokenizer(path, **more)
         self.encoder = Encoder(self.tokenizer, template)
-        self.model = load_causal(path, **({"device": default_device(None)} | policy))
-        check_vocabulary(self.tokenizer, self.model, path=path)
-        self.sampling: dict[str, Any] = {
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_new_tokens": max_new_tokens,
-            "seed": seed,
-        }
-
-    def _count(self, counters: dict[str, float], prompts: list[Any], responses: list[str], seconds: float) -> None:
-        """What sampling cost, with a key-value cache: every token through the trunk once, the head per new token."""
-        asked = [len(one) for one in self._prompt_tokens(prompts)]
-        said = [len(ids) + 1 for ids in self.tokenizer(responses, add_special_tokens=False)["input_ids"]]
-        area = sum((prompt + response) ** 2 // 2 for prompt, response in zip(asked, said))
-        counters["flops_model"] = counters.get("flops_model", 0.0) + model_shape(self.model).flops(
-            trunk_tokens=sum(asked) + sum(said), head_rows=sum(said), attention_area=area
-        )
-        counters["seconds_model"] = counters.get("seconds_model", 0.0) + seconds
+        model = load_causal(path, **({"device": default_device(None)} | policy))
+        check_vocabulary(self.tokenizer, model, path=path)
+        self.generator = Generator(model, self.tokenizer)
+        self.sampling = Sampling(temperature, top_p, max_new_tokens, seed)
 
     def _prompt_tokens(self, conversations: list[list[Any]]) -> list[list[int]]:
         return [group.prompt_tokens for group in self.encoder.encode_groups([(one, []) for one in conversations])]
@@ -89,10 +70,10 @@ class GeneratedRewardScorer:
         """One response per group, and its reward beside every completion of the group."""
         ids, prompts = groups["prompt_id"].to_pylist(), groups["prompt"].to_pylist()
         keys = [int.from_bytes(one[:8], "big") for one in ids]
-        options = {"keys": keys, "encode": self._prompt_tokens, "batch_size": BATCH, **self.sampling}
-        started = time.perf_counter()
-        responses = sample(self.model, self.tokenizer, prompts, **options)
-        seconds = time.perf_counter() - started
+        before = self.generator.counters.copy()
+        responses = [
+            one.text for (one,) in self.generator.generate(self._prompt_tokens(prompts), keys, 1, self.sampling)
+        ]
         answered = [row for row, response in enumerate(responses) if response]
         own = [
             [{"completion_id": completion_id(ids[row], said), "messages": said, "ratings": []}]
@@ -112,7 +93,8 @@ class GeneratedRewardScorer:
         name = f"{self.column}_generated"
         columns = {name: [[by_row.get(row)] * size for row, size in enumerate(sizes)]}
         counters = scored.counters | {"generated": float(len(answered))}
-        self._count(counters, prompts, responses, seconds)
+        for name in ("flops_model", "seconds_model"):
+            counters[name] = counters.get(name, 0.0) + self.generator.counters[name] - before[name]
         return ScoredShard(
             columns,
             dict(dropped),

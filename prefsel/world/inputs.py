@@ -139,7 +139,6 @@ def evaluate_gold(
     seed: int,
     temperature: float = 1.0,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    batch_size: int = 256,
 ) -> GoldScore:
     """Sample one response per prompt from a saved policy and score it with gold.
 
@@ -149,7 +148,6 @@ def evaluate_gold(
         seed: Of the sampling; the same seed draws with the same random numbers for every policy.
         temperature: 1 samples as trained, 0 takes the likeliest words.
         max_new_tokens: Longer responses are cut.
-        batch_size: Responses sampled at a time.
     """
     asked = list(prompts)
     model, tokenizer = _load(model_dir)
@@ -161,7 +159,6 @@ def evaluate_gold(
             temperature=temperature,
             max_new_tokens=max_new_tokens,
             seed=seed,
-            batch_size=batch_size,
         )
     golds = np.array([gold(prompt, response) for prompt, response in zip(asked, responses)])
     raw = [raw_aspects(prompt, response) for prompt, response in zip(asked, responses)]
@@ -247,7 +244,6 @@ def _make_corpus(home: Path, parameters: Parameters, report: OnProgress) -> dict
                 [prompt for prompt in window for _ in range(k)],
                 max_new_tokens=MAX_NEW_TOKENS,
                 seed=int(rng.integers(2**31)),
-                batch_size=400,
             )
         rows += [corpus_row(rng, prompt, responses[k * n : k * n + k]) for n, prompt in enumerate(window)]
         report("corpus", len(rows), len(prompts))

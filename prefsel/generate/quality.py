@@ -1,0 +1,112 @@
+"""Why a sampled response is of no use, by its text alone: no model, no second opinion.
+
+Shapes: none; a unit is a word, a mark, or a character of a script that puts no spaces between words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+RUN = 4
+"""Units of a run that counts as repeated when it came before."""
+FEWEST_UNITS = 32
+"""A shorter text may say the same four words twice, and a loop shorter than that is a refrain."""
+LONGEST_PERIOD = 64
+"""Units of what a text repeats at its end."""
+FEWEST_TURNS = 4
+"""Times that it must say it."""
+
+# Thai to Tibetan, Burmese, Khmer, kana, Chinese characters.
+_SPACELESS = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_UNIT = re.compile(rf"[{_SPACELESS}]|[^\W{_SPACELESS}]+|[^\w\s]")
+_META_ANSWERS = Path(__file__).with_name("meta_answers.txt")
+
+
+class Said(Protocol):
+    """What is judged: a `Response`, or anything with its text and how it stopped."""
+
+    @property
+    def text(self) -> str:
+        """Without outer white space."""
+
+    @property
+    def stop(self) -> str:
+        """`end`, `length` or `poisoned`."""
+
+
+def why_unused(
+    responses: Sequence[Said],
+    *,
+    drop_cut: bool = False,
+    max_repetition: float | None = 0.5,
+    is_rewriting: bool = False,
+) -> list[str | None]:
+    """Why each response to one prompt is of no use; None: it is.
+
+    The first reason that holds counts: `poisoned`, `empty`, `cut_off`, `repetitive`, `meta_answer`,
+    `duplicate_response`.
+
+    Args:
+        responses: All samples of the prompt, in their order.
+        drop_cut: Whether responses that were cut at the limit are of no use.
+        max_repetition: Most share of repeated runs of four units, see `repetition`; it also bars texts that end in a
+            loop. None: any may repeat itself.
+        is_rewriting: Whether the response is to be a prompt itself, so that talking about it is none.
+    """
+    reasons: list[str | None] = []
+    seen: set[str] = set()
+    for one in responses:
+        reason = _why_alone(one, drop_cut, max_repetition, is_rewriting)
+        reasons.append(reason or ("duplicate_response" if one.text in seen else None))
+        seen.add(one.text)
+    return reasons
+
+
+def _why_alone(one: Said, drop_cut: bool, max_repetition: float | None, is_rewriting: bool) -> str | None:
+    if one.stop == "poisoned":
+        return "poisoned"
+    if not one.text.strip():
+        return "empty"
+    if drop_cut and one.stop == "length":
+        return "cut_off"
+    if max_repetition is not None:
+        units = _UNIT.findall(one.text.lower())
+        if repetition(units) > max_repetition or ends_in_loop(units):
+            return "repetitive"
+    return "meta_answer" if is_rewriting and is_meta_answer(one.text) else None
+
+
+def repetition(units: Sequence[str]) -> float:
+    """Share of runs of four units that came before in the text; 0 for a text of fewer than 32 units."""
+    if len(units) < FEWEST_UNITS:
+        return 0.0
+    runs = list(zip(*(units[start:] for start in range(RUN))))
+    return 1.0 - len(set(runs)) / len(runs)
+
+
+def ends_in_loop(units: Sequence[str]) -> bool:
+    """Whether the text ends in the same 1 to 64 units again and again: four times at least, and 32 units at least.
+
+    So a long answer is found that ends in a loop, though most of it is not repeated.
+    """
+    for period in range(1, min(LONGEST_PERIOD, len(units) // FEWEST_TURNS) + 1):
+        needed = max(FEWEST_TURNS * period, FEWEST_UNITS)
+        if needed <= len(units) and list(units[-needed + period :]) == list(units[-needed:-period]):
+            return True
+    return False
+
+
+def is_meta_answer(text: str) -> bool:
+    """Whether a text that should be a prompt begins by talking about the prompt, as `meta_answers.txt` lists it."""
+    first = re.sub(r"^[^\w]+", "", text).replace("\u2019", "'")
+    return any(pattern.match(first) for pattern in _patterns())
+
+
+@cache
+def _patterns() -> tuple[re.Pattern[str], ...]:
+    lines = _META_ANSWERS.read_text(encoding="utf-8").splitlines()
+    return tuple(re.compile(line, re.IGNORECASE) for line in lines if line and not line.startswith("#"))

@@ -1,0 +1,37 @@
+"""What a model's own generation settings say: which tokens end a response, and what nobody applies here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefsel.models.architecture import unwrapped
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("temperature", "top_p", "typical_p", "repetition_penalty", "encoder_repetition_penalty"), (1,)),
+    **dict.fromkeys(
+        ("diversity_penalty", "epsilon_cutoff", "eta_cutoff", "top_k", "min_p", "no_repeat_ngram_size"), (0,)
+    ),
+    **dict.fromkeys(("encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), (0,)),
+    **dict.fromkeys(("length_penalty", "num_beams", "num_beam_groups", "guidance_scale", "renormalize_logits"), (0, 1)),
+    **dict.fromkeys(("bad_words_ids", "force_words_ids", "forced_bos_token_id", "forced_eos_token_id"), ()),
+    **dict.fromkeys(
+        ("suppress_tokens", "begin_suppress_tokens", "sequence_bias", "stop_strings", "constraints"), ([],)
+    ),
+    **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config", "penalty_alpha", "dola_layers"), ()),
+    **dict.fromkeys(("top_h", "token_healing"), (0,)),
+}
+"""Generation settings that change what is drawn, with the values besides None that change nothing."""
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokenizer's end token and those the model's generation settings add."""
+    declared = getattr(getattr(unwrapped(model), "generation_config", None), "eos_token_id", None)
+    declared = declared if isinstance(declared, list) else [declared]
+    return sorted({token for token in (tokenizer.eos_token_id, *declared) if token is not None})
+
+
+def ignored_settings(model: Any) -> dict[str, Any]:
+    """The model's generation settings that would change what is drawn: a temperature of its own, penalties, bars."""
+    settings = getattr(unwrapped(model), "generation_config", None)
+    found = {name: getattr(settings, name, None) for name in NEUTRAL}
+    return {name: value for name, value in found.items() if value is not None and value not in NEUTRAL[name]}

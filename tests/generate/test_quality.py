@@ -1,0 +1,124 @@
+"""Reasons by the text alone: every one by an example that has it and one that just has not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from prefsel.generate.quality import ends_in_loop, is_meta_answer, repetition, why_unused
+from prefsel.reasons import meaning
+
+
+@dataclasses.dataclass
+class Said:
+    text: str
+    stop: str = "end"
+
+
+WORDS = [f"w{number}" for number in range(1000)]
+FRESH = " ".join(WORDS[:100])
+
+
+def test_every_reason_has_a_response_and_a_meaning():
+    responses = [
+        Said("a fine answer"),
+        Said(""),
+        Said(" \n"),
+        Said("a fine answer"),
+        Said("cut here", "length"),
+        Said("", "poisoned"),
+        Said("no " * 200),
+        Said("Sure! Here is the rewritten prompt: why?"),
+    ]
+    reasons = why_unused(responses, drop_cut=True, is_rewriting=True)
+    assert reasons == [
+        *(None, "empty", "empty", "duplicate_response", "cut_off", "poisoned", "repetitive", "meta_answer")
+    ]
+    assert all(meaning(reason) for reason in reasons if reason)
+
+
+def test_what_is_not_asked_for_is_not_looked_at():
+    responses = [Said("cut here", "length"), Said("no " * 200), Said("Here is the new prompt: why?")]
+    assert why_unused(responses, max_repetition=None) == [None, None, None]
+
+
+def test_the_first_of_equal_responses_stays_and_a_bad_one_keeps_its_own_reason():
+    assert why_unused([Said("x"), Said("y"), Said("x"), Said("x")]) == [None, None, *["duplicate_response"] * 2]
+    assert why_unused([Said("no " * 200), Said("no " * 200)]) == ["repetitive", "repetitive"]
+
+
+def test_repetition_is_the_share_of_runs_of_four_that_came_before():
+    assert repetition(WORDS[:100]) == 0
+    # 16 units three times: 45 runs, of which 16 are different (the runs across the seam repeat, too).
+    assert repetition(WORDS[:16] * 3) == pytest.approx(1 - 16 / 45)
+    assert repetition(["no"] * 31) == 0  # too short to tell
+    assert repetition(["no"] * 32) == pytest.approx(1 - 1 / 29)
+
+
+def test_the_share_is_compared_with_the_limit():
+    # 61 of 157 runs came before: 0.389.
+    said = [Said(" ".join(WORDS[:96] + ["and"] + WORDS[:63]))]
+    assert why_unused(said, max_repetition=0.38) == ["repetitive"]
+    assert why_unused(said, max_repetition=0.40) == [None]
+
+
+@pytest.mark.parametrize(
+    ("units", "expected"),
+    [
+        (WORDS[:200] + ["the"] * 32, True),
+        (WORDS[:200] + ["the"] * 31, False),
+        (WORDS[:200] + WORDS[:9] * 4, True),  # 36 units
+        (WORDS[:200] + WORDS[:9] * 3, False),
+        (WORDS[:200] + WORDS[:64] * 4, True),
+        (WORDS[:200] + WORDS[:65] * 4, False),  # longer than what is looked for
+        (WORDS[:200] + ["the"] * 40 + ["end"], False),
+        ([], False),
+    ],
+)
+def test_a_loop_at_the_end(units, expected):
+    assert ends_in_loop(units) is expected
+
+
+def test_scripts_without_spaces_are_read_by_character():
+    assert why_unused([Said("我不知道" * 20)]) == ["repetitive"]
+    assert why_unused([Said("我不知道，但是可以试一试。")]) == [None]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Here is the rewritten prompt:\nExplain tides.",
+        "Here's a more complex version of the question: Explain tides.",
+        "**Rewritten Prompt:** Explain tides.",
+        "#New Prompt#: Explain tides.",
+        "Sure, here you go: Explain tides.",
+        "Certainly! Below is a prompt that is a little harder:",
+        "I have added one more constraint to the prompt.",
+        "I’ve rewritten the prompt so that it asks for reasons.",
+        "I'm sorry, but I cannot rewrite this.",
+        "As an AI language model, I have no opinion.",
+        "The revised instruction is as follows.",
+        "To make the prompt more complex, ask for reasons.",
+    ],
+)
+def test_meta_answers(text):
+    assert is_meta_answer(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Explain why there are two tides a day, and name the books you use.",
+        "Here are three numbers, 4, 8 and 15. What is their mean?",
+        "I have two cats that fight. What can I do?",
+        "Write the prompt of a text adventure that is set in Venice.",
+        "The new question of our time is how to feed everybody. Discuss.",
+        "This is a poem by Goethe; translate it:",
+        "Sort the words below by their length.",
+        "I would like to write a request for proposals. How long should it be?",
+        "To make bread rise, what does one need?",
+    ],
+)
+def test_prompts_are_no_meta_answers(text):
+    assert not is_meta_answer(text)
