@@ -55,6 +55,13 @@ LOST = {
     "tied": "no two of its responses differ in what judges them, or in their text",
     "within_bounds": "its responses lie no further apart than the margin, or than the bounds of the judges, allow",
     "one_generator": "no response of the strong generator, or none of the weak one, answers its prompt",
+    "no_user_turn": "its prompt does not end with a text of the user, so there is nothing to rewrite",
+    "empty": "what the policy wrote has no text",
+    "meta_answer": "what the policy wrote talks about its task, or refuses it, instead of doing it",
+    "unchanged": "the rewritten prompt is the old one",
+    "length_ratio": "the rewritten prompt is longer or shorter than the old one by more than the factor allowed",
+    "seen_prompt": "the rewritten prompt was there before",
+    "too_long_for_judge": "the judge cannot read the rewritten prompt and an answer",
     "length_gap": "its responses differ in length by more than the limit, or a length is unknown",
 }
 """Why something was lost that might have been used."""

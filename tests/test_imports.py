@@ -23,6 +23,7 @@ FLOORS = (
     {"select"},
     {"models"},
     {"generate", "trl"},
+    {"selfplay"},
     {"scratch"},
     {"train"},
     {"score"},

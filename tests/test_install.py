@@ -90,7 +90,7 @@ def test_a_wheel_runs_beside_an_unrelated_package_of_its_name(clone: Path, tmp_p
     pip(python, "wheel", str(clone), "--wheel-dir", str(tmp_path / "wheels"))
     wheel = next((tmp_path / "wheels").glob("prefsel-*.whl"))
     assert wheel.name == f"prefsel-{prefsel.__version__}-py3-none-any.whl"
-    kinds = {".py", ".j2", ".js", ".typed"}
+    kinds = {".py", ".j2", ".js", ".typed", ".yaml"}
     inside = {path.relative_to(clone).as_posix() for path in (clone / "prefsel").rglob("*") if path.is_file()}
     expected = {name for name in inside if Path(name).suffix in kinds or name.endswith("py.typed")}
     with zipfile.ZipFile(wheel) as archive:
