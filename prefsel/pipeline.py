@@ -18,6 +18,7 @@ import ray
 from prefsel.config import Config, SelfPlay
 from prefsel.errors import UserError
 from prefsel.plan.check import check, check_budgets
+from prefsel.plan.made import EvolvedPrompts
 from prefsel.plan.node import Kind, Node
 from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.passes import in_passes
@@ -26,11 +27,12 @@ from prefsel.plan.resources import check_resources, cluster_address
 from prefsel.plan.rounds import round_plans
 from prefsel.progress import Progress
 from prefsel.stages.eligible import resolve_eligible
+from prefsel.stages.evolve import evolve_prompts
 from prefsel.stages.generate import generate
 from prefsel.stages.ingest import ingest
 from prefsel.stages.metric import score_metric
 from prefsel.stages.pairing import pair_answers
-from prefsel.stages.prompts import choose_prompts
+from prefsel.stages.prompts import seed_prompts
 from prefsel.stages.report import last_report, write_report
 from prefsel.stages.score import require_imported, score
 from prefsel.stages.scratch import make_scratch_models
@@ -57,7 +59,8 @@ def make(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageRep
         return score(plan, nodes, progress)
     (node, *_) = nodes
     if kind == "prompts":
-        return [choose_prompts(plan, node, progress)]
+        evolves = isinstance(node.spec, EvolvedPrompts)
+        return [evolve_prompts(plan, node, progress) if evolves else seed_prompts(plan, node, progress)]
     if kind == "groups":
         return [generate(plan, node, progress)]
     if kind == "pairs":

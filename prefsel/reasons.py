@@ -44,7 +44,7 @@ LOST = {
     "empty": "the response has no text",
     "repetitive": "the response repeats itself, or ends in a loop",
     "cut_off": "the response was cut at the limit of new tokens",
-    "meta_answer": "the text talks about the prompt it should be",
+    "meta_answer": "what the policy wrote talks about its task, or refuses it, instead of doing it",
     "duplicate_response": "an earlier sample of the prompt has the same text",
     "generated_nothing": "the policy's own response was empty",
     "generated_unscored": "the policy's own response is too long for the reward model",
@@ -56,8 +56,6 @@ LOST = {
     "within_bounds": "its responses lie no further apart than the margin, or than the bounds of the judges, allow",
     "one_generator": "no response of the strong generator, or none of the weak one, answers its prompt",
     "no_user_turn": "its prompt does not end with a text of the user, so there is nothing to rewrite",
-    "empty": "what the policy wrote has no text",
-    "meta_answer": "what the policy wrote talks about its task, or refuses it, instead of doing it",
     "unchanged": "the rewritten prompt is the old one",
     "length_ratio": "the rewritten prompt is longer or shorter than the old one by more than the factor allowed",
     "seen_prompt": "the rewritten prompt was there before",
@@ -76,6 +74,7 @@ SET_ASIDE = {
     "over_max_pairs": "beyond the number of pairs this training was told to use",
     "reward_holdout": "kept to measure the reward model on",
     "ineligible": "cannot be selected, so its gradient was not taken",
+    "not_drawn": "more prompts than were asked for, or one that was drawn elsewhere",
     "other_stratum": "of no stratum that the tangent was asked for",
 }
 """Why something was put to another use, or to none, without a fault of its own."""

@@ -270,6 +270,10 @@ class TrainingRecord(Placement):
             """Name of the metric whose score is part of the loss."""
 
         @property
+        def mixed_with(self) -> str | None:
+            """A further selection that it is trained on."""
+
+        @property
         def aspects(self) -> list[str]:
             """Aspects that it trains one model for, each."""
 
@@ -397,6 +401,7 @@ class TrainReward(RewardOptions, TrainingRecord):
     options: ClassVar[type[Optimization]] = RewardOptions
     reference: ClassVar[None] = None
     divergence: ClassVar[None] = None
+    mixed_with: ClassVar[None] = None
     max_eval_pairs: ClassVar[int] = 0
     keep_optimizer_state: ClassVar[bool] = False
 

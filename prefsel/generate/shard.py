@@ -6,18 +6,27 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from prefsel.config import GenerationOptions
+from prefsel.errors import TemplateError
 from prefsel.generate.draw import Sampling
 from prefsel.generate.engine import Generator, Response
 from prefsel.generate.quality import why_unused
 from prefsel.ingest.identity import completion_id
-from prefsel.models.chat import EncodedGroup, Encoder
-from prefsel.models.loading import check_vocabulary, load_causal, load_tokenizer
+from prefsel.models.chat import Encoder
+from prefsel.models.loading import check_vocabulary, default_device, load_causal, load_tokenizer
+from prefsel.models.writer import Messages
 from prefsel.schema import GENERATED, QUARANTINE, groups_schema, has_rest
+
+
+class Refusal(NamedTuple):
+    """Why a policy cannot be asked a prompt."""
+
+    reason: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,6 @@ class PolicyAnswers:
         Raises:
             UserError: it cannot be loaded, or has no template.
         """
-        from prefsel.score.scorers import default_device
-
         policy = dict(policy)
         path, template = policy.pop("path"), policy.pop("template", "auto")
         self.max_length: int = policy.pop("max_length")
@@ -80,19 +87,15 @@ class PolicyAnswers:
         """
         options, before = self.options, Counter(self.generator.counters)
         rows = prompts.to_pylist()
-        encoded = [self._encode(row["prompt"]) for row in rows]
-        refused = {place: one for place, one in enumerate(encoded) if isinstance(one, str)}
-        asked = [place for place in range(len(rows)) if place not in refused]
-        responses = self.generator.generate(
-            [encoded[place].prompt_tokens for place in asked],  # type: ignore[union-attr]
-            [int.from_bytes(rows[place]["prompt_id"][:8], "big") for place in asked],
-            options.samples,
-            Sampling(options.temperature, options.top_p, options.max_new_tokens, options.seed),
-        )
-        judged = dict(zip(asked, ([*zip(many, self._reasons(many))] for many in responses)))
+        keys = [int.from_bytes(row["prompt_id"][:8], "big") for row in rows]
+        said = self.ask([row["prompt"] for row in rows], keys, samples=options.samples)
+        refused = {place: one for place, one in enumerate(said) if isinstance(one, Refusal)}
+        judged = {
+            place: [*zip(one, self._reasons(one))] for place, one in enumerate(said) if not isinstance(one, Refusal)
+        }
         dropped: Counter[str] = Counter()
-        for reason, _ in (refused[place].split("\n", 1) for place in refused):
-            dropped[reason] += options.samples
+        for refusal in refused.values():
+            dropped[refusal.reason] += options.samples
         dropped.update(reason for many in judged.values() for _, reason in many if reason)
         kept = [response for many in judged.values() for response, reason in many if not reason]
         spent = Counter(self.generator.counters)
@@ -104,17 +107,40 @@ class PolicyAnswers:
         groups = _groups(prompts, judged)
         return Answered(groups, quarantine, len(rows) * options.samples, dict(dropped), counters, examples)
 
-    def _encode(self, prompt: list[dict[str, Any]]) -> EncodedGroup | str:
-        """The tokens of a prompt, or a reason and its detail, apart by a line break."""
-        group = self.encoder.encode_groups([(prompt, [])], strict=False)[0]
-        if any(note.kind == "template_error" for note in group.notes) or not group.prompt_tokens:
-            return f"template_error\n{self.encoder.tolerated or 'the template writes nothing of the prompt'}"
-        if len(group.prompt_tokens) + self.options.max_new_tokens > self.max_length:
-            return (
-                f"too_long\n{len(group.prompt_tokens)} tokens and {self.options.max_new_tokens} new ones, "
-                f"max_length {self.max_length}"
-            )
-        return group
+    def ask(
+        self, prompts: Sequence[Messages], keys: Sequence[int], *, samples: int, first_sample: int = 0
+    ) -> list[Refusal | list[Response]]:
+        """Responses to conversations, or why the policy cannot be asked.
+
+        Args:
+            prompts: Messages, each of which ends where the policy is to answer.
+            keys: What the random numbers of each follow from.
+            samples: Responses to each.
+            first_sample: The number of the first one.
+        """
+        options, found = self.options, [self._encode(prompt) for prompt in prompts]
+        places = [place for place, one in enumerate(found) if not isinstance(one, Refusal)]
+        responses = self.generator.generate(
+            [one for one in found if not isinstance(one, Refusal)],
+            [keys[place] for place in places],
+            samples,
+            Sampling(options.temperature, options.top_p, options.max_new_tokens, options.seed),
+            first_sample=first_sample,
+        )
+        answered = dict(zip(places, responses))
+        return [one if isinstance(one, Refusal) else answered[place] for place, one in enumerate(found)]
+
+    def _encode(self, prompt: Messages) -> list[int] | Refusal:
+        try:
+            group = self.encoder.encode_group(prompt, [])
+        except TemplateError as error:
+            return Refusal("template_error", str(error))
+        tokens, new = group.prompt_tokens, self.options.max_new_tokens
+        if not tokens:
+            return Refusal("template_error", "the template writes nothing of the prompt")
+        if len(tokens) + new > self.max_length:
+            return Refusal("too_long", f"{len(tokens)} tokens and {new} new ones, max_length {self.max_length}")
+        return tokens
 
     def _reasons(self, responses: Sequence[Response]) -> list[str | None]:
         return why_unused(responses, drop_cut=self.options.drop_cut, max_repetition=self.options.max_repetition)
@@ -150,15 +176,14 @@ def _groups(prompts: pa.Table, judged: Judged) -> pa.Table:
 
 
 def _quarantined(
-    rows: Sequence[dict[str, Any]], judged: Judged, refused: dict[int, str], label: str
+    rows: Sequence[dict[str, Any]], judged: Judged, refused: dict[int, Refusal], label: str
 ) -> tuple[pa.Table, dict[str, str]]:
     """The responses that cannot be used, with the prompt and the sample they are of; and the first of each reason."""
     found = []
     for place, row in enumerate(rows):
         prompt = row["prompt_id"].hex()
         if place in refused:
-            reason, detail = refused[place].split("\n", 1)
-            found.append((reason, detail, place, {"prompt_id": prompt}))
+            found.append((*refused[place], place, {"prompt_id": prompt}))
         for sample, (response, why) in enumerate(judged.get(place, ())):
             if why:
                 detail = f"sample {sample} of prompt {prompt}"

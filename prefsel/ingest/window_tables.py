@@ -50,10 +50,10 @@ def groups_table(groups: list[Group]) -> pa.Table:
     has_rest = any(len(message) > 2 for message in chain.from_iterable(chain(prompts, completions)))
     schema = groups_schema(has_rest=has_rest)
     kind = schema.field("completions").type.value_type
-    arrays = [pa.array(ids, ID), _messages(completions, has_rest), _ratings(ratings)]
+    arrays = [pa.array(ids, ID), messages_array(completions, has_rest), _ratings(ratings)]
     columns = [
         pa.array([group.prompt_id for group in groups], ID),
-        _messages(prompts, has_rest),
+        messages_array(prompts, has_rest),
         pa.ListArray.from_arrays(
             _offsets(group.places for group in groups), pa.StructArray.from_arrays(arrays, fields=list(kind))
         ),
@@ -87,7 +87,8 @@ def _offsets(lists: Iterable[Sequence | dict]) -> pa.Array:
     return pa.array(accumulate((len(one) for one in lists), initial=0), pa.int32())
 
 
-def _messages(lists: list[Messages], has_rest: bool) -> pa.Array:
+def messages_array(lists: list[Messages], has_rest: bool) -> pa.Array:
+    """Lists of messages as a column; what they hold besides role and content as JSON, where the column has it."""
     flat = list(chain.from_iterable(lists))
     columns = {name: pa.array([message[name] for message in flat], pa.string()) for name in ("role", "content")}
     if has_rest:

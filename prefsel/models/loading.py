@@ -204,3 +204,8 @@ def _spread_over(num_gpus: int) -> dict[str, Any]:
     except ImportError as error:
         raise UserError("gpus_per_replica: more than 1 needs the package accelerate") from error
     return {"device_map": "auto"}
+
+
+def default_device(device: str | None) -> str:
+    """The device asked for; None: the GPU if there is one, else the CPU."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -9,6 +9,7 @@ from prefsel.plan.made import EvolvedPrompts, Made
 from prefsel.plan.models import find_model, model_nodes
 from prefsel.plan.node import Need, Node, by_columns, by_fingerprint
 from prefsel.plan.plan import Plan
+from prefsel.selfplay.strategies import load_strategies
 from prefsel.workspace.catalog import Catalog, FileRecord, SourceRecord
 from prefsel.workspace.manifest import load_summary
 from prefsel.workspace.recipes import hash_hex, recipe
@@ -21,23 +22,35 @@ def _made(plan: Plan) -> Made:
 
 def prompts_node(plan: Plan, name: str) -> Node:
     """Which prompts are answered, one row each."""
-    made = _made(plan)
-    spec = made.prompts
+    spec = _made(plan).prompts
     if isinstance(spec, EvolvedPrompts):
         return _evolved_node(plan, name, spec)
 
     def write_recipe(node: Node) -> dict[str, Any]:
-        root = plan.root
-        sources = root.catalog.sources
-        settings = {
-            **{key: getattr(spec, key) for key in ("part", "count", "seed", "skip", "per_shard")},
-            "split": root.config.split.model_dump(),
-            "roles": {source.name: source.role for source in sources},
-            "shards": hash_hex(*(f"{s.name}/{shard}" for s in sources for file in s.files for shard in file.shards)),
-        }
-        return recipe("prompts", settings)
+        settings = {key: getattr(spec, key) for key in ("part", "count", "seed", "skip", "per_shard")}
+        return recipe("prompts", settings | _known_prompts(plan.root))
 
     return Node("prompts", name, spec, (), write_recipe, "prompts")
+
+
+def _known_prompts(root: Plan) -> dict[str, Any]:
+    """What decides which prompts there are, and which of them are set aside."""
+    sources = root.catalog.sources
+    return {
+        "split": root.config.split.model_dump(),
+        "roles": {source.name: source.role for source in sources},
+        "shards": hash_hex(*(f"{s.name}/{shard}" for s in sources for file in s.files for shard in file.shards)),
+    }
+
+
+def prompts_before(plan: Plan) -> list[str]:
+    """Folders of the prompts that were made in rounds before this corpus, and that it must not make again."""
+    found, one = [], plan.outer
+    while one is not None and one.made is not None:
+        if isinstance(one.made.prompts, EvolvedPrompts):
+            found.append(one.node("prompts", one.made.prompts.name).path)
+        one = one.outer
+    return found
 
 
 def _evolved_node(plan: Plan, name: str, spec: EvolvedPrompts) -> Node:
@@ -48,9 +61,11 @@ def _evolved_node(plan: Plan, name: str, spec: EvolvedPrompts) -> Node:
 
     def write_recipe(node: Node) -> dict[str, Any]:
         policy = find_model(plan, made.policy)
-        settings = {"evolve": spec.evolve.recipe_settings(), "per_shard": spec.per_shard}
-        settings |= {f"policy.{key}": value for key, value in policy.settings.items()}
-        settings["seen"] = plan.root.node("eligible", "all").fingerprint
+        settings: dict[str, Any] = {"evolve": spec.evolve.model_dump(exclude={"share", "strategies"})}
+        # Files of strategies are told by what they say.
+        settings["strategies"] = [one.model_dump() for one in load_strategies(spec.evolve.strategies)]
+        settings |= {"per_shard": spec.per_shard, "seed": made.generation.seed, "before": prompts_before(plan)}
+        settings |= {f"policy.{key}": value for key, value in policy.settings.items()} | _known_prompts(plan.root)
         models = {"policy": policy.identity}
         for judge in spec.judges:
             found = find_model(plan, judge)

@@ -15,9 +15,9 @@ from prefsel.errors import invalid
 from prefsel.generate.engine import Generator, Sampling
 from prefsel.ingest.identity import completion_id
 from prefsel.models.chat import Encoder
-from prefsel.models.loading import check_vocabulary, load_causal, load_tokenizer
+from prefsel.models.loading import check_vocabulary, default_device, load_causal, load_tokenizer
 from prefsel.score.contract import ScoredShard
-from prefsel.score.scorers import RewardModelScorer, default_device
+from prefsel.score.scorers import RewardModelScorer
 
 
 class GeneratedRewardScorer:

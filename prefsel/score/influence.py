@@ -35,14 +35,13 @@ from prefsel.models.directional import (
     finite_difference_route,
     largest_error,
 )
-from prefsel.models.loading import check_vocabulary, context_length, load_causal, load_tokenizer
+from prefsel.models.loading import check_vocabulary, context_length, default_device, load_causal, load_tokenizer
 from prefsel.models.logps import logps_route, model_device
 from prefsel.models.packing import flops_min
 from prefsel.models.pair_features import PairFeatures
 from prefsel.models.tangent import Directions, load_tangents
 from prefsel.score.contract import ScoredShard
 from prefsel.score.engine import Column, Counters, Engine
-from prefsel.score.scorers import default_device
 from prefsel.score.windows import WINDOW_GROUPS, Windows
 
 logger = logging.getLogger(__name__)

@@ -10,12 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pyarrow as pa
-import torch
 
 from prefsel.errors import invalid
 from prefsel.models.chat import Encoder, Truncation, Unconditional
 from prefsel.models.compiled import compile_layers
-from prefsel.models.loading import check_vocabulary, context_length, load_causal, load_reward, load_tokenizer
+from prefsel.models.loading import (
+    check_vocabulary,
+    context_length,
+    default_device,
+    load_causal,
+    load_reward,
+    load_tokenizer,
+)
 from prefsel.models.logps import logps_route
 from prefsel.models.reward import reward_route
 from prefsel.score.contract import ScoredShard
@@ -150,8 +156,3 @@ class RewardModelScorer:
             for head, column in enumerate(self.columns)
         }
         return self.engine.shard(columns, result)
-
-
-def default_device(device: str | None) -> str:
-    """The device asked for; None: the GPU if there is one, else the CPU."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")

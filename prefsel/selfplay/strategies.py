@@ -10,8 +10,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError, field_validator
 
+from prefsel.config.evolve import STRATEGIES
 from prefsel.config.options import Name, Options
-from prefsel.config.selfplay import STRATEGIES
 from prefsel.errors import UserError, invalid
 from prefsel.rules import readable
 

@@ -38,11 +38,6 @@ class Drawn(NamedTuple):
     """Prompts of the part in the shard; with a count no more are drawn than could be needed."""
 
 
-def choose_prompts(plan: Plan, node: Node, progress: Progress) -> StageReport:
-    """Choose the prompts that are answered, or make them of others; errors as what does it."""
-    return seed_prompts(plan, node, progress)
-
-
 def seed_prompts(plan: Plan, node: Node, progress: Progress) -> StageReport:
     """Draw prompts of the corpus that was read from files: every prompt once, the smallest hashes first.
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from prefsel.config.selfplay import STRATEGIES, Evolve
+from prefsel.config.evolve import STRATEGIES, Evolve
 from prefsel.errors import UserError
 from prefsel.selfplay import strategies as module
 from prefsel.selfplay.strategies import PLACE, Strategy, load_strategies, strategy_prompt, user_turn
