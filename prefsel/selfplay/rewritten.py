@@ -22,7 +22,7 @@ FENCE = re.compile(r"\A(`{3,}|~{3,})[^\n`]*\n(.*?)\n?[ \t]*\1[ \t]*\Z", re.DOTAL
 TAGS = re.compile(r"\A<prompt>(.*)</prompt>\Z", re.DOTALL)
 """The tags that the templates of this package put around the old prompt."""
 QUOTES = (('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("«", "»"), ("„", "“"))
-"""Marks around everything."""
+"""Marks around everything; inside them none may end before."""
 
 _KIND = r"(?:prompt|question|instruction|request|query|version)s?"
 _MADE = (
@@ -47,7 +47,8 @@ META = tuple(
         # "I have rewritten the prompt", "I added a constraint to the question", before it or behind it
         rf"(?:\A|{_REMARK}){_I_HAVE}\s+{_MAKE}\b[^\n]{{0,60}}\b(?:the|your|this|given|original)\s+(?:\w+\s+){{0,3}}{_KIND}",
         # "I'm sorry, but I can't …", "I cannot assist with …", "As an AI language model, …"
-        r"\A(?:i['’]?m|i\s+am|i\s+apologi[sz]e|sorry|apologies)\b[^\n]{0,60}\b(?:can(?:no|['’])?t|unable|not\s+able|won['’]t)\b",
+        r"\A(?:i(?:['’]?m|\s+am)\s+(?:\w+\s+)?(?:sorry|afraid)|i\s+(?:apologi[sz]e|regret)|sorry|apologies)\b[^\n]{0,60}"
+        r"\b(?:can(?:no|['’])?t|unable|not\s+able|won['’]t)\b",
         rf"\A(?:unfortunately,?\s+)?{_I_CANNOT}\s+(?:assist|help\s+(?:you\s+)?with|comply|fulfill?|engage|re-?(?:write|phrase))\b",
         rf"\A(?:unfortunately,?\s+)?{_I_CANNOT}\s+(?:create|write|generate|provide)\b[^\n]{{0,40}}\b(?:prompt|content|that|this)\b",
         r"\Aas\s+an?\s+(?:large\s+|ai\s+)?(?:language\s+model|ai(?:\s+(?:language\s+)?(?:model|assistant))?,)",
@@ -123,6 +124,6 @@ def _without_one(text: str, old: str) -> str:
     for first, last in QUOTES:
         inner = text[1:-1]
         is_around = len(text) > 1 and text[0] == first and text[-1] == last and not old.startswith(first)
-        if is_around and first not in inner and last not in inner:
+        if is_around and last not in inner:
             return inner
     return text
