@@ -17,8 +17,8 @@ LABEL = re.compile(
     re.IGNORECASE,
 )
 """`New prompt:`, `**Rewritten Prompt:**`, `#Rewritten Prompt#:` before the prompt."""
-FENCE = re.compile(r"\A(`{3,}|~{3,})[^\n`]*\n(.*?)\n?[ \t]*\1[ \t]*\Z", re.DOTALL)
-"""A fence around everything."""
+FENCE = re.compile(r"\A(`{3,}|~{3,})[^`]*\Z")
+"""The first line of a fence; its last one is the same marks alone."""
 TAGS = re.compile(r"\A<prompt>(.*)</prompt>\Z", re.DOTALL)
 """The tags that the templates of this package put around the old prompt."""
 QUOTES = (('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("«", "»"), ("„", "“"))
@@ -35,7 +35,8 @@ _SURE = r"(?:sure(?:\s+thing)?|certainly|of\s+course|absolutely|understood|got\s
 _YES = rf"(?:{_SURE}|okay|ok|alright|great)"
 _I_HAVE = r"i(?:['’](?:ve|ll)|\s+have|\s+will)?"
 _I_CANNOT = r"i(?:\s+cannot|\s+can['’]t|\s+won['’]t|(?:\s+am|['’]m)\s+(?:unable|not\s+able)\s+to)"
-_REMARK = r"\n\s*[*_(\[]*"
+_REMARK = r"\n[ \t]*[*_(\[]*"
+# Every pattern looks at a place once, or at so many characters behind it: some ran 30 s over 20 000 line breaks.
 META = tuple(
     re.compile(one, re.IGNORECASE)
     for one in (
@@ -55,7 +56,7 @@ META = tuple(
         # thoughts of a reasoning model that its template left in
         r"\A</?think(?:ing)?>",
         # what requests of this kind call their prompts
-        r"#+\s*(?:the\s+)?(?:given|original|re-?written|created|new)\s+prompt\s*#+",
+        r"(?<!#)#+[ \t]*(?:the\s+)?(?:given|original|re-?written|created|new)\s+prompt\s*#",
         r"\b(?:the|this|your)\s+(?:given|original|old|re-?written|revised|evolved|modified)\s+prompt\b",
         r"</?prompt>",
         # "Note: I made the prompt …", "This rewritten version …" behind it
@@ -115,8 +116,10 @@ def _unwrapped(answer: str, old: str) -> str:
 
 def _without_one(text: str, old: str) -> str:
     """The text without one layer of wrapping, or as it is."""
-    if (found := FENCE.match(text)) and found[1] not in found[2] and not old.startswith(found[1]):
-        return found[2]
+    first_line, *lines = text.split("\n")
+    if lines and (found := FENCE.match(first_line)) and lines[-1].strip() == found[1] and not old.startswith(found[1]):
+        inner = "\n".join(lines[:-1])
+        return text if found[1] in inner else inner
     if (found := TAGS.match(text)) and not old.startswith("<prompt>"):
         return found[1]
     if (found := LABEL.match(text)) and not LABEL.match(old):

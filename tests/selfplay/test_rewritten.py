@@ -126,6 +126,16 @@ def test_prompts_that_begin_alike_are_not(prompt: str) -> None:
     assert read_prompt(prompt, OLD) == (prompt, None)
 
 
+@pytest.mark.parametrize(
+    "run", ["\n", " ", "#", "*", "`", "~", '"', "the ", "# ", "\nnote: ", "\ni have made ", "here is "]
+)
+def test_a_policy_that_repeats_itself_is_read_in_no_time(run: str) -> None:
+    """A pattern that looks at a run again from each of its places takes minutes here; all of them take 0.1 s."""
+    text = f"Say {run * (60_000 // len(run))} it."
+    assert read_prompt(text, OLD, length_factor=None).text == text
+    assert read_prompt(f"```\n{text}\n```", OLD, length_factor=None).reason is None
+
+
 def test_what_the_old_prompt_says_itself_is_no_sign() -> None:
     old = "Improve it: 'Here is the new prompt for you'. The given prompt must stay below 10 words."
     new = "Improve it twice: 'Here is the new prompt for you'. The given prompt must stay below 10 words and rhyme."
