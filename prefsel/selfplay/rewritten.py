@@ -17,12 +17,12 @@ LABEL = re.compile(
     re.IGNORECASE,
 )
 """`New prompt:`, `**Rewritten Prompt:**`, `#Rewritten Prompt#:` before the prompt."""
-FENCE = re.compile(r"\A(`{3,}|~{3,})[^\n`]*\n(.*?)\n?[ \t]*\1[ \t]*\Z", re.DOTALL)
-"""A fence around everything."""
+FENCE = re.compile(r"\A(`{3,}|~{3,})[^`]*\Z")
+"""The first line of a fence; its last one is the same marks alone."""
 TAGS = re.compile(r"\A<prompt>(.*)</prompt>\Z", re.DOTALL)
 """The tags that the templates of this package put around the old prompt."""
 QUOTES = (('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("«", "»"), ("„", "“"))
-"""Marks around everything."""
+"""Marks around everything; inside them none may end before."""
 
 _KIND = r"(?:prompt|question|instruction|request|query|version)s?"
 _MADE = (
@@ -35,7 +35,8 @@ _SURE = r"(?:sure(?:\s+thing)?|certainly|of\s+course|absolutely|understood|got\s
 _YES = rf"(?:{_SURE}|okay|ok|alright|great)"
 _I_HAVE = r"i(?:['’](?:ve|ll)|\s+have|\s+will)?"
 _I_CANNOT = r"i(?:\s+cannot|\s+can['’]t|\s+won['’]t|(?:\s+am|['’]m)\s+(?:unable|not\s+able)\s+to)"
-_REMARK = r"\n\s*[*_(\[]*"
+_REMARK = r"\n[ \t]*[*_(\[]*"
+# Every pattern looks at a place once, or at so many characters behind it: some ran 30 s over 20 000 line breaks.
 META = tuple(
     re.compile(one, re.IGNORECASE)
     for one in (
@@ -47,14 +48,15 @@ META = tuple(
         # "I have rewritten the prompt", "I added a constraint to the question", before it or behind it
         rf"(?:\A|{_REMARK}){_I_HAVE}\s+{_MAKE}\b[^\n]{{0,60}}\b(?:the|your|this|given|original)\s+(?:\w+\s+){{0,3}}{_KIND}",
         # "I'm sorry, but I can't …", "I cannot assist with …", "As an AI language model, …"
-        r"\A(?:i['’]?m|i\s+am|i\s+apologi[sz]e|sorry|apologies)\b[^\n]{0,60}\b(?:can(?:no|['’])?t|unable|not\s+able|won['’]t)\b",
+        r"\A(?:i(?:['’]?m|\s+am)\s+(?:\w+\s+)?(?:sorry|afraid)|i\s+(?:apologi[sz]e|regret)|sorry|apologies)\b[^\n]{0,60}"
+        r"\b(?:can(?:no|['’])?t|unable|not\s+able|won['’]t)\b",
         rf"\A(?:unfortunately,?\s+)?{_I_CANNOT}\s+(?:assist|help\s+(?:you\s+)?with|comply|fulfill?|engage|re-?(?:write|phrase))\b",
         rf"\A(?:unfortunately,?\s+)?{_I_CANNOT}\s+(?:create|write|generate|provide)\b[^\n]{{0,40}}\b(?:prompt|content|that|this)\b",
         r"\Aas\s+an?\s+(?:large\s+|ai\s+)?(?:language\s+model|ai(?:\s+(?:language\s+)?(?:model|assistant))?,)",
         # thoughts of a reasoning model that its template left in
         r"\A</?think(?:ing)?>",
         # what requests of this kind call their prompts
-        r"#+\s*(?:the\s+)?(?:given|original|re-?written|created|new)\s+prompt\s*#+",
+        r"(?<!#)#+[ \t]*(?:the\s+)?(?:given|original|re-?written|created|new)\s+prompt\s*#",
         r"\b(?:the|this|your)\s+(?:given|original|old|re-?written|revised|evolved|modified)\s+prompt\b",
         r"</?prompt>",
         # "Note: I made the prompt …", "This rewritten version …" behind it
@@ -114,8 +116,10 @@ def _unwrapped(answer: str, old: str) -> str:
 
 def _without_one(text: str, old: str) -> str:
     """The text without one layer of wrapping, or as it is."""
-    if (found := FENCE.match(text)) and found[1] not in found[2] and not old.startswith(found[1]):
-        return found[2]
+    first_line, *lines = text.split("\n")
+    if lines and (found := FENCE.match(first_line)) and lines[-1].strip() == found[1] and not old.startswith(found[1]):
+        inner = "\n".join(lines[:-1])
+        return text if found[1] in inner else inner
     if (found := TAGS.match(text)) and not old.startswith("<prompt>"):
         return found[1]
     if (found := LABEL.match(text)) and not LABEL.match(old):
@@ -123,6 +127,6 @@ def _without_one(text: str, old: str) -> str:
     for first, last in QUOTES:
         inner = text[1:-1]
         is_around = len(text) > 1 and text[0] == first and text[-1] == last and not old.startswith(first)
-        if is_around and first not in inner and last not in inner:
+        if is_around and last not in inner:
             return inner
     return text

@@ -175,9 +175,10 @@ def test_judges_that_contradict_each_other_make_no_pair() -> None:
 
 
 def test_the_widest_gap_is_taken_not_the_largest_mean() -> None:
-    """Means 5, 4, 0; deviations 4, 0, 1: a and c touch at 1, the gap of b and c is 4 − 1."""
-    judges = {"one": [1.0, 4.0, -1.0], "two": [9.0, 4.0, 1.0]}
+    """Means 5.5, 4, 0; deviations 4, 0, 1: the gap of a and c is 1.5 − 1, that of b and c 4 − 1."""
+    judges = {"one": [1.5, 4.0, -1.0], "two": [9.5, 4.0, 1.0]}
     assert of_one(Confidence(), **judges) == [("b", "c", 4.0)]
+    assert of_one(Confidence(all=True), **judges) == [("b", "c", 4.0), ("a", "c", 5.5)]
 
 
 def test_rounding_makes_no_margin() -> None:

@@ -45,6 +45,8 @@ def test_wrapping_comes_off(answer: str) -> None:
         "```python\nbalance(1\n```\nWhich bracket is missing above?\n```python\nbalance(2)\n```",
         "New prompts for a bicycle story: give me five of them, each with a hero who cannot ride at all.",
         "Question: how does a bicycle stay upright, and which of its parts could be left out without harm?",
+        "“Wheel” or “tyre”: which of the two words came first, and how did it reach the language of the “cyclist”",
+        "„Rad“ heißt wheel: what do a German rider and a German engineer understand by the compound “Fahrrad“",
         "'tis the season: write a carol on a bicycle that stays upright, rhyming 'wheel' with 'feel'",
     ],
 )
@@ -111,6 +113,8 @@ def test_talk_about_the_task_is_refused(answer: str) -> None:
         "I'm sorry for my late reply: turn this into a polite e-mail to a bicycle shop, in three sentences.",
         "As an AI researcher, how would you study how a bicycle stays upright with a learned controller?",
         "Okay, I understand balance now. Explain why the front wheel turns into a fall, step by step.",
+        "I am a broke student and can't buy a bicycle. Where can I borrow one for a week, and on which terms?",
+        "I'm annoyed that my bicycle won't stay upright on ice. Which tyres help, and why do they?",
         "Great inventions of the 19th century: rank the bicycle, the telegraph and the tin can by influence.",
         "Explain balance on a bicycle.\n\nNote: the answer must not use the word gyroscope, nor any formula.",
         "Write a new version of the fairy tale in which the wolf rides a bicycle and loses a wheel.",
@@ -120,6 +124,16 @@ def test_talk_about_the_task_is_refused(answer: str) -> None:
 )
 def test_prompts_that_begin_alike_are_not(prompt: str) -> None:
     assert read_prompt(prompt, OLD) == (prompt, None)
+
+
+@pytest.mark.parametrize(
+    "run", ["\n", " ", "#", "*", "`", "~", '"', "the ", "# ", "\nnote: ", "\ni have made ", "here is "]
+)
+def test_a_policy_that_repeats_itself_is_read_in_no_time(run: str) -> None:
+    """A pattern that looks at a run again from each of its places takes minutes here; all of them take 0.1 s."""
+    text = f"Say {run * (60_000 // len(run))} it."
+    assert read_prompt(text, OLD, length_factor=None).text == text
+    assert read_prompt(f"```\n{text}\n```", OLD, length_factor=None).reason is None
 
 
 def test_what_the_old_prompt_says_itself_is_no_sign() -> None:
