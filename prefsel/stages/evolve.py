@@ -1,4 +1,4 @@
-"""The best prompts of a corpus → new prompts: a policy rewrites them, and its answers are checked against all there are.
+"""The best prompts of a corpus → new prompts: a policy rewrites them; what it wrote is checked against all there are.
 
     kept pairs ─▶ pool: answers, shard by shard ─▶ candidates ─▶ which of them were seen, or must stay unseen ─▶ prompts
 
@@ -44,8 +44,10 @@ from prefsel.workspace.ledger import Artifact, Entry
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
 from prefsel.workspace.storage import Storage
 
-ANSWERS = "answers"
-"""Folder of what the policy wrote, inside that of the prompts."""
+
+def _answers(node: Node) -> str:
+    """Folder of what the policy wrote, beside that of the prompts."""
+    return node.path.replace("prompts/", "rewritten/", 1)
 
 
 class RewriteShards:
@@ -116,7 +118,7 @@ def evolve_prompts(plan: Plan, node: Node, progress: Progress) -> StageReport:
         return done
     shards = _rewrite_all(plan, node, progress)
     checks = Checks(
-        storage, f"{path}/{ANSWERS}", tuple(spec.evolve.strategies), spec.evolve.length_factor, _judges(plan, spec)
+        storage, _answers(node), tuple(spec.evolve.strategies), spec.evolve.length_factor, _judges(plan, spec)
     )
     found = map_shards(_candidates, shards, shared=checks)
     met = _met(plan, [one for many in found for one in many if isinstance(one, Evolved)])
@@ -150,7 +152,7 @@ def _rewrite_all(plan: Plan, node: Node, progress: Progress) -> list[ShardRef]:
     (source,) = spec.seeds.catalog.sources
     chosen = Artifact(storage, f"{selection}/{source.name}").entries()
     shards = [shard for shard in spec.seeds.catalog.shards if chosen[shard.shard].rows]
-    folder = f"{node.path}/{ANSWERS}"
+    folder = _answers(node)
     inputs = {shard.shard: chosen[shard.shard].content for shard in shards}
     known = Artifact(storage, f"{folder}/{source.name}").done(inputs)
     items = [(shard, inputs[shard.shard]) for shard in shards if shard.shard not in known]
