@@ -27,6 +27,7 @@ FLOORS = (
     {"train"},
     {"score"},
     {"world"},
+    {"evaluate"},
     {"plan"},
     {"report", "selftest", "closing", "status", "draft"},
     {"__init__"},

@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from prefsel.evaluate.intervals import Z_95, Values, estimate
 from prefsel.numbers.agreement import agreement
 from prefsel.report.formatting import ABSENT, duration, is_number, number, percent, plain, text_of
-from prefsel.report.paired import Z_95, Values, estimate
 from prefsel.report.tables import Table, table
 from prefsel.workspace.manifest import StageReport
 
