@@ -4,8 +4,9 @@ r"""How far a policy has moved from its reference: KL(policy ‖ reference) on t
                        ├─▶ exact:        \(\sum_t \sum_v \pi_t(v) \log (\pi_t(v) / q_t(v))\)
                        └─▶ Monte Carlo:  \(\sum_t \log (\pi_t(y_t) / q_t(y_t))\)
 
-with \(\pi_t(v) = \pi(v \mid x, y_{<t})\). Both have the same expectation over answers sampled at T = 1, which is the KL of the two distributions over answers; the
-exact one has replaced the draw of each token by its expectation, so it is never negative and varies far less.
+with \(\pi_t(v) = \pi(v \mid x, y_{<t})\). Over answers sampled at T = 1 both have the expectation
+\(KL(\pi(\cdot \mid x) \,\|\, q(\cdot \mid x))\). The exact one has the expectation of each token in place of its draw, so it
+is never negative and varies far less.
 
 Shapes: R response tokens of a batch, V vocabulary, C completions.
 """
@@ -140,7 +141,8 @@ def kl_route(policy: nn.Module, reference: nn.Module, pad_token_id: int | None =
     reasons = [f"{who}: {why}" for who, (is_packed, why) in supported.items() if not is_packed]
     if not reasons:
         return Route(True, "", pack, partial(packed_kl, policy, reference), num_forwards=2.0)
-    fill, singles = pad_token_id or 0, []
+    fill = pad_token_id or 0
+    singles: list[str] = []
     for model in (policy, reference):
         logps_route(model, pad_token_id)  # refuses what gives no log-probs
         singles += filter(None, [padding_matters(model, partial(padded_logps, model), fill)])
