@@ -5,8 +5,8 @@ r"""How far a policy has moved from its reference: KL(policy ‖ reference) on t
                        └─▶ Monte Carlo:  \(\sum_t \log (\pi_t(y_t) / q_t(y_t))\)
 
 with \(\pi_t(v) = \pi(v \mid x, y_{<t})\). Over answers sampled at T = 1 both have the expectation
-\(KL(\pi(\cdot \mid x) \,\|\, q(\cdot \mid x))\). The exact one has the expectation of each token in place of its draw, so it
-is never negative and varies far less.
+\(KL(\pi(\cdot \mid x) \,\|\, q(\cdot \mid x))\). The exact one has the expectation of each token in place of its
+draw, so it is never negative and varies far less.
 
 Shapes: R response tokens of a batch, V vocabulary, C completions.
 """

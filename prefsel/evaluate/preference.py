@@ -9,15 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from prefsel.errors import NonFiniteError
-from prefsel.evaluate.bootstrap import NUM_DRAWS, bootstrap_estimate
-from prefsel.evaluate.intervals import Estimate, Values
+from prefsel.evaluate.intervals import Estimate, Values, estimate
 from prefsel.numbers.agreement import agreement
 from prefsel.train.calibration import calibration
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Of a model's margins over held-out pairs; percentile intervals over prompts."""
+    """Of a model's margins over held-out pairs; normal intervals over prompts, as on the report's page."""
 
     accuracy: Estimate
     """Share of the pairs that it orders as labelled, a tie as a half."""
@@ -41,16 +40,8 @@ def agreements(margins: Values) -> Values:
     return Values(margins.items, margins.prompts, agreement(margins.value_N))
 
 
-def held_out(margins: Values, *, seed: int = 0, num_draws: int = NUM_DRAWS) -> HeldOut | None:
-    """The numbers of held-out margins.
-
-    Args:
-        margins: Of every pair, "chosen is better" above 0.
-        seed: Of the draws of the intervals.
-        num_draws: Of each interval.
-
-    Returns:
-        None without a pair.
+def held_out(margins: Values) -> HeldOut | None:
+    """The numbers of held-out margins, "chosen is better" above 0; None without a pair.
 
     Raises:
         NonFiniteError: A margin is NaN or infinite; names the pairs.
@@ -60,9 +51,7 @@ def held_out(margins: Values, *, seed: int = 0, num_draws: int = NUM_DRAWS) -> H
         named = [margins.items[pair] for pair in bad[:5]]
         raise NonFiniteError(f"held-out margins: {len(bad)} are NaN or infinite, first of pairs {named}")
     losses = Values(margins.items, margins.prompts, np.logaddexp(0.0, -margins.value_N))
-    accuracy, margin, loss = (
-        bootstrap_estimate([one], seed=seed, num_draws=num_draws) for one in (agreements(margins), margins, losses)
-    )
+    accuracy, margin, loss = (estimate(one.value_N, one.prompts) for one in (agreements(margins), margins, losses))
     if accuracy is None or margin is None or loss is None:
         return None
     table = calibration(margins.value_N)
