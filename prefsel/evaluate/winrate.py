@@ -4,6 +4,7 @@ lengths.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +68,26 @@ def win_rate(comparison: Comparison, *, seed: int = 0, num_draws: int = NUM_DRAW
         num_inconsistent=comparison.num_inconsistent,
         first_place_share=None if comparison.first_place is None else comparison.first_place / num_rows,
     )
+
+
+def win_rate_of_runs(
+    comparisons: Sequence[Comparison], *, seed: int = 0, num_draws: int = NUM_DRAWS
+) -> Estimate | None:
+    """The raw win rate of a training under several seeds, with an interval over seeds and prompts.
+
+    Args:
+        comparisons: One per seed, over the same prompts.
+        seed: Of the draws.
+        num_draws: Of the interval.
+
+    Returns:
+        None without a comparison; see `bootstrap_estimate`.
+
+    Raises:
+        UserError: They are not over the same prompts.
+    """
+    found = bootstrap_estimate([by_prompt(one) for one in comparisons], seed=seed, num_draws=num_draws)
+    return None if found is None else as_shares(found, sum(len(one.prompts) for one in comparisons))
 
 
 def as_shares(advantage: Estimate, num_items: int | None = None) -> Estimate:

@@ -8,7 +8,8 @@ import torch
 from tiny_models import bpe_tokenizer, tiny_causal
 
 from prefsel.errors import NonFiniteError, UserError
-from prefsel.evaluate.kl import divergence, kl_route, policy_kl, token_kl
+from prefsel.evaluate.divergence import divergence
+from prefsel.evaluate.kl import kl_route, policy_kl, token_kl
 from prefsel.models import score_groups
 from prefsel.models.chat import Encoder
 
