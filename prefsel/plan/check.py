@@ -6,7 +6,7 @@ A record checks what it asks of its neighbours (`config/*.py`); here stands what
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from prefsel.config import PARTS, Config, MetricSpec, PretrainedModel, Selection
@@ -24,6 +24,7 @@ from prefsel.plan.plan import Plan
 from prefsel.plan.resources import check_resources, cluster_address, given_resources
 from prefsel.plan.scores import metric_columns, metric_specs
 from prefsel.rules import parse_rule, require_budgets, rule_columns
+from prefsel.score.function import pairwise_judge, reward_judge
 from prefsel.score.kinds import loader_of
 from prefsel.select.compose import compile_rule
 from prefsel.train.deepspeed_config import refuse_owned
@@ -86,9 +87,13 @@ def check_names(plan: Plan) -> None:
     for scorer in plan.scorers:
         if scorer.runs_models:
             loader_of(scorer.label, scorer)
+        if scorer.function_path:
+            _check_function(f"scorers.{scorer.label}.function", reward_judge, scorer.function_path)
     # Scorers first: a training refers to a scorer's model, and a slip is to be told where it stands.
     for record in (*config.scorers, *config.train, *config.tangents):
         record.check(config)
+    if config.evaluate is not None:
+        _check_evaluation(config)
     for spec in config.train:
         refuse_owned(spec.deepspeed)
         if spec.divergence:
@@ -101,6 +106,27 @@ def check_names(plan: Plan) -> None:
     _check_rules(plan)
     if is_known:
         all_nodes(plan)
+
+
+def _check_evaluation(config: Config) -> None:
+    """An evaluation that can be made, by judges that can be loaded."""
+    options = config.evaluate
+    assert options is not None, "asked where there is one"
+    options.check(config)
+    for judge in options.judges:
+        loader_of(judge.label, judge)
+        if judge.function_path:
+            _check_function("evaluate.judges.function", reward_judge, judge.function_path)
+    for one in options.pairwise:
+        _check_function("evaluate.pairwise.function", pairwise_judge, one.function)
+
+
+def _check_function(field: str, load: Callable[[str], Any], path: str) -> None:
+    """A function of the user's that can be imported here."""
+    try:
+        load(path)
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None
 
 
 def check_budgets(config: Config, eligible: int) -> None:
