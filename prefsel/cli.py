@@ -120,6 +120,12 @@ def train(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None
 
 
 @app.command()
+def generate(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+    """Answer prompts with the models of `generate` (and what must come before)."""
+    _pipeline(config, workspace, overrides, "generate")
+
+
+@app.command()
 def report(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
     """Write the page again from what the workspace holds; computes only what is missing."""
     _pipeline(config, workspace, overrides, None, page=True)

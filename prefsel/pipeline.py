@@ -28,12 +28,13 @@ from prefsel.plan.evaluations import (
     used_columns,
 )
 from prefsel.plan.made import EvolvedPrompts
+from prefsel.plan.models import model_nodes
 from prefsel.plan.node import Kind, Node
 from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.passes import in_passes
 from prefsel.plan.plan import Plan, in_order
 from prefsel.plan.resources import check_resources, cluster_address
-from prefsel.plan.rounds import round_plans
+from prefsel.plan.rounds import generation_plan, last_node, round_plans
 from prefsel.progress import Progress
 from prefsel.stages.eligible import resolve_eligible
 from prefsel.stages.evaluate import evaluate
@@ -58,7 +59,7 @@ UNTIL: dict[str, Callable[[Node], bool]] = {
     "score": lambda node: node.kind == "columns",
     "select": lambda node: node.kind in ("scores", "selection"),
     "train": lambda node: node.kind == "model",
-    "evaluate": lambda node: node.kind == "model" and node.spec.role == "policy",
+    "evaluate": lambda node: node.kind in ("model", "scratch", "selection"),
 }
 """What a command that does a part of the job makes, besides what that needs."""
 
@@ -123,7 +124,7 @@ def run(
         config: the run.
         workspace: directory or URI.
         progress: where it is told.
-        until: only `ingest`, or a key of `UNTIL` and what it needs.
+        until: only `ingest`, or `generate` or a key of `UNTIL`, and what that needs.
         tables: more tables for the report.
         always_report: write the page again although nothing was computed.
 
@@ -145,10 +146,15 @@ def run(
             done.add([resolve_eligible(plan, progress)])
         check_budgets(config, done.reports[-1].rows_out)
         require_imported(plan)
-        make_all(plan, [node for node in all_nodes(plan) if until is None or UNTIL[until](node)], done)
+        answering = [node for spec in config.generate for node in model_nodes(plan, spec.model)]
+        asked = [node for node in all_nodes(plan) if until is None or (until in UNTIL and UNTIL[until](node))]
+        make_all(plan, [*asked, *answering] if until in (None, "generate") else asked, done)
+        if until in (None, "generate"):
+            plans = [generation_plan(plan, spec) for spec in config.generate]
+            rounds += [make_corpus(one, one.node("groups", one.made.policy), progress) for one in plans if one.made]
         if until in (None, "evaluate"):
             evaluations.of_trainings()
-            rounds = [one for arm in config.selfplay for one in play(plan, arm, progress, evaluations)]
+            rounds += [one for arm in config.selfplay for one in play(plan, arm, progress, evaluations)]
     reports = done.reports
     made = [*reports, *evaluations.reports, *(report for one in rounds for report in one.reports)]
     is_new = any(report.computed_shards for report in made)
@@ -198,7 +204,7 @@ def make_all(plan: Plan, wanted: Sequence[Node], done: Done) -> None:
 
 @dataclass(frozen=True)
 class Round:
-    """A round of self-play that was played."""
+    """A corpus that a model answered: of a generation, of a round of self-play, or of the seeds of one."""
 
     plan: Plan
     reports: list[StageReport]
@@ -282,17 +288,10 @@ def play(plan: Plan, arm: SelfPlay, progress: Progress, evaluations: Evaluations
         before = evaluations.of(plan, arm.policy, None if compared_with == arm.policy else compared_with)
     outer, played = plan, list[Round]()
     for number in range(1, arm.rounds + 1):
-        plans = round_plans(outer, arm, number)
-        for one in plans:
-            assert one.made is not None
-            done = Done(progress, one.made.name)
-            label = one.made.name
-            is_last = one is plans[-1]
-            make_all(one, [one.node("model", label) if is_last else one.node("selection", label)], done)
-            played.append(Round(one, done.reports))
-        outer = plans[-1]
-        model = arm.trained_in(number)
-        if arm.stop is None and not is_evaluated(plan.config, model):
+        for one in round_plans(outer, arm, number):
+            played.append(make_corpus(one, last_node(one), progress))
+        outer, model = played[-1].plan, arm.trained_in(number)
+        if arm.train is None or (arm.stop is None and not is_evaluated(plan.config, model)):
             continue
         after = evaluations.of(outer, model, compared_with, round_plan=outer)
         if arm.stop is not None and before is not None:
@@ -317,6 +316,14 @@ def why_ended(stop: EarlyStop, before: StageReport, after: StageReport) -> str:
         return ""
     change = f"the mean reward by {stop.judge} changed by {new - old:+.3g}, from {old:.3g} to {new:.3g}"
     return f"{change}; another round needs a rise of more than {stop.min_gain:g}"
+
+
+def make_corpus(plan: Plan, last: Node, progress: Progress) -> Round:
+    """Make a corpus that a model answers, and what is done with it up to a node."""
+    assert plan.made is not None, "it is made, not read"
+    done = Done(progress, plan.made.name)
+    make_all(plan, [last], done)
+    return Round(plan, done.reports)
 
 
 def _start_ray(config: Config, progress: Progress) -> None:

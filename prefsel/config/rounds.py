@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from prefsel.config.evolve import Evolve
 from prefsel.config.generation import GenerationOptions, PromptChoice
 from prefsel.config.lookup import Lookup, require_model, require_reference, require_single
+from prefsel.config.losses import loss_named
 from prefsel.config.options import Name, Options
 from prefsel.config.pairing import BestWorst, Pairing
 from prefsel.config.scorers import Scorer
@@ -70,8 +71,8 @@ class SelfPlay(Options):
     """Share of a round's pairs that is trained on, the best by the metric; null means 0.4 where `count` is null too."""
     count: int | None = Field(None, ge=1)
     """Or so many of them."""
-    train: RoundTraining
-    """How a round trains."""
+    train: RoundTraining | None = None
+    """How a round trains; null makes the pairs of a single round and trains nothing."""
     start: Literal["first", "previous"] = "first"
     """Where the weights of a round start: from the policy that began (`first`), or from the model of the round before
     (`previous`). OPEN: no source says."""
@@ -84,9 +85,15 @@ class SelfPlay(Options):
     """When to end before the last round; null goes on to the end."""
 
     @model_validator(mode="after")
-    def _one_budget(self) -> SelfPlay:
+    def _fits(self) -> SelfPlay:
         if self.ratio is not None and self.count is not None:
             raise ValueError(f"ratio, count: got {self.ratio} and {self.count}; give one of them")
+        if self.train is None and self.rounds > 1:
+            raise ValueError(
+                f"rounds: got {self.rounds} without `train`; valid: 1, as every further round needs a model"
+            )
+        if self.train is None and (self.mixed_with or self.stop):
+            raise ValueError("mixed_with, stop: only used where a round trains")
         return self
 
     @property
@@ -104,9 +111,7 @@ class SelfPlay(Options):
 
     def reference_of(self, number: int) -> str | None:
         """The reference of a round's training; None where its loss has none."""
-        from prefsel.config.losses import loss_named
-
-        if not loss_named(self.train.loss).uses_reference:
+        if self.train is None or not loss_named(self.train.loss).uses_reference:
             return None
         return self.policy if self.reference == "first" else self.model_of(number)
 
@@ -137,6 +142,14 @@ class SelfPlay(Options):
         require_single(config, f"{field}.policy", self.policy)
         for judge in self.judges:
             judge.check(config)
+            if judge.tangent_name or judge.generates_with or not judge.runs_models or judge.reference_model:
+                raise invalid(
+                    f"{field}.judges", judge.kind, "scorers that give an answer a reward, such as reward_model"
+                )
+            for model in judge.models(config):
+                require_single(config, f"{field}.judges", model)
+        if self.pairs.kind == "by_generator":
+            raise invalid(f"{field}.pairs.kind", self.pairs.kind, "rules of judges: one model answers in a round")
         if self.mixed_with is not None:
             valid = [name for selection in config.selections for name in selection.names]
             if self.mixed_with not in valid:

@@ -92,7 +92,7 @@ class Config(Options):
     @property
     def round_models(self) -> list[str]:
         """Names of the models that rounds of self-play may train."""
-        return [arm.trained_in(number + 1) for arm in self.selfplay for number in range(arm.rounds)]
+        return [arm.trained_in(number + 1) for arm in self.selfplay if arm.train for number in range(arm.rounds)]
 
     @model_serializer(mode="wrap")
     def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from prefsel.config import PARTS, Config, MetricSpec, PretrainedModel, Selection
+from prefsel.config import PARTS, Config, MetricSpec, PretrainedModel, Selection, SelfPlay
 from prefsel.config.lookup import find
 from prefsel.errors import UserError, invalid
 from prefsel.ingest.formats import FORMATS
@@ -18,10 +18,12 @@ from prefsel.metrics import METRICS
 from prefsel.metrics.influence import tangent_names
 from prefsel.metrics.table import find_metric
 from prefsel.plan.columns import scorers_by_column, scorers_for
+from prefsel.plan.evaluated import reward_columns
 from prefsel.plan.models import find_model, head_names, scoring_settings
 from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.plan import Plan
 from prefsel.plan.resources import check_resources, cluster_address, given_resources
+from prefsel.plan.rounds import last_node, round_plans
 from prefsel.plan.scores import metric_columns, metric_specs
 from prefsel.rules import parse_rule, require_budgets, rule_columns
 from prefsel.score.function import pairwise_judge, reward_judge
@@ -44,6 +46,12 @@ def check(config: Config, storage: Storage) -> Plan:
         _check_same_tokens(plan, tangent)
     _check_columns(plan)
     all_nodes(plan)
+    rewards = [] if config.evaluate is None else [column.removeprefix("rm_") for column in reward_columns(plan)]
+    for arm in config.selfplay:
+        _check_rounds(plan, arm)
+        if arm.stop is not None and arm.stop.judge not in rewards:
+            valid = rewards or "none: `evaluate.judges` is empty"
+            raise invalid(f"selfplay.{arm.name}.stop.judge", arm.stop.judge, valid)
     return plan
 
 
@@ -90,10 +98,15 @@ def check_names(plan: Plan) -> None:
         if scorer.function_path:
             _check_function(f"scorers.{scorer.label}.function", reward_judge, scorer.function_path)
     # Scorers first: a training refers to a scorer's model, and a slip is to be told where it stands.
-    for record in (*config.scorers, *config.train, *config.tangents):
+    for record in (*config.scorers, *config.train, *config.tangents, *config.generate, *config.selfplay):
         record.check(config)
     if config.evaluate is not None:
         _check_evaluation(config)
+    for arm in config.selfplay:
+        if arm.stop is not None and config.evaluate is None:
+            raise UserError(
+                f"selfplay.{arm.name}.stop: needs rewards of the models' answers; give `evaluate` with judges"
+            )
     for spec in config.train:
         refuse_owned(spec.deepspeed)
         if spec.divergence:
@@ -153,7 +166,9 @@ def _require_unique(field: str, names: Iterable[str]) -> None:
 def _check_unique_names(config: Config) -> None:
     for field in ("sources", "tangents", "metrics", "selections"):
         _require_unique(field, [record.name for record in getattr(config, field)])
-    _require_unique("models and train", [spec.name for spec in (*config.models, *config.train)])
+    trained = [spec.name for spec in (*config.models, *config.train)]
+    _require_unique("models, train and rounds", [*trained, *config.round_models])
+    _require_unique("selfplay and generate", [spec.name for spec in (*config.selfplay, *config.generate)])
     _require_unique("selections", [name for selection in config.selections for name in selection.names])
     for selection in config.selections:
         if selection.name in (*PARTS, "holdout"):
@@ -186,6 +201,20 @@ def _check_models(plan: Plan) -> None:
                     Encoder(tokenizer, settings["template"], settings["max_length"], settings["truncation"])
                 except UserError as error:
                     raise UserError(f"models.{spec.name}: {error}") from None
+
+
+def _check_rounds(plan: Plan, arm: SelfPlay) -> None:
+    """Rewards, metrics and parameters of rounds: of the first one, and of one that answers with a trained model."""
+    outer = plan
+    try:
+        for number in range(1, min(arm.rounds, 2) + 1):
+            plans = round_plans(outer, arm, number)
+            for one in plans:
+                _check_columns(one)
+                last_node(one)
+            outer = plans[-1]
+    except UserError as error:
+        raise UserError(f"selfplay.{arm.name}: {error}") from None
 
 
 def _is_to_score(plan: Plan, model: str) -> bool:

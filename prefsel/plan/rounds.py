@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from prefsel.config import CausalLogps, Config, MetricSpec, Selection, SelfPlay, TrainDpo
+from prefsel.config import CausalLogps, Config, Generation, MetricSpec, Selection, SelfPlay, TrainDpo
 from prefsel.errors import UserError
 from prefsel.metrics import METRICS
 from prefsel.metrics.table import find_metric
 from prefsel.plan.columns import scorers_for
 from prefsel.plan.made import EvolvedPrompts, Made, SeedPrompts
 from prefsel.plan.models import head_names
-from prefsel.plan.nodes import made_plan
+from prefsel.plan.node import Node
+from prefsel.plan.nodes import made_plan, writes_dataset
 from prefsel.plan.plan import Plan
 
 
@@ -52,6 +53,22 @@ def round_plans(outer: Plan, arm: SelfPlay, number: int) -> list[Plan]:
     return [first, made_plan(outer, config, Made(label, prompts=evolved, pairing=arm.pairs, **shared))]
 
 
+def last_node(plan: Plan) -> Node:
+    """What a plan of a round is made for: its model, or where it trains nothing its subset."""
+    assert plan.made is not None, "a plan of a round is that of a corpus that is made"
+    label = plan.made.name
+    is_trained = any(spec.name == label for spec in plan.config.train)
+    if is_trained:
+        return plan.node("model", label)
+    return plan.node("dataset" if writes_dataset(plan, label) else "selection", label)
+
+
+def generation_plan(outer: Plan, spec: Generation) -> Plan:
+    """The plan of answers that nothing is done with."""
+    seeds = SeedPrompts(spec.prompts.part, spec.prompts.count, spec.prompts.seed, per_shard=spec.prompts_per_shard)
+    return made_plan(outer, outer.config, Made(spec.name, policy=spec.model, prompts=seeds, generation=spec))
+
+
 def judge_rewards(outer: Plan, arm: SelfPlay) -> tuple[str, ...]:
     """The rewards that pairs of an arm are made by: one, or all of them where the pairing compares several."""
     columns = [
@@ -82,16 +99,22 @@ def round_config(outer: Plan, arm: SelfPlay, number: int) -> Config:
     selections = [Selection(name=label, rule=top | arm.budget)]
     if arm.evolve is not None:
         selections.append(Selection(name=f"{label}-seeds", rule=top | {"ratio": arm.evolve.share}, dataset="never"))
-    training = TrainDpo(
-        **arm.train.model_dump(),
-        name=label,
-        selection=label,
-        model=policy if arm.start == "previous" else arm.policy,
-        reference=reference,
-        mixed_with=arm.mixed_with,
+    training = (
+        []
+        if arm.train is None
+        else [
+            TrainDpo(
+                **arm.train.model_dump(),
+                name=label,
+                selection=label,
+                model=policy if arm.start == "previous" else arm.policy,
+                reference=reference,
+                mixed_with=arm.mixed_with,
+            )
+        ]
     )
     changes: dict[str, Any] = {"scorers": scorers, "tangents": [], "metrics": [metric], "selections": selections}
-    return config.model_copy(update=changes | {"train": [*config.train, training]})
+    return config.model_copy(update=changes | {"train": [*config.train, *training]})
 
 
 def filled_params(metric: str, params: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
