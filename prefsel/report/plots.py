@@ -275,6 +275,7 @@ def _course(records: Any, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def new_figure(*, width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Any]:
+    """A figure of one pair of axes; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
