@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -34,7 +34,7 @@ from prefsel.stages.ingest import ingest
 from prefsel.stages.metric import score_metric
 from prefsel.stages.pairing import pair_answers
 from prefsel.stages.prompts import seed_prompts
-from prefsel.stages.report import last_report, write_report
+from prefsel.stages.report import MadeCorpus, last_report, write_report
 from prefsel.stages.score import require_imported, score
 from prefsel.stages.scratch import make_scratch_models
 from prefsel.stages.select import select, write_holdout
@@ -90,6 +90,8 @@ class Outcome:
     """Path of the report in the workspace; None when this run stopped before the end."""
     is_new: bool
     """Whether anything was computed."""
+    made: list[MadeCorpus] = field(default_factory=list)
+    """The corpora that models answered."""
 
 
 Tables = Callable[[Plan, Sequence[StageReport]], Sequence[dict[str, Any]]]
@@ -127,7 +129,7 @@ def run(
     with progress.at("ingest"):
         done.add(ingest(config, storage, progress))
     plan = make_plan(config, storage)
-    rounds: list[Round] = []
+    made: list[MadeCorpus] = []
     if until != "ingest":
         with progress.at("eligible"):
             done.add([resolve_eligible(plan, progress)])
@@ -138,20 +140,21 @@ def run(
         make_all(plan, [*asked, *answering] if until in (None, "generate") else asked, done)
         if until in (None, "generate"):
             plans = [generation_plan(plan, spec) for spec in config.generate]
-            rounds += [make_corpus(one, one.node("groups", one.made.policy), progress) for one in plans if one.made]
+            made += [make_corpus(one, one.node("groups", one.made.policy), progress) for one in plans if one.made]
         if until is None:
-            rounds += [one for arm in config.selfplay for one in play(plan, arm, progress)]
+            made += [one for arm in config.selfplay for one in play(plan, arm, progress)]
     reports = done.reports
-    is_new = any(report.computed_shards for report in [*reports, *(r for one in rounds for r in one.reports)])
+    is_new = any(report.computed_shards for report in [*reports, *(r for one in made for r in one.reports)])
     if until is not None:
-        return Outcome(reports, None, is_new)
+        return Outcome(reports, None, is_new, made)
     page = last_report(plan)
     if is_new or page is None or always_report:
         more = tables(plan, reports) if tables else []
         with progress.phase("writing the report"):
-            page = write_report(plan, reports, seconds=time.monotonic() - started, tables=more)
+            seconds = time.monotonic() - started
+            page = write_report(plan, reports, seconds=seconds, made=made, tables=more)
         is_new = True
-    return Outcome(reports, page, is_new)
+    return Outcome(reports, page, is_new, made)
 
 
 class Done:
@@ -186,40 +189,34 @@ def make_all(plan: Plan, wanted: Sequence[Node], done: Done) -> None:
             done.add(make(plan, together, done.progress))
 
 
-@dataclass(frozen=True)
-class Round:
-    """A corpus that a model answered: of a generation, of a round of self-play, or of the seeds of one."""
-
-    plan: Plan
-    reports: list[StageReport]
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        assert self.plan.made is not None
-        return self.plan.made.name
-
-
-def play(plan: Plan, arm: SelfPlay, progress: Progress) -> list[Round]:
+def play(plan: Plan, arm: SelfPlay, progress: Progress) -> list[MadeCorpus]:
     """Play the rounds of self-play: each answers with the model of the one before.
 
     Returns:
         The corpora that were made, two of a round that evolves its prompts.
     """
-    outer, played = plan, list[Round]()
+    outer, played = plan, list[MadeCorpus]()
     for number in range(1, arm.rounds + 1):
         for one in round_plans(outer, arm, number):
-            played.append(make_corpus(one, last_node(one), progress))
+            played.append(make_corpus(one, last_node(one), progress, arm=arm.name, number=number))
         outer = played[-1].plan
     return played
 
 
-def make_corpus(plan: Plan, last: Node, progress: Progress) -> Round:
-    """Make a corpus that a model answers, and what is done with it up to a node."""
+def make_corpus(plan: Plan, last: Node, progress: Progress, *, arm: str = "", number: int = 0) -> MadeCorpus:
+    """Make a corpus that a model answers, and what is done with it up to a node.
+
+    Args:
+        plan: Of the corpus.
+        last: The node.
+        progress: Where it is told.
+        arm: The self-play it is a round of.
+        number: Which round, from 1.
+    """
     assert plan.made is not None, "it is made, not read"
     done = Done(progress, plan.made.name)
     make_all(plan, [last], done)
-    return Round(plan, done.reports)
+    return MadeCorpus(plan, done.reports, arm, number)
 
 
 def _start_ray(config: Config, progress: Progress) -> None:

@@ -134,7 +134,8 @@ def _check_unique_names(config: Config) -> None:
         _require_unique(field, [record.name for record in getattr(config, field)])
     trained = [spec.name for spec in (*config.models, *config.train)]
     _require_unique("models, train and rounds", [*trained, *config.round_models])
-    _require_unique("selfplay and generate", [spec.name for spec in (*config.selfplay, *config.generate)])
+    _require_unique("selfplay", [arm.name for arm in config.selfplay])
+    _require_unique("generate", [spec.name for spec in config.generate])
     _require_unique("selections", [name for selection in config.selections for name in selection.names])
     for selection in config.selections:
         if selection.name in (*PARTS, "holdout"):

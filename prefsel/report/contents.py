@@ -224,13 +224,29 @@ def _texts(pairs: pa.Table, flat: pa.Table, groups: pa.Table) -> dict[str, pa.Ar
     return {name: exported[name] for name in TEXTS} | ratings
 
 
-def read_contents(storage: Storage) -> Contents:
+def all_contents(storage: Storage) -> list[Contents]:
+    """The contents of the corpus that was read from files, then of those that models answered; errors as there."""
+    made = [one["name"] for one in _last_manifest(storage).get("made", ())]
+    return [read_contents(storage, name) for name in (None, *made)]
+
+
+def read_contents(storage: Storage, corpus: str | None = None) -> Contents:
     """The contents of a workspace, as its last finished run left them.
 
+    Args:
+        storage: The workspace.
+        corpus: Of one that a model answered, such as a round of self-play, its name; None: what was read from files.
+
     Raises:
-        UserError: No run has finished here, or the corpus changed since then.
+        UserError: No run has finished here, the corpus changed since then, or there is none of this name.
     """
     manifest = _last_manifest(storage)
+    if corpus is not None:
+        made = {one["name"]: one for one in manifest.get("made", ())}
+        if corpus not in made:
+            raise UserError(f"corpus: got {corpus!r}; valid: {', '.join(made) or 'none: no model answered anything'}")
+        stages = tuple(StageReport(**stage) for stage in made[corpus]["stages"])
+        return Contents(storage, Catalog.from_json(made[corpus]["catalog"]), stages)
     catalog = read_catalog(storage)
     if catalog.fingerprint(storage) != manifest["corpus"]:
         raise UserError("workspace: the corpus changed since the last run; run again first (`prefsel run`)")

@@ -11,7 +11,7 @@ import pyarrow as pa
 from prefsel.errors import UserError
 from prefsel.numbers.histogram import Histogram
 from prefsel.reasons import meaning
-from prefsel.report.contents import TEXTS, Contents, read_contents
+from prefsel.report.contents import TEXTS, Contents, all_contents
 from prefsel.report.examples import transcript
 from prefsel.select.percentiles import Percentiles, selection_percentiles
 from prefsel.workspace.catalog import ShardRef
@@ -27,7 +27,10 @@ def explain_pair(storage: Storage, pair_id: str) -> Iterator[str]:
     Raises:
         UserError: No finished run, no such pair, or several.
     """
-    yield from explain_in(read_contents(storage), pair_id)
+    known = all_contents(storage)
+    holding = [one for one in known if find_pair(one, pair_id.lower())]
+    for contents in holding or known[:1]:
+        yield from explain_in(contents, pair_id)
 
 
 def explain_in(contents: Contents, pair_id: str) -> Iterator[str]:

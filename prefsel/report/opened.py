@@ -153,11 +153,12 @@ class Workspace:
         return "\n".join(stage.sentence() for stage in self.stages)
 
 
-def open_workspace(uri: str | Path) -> Workspace:
+def open_workspace(uri: str | Path, corpus: str | None = None) -> Workspace:
     """Open a workspace for reading; needs no cluster, no model and neither torch nor Ray.
 
     Args:
         uri: A directory or a URI (`s3://`, `gs://`).
+        corpus: Of one that a model answered, such as a round of self-play, its name; None: what was read from files.
 
     Returns:
         What the last finished run left; see `Workspace`.
@@ -167,4 +168,4 @@ def open_workspace(uri: str | Path) -> Workspace:
     """
     storage = Storage(str(uri))
     storage.require_folder()
-    return Workspace(redact(storage.uri), read_contents(storage))
+    return Workspace(redact(storage.uri), read_contents(storage, corpus))

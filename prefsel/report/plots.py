@@ -84,7 +84,7 @@ def _histogram(all_pairs: Any, kept: Any, marks: Sequence[float], metric: Any, t
     edges, count_B = found
     limit, beyond = readable_height(count_B)
     with matplotlib.rc_context(RC):
-        figure, axes = _figure()
+        figure, axes = new_figure()
         part = bins(kept)
         colour = KEPT if part is None else ALL
         axes.stairs(count_B, edges, fill=True, color=colour, alpha=0.25, label="could be kept")
@@ -109,7 +109,7 @@ def _histogram(all_pairs: Any, kept: Any, marks: Sequence[float], metric: Any, t
         axes.grid(axis="y")
         axes.set_xlabel(f"score_{metric}")
         axes.set_ylabel("pairs per bin")
-        return _svg(figure, f"{title}: score_{metric}")
+        return as_svg(figure, f"{title}: score_{metric}")
 
 
 def bins(histogram: Any) -> tuple[np.ndarray, np.ndarray] | None:
@@ -178,7 +178,7 @@ def length_bias(selections: Sequence[Mapping[str, Any]]) -> Markup | None:
     if not rows:
         return None
     with matplotlib.rc_context(RC):
-        figure, axes = _figure(height=0.75 + 0.26 * len(rows))
+        figure, axes = new_figure(height=0.75 + 0.26 * len(rows))
         for place, (_, before, after) in enumerate(rows):
             axes.plot([before, after], [place, place], color=MUTED, linewidth=1.2)
             axes.plot(
@@ -195,7 +195,7 @@ def length_bias(selections: Sequence[Mapping[str, Any]]) -> Markup | None:
         axes.set_xlabel(f"mean length of chosen − rejected, {unit}")
         axes.grid(axis="x")
         _legend_above(axes)
-        return _svg(figure, "Mean length difference of chosen and rejected, eligible and kept, per selection")
+        return as_svg(figure, "Mean length difference of chosen and rejected, eligible and kept, per selection")
 
 
 # ------------------------------------------------------------------------------------------------------ training
@@ -217,9 +217,9 @@ def training_curves(training: Mapping[str, Any]) -> list[Markup]:
         if not len(steps[0]) and not len(evaluations[0]):
             continue
         with matplotlib.rc_context(RC):
-            figure, axes = _figure(width=2.7, height=1.95)
+            figure, axes = new_figure(width=2.7, height=1.95)
             _course_panel(axes, key, steps, evaluations)
-            figures.append(_svg(figure, f"{title} of {training.get('name')} by step"))
+            figures.append(as_svg(figure, f"{title} of {training.get('name')} by step"))
     return figures
 
 
@@ -249,7 +249,7 @@ def held_out_accuracy(trainings: Sequence[Mapping[str, Any]]) -> Markup | None:
     if len(courses) < 2:
         return None
     with matplotlib.rc_context(RC):
-        figure, axes = _figure(height=2.4 + 0.2 * -(-len(courses) // 2))
+        figure, axes = new_figure(height=2.4 + 0.2 * -(-len(courses) // 2))
         for place, (name, (step, accuracy)) in enumerate(courses.items()):
             colour, style = SERIES[place % len(SERIES)], STYLES[place // len(SERIES) % len(STYLES)]
             marker = "os^Dvx"[place % 6]
@@ -261,7 +261,7 @@ def held_out_accuracy(trainings: Sequence[Mapping[str, Any]]) -> Markup | None:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.grid(axis="y")
         figure.legend(loc="outside lower center", ncols=2, handlelength=2.2)
-        return _svg(figure, "Held-out accuracy by step of every training")
+        return as_svg(figure, "Held-out accuracy by step of every training")
 
 
 def _course(records: Any, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -274,7 +274,8 @@ def _course(records: Any, key: str) -> tuple[np.ndarray, np.ndarray]:
 # ---------------------------------------------------------------------------------------------------------- SVG
 
 
-def _figure(*, width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Any]:
+def new_figure(*, width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Any]:
+    """An empty figure of some inches, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
@@ -284,7 +285,7 @@ def _legend_above(axes: Any) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0, handlelength=1.0)
 
 
-def _svg(figure: Figure, label: str) -> Markup:
+def as_svg(figure: Figure, label: str) -> Markup:
     """The figure as an `<svg>` element: no prologue, no addresses, page colours, ids that no other figure has."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

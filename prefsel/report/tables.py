@@ -32,6 +32,9 @@ from prefsel.report.formatting import (
 STEPS = {
     "ingest": "Ingest",
     "eligible": "Eligibility",
+    "prompts": "Prompts",
+    "generate": "Answers",
+    "pair": "Pairs of answers",
     "scratch": "Models made here",
     "reward": "Reward models",
     "score": "Scoring",
