@@ -253,6 +253,25 @@ def test_a_poisoned_prompt_leaves_its_neighbours_alone(tokenizer, few_rows):
     assert generator.counters["poisoned"] == poisoned > 3
 
 
+def test_no_pass_mixes_devices(tokenizer, few_rows, monkeypatch):
+    """On the device `meta`, which refuses tensors of another one as a GPU does; what is drawn there is made up."""
+    model, drawn = tiny_causal().to(torch.bfloat16).to("meta"), []
+
+    def draw(rows, logits_BV, sampling):
+        assert logits_BV.device.type == "meta"
+        assert logits_BV.shape == (len(rows), 400)
+        drawn.append(len(rows))
+        return [EOS if (row.prompt + row.sample + len(row.tokens)) % 17 == 16 else 9 for row in rows]
+
+    monkeypatch.setattr(engine, "draw", draw)
+    monkeypatch.setitem(engine.MOST_ROWS, "cuda", 12)
+    found = Generator(model, tokenizer).generate(random_prompts(9), range(9), 3, Sampling(max_new_tokens=40))
+    assert [[len(one.tokens) for one in many] for many in found] == [
+        [16 - (prompt + sample) % 17 for sample in range(3)] for prompt in range(9)
+    ]
+    assert sum(drawn) == sum(len(one.tokens) + 1 for many in found for one in many)
+
+
 def test_all_end_tokens_end_a_response(model, tokenizer):
     prompts = random_prompts(4)
     (whole,), *_ = Generator(model, tokenizer).generate(prompts, range(4), 1, Sampling(max_new_tokens=30))
