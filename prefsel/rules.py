@@ -377,12 +377,12 @@ def _require_one_score(rule: Rule, path: str) -> None:
 
 def _require_one_flip(rule: Rule, path: str) -> None:
     """Two rules that turn labels could contradict each other."""
-    turning = [one for one in tables_in(rule.model_dump()) if one.get("action") == "flip"]
-    if len(turning) > 1:
-        raise UserError(f"{path}: {len(turning)} rules have the action flip; valid: one, which is given all judges")
+    flipping = [one for one in tables_in(rule.model_dump()) if one.get("action") == "flip"]
+    if len(flipping) > 1:
+        raise UserError(f"{path}: {len(flipping)} rules have the action flip; valid: one, which is given all judges")
 
 
-def turns_labels(rule: Any) -> bool:
+def flips_labels(rule: Any) -> bool:
     """Whether a rule's table may keep pairs with their label turned; it need not be a valid rule."""
     return any(one.get("action") == "flip" for one in tables_in(rule))
 

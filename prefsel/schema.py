@@ -111,6 +111,10 @@ SELECTION = pa.schema(
     ]
 )
 
+FLIPPED = "flipped"
+"""A further column of selections, datasets and exports, bool, where the rule may turn labels: whether chosen and
+rejected are exchanged, with every number of either side. `pair_id` stays that of the pair as it was labelled."""
+
 
 TRAINED_ON = "trained_on.parquet"
 """The prompt_ids that a model was trained on, one column `prompt_id`, in the folder of its weights."""

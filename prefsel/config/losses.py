@@ -86,3 +86,17 @@ def used_options(loss: Loss) -> set[str]:
 def losses_with(option: str) -> list[str]:
     """Names of the losses of this package that an option of `DpoOptions` belongs to."""
     return [name for name, loss in LOSSES.builtin.items() if option in used_options(loss)]
+
+
+def cannot_exchange(loss: Loss, options: Any) -> str:
+    """Why a loss with chosen and rejected exchanged is not that of the turned label; empty where it is.
+
+    Args:
+        loss: Any.
+        options: Of the training, a `DpoOptions`.
+    """
+    if loss.columns:
+        return f"which takes {', '.join(loss.columns)} of the pair as labelled"
+    if smoothing := loss.parameters(options).get("label_smoothing"):
+        return f"which assumes already that a share of {smoothing:g} of the labels is turned (label_smoothing)"
+    return ""

@@ -23,7 +23,7 @@ from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.plan import Plan
 from prefsel.plan.resources import check_resources, cluster_address, given_resources
 from prefsel.plan.scores import metric_columns, metric_specs
-from prefsel.rules import parse_rule, require_budgets, rule_columns
+from prefsel.rules import flips_labels, parse_rule, require_budgets, rule_columns
 from prefsel.score.kinds import loader_of
 from prefsel.select.compose import compile_rule
 from prefsel.train.deepspeed_config import refuse_owned
@@ -93,6 +93,9 @@ def check_names(plan: Plan) -> None:
         refuse_owned(spec.deepspeed)
         if spec.divergence:
             _check_divergence(config, spec)
+        if spec.weight:
+            _check_weight(config, spec)
+        _check_labels(config, spec)
     for metric in config.metrics:
         _check_metric(config, metric)
     is_known = not _asks_models_for_heads(plan)
@@ -274,6 +277,23 @@ def _check_influence(config: Config, field: str, params: Any) -> None:
                 raise invalid(f"{field}.{key}", given, f"{wanted!r}, the tangent's")
         if tangent.beta != params.beta and not params.any_beta:
             raise invalid(f"{field}.beta", params.beta, f"{tangent.beta:g}, the tangent's; or any_beta: true")
+
+
+def _check_weight(config: Config, spec: Any) -> None:
+    """The weights are those of a metric."""
+    field, names = f"train.{spec.name}.weight", [one.name for one in config.metrics]
+    if spec.weight not in names:
+        raise invalid(field, spec.weight, names or "none: `metrics` is empty")
+
+
+def _check_labels(config: Config, spec: Any) -> None:
+    """What is known of pairs as they are labelled says nothing of pairs whose label a rule turns."""
+    rules = {one.name: one.rule for one in config.selections}
+    used = [name for name in ("weight", "divergence") if getattr(spec, name)]
+    if used and flips_labels(rules.get(spec.selection, {})):
+        raise invalid(
+            f"train.{spec.name}.{used[0]}", getattr(spec, used[0]), f"none: selection {spec.selection!r} turns labels"
+        )
 
 
 def _check_divergence(config: Config, spec: Any) -> None:

@@ -13,6 +13,7 @@ from prefsel.numbers.histogram import Histogram
 from prefsel.reasons import meaning
 from prefsel.report.contents import TEXTS, Contents, read_contents
 from prefsel.report.examples import transcript
+from prefsel.schema import FLIPPED
 from prefsel.select.percentiles import Percentiles, selection_percentiles
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
@@ -90,7 +91,8 @@ def _explain_selection(contents: Contents, shard: ShardRef, name: str, pair_id: 
     selection = contents.selections[name]
     details = selection.details
     kept = {row["pair_id"].hex(): row for row in contents.kept(name, shard).to_pylist()}.get(pair_id)
-    verdict = f"kept, stratum {kept['stratum']}" if kept else f"not kept ({_told(reason)})"
+    turned = ", flipped (chosen and rejected exchanged)" if kept and kept.get(FLIPPED) else ""
+    verdict = f"kept{turned}, stratum {kept['stratum']}" if kept else f"not kept ({_told(reason)})"
     row = _scored(contents, shard, details["metric"], pair_id)
     if row["score"] is not None:
         (percentile,) = selection_percentiles(selection).of(np.array([row["score"]]))

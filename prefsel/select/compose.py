@@ -127,7 +127,7 @@ class CompiledRule:
     """The column that stands for the whole rule: attached to kept pairs, shown in reports."""
     descending: bool
     """Whether larger values of `score` are selected first."""
-    turns: str | None = None
+    flips: str | None = None
     """The score below 0 of which a kept pair has its label turned; None: every label stays."""
 
     @property
@@ -196,20 +196,20 @@ def compile_rule(rule: Rule) -> CompiledRule:
     score = _score(rule, scores)
     if isinstance(rule, Dedupe):  # the outermost is the first one made
         score = next(step.column for step in made if step.how == "best")
-    turning = _turning(rule)
+    flipping = _flipping(rule)
     return CompiledRule(
-        inputs, tuple(made), keep, score, _descending(rule), None if turning is None else scores[turning]
+        inputs, tuple(made), keep, score, _descending(rule), None if flipping is None else scores[flipping]
     )
 
 
-def _turning(rule: Rule) -> Agree | None:
+def _flipping(rule: Rule) -> Agree | None:
     """The rule inside of `rule` whose action is `flip`, if what it turns can be kept: not in a complement."""
     if isinstance(rule, Agree):
         return rule if rule.action == "flip" and not rule.reverse else None
     if isinstance(rule, Dedupe):
-        return _turning(rule.rule)
+        return _flipping(rule.rule)
     if isinstance(rule, Intersect) and not rule.reverse:
-        return next((found for one in rule.rules if (found := _turning(one)) is not None), None)
+        return next((found for one in rule.rules if (found := _flipping(one)) is not None), None)
     return None
 
 

@@ -136,7 +136,7 @@ def _scattered(row_M: np.ndarray, num_rows: int) -> np.ndarray:
     return is_in_N
 
 
-def turned(plan: CompiledRule, rows: Rows, row_K: np.ndarray) -> np.ndarray | None:
+def flipped(plan: CompiledRule, rows: Rows, row_K: np.ndarray) -> np.ndarray | None:
     """Which of some kept rows have their label turned, bool [K]; None where the rule turns none.
 
     Args:
@@ -144,7 +144,7 @@ def turned(plan: CompiledRule, rows: Rows, row_K: np.ndarray) -> np.ndarray | No
         rows: of the shard, with the score that turns.
         row_K: the kept rows, ascending.
     """
-    return None if plan.turns is None else rows.scores[plan.turns][row_K] < 0
+    return None if plan.flips is None else rows.scores[plan.flips][row_K] < 0
 
 
 def stratum_names(plan: CompiledRule, thresholds: Sequence[Thresholds], rows: Rows, row_K: np.ndarray) -> pa.Array:

@@ -20,7 +20,7 @@ from prefsel.rules import parse_rule
 from prefsel.select import fuse
 from prefsel.select.compose import CompiledRule, Derived, compile_rule
 from prefsel.select.dedupe import KeyedRows, duplicates_to_drop, keyed, scores_left
-from prefsel.select.evaluate import ShardQuery, answer, decide_leaf, kept, turned
+from prefsel.select.evaluate import ShardQuery, answer, decide_leaf, kept, flipped
 from prefsel.select.ranks import Parts, PlacedRows, place_population, positions, positions_of_shard
 
 
@@ -67,8 +67,8 @@ def flipped_rows(table: Any, rule: Mapping[str, Any]) -> np.ndarray:
         NonFiniteError: Likewise.
     """
     plan, row_K, rows = _applied(table, rule)
-    is_turned_K = turned(plan, rows, row_K)
-    return row_K[:0] if is_turned_K is None else row_K[is_turned_K]
+    is_flipped_K = flipped(plan, rows, row_K)
+    return row_K[:0] if is_flipped_K is None else row_K[is_flipped_K]
 
 
 def _applied(table: Any, rule: Mapping[str, Any]) -> tuple[CompiledRule, np.ndarray, Rows]:

@@ -66,8 +66,9 @@ class Thresholds:
     def to_json(self) -> dict[str, Any]:
         """For a manifest: edges, or per stratum the threshold score and pair_id (null: all ties kept)."""
         if self.limits is not None:
-            found = {label_text(label): _named_limits(*both) for label, both in self.limits.items()}
-            return (found[label_text(())] if () in self.limits else found) | {"reverse": self.reverse}
+            if () in self.limits:
+                return _named_limits(*self.limits[()]) | {"reverse": self.reverse}
+            return {label_text(label): _named_limits(*both) for label, both in self.limits.items()}
         if self.edges is not None:
             low, high = self.edges
             named = {"above": low} if math.isinf(high) else {"low": low, "high": high}

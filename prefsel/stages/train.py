@@ -57,6 +57,7 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
         return done
     seal = read_seal(storage, path)
     if seal is None:  # a sealed model without a summary: the driver died after the workers were done
+        _require_weights(plan, spec)
         Artifact(storage, path).log_attempt("training")
         settings = _worker_settings(plan, node)
         steps, note = num_steps(plan, node), f"starting workers, loading {spec.model}"
@@ -70,6 +71,8 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
     made_from = {"training": spec.name, "kind": spec.kind, "selection": spec.selection, "model": spec.model}
     if spec.reference:
         made_from["reference"] = spec.reference
+    if spec.weight:
+        made_from["weight"] = spec.weight
     report = StageReport(
         stage=spec.stage,
         name=node.name,
@@ -87,6 +90,23 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
     for reason, example in info.get("examples", {}).items():
         progress.line(f"train     {node.name}: {reason}: {example}")
     return report
+
+
+def _require_weights(plan: Plan, spec: Any) -> None:
+    """Refuse weights that cannot be any, before a worker starts; pairs are looked at again by the workers.
+
+    Raises:
+        UserError: Names the metric, the smallest and the largest of its scores, and what is valid.
+    """
+    scores = load_summary(plan.storage, plan.node("scores", spec.weight).path) if spec.weight else None
+    if scores is None or not scores.rows_out:
+        return
+    low, high = (scores.details["moments"][end] for end in ("min", "max"))
+    if low < 0 or (spec.weighting == "label" and high > 1):
+        valid = "from 0" if spec.weighting == "loss" else "from 0 to 1, as weighting 'label' takes them for probabilities"
+        raise UserError(
+            f"train.{spec.name}.weight: the scores of {spec.weight!r} run from {low:.6g} to {high:.6g}; valid: {valid}"
+        )
 
 
 def num_steps(plan: Plan, node: Node) -> int:

@@ -40,6 +40,7 @@ def pair_source(plan: Plan, node: Node) -> PairSource:
         rows,
         reference=spec.reference,
         divergence=plan.node("scores", spec.divergence).path if spec.divergence else None,
+        weight=plan.node("scores", spec.weight).path if spec.weight else None,
         aspect=member.aspect,
         fold=member.fold,
         cross_fit=spec.cross_fit,
