@@ -74,6 +74,16 @@ PAIRS = pa.schema(
     ]
 )
 
+CARRIED = "carried"
+"""A further column of pairs, where their source carries fields of its rows: each field's text by its path. A field that
+a row has not is not in the map; a shard whose source carries nothing has no such column."""
+
+
+def pairs_schema(*, has_carried: bool) -> pa.Schema:
+    """Of a shard of pairs."""
+    return PAIRS.append(pa.field(CARRIED, pa.map_(pa.string(), pa.string()))) if has_carried else PAIRS
+
+
 QUARANTINE = pa.schema(
     [
         ("reason", pa.string()),

@@ -36,7 +36,7 @@ def export_rows(
 
     Returns:
         pair_id, prompt_id (hex), prompt, chosen, rejected (lists of role/content messages), source, aspect, then
-        `extra` and the float columns of `flat`.
+        the fields that pairs carry, `extra` and the float columns of `flat`.
     """
     take = pa.array(rows_N)
     kept = pairs.take(take)
@@ -54,6 +54,7 @@ def export_rows(
         "rejected": messages_C.take(pa.array(rejected_N)),
         "source": numbers["source"].combine_chunks(),
         "aspect": kept["aspect"].combine_chunks(),
+        **{name: numbers[name].combine_chunks() for name in carried_in(numbers)},
         **extra,
     }
     for name in numbers.column_names:
@@ -63,6 +64,13 @@ def export_rows(
         of_flat = {name: arrays[name] for name in numbers.column_names if name in arrays}
         arrays |= exchanged_numbers(of_flat, is_flipped_N)
     return pa.table(arrays)
+
+
+def carried_in(flat: pa.Table) -> list[str]:
+    """The columns of a flat pair table that are fields which its pairs carry: text that is not of every corpus."""
+    return [
+        one.name for one in flat.schema if pa.types.is_string(one.type) and one.name not in ("source", "aspect", "dropped")
+    ]
 
 
 def exchanged(is_flipped_N: np.ndarray, chosen_N: np.ndarray, rejected_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

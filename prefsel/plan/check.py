@@ -17,13 +17,13 @@ from prefsel.ingest.readers import list_files
 from prefsel.metrics import METRICS
 from prefsel.metrics.influence import tangent_names
 from prefsel.metrics.table import find_metric
-from prefsel.plan.columns import scorers_by_column, scorers_for
+from prefsel.plan.columns import carried_names, scorers_by_column, scorers_for
 from prefsel.plan.models import find_model, head_names, scoring_settings
 from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.plan import Plan
 from prefsel.plan.resources import check_resources, cluster_address, given_resources
 from prefsel.plan.scores import metric_columns, metric_specs
-from prefsel.rules import flips_labels, parse_rule, require_budgets, rule_columns
+from prefsel.rules import SCORED_STRATA, flips_labels, parse_rule, require_budgets, rule_columns, rule_strata
 from prefsel.score.kinds import loader_of
 from prefsel.select.compose import compile_rule
 from prefsel.train.deepspeed_config import refuse_owned
@@ -213,6 +213,10 @@ def _check_rules(plan: Plan) -> None:
                 if not column.startswith("score_"):
                     raise invalid("rule.score", column, [f"score_{name}" for name in metric_specs(plan)])
                 metric_columns(plan, column.removeprefix("score_"))
+            known = [*SCORED_STRATA, "length_bin", *carried_names(plan)]
+            for name in rule_strata(selection.rule):
+                if name not in known:
+                    raise invalid("rule.by", name, f"{', '.join(known)}; or a field that sources[].carry names")
         except UserError as error:
             raise UserError(f"selections.{selection.name}: {error}") from None
         _check_derived_names(plan.config, selection)

@@ -95,6 +95,12 @@ class Contents:
         """Whether some message of the corpus holds more than role and content: then all tables of it say so."""
         return self.catalog.has_rest(self.storage)
 
+    @cached_property
+    def carried(self) -> tuple[str, ...]:
+        """The fields of rows that some source of the run carries."""
+        sources = configuration(self.storage).get("sources") or []
+        return tuple(dict.fromkeys(name for source in sources for name in source.get("carry") or ()))
+
     def reader(self, wanted: Collection[str] | None = None) -> PairReader:
         """A reader of flat pair tables with every column, or with the sets that some flat columns come from."""
         chosen = tuple(
@@ -102,7 +108,7 @@ class Contents:
             for folder, names in self.columns
             if wanted is None or any(one == name or one.startswith(f"{name}_") for name in names for one in wanted)
         )
-        return PairReader(self.storage, self.eligible, chosen)
+        return PairReader(self.storage, self.eligible, chosen, carried=self.carried)
 
     def selection(self, name: str) -> StageReport:
         """The report of a selection or control.
@@ -174,7 +180,7 @@ class Contents:
             selection: Only the pairs that it kept.
 
         Returns:
-            pair_id and prompt_id (hex), source, aspect, file, what ingest keeps of where the pair came from (`row`),
+            pair_id and prompt_id (hex), source, aspect, fields that pairs carry, file, what ingest keeps of where the pair came from (`row`),
             label_margin, dropped (why it cannot be selected), texts as messages, ratings as maps, the flat columns of
             all scorers, `score_<name>` and `percentile_<name>`, `kept_<selection>` and `reason_<selection>`; more than
             `wanted` where that costs nothing. Of a selection whose rule may turn labels also `flipped_<selection>`;
@@ -201,7 +207,7 @@ class Contents:
         arrays: dict[str, Any] = {
             "pair_id": hex_ids(ids),
             "prompt_id": hex_ids(pairs["prompt_id"]),
-            **{name: flat[name] for name in ("source", "aspect")},
+            **{name: flat[name] for name in ("source", "aspect", *self.carried)},
             "file": pa.repeat(pa.scalar(self.files[shard.key].uri), len(ids)),
             **{one.name: pc.struct_field(provenance, one.name) for one in provenance.type},
             "label_margin": pairs["label_margin"],

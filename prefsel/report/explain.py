@@ -59,6 +59,9 @@ def explain_row(contents: Contents, shard: ShardRef, pair_id: str) -> Iterator[s
     yield f"pair      {pair_id}"
     yield f"from      {shard.key}, {shown['file']} row {shown['row']}"
     yield f"source    {shown['source']}; aspect {shown['aspect'] or '–'}"
+    if contents.carried:
+        told = [f"{name}: {shown[name] or '–'}" for name in contents.carried]
+        yield f"carried   {'; '.join(told)}"
     yield f"dropped   {_told(shown['dropped']) or 'no: eligible'}"
     for side in TEXTS:
         yield f"{side:<9} {transcript(shown[side])[:SHOWN_CHARACTERS]!r}"
