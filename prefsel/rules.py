@@ -173,7 +173,9 @@ class Between(Options):
             raise ValueError("needs low, high, or both")
         tables = [name for name in ("low", "high") if isinstance(getattr(self, name), dict)]
         if bool(tables) != (self.by is not None):
-            raise ValueError(f"{tables[0]}: a table of values needs by" if tables else "by: needs a table as low or high")
+            raise ValueError(
+                f"{tables[0]}: a table of values needs by" if tables else "by: needs a table as low or high"
+            )
         if "length_bin" in (self.by or ()):
             raise ValueError("by: got length_bin, whose bins depend on the data; valid: source, aspect, carried fields")
         if not tables and self.low is not None and self.high is not None and self.low > self.high:
@@ -194,7 +196,7 @@ class Agree(Options):
     """The rows whose label several independent judges confirm; and, turned around, those that all of them contradict.
 
     Every score is a signed margin of one judge: above 0 it prefers the chosen completion. A pair that judges are
-    divided about, or of which one has a margin of 0, is not kept (Skywork-Reward-V2, arXiv 2507.01352, with two).
+    divided about, or of which one has a margin of 0, is not kept (Skywork-Reward-V2, with two).
     """
 
     kind: Literal["agree"]

@@ -154,13 +154,12 @@ class Source(Options):
     """How a row with several completions becomes pairs."""
     carry: list[Path] = []
     """Fields of a row that go along with its pairs, such as `annotator`, `task` or `meta.language`: rules make strata
-    of them (`by`), `reliability` groups, and datasets hold them as columns of text. Numbers become text; a field that is
-    absent or empty is null, and a list or an object refuses the row. Another list reads the source anew."""
+    of them (`by`), `reliability` groups, and datasets hold them as columns of text. Numbers become text; a field that
+    is absent or empty is null, and a list or an object refuses the row. Another list reads the source anew."""
     role: Literal["train", "validation", "holdout", "exclude"] = "train"
     """What the source is for. `train`: selected from. `holdout`: trainings are evaluated on it; it is never selected or
     trained on. `validation`: what influence is measured against, see `split.validation`; it is refused when it shares a
     prompt with what is selected from. `exclude`: its prompts are used nowhere."""
-
 
     @model_validator(mode="after")
     def _carried_have_other_names(self) -> Source:
@@ -170,7 +169,6 @@ class Source(Options):
             if name in OWN_NAMES or name.startswith(OWN_BEGINNINGS) or name.endswith(OWN_ENDS):
                 raise ValueError(f"carry: got {name!r}, as a column of pairs is called already; valid: other fields")
         return self
-
 
     @model_serializer(mode="wrap")
     def _without_empty_carry(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -157,9 +157,9 @@ class DpoOptions(Optimization):
     without a score is left out and counted. Held-out pairs are evaluated without weights."""
     weighting: Literal["loss", "label"] = "loss"
     """What a weight does. `loss` multiplies the loss of its pair, w ℓ, for weights from 0. `label` takes w as the
-    probability that the label is right, from 0 to 1, and trains on both ways round, w ℓ(+) + (1 − w) ℓ(−), ℓ(−) the loss
-    with chosen and rejected exchanged (RE-PO, with the metric `reliability`). Either is divided by the number of pairs
-    of the batch and not by the sum of weights, so that a weight of 1 everywhere changes nothing."""
+    probability that the label is right, from 0 to 1, and trains on both ways round, w ℓ(+) + (1 − w) ℓ(−), ℓ(−) the
+    loss with chosen and rejected exchanged (RE-PO, with the metric `reliability`). Either is divided by the number of
+    pairs of the batch and not by the sum of weights, so that a weight of 1 everywhere changes nothing."""
     order: Literal["shuffled", "given", "score"] = "shuffled"  # type: ignore[assignment]  # one more than other trainings
     """`shuffled` draws a new seeded permutation every epoch; `given` keeps the order of the table; `score` goes by the
     descending score of the selection that is trained on (easy to hard), ties by pair_id."""

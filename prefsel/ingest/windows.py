@@ -272,9 +272,7 @@ def _take(window: _Open, row: RawRow | BadRow, adapt: Adapter, settings: _Settin
         window.bad.append(BadRow(row.row, row.byte_position, row.raw, error.reason, error.detail))
     else:
         window.last_prompt = identified[-1][1] if identified else b""
-        new = [
-            example for example, prompt, ids in identified if _merge(window, example, prompt, ids, row.row, carried)
-        ]
+        new = [example for example, prompt, ids in identified if _merge(window, example, prompt, ids, row.row, carried)]
         window.num_accepted += bool(new)
         window.num_ties += sum(example.ties for example in new)
         window.fields.count(row.value)

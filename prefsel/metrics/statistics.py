@@ -150,7 +150,10 @@ def reply(metric: Metric, params: Options, columns: Columns, request: Request) -
 def _partial(need: Need) -> Partial:
     """What a shard says of one statistic. What overflows in moments is told by the driver, with the range of all."""
     value_N = need.value_N
-    if need.statistic.kind in ("quantile", "upper_bound", "label_share") and not (is_finite_N := np.isfinite(value_N)).all():
+    if (
+        need.statistic.kind in ("quantile", "upper_bound", "label_share")
+        and not (is_finite_N := np.isfinite(value_N)).all()
+    ):
         first = np.flatnonzero(~is_finite_N)[:5].tolist()
         raise NonFiniteError(f"{need.statistic.what}: {np.sum(~is_finite_N)} values overflow, first at rows {first}")
     match need.statistic.kind:

@@ -166,7 +166,5 @@ def fit_label_shares(
         if passes == MAX_PASSES:
             raise PrefselError(f"label shares of {', '.join(logits)}: not found in {passes} passes")
         parts, passes = ask(logits), passes + 1
-    found = {
-        name: LabelShare(_share(one.logit), _share(-one.logit), counts[name]) for name, one in searches.items()
-    }
+    found = {name: LabelShare(_share(one.logit), _share(-one.logit), counts[name]) for name, one in searches.items()}
     return found, passes

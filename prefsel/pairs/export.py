@@ -69,7 +69,9 @@ def export_rows(
 def carried_in(flat: pa.Table) -> list[str]:
     """The columns of a flat pair table that are fields which its pairs carry: text that is not of every corpus."""
     return [
-        one.name for one in flat.schema if pa.types.is_string(one.type) and one.name not in ("source", "aspect", "dropped")
+        one.name
+        for one in flat.schema
+        if pa.types.is_string(one.type) and one.name not in ("source", "aspect", "dropped")
     ]
 
 
@@ -99,4 +101,3 @@ def exchanged_numbers(columns: Mapping[str, pa.Array], is_flipped_N: np.ndarray)
         elif completion_column(name) == name:
             found[name] = pc.if_else(is_flipped, pa.scalar(None, column.type), column)
     return found
-

@@ -180,12 +180,12 @@ class Contents:
             selection: Only the pairs that it kept.
 
         Returns:
-            pair_id and prompt_id (hex), source, aspect, fields that pairs carry, file, what ingest keeps of where the pair came from (`row`),
-            label_margin, dropped (why it cannot be selected), texts as messages, ratings as maps, the flat columns of
-            all scorers, `score_<name>` and `percentile_<name>`, `kept_<selection>` and `reason_<selection>`; more than
-            `wanted` where that costs nothing. Of a selection whose rule may turn labels also `flipped_<selection>`;
-            asked for that selection, its pairs are given as it keeps them: with `flipped`, and where that is true with
-            chosen and rejected exchanged, and label_margin negated.
+            pair_id and prompt_id (hex), source, aspect, fields that pairs carry, file, what ingest keeps of where the
+            pair came from (`row`), label_margin, dropped (why it cannot be selected), texts as messages, ratings as
+            maps, the flat columns of all scorers, `score_<name>` and `percentile_<name>`, `kept_<selection>` and
+            `reason_<selection>`; more than `wanted` where that costs nothing. Of a selection whose rule may turn labels
+            also `flipped_<selection>`; asked for that selection, its pairs are given as it keeps them: with `flipped`,
+            and where that is true with chosen and rejected exchanged, and label_margin negated.
         """
         reader = self.reader(wanted)
         pairs, flat = reader.pairs(shard), reader.flat(shard)

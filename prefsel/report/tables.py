@@ -268,7 +268,8 @@ def rule_sentence(rule: Mapping[str, Any]) -> str:
         return f"the {budget} with the {end} {score}"
     if rule.get("kind") == "quota":
         by = rule.get("by") or []
-        return f"the {budget} with the {end} {score}, shared out by {plain([by] if isinstance(by, str) else list(by)) if by else 'stratum'}"
+        names = plain([by] if isinstance(by, str) else list(by)) if by else "stratum"
+        return f"the {budget} with the {end} {score}, shared out by {names}"
     if rule.get("kind") == "band":
         inside = f"percentiles {plain(rule.get('low'))} and {plain(rule.get('high'))} of {score}"
         return f"the pairs outside {inside}" if reverse else f"the pairs between {inside}"

@@ -78,7 +78,9 @@ def close_pairs(leaf: Keep, cut: Thresholds, rows: Rows) -> ClosePairs:
     for limit_M in _limits(cut, scores):
         distance_M = np.abs(scores.value_N - limit_M)
         is_close_M = distance_M <= TOLERANCE * np.maximum(1.0, np.abs(limit_M))
-        if cut.neighbours is not None or (cut.edges is None and cut.limits is None):  # a number that a person gave knows no ties
+        if cut.neighbours is not None or (
+            cut.edges is None and cut.limits is None
+        ):  # a number that a person gave knows no ties
             is_close_M &= distance_M > 0
         row_M = np.flatnonzero(is_close_M)
         nearest = row_M[np.argsort(distance_M[row_M], kind="stable")][:SHOWN]

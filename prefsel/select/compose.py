@@ -2,9 +2,10 @@
 
     compile_rule  ->  CompiledRule: derived scores, in order, then a leaf or an intersection of leaves
 
-A fusion, an agreement, an intersection with a budget and a dedupe are each a score made from other scores, then a leaf on it. All
-derived scores of a rule are made over one population, the pairs that have every score the rule reads; a dedupe then
-takes pairs away from what its rule is applied to. `fuse.py` makes the scores, `dedupe.py` finds the pairs that stay.
+A fusion, an agreement, an intersection with a budget and a dedupe are each a score made from other scores, then a leaf
+on it. All derived scores of a rule are made over one population, the pairs that have every score the rule reads; a
+dedupe then takes pairs away from what its rule is applied to. `fuse.py` makes the scores, `dedupe.py` finds the pairs
+that stay.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ class Derived:
     label: str
     """Unique within its rule."""
     how: Literal["zscore", "rank", "middle", "random", "agree", "best"]
-    """`zscore`: Σ w z(score). `rank`: Σ w rank / N. `middle`: −max |pct − 50|. `random`: a hash of the pair_id. `agree`:
-    of scores that are all above 0, or all below, the one nearest to 0; else 0. `best`: the one score it is made of,
-    where the pair is the best of its prompt or pair. Ranks are exact, and what is made of them is made in whole numbers
-    (`ranks.py`)."""
+    """`zscore`: Σ w z(score). `rank`: Σ w rank / N. `middle`: −max |pct − 50|. `random`: a hash of the pair_id.
+    `agree`: of scores that are all above 0, or all below, the one nearest to 0; else 0. `best`: the one score it is
+    made of, where the pair is the best of its prompt or pair. Ranks are exact, and what is made of them is made in
+    whole numbers (`ranks.py`)."""
     scores: tuple[str, ...]
     """Columns it is made of."""
     population: tuple[str, ...]

@@ -20,7 +20,7 @@ from prefsel.rules import parse_rule
 from prefsel.select import fuse
 from prefsel.select.compose import CompiledRule, Derived, compile_rule
 from prefsel.select.dedupe import KeyedRows, duplicates_to_drop, keyed, scores_left
-from prefsel.select.evaluate import ShardQuery, answer, decide_leaf, kept, flipped
+from prefsel.select.evaluate import ShardQuery, answer, decide_leaf, flipped, kept
 from prefsel.select.ranks import Parts, PlacedRows, place_population, positions, positions_of_shard
 
 

@@ -23,6 +23,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from prefsel.config import PARTS, Training
+from prefsel.config.losses import WEIGHTS
 from prefsel.errors import PrefselError, UserError, known_error
 from prefsel.plan.models import ModelRef, find_model
 from prefsel.plan.node import Node
@@ -102,8 +103,8 @@ def _require_weights(plan: Plan, spec: Any) -> None:
     if scores is None or not scores.rows_out:
         return
     low, high = (scores.details["moments"][end] for end in ("min", "max"))
-    if low < 0 or (spec.weighting == "label" and high > 1):
-        valid = "from 0" if spec.weighting == "loss" else "from 0 to 1, as weighting 'label' takes them for probabilities"
+    highest, valid = WEIGHTS[spec.weighting]
+    if low < 0 or high > highest:
         raise UserError(
             f"train.{spec.name}.weight: the scores of {spec.weight!r} run from {low:.6g} to {high:.6g}; valid: {valid}"
         )

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prefsel.config.losses import WEIGHTS
 from prefsel.errors import NonFiniteError, UserError, invalid
 from prefsel.models.chat import EncodedGroup, Encoder
 from prefsel.train.pair_source import REFERENCE_COLUMNS
@@ -118,13 +119,12 @@ class TrainingPairs:
             UserError: The column is missing or has nulls; a weight is below 0, or above 1 with `label`; or all are 0.
             NonFiniteError: A weight is NaN or infinite.
         """
-        weight_N, highest = self.numbers("weight", f"weighting {weighting!r}"), np.inf if weighting == "loss" else 1.0
+        weight_N, (highest, valid) = self.numbers("weight", f"weighting {weighting!r}"), WEIGHTS[weighting]
         if len(bad := np.flatnonzero((weight_N < 0) | (weight_N > highest))):
-            valid = "from 0" if weighting == "loss" else "from 0 to 1, as weighting 'label' takes them for probabilities"
             named = _named(self.table["pair_id"].to_pylist(), bad)
             raise UserError(
-                f"weight: got {weight_N[bad[0]]:g} and others in {len(bad):,} of {len(weight_N):,} pairs, first {named}; "
-                f"valid: {valid}"
+                f"weight: got {weight_N[bad[0]]:g} and others in {len(bad):,} of {len(weight_N):,} pairs, "
+                f"first {named}; valid: {valid}"
             )
         if weighting == "loss" and len(weight_N) and not weight_N.any():
             raise UserError(f"weight: got 0 for all {len(weight_N):,} pairs; valid: some above 0")

@@ -73,9 +73,7 @@ class SelectionPairs:
             ids = pairs["pair_id"].combine_chunks().take(pa.array(row_K[row_K < pairs.num_rows]))
             if not ids.equals(kept["pair_id"].combine_chunks()):
                 raise IntegrityError(f"{self.folder}/{shard.key}: its pair_ids are not those of pairs/{shard.key}")
-            attached = {
-                name: kept[name].combine_chunks() for name in ("score", FLIPPED) if name in kept.column_names
-            }
+            attached = {name: kept[name].combine_chunks() for name in ("score", FLIPPED) if name in kept.column_names}
             table = export_rows(row_K, pairs, self.reader.groups(shard), self.reader.flat(shard), attached)
             yield table.select([name for name in columns if name in table.column_names])
 
@@ -155,7 +153,10 @@ class PairSource:
             return None, dropped
         joined = pa.concat_tables(parts, promote_options="permissive")
         # PD is the negative of what is selected by.
-        wanted = (("divergence", self.divergence, "preference_divergence", -1.0), ("weight", self.weight, "weight", 1.0))
+        wanted = (
+            ("divergence", self.divergence, "preference_divergence", -1.0),
+            ("weight", self.weight, "weight", 1.0),
+        )
         for what, folder, name, sign in wanted:
             if folder is not None:
                 joined, unscored = self._with_score(joined, folder, name, sign)

@@ -16,7 +16,9 @@ from prefsel.ingest.windows import Window, ingest_windows
 from prefsel.schema import CARRIED, PAIRS
 
 
-def window(values: list[dict[str, Any]], *, carry: tuple[str, ...] = (), format: str = "prompt_chosen_rejected") -> Window:
+def window(
+    values: list[dict[str, Any]], *, carry: tuple[str, ...] = (), format: str = "prompt_chosen_rejected"
+) -> Window:
     rows = [RawRow(number, None, json.dumps(value).encode(), value) for number, value in enumerate(values)]
     (found,) = ingest_windows(
         iter(rows), file="f", format=format, options=FormatOptions(), rows_per_shard=100, carry=carry
@@ -83,16 +85,21 @@ def test_the_first_row_of_a_pair_counts() -> None:
 
 def test_all_pairs_of_a_row_carry_its_fields() -> None:
     completions = [
-        {"response": text, "annotations": {"help": {"Rating": rating}}} for text, rating in (("a", "1"), ("b", "2"), ("c", "4"))
+        {"response": text, "annotations": {"help": {"Rating": rating}}}
+        for text, rating in (("a", "1"), ("b", "2"), ("c", "4"))
     ]
-    ranked = window([{"instruction": "p", "completions": completions, "task": "chat"}], carry=("task",), format="ultrafeedback")
+    ranked = window(
+        [{"instruction": "p", "completions": completions, "task": "chat"}], carry=("task",), format="ultrafeedback"
+    )
     assert [dict(one) for one in ranked.pairs[CARRIED].to_pylist()] == [{"task": "chat"}] * 3
     single = [
         {"prompt": "p", "completion": text, "label": label, "annotator": who}
         for text, label, who in (("a", True, "ann"), ("b", False, "bob"))
     ]
     found = window(single, carry=("annotator",), format="unpaired")
-    assert [dict(one) for one in found.pairs[CARRIED].to_pylist()] == [{"annotator": "ann"}]  # of the prompt's first row
+    assert [dict(one) for one in found.pairs[CARRIED].to_pylist()] == [
+        {"annotator": "ann"}
+    ]  # of the prompt's first row
 
 
 def test_a_source_without_carried_fields_is_read_as_before() -> None:
@@ -107,7 +114,9 @@ def test_a_source_without_carried_fields_is_read_as_before() -> None:
     assert Source(name="s", paths=["p"], carry=["a"]).model_dump()["carry"] == ["a"]
 
 
-@pytest.mark.parametrize("name", ["source", "chosen", "score", "flipped", "length_bin", "rm_a", "x_chosen", "num_tokens_p"])
+@pytest.mark.parametrize(
+    "name", ["source", "chosen", "score", "flipped", "length_bin", "rm_a", "x_chosen", "num_tokens_p"]
+)
 def test_names_of_other_columns_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"carry: got {name!r}, as a column of pairs is called already"):
         Source(name="s", paths=["p"], carry=[name])

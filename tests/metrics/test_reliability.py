@@ -95,7 +95,9 @@ def test_ends_and_what_nothing_is_known_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found, fitted = score_shards(
-            table([0.0, 0.0, 1.0, 2.0, -1.0, -2.0, 800.0, -900.0], ["zero"] * 2 + ["up"] * 2 + ["down"] * 2 + ["far"] * 2),
+            table(
+                [0.0, 0.0, 1.0, 2.0, -1.0, -2.0, 800.0, -900.0], ["zero"] * 2 + ["up"] * 2 + ["down"] * 2 + ["far"] * 2
+            ),
             "reliability",
             1,
             **PARAMS,

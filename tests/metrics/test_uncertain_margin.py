@@ -45,7 +45,9 @@ def test_against_the_standard_library(num_shards: int) -> None:
             assert np.isnan(score)
             continue
         margins = [row[f"rm_{rm}_chosen"] - row[f"rm_{rm}_rejected"] for rm in "abc"]
-        assert score == pytest.approx(statistics.fmean(margins) - 0.7 * statistics.pstdev(margins), rel=1e-12, abs=1e-12)
+        assert score == pytest.approx(
+            statistics.fmean(margins) - 0.7 * statistics.pstdev(margins), rel=1e-12, abs=1e-12
+        )
 
 
 @pytest.mark.parametrize("rms", [["a"], ["a", "a"], []])

@@ -199,7 +199,9 @@ def flipping(rule: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     if rule.get("action") == "flip":
         return [rule]
-    return [found for one in rule.get("rules", []) + ([rule["rule"]] if "rule" in rule else []) for found in flipping(one)]
+    return [
+        found for one in rule.get("rules", []) + ([rule["rule"]] if "rule" in rule else []) for found in flipping(one)
+    ]
 
 
 def exact_percentile(values: list[float], percent: float) -> Fraction:

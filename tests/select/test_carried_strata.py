@@ -87,7 +87,9 @@ def naive_rows() -> list[dict[str, Any]]:
     for source in "ab":
         for line in lines(source):
             prompt = prompt_id([{"role": "user", "content": line["prompt"]}])
-            ids = [completion_id(prompt, [{"role": "assistant", "content": line[side]}]) for side in ("chosen", "rejected")]
+            ids = [
+                completion_id(prompt, [{"role": "assistant", "content": line[side]}]) for side in ("chosen", "rejected")
+            ]
             margin, task = line["m_chosen"] - line["m_rejected"], line["meta"]["task"]
             rows.append(
                 {
@@ -122,7 +124,9 @@ def test_datasets_and_readers_hold_the_fields(done: Path) -> None:
     assert all(row["meta.task"] == known[row["pair_id"]]["task"] for row in table)
     assert {row["annotator"] for row in table if row["source"] == "b"} == {None}
     assert {row["annotator"] for row in table if row["source"] == "a"} <= {"ann", "bob", "eve"}
-    assert {row["stratum"] for row in table} == {f"{task}/{source}" for task in ("7", "code", "null") for source in "ab"}
+    assert {row["stratum"] for row in table} == {
+        f"{task}/{source}" for task in ("7", "code", "null") for source in "ab"
+    }
     opened = prefsel.open(done).pairs(["pair_id", "meta.task", "annotator"]).to_table().to_pylist()
     assert [row["meta.task"] for row in opened] == [known[row["pair_id"]]["task"] for row in opened]
     first = next(row for row in opened if row["annotator"] == "bob")
@@ -156,7 +160,11 @@ def test_the_report_shows_values_by_stratum(done: Path) -> None:
         (
             {
                 "metrics": [
-                    {"name": "m", "metric": "preference_divergence", "params": {"aspects": ["a", "b"], "own_aspect": "tusk"}}
+                    {
+                        "name": "m",
+                        "metric": "preference_divergence",
+                        "params": {"aspects": ["a", "b"], "own_aspect": "tusk"},
+                    }
                 ],
                 "selections": [],
             },
@@ -172,7 +180,9 @@ def test_fields_that_nobody_carries_are_refused(tmp_path: Path, change: dict[str
 @pytest.mark.usefixtures("local_ray")
 def test_a_stratum_without_a_value_is_named(tmp_path: Path) -> None:
     rule = {"kind": "threshold", "score": "score_m", "by": "meta.task", "low": {"code": 2.0}}
-    with pytest.raises(UserError, match=r"low has no value for 7, null \(by meta.task\); got code; valid: one for each"):
+    with pytest.raises(
+        UserError, match=r"low has no value for 7, null \(by meta.task\); got code; valid: one for each"
+    ):
         run(config(tmp_path, selections=[{"name": "x", "rule": rule}]), tmp_path / "w")
 
 

@@ -96,7 +96,9 @@ edges = st.sampled_from([(0, 100), (10, 90), (20, 80), (0, 60), (33, 67), (50, 1
 bands = joined("band", one_score, edges.map(lambda e: {"low": e[0], "high": e[1]}))
 tops = joined("top", one_score, budgets, reverse)
 above = joined("above", one_score, st.sampled_from([-1.0, 0.0, 0.5, 2.0]).map(lambda x: {"threshold": x}), reverse)
-limits = st.sampled_from([{"low": 0.5}, {"high": 0.5}, {"low": 0.0, "high": 1.0}, {"low": 0.5, "high": 0.5}, {"low": -2}])
+limits = st.sampled_from(
+    [{"low": 0.5}, {"high": 0.5}, {"low": 0.0, "high": 1.0}, {"low": 0.5, "high": 0.5}, {"low": -2}]
+)
 by_source = st.sampled_from(
     [
         {"by": "source", "low": {"hh": 0.5, "uf": 0.0}},

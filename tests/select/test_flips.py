@@ -38,7 +38,11 @@ def lines() -> list[dict[str, Any]]:
     for number in range(60):
         margins = dict(zip(NUMBERS, (number % 3 - 1, number // 3 % 3 - 1)))
         sides = {"chosen": f"labelled {number}", "rejected": f"other {number} " + "x" * (number % 4)}
-        numbers = {f"{name}_{side}": float(10 + (m if side == "chosen" else 0)) for name, m in margins.items() for side in sides}
+        numbers = {
+            f"{name}_{side}": float(10 + (m if side == "chosen" else 0))
+            for name, m in margins.items()
+            for side in sides
+        }
         made.append({"prompt": f"p{number}", **sides, **numbers, "margin": None})
     return made
 
@@ -127,7 +131,16 @@ def test_the_label_keeps_its_name_and_says_that_it_is_turned(done: Any) -> None:
     by_id = {row["pair_id"]: row for row in dataset(home, "sure")}
     assert {row["pair_id"] for row in kept} == by_id.keys()
     for row in kept:
-        same = ("prompt", "chosen", "rejected", "flipped", "rm_a_chosen", "rm_a_rejected", "rm_b_chosen", "rm_b_rejected")
+        same = (
+            "prompt",
+            "chosen",
+            "rejected",
+            "flipped",
+            "rm_a_chosen",
+            "rm_a_rejected",
+            "rm_b_chosen",
+            "rm_b_rejected",
+        )
         assert {name: row[name] for name in same} == {name: by_id[row["pair_id"]][name] for name in same}
         ratings = [dict(row[f"ratings_{side}"]) for side in ("chosen", "rejected")]
         assert [one["a"] for one in ratings] == [row["rm_a_chosen"], row["rm_a_rejected"]]
@@ -179,9 +192,9 @@ def test_the_rows_read_through_are_those_of_the_dataset(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_flip_inside_other_rules(tmp_path: Path) -> None:
-    """Of what judges are sure of the pairs whose first completion is short; every other part has no say in the label."""
+    """What the other part keeps decides which pairs stay, and has no say in their labels."""
     rule = {"kind": "intersect", "rules": [{"kind": "threshold", "score": "score_a", "low": -1.0, "high": -1.0}, AGREE]}
-    plan, reports = run(config(tmp_path, rule), tmp_path / "w")
+    _, reports = run(config(tmp_path, rule), tmp_path / "w")
     (report,) = (one for one in reports if one.stage == "select" and one.name == "sure")
     assert (report.rows_out, report.details["flipped"]) == (7, 7)
     (reverse,) = (one for one in reports if one.stage == "select" and one.name == "sure-reverse")
@@ -234,5 +247,5 @@ def test_what_cannot_turn_labels_is_refused(tmp_path: Path, rule: dict[str, Any]
 @pytest.mark.usefixtures("local_ray")
 def test_a_rule_that_keeps_nothing_says_so(tmp_path: Path) -> None:
     rule = {"kind": "threshold", "score": "score_a", "low": 5.0}
-    with pytest.raises(UserError, match="selections.sure: keeps none of 60 eligible pairs; widen its rule"):
+    with pytest.raises(UserError, match=r"selections\.sure: keeps none of 60 eligible pairs; widen its rule"):
         run(config(tmp_path, rule), tmp_path / "w")

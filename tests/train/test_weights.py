@@ -72,7 +72,9 @@ def test_loss_and_gradient_equal_a_naive_sum(name: str, weighting: str) -> None:
     pair_losses(options, ours_N2, inputs).mean().backward()
     total: Any = 0.0
     for row, weight in enumerate(inputs.columns["weight"].tolist()):
-        logps, reference, tokens = (list(one[row].unbind()) for one in (theirs_N2, inputs.reference_N2, inputs.num_tokens_N2))
+        logps, reference, tokens = (
+            list(one[row].unbind()) for one in (theirs_N2, inputs.reference_N2, inputs.num_tokens_N2)
+        )
         total = total + weight * naive_loss(name, options, logps, reference, tokens)
         if weighting == "label":
             turned = [one[::-1] for one in (logps, reference, tokens)]
@@ -217,7 +219,9 @@ def test_a_table_without_weights_is_refused(policy: Case, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="weight is null in 1 rows"):
         policy.run(tmp_path, table=gap, weight="w")
     # Weights that nobody asked for weigh nothing.
-    assert TrainingPairs.from_table(weighted(policy, some_weights())).weights("loss").tolist() == some_weights().tolist()
+    assert (
+        TrainingPairs.from_table(weighted(policy, some_weights())).weights("loss").tolist() == some_weights().tolist()
+    )
     assert preference().config.weight is None
 
 
