@@ -44,8 +44,8 @@ def _flipped(facts: Mapping[str, Any]) -> str:
         return ""
     return (
         f"\n\nThe label of {facts[FLIPPED]:,} pairs is turned: where `flipped` is true all judges of the rule\n"
-        "preferred the rejected response. There `chosen` and `rejected` are exchanged, with every number of either side, and\n"
-        "`score` is below 0; `pair_id` is that of the pair as it was labelled."
+        "preferred the rejected response. There `chosen` and `rejected` are exchanged, with every number of either\n"
+        "side, and `score` is below 0; `pair_id` is that of the pair as it was labelled."
     )
 
 
