@@ -23,6 +23,7 @@ from prefsel.plan.models import find_model, find_models
 from prefsel.plan.nodes import make_plan
 from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
+from prefsel.stages.train import require_weights
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import verify
@@ -322,6 +323,17 @@ def test_trainings_with_weights_count_what_has_none(done: tuple[Plan, Outcome]) 
     assert trained["weighed"].rows_out == sum(one in known for one in kept)
     first = next(one for one in trained["re-po"].details["history"] if one["event"] == "step")
     assert first["loss"] == pytest.approx(np.log(2), abs=1e-4)  # both ways round, of zero margins
+
+
+def test_weights_that_cannot_be_any_are_refused_before_a_worker_starts(done: tuple[Plan, Outcome]) -> None:
+    plan, _ = done
+    spec = next(one for one in plan.config.train if one.name == "re-po")
+    margins = list(scores_of(plan, "irm").values())
+    told = rf"train.re-po.weight: the scores of 'irm' run from {min(margins):.6g} to {max(margins):.6g}; valid: from 0"
+    for weighting in ("loss", "label"):
+        with pytest.raises(UserError, match=told):
+            require_weights(plan, spec.model_copy(update={"weight": "irm", "weighting": weighting}))
+    require_weights(plan, spec)
 
 
 def selected(plan: Plan, name: str) -> set[str]:

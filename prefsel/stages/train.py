@@ -58,7 +58,7 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
         return done
     seal = read_seal(storage, path)
     if seal is None:  # a sealed model without a summary: the driver died after the workers were done
-        _require_weights(plan, spec)
+        require_weights(plan, spec)
         Artifact(storage, path).log_attempt("training")
         settings = _worker_settings(plan, node)
         steps, note = num_steps(plan, node), f"starting workers, loading {spec.model}"
@@ -93,7 +93,7 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
     return report
 
 
-def _require_weights(plan: Plan, spec: Any) -> None:
+def require_weights(plan: Plan, spec: Any) -> None:
     """Refuse weights that cannot be any, before a worker starts; pairs are looked at again by the workers.
 
     Raises:
