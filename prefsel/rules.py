@@ -178,7 +178,7 @@ class Between(Options):
             )
         if "length_bin" in (self.by or ()):
             raise ValueError("by: got length_bin, whose bins depend on the data; valid: source, aspect, carried fields")
-        if not tables and self.low is not None and self.high is not None and self.low > self.high:
+        if isinstance(self.low, float) and isinstance(self.high, float) and self.low > self.high:
             raise ValueError(f"low must not be above high: got low={self.low}, high={self.high}")
         return self
 

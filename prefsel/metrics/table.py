@@ -190,7 +190,7 @@ def first_missing(metric: Metric, params: Options, columns: Columns) -> tuple[np
         if name == "pair_id":
             continue
         column_N = columns[name]
-        is_null_N = np.equal(column_N, None) if column_N.dtype == object else np.isnan(column_N)
+        is_null_N = pa.array(column_N).is_null().to_numpy(False) if column_N.dtype == object else np.isnan(column_N)
         if name in unused:
             is_null_N &= ~unused[name]
         missing_N[is_null_N & (missing_N < 0)] = place

@@ -7,8 +7,8 @@ group tells; both together say w = pη / (pη + (1 − p)(1 − η)). EM's step 
 Σ log(pη + (1 − p)(1 − η)), which is concave in η, so from every start inside (0, 1) it ends at the same place: the
 largest likelihood, which may be η = 0 or η = 1. It may be long on its way: of 400 groups of 200 random margins half
 took more than 391 steps to stand still, one in seven more than 20 000. Newton's method on the same likelihood, kept
-inside what is known to hold the place, took 4 on average and at most 13. Each is a pass over the corpus, which ends with its slowest group: 500 random groups
-of 2 000 margins took 13.
+inside what is known to hold the place, took 4 on average and at most 13. Each is a pass over the corpus, which ends
+with its slowest group: 500 random groups of 2 000 margins took 13.
 
 N: margins of a shard; M: those of a group.
 """

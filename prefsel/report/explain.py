@@ -60,8 +60,8 @@ def explain_row(contents: Contents, shard: ShardRef, pair_id: str) -> Iterator[s
     yield f"from      {shard.key}, {shown['file']} row {shown['row']}"
     yield f"source    {shown['source']}; aspect {shown['aspect'] or '–'}"
     if contents.carried:
-        told = [f"{name}: {shown[name] or '–'}" for name in contents.carried]
-        yield f"carried   {'; '.join(told)}"
+        fields = [f"{name}: {shown[name] or '–'}" for name in contents.carried]
+        yield f"carried   {'; '.join(fields)}"
     yield f"dropped   {_told(shown['dropped']) or 'no: eligible'}"
     for side in TEXTS:
         yield f"{side:<9} {transcript(shown[side])[:SHOWN_CHARACTERS]!r}"
