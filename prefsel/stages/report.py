@@ -288,7 +288,8 @@ def examples(plan: Plan, selection: StageReport, *, is_random: bool) -> list[dic
         rows.setdefault(shard, []).append(row)
     shards = {shard.number: shard for shard in corpus}
     reader = pair_reader(plan, dataset_scorers(plan, selection.name))
-    texts = map_shards(example_rows, [(shards[number], rows[number]) for number in rows], shared=reader)
+    folder = selection.artifact if wanted.plan.flips is not None else None
+    texts = map_shards(example_rows, [(shards[number], rows[number]) for number in rows], shared=(reader, folder))
     found = {(shard, row): text for shard, many in zip(rows, texts) for row, text in zip(rows[shard], many)}
     percentiles = selection_percentiles(selection)
     return [shown(kind, one, found[place], percentiles) for place, (kind, one) in picked.items()]
