@@ -26,6 +26,7 @@ SCRIPTS = (
     "ray_overhead",
     "resume_cost",
     "ingest_scale",
+    "generation",
 )
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- benchmarks: written by benchmarks/table.py -->", "<!-- end of benchmarks -->"

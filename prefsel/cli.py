@@ -79,7 +79,8 @@ def _pipeline(file: Path, workspace: str, overrides: list[str], until: str | Non
         more = "".join(f" --set {shlex.quote(one)}" for one in overrides)
         then = [f"prefsel status {shlex.quote(workspace)}", f"prefsel run {shlex.quote(str(file))} {place}{more}"]
     seconds = time.monotonic() - started
-    for line in closing(outcome.reports, seconds=seconds, workspace=workspace, page=report, then=then):
+    reports = [*outcome.reports, *(report for one in outcome.made for report in one.reports)]
+    for line in closing(reports, seconds=seconds, workspace=workspace, page=report, then=then):
         progress.line(line)
 
 
@@ -230,6 +231,9 @@ def export(
     ] = None,
     columns: Annotated[list[str], typer.Option(help="only these, in this order; repeatable, or a,b,c")] = [],  # noqa: B006
     selection: Annotated[str | None, typer.Option(help="only the pairs that this selection kept")] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="that a model answered, such as a round; default: the files'")
+    ] = None,
     trainer: Annotated[
         str | None, typer.Option("--for", help="write a folder for a trainer: trl, openrlhf, axolotl, llamafactory")
     ] = None,
@@ -242,7 +246,7 @@ def export(
     With --for, write the pairs that a selection kept as a folder which that trainer opens.
     """
     if trainer is not None:
-        _export_for(trainer, workspace, output, columns, selection, leave_out)
+        _export_for(trainer, workspace, output, columns, selection, corpus, leave_out)
         return
     if leave_out:
         raise UserError("--leave-out: it leaves out what a trainer cannot hold; name the trainer with --for")
@@ -252,7 +256,7 @@ def export(
     names = list(dict.fromkeys(name.strip() for given in columns for name in given.split(",") if name.strip()))
     if columns and not names:
         raise UserError(f"--columns: got {','.join(columns)!r}, which names none")
-    opened = open_workspace(workspace)
+    opened = open_workspace(workspace, corpus)
     pairs = opened.pairs(names or None, selection=selection)
     if output is None:
         try:
@@ -269,7 +273,13 @@ def export(
 
 
 def _export_for(
-    trainer: str, workspace: str, output: str | None, columns: list[str], selection: str | None, leave_out: bool
+    trainer: str,
+    workspace: str,
+    output: str | None,
+    columns: list[str],
+    selection: str | None,
+    corpus: str | None,
+    leave_out: bool,
 ) -> None:
     from prefsel.pairs.trainers import TRAINERS
     from prefsel.report.opened import open_workspace
@@ -277,7 +287,7 @@ def _export_for(
 
     if output is None or selection is None or columns:
         raise UserError(f"--for {trainer}: it needs --selection and --output FOLDER, and takes no --columns")
-    written = write_folder(open_workspace(workspace), selection, trainer, output, leave_out=leave_out)
+    written = write_folder(open_workspace(workspace, corpus), selection, trainer, output, leave_out=leave_out)
     typer.echo(f"export: {written.rows:,} pairs for {TRAINERS[trainer].title}: {output}")
     if written.refused:
         typer.echo(f"  left out {written.refused.total():,}: {written.reasons()}")

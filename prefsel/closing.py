@@ -11,7 +11,7 @@ from prefsel.workspace.manifest import StageReport
 WORDS = {
     **{"ingest": "source", "scratch": "small model", "score": "column set", "tangent": "tangent"},
     **{"metric": "pair score", "fuse": "fused score", "select": "selection", "reward": "reward model"},
-    **{"train": "training"},
+    **{"train": "training", "generate": "set of answers", "pair": "set of pairs"},
 }
 """What a stage makes, one each time."""
 MAX_STAGES = 8

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -44,7 +44,7 @@ from prefsel.stages.ingest import ingest
 from prefsel.stages.metric import score_metric
 from prefsel.stages.pairing import pair_answers
 from prefsel.stages.prompts import seed_prompts
-from prefsel.stages.report import last_report, write_report
+from prefsel.stages.report import MadeCorpus, last_report, write_report
 from prefsel.stages.score import require_imported, score
 from prefsel.stages.scratch import make_scratch_models
 from prefsel.stages.select import select, write_holdout
@@ -103,6 +103,8 @@ class Outcome:
     """Path of the report in the workspace; None when this run stopped before the end."""
     is_new: bool
     """Whether anything was computed."""
+    made: list[MadeCorpus] = field(default_factory=list)
+    """The corpora that models answered."""
 
 
 Tables = Callable[[Plan, Sequence[StageReport]], Sequence[dict[str, Any]]]
@@ -140,7 +142,7 @@ def run(
     with progress.at("ingest"):
         done.add(ingest(config, storage, progress))
     plan = make_plan(config, storage)
-    rounds, evaluations = list[Round](), Evaluations(plan, progress)
+    made, evaluations = list[MadeCorpus](), Evaluations(plan, progress)
     if until != "ingest":
         with progress.at("eligible"):
             done.add([resolve_eligible(plan, progress)])
@@ -151,23 +153,24 @@ def run(
         make_all(plan, [*asked, *answering] if until in (None, "generate") else asked, done)
         if until in (None, "generate"):
             plans = [generation_plan(plan, spec) for spec in config.generate]
-            rounds += [make_corpus(one, one.node("groups", one.made.policy), progress) for one in plans if one.made]
+            made += [make_corpus(one, one.node("groups", one.made.policy), progress) for one in plans if one.made]
         if until in (None, "evaluate"):
             evaluations.of_trainings()
-            rounds += [one for arm in config.selfplay for one in play(plan, arm, progress, evaluations)]
+            made += [one for arm in config.selfplay for one in play(plan, arm, progress, evaluations)]
     reports = done.reports
-    made = [*reports, *evaluations.reports, *(report for one in rounds for report in one.reports)]
-    is_new = any(report.computed_shards for report in made)
+    everything = [*reports, *evaluations.reports, *(report for one in made for report in one.reports)]
+    is_new = any(report.computed_shards for report in everything)
     reports += [report for report in evaluations.reports if report.stage == "evaluate"]
     if until is not None:
-        return Outcome(reports, None, is_new)
+        return Outcome(reports, None, is_new, made)
     page = last_report(plan)
     if is_new or page is None or always_report:
         more = tables(plan, reports) if tables else []
         with progress.phase("writing the report"):
-            page = write_report(plan, reports, seconds=time.monotonic() - started, tables=more)
+            seconds = time.monotonic() - started
+            page = write_report(plan, reports, seconds=seconds, made=made, tables=more)
         is_new = True
-    return Outcome(reports, page, is_new)
+    return Outcome(reports, page, is_new, made)
 
 
 class Done:
@@ -200,20 +203,6 @@ def make_all(plan: Plan, wanted: Sequence[Node], done: Done) -> None:
     for together in in_passes([node for node in nodes if plan.makes(node)]):
         with done.progress.at(", ".join(map(str, together))):
             done.add(make(plan, together, done.progress))
-
-
-@dataclass(frozen=True)
-class Round:
-    """A corpus that a model answered: of a generation, of a round of self-play, or of the seeds of one."""
-
-    plan: Plan
-    reports: list[StageReport]
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        assert self.plan.made is not None
-        return self.plan.made.name
 
 
 class Evaluations:
@@ -274,7 +263,7 @@ class Evaluations:
         return used_columns(self.root, [training.selection, getattr(training, "mixed_with", None)])
 
 
-def play(plan: Plan, arm: SelfPlay, progress: Progress, evaluations: Evaluations) -> list[Round]:
+def play(plan: Plan, arm: SelfPlay, progress: Progress, evaluations: Evaluations) -> list[MadeCorpus]:
     """Play the rounds of self-play: each answers with the model of the one before, until none is left or none helps.
 
     Returns:
@@ -286,10 +275,10 @@ def play(plan: Plan, arm: SelfPlay, progress: Progress, evaluations: Evaluations
     before = None
     if arm.stop is not None:
         before = evaluations.of(plan, arm.policy, None if compared_with == arm.policy else compared_with)
-    outer, played = plan, list[Round]()
+    outer, played = plan, list[MadeCorpus]()
     for number in range(1, arm.rounds + 1):
         for one in round_plans(outer, arm, number):
-            played.append(make_corpus(one, last_node(one), progress))
+            played.append(make_corpus(one, last_node(one), progress, arm=arm.name, number=number))
         outer, model = played[-1].plan, arm.trained_in(number)
         if arm.train is None or (arm.stop is None and not is_evaluated(plan.config, model)):
             continue
@@ -318,12 +307,20 @@ def why_ended(stop: EarlyStop, before: StageReport, after: StageReport) -> str:
     return f"{change}; another round needs a rise of more than {stop.min_gain:g}"
 
 
-def make_corpus(plan: Plan, last: Node, progress: Progress) -> Round:
-    """Make a corpus that a model answers, and what is done with it up to a node."""
+def make_corpus(plan: Plan, last: Node, progress: Progress, *, arm: str = "", number: int = 0) -> MadeCorpus:
+    """Make a corpus that a model answers, and what is done with it up to a node.
+
+    Args:
+        plan: Of the corpus.
+        last: The node.
+        progress: Where it is told.
+        arm: The self-play it is a round of.
+        number: Which round, from 1.
+    """
     assert plan.made is not None, "it is made, not read"
     done = Done(progress, plan.made.name)
     make_all(plan, [last], done)
-    return Round(plan, done.reports)
+    return MadeCorpus(plan, done.reports, arm, number)
 
 
 def _start_ray(config: Config, progress: Progress) -> None:

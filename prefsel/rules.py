@@ -1,7 +1,9 @@
 """Rules: what a selection keeps, as checked records, and the arithmetic of budgets and quantiles.
 
-    top, band, above, quota     leaves: rows of one score
+    top, band, above,
+    threshold, quota            leaves: rows of one score
     fuse, random                a new score from several, then its first rows
+    agree                       what several judges say of the label; it may turn it
     intersect                   what all of its rules keep
     dedupe                      one pair per prompt (or per two completions) first, then its rule
 
@@ -11,6 +13,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -36,16 +39,18 @@ Ratio = Annotated[
     Field(gt=0, le=1),
 ]
 """Read as it is written: 0.29 is 29/100, not the nearest binary fraction."""
-Stratum = Literal["source", "aspect", "length_bin"]
+SCORED_STRATA = ("source", "aspect")
+"""Columns of strata that stand beside every committed score."""
 Strata = Annotated[
-    tuple[Stratum, ...],
+    tuple[str, ...],
     BeforeValidator(
         lambda by: (by,) if isinstance(by, str) else by,
-        json_schema_input_type=Stratum | Annotated[tuple[Stratum, ...], Field(min_length=1)],
+        json_schema_input_type=str | Annotated[tuple[str, ...], Field(min_length=1)],
     ),
     Field(min_length=1),
 ]
-"""Columns that make strata; a null is a stratum of its own. `length_bin` is the bin of | |y_w| − |y_l| |."""
+"""Columns that make strata; a null is a stratum of its own. `length_bin` is the bin of | |y_w| − |y_l| |; besides
+`source` and `aspect` there are the fields that a source carries, or any column of a table."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -83,8 +88,8 @@ class Quota(Budget):
     score: str
     """Column of the score; larger is selected first."""
     by: Strata
-    """Columns that make strata: `source`, `aspect`, `length_bin`, or several of them. A null is a stratum of its
-    own."""
+    """Columns that make strata: `source`, `aspect`, `length_bin`, a field that a source carries (`sources[].carry`),
+    or several of them. A null is a stratum of its own."""
     length_bins: int = Field(default=4, ge=2, le=1000)
     """Number of bins of `length_bin`, between quantiles (numpy's `linear`) of the difference in length of the two
     completions over the eligible pairs, in the length unit of the report. A pair's bin is the number of inner edges at
@@ -135,6 +140,81 @@ class Above(Options):
     """Rows are kept when their score is strictly above this number, which is in the unit of the score."""
     reverse: bool = False
     """Keep the rows at and below the number instead."""
+
+
+Limit = Finite | dict[str, Finite]
+
+
+class Between(Options):
+    """The rows from one value of the score to another, both themselves kept; a value per stratum where `by` is given.
+
+    RIP (arXiv 2501.18578) is an intersection of three of them; thresholds by source are those of UltraMix (arXiv
+    2511.10985).
+    """
+
+    kind: Literal["threshold"]
+    """The pairs between two fixed numbers."""
+    score: str
+    """Column of the score."""
+    low: Limit | None = None
+    """Rows are kept from this value on, the value itself included; null: from below. With `by` it may be a table from
+    a stratum to its value."""
+    high: Limit | None = None
+    """Rows are kept up to this value, itself included; null: to above. It may be a table like `low`."""
+    by: Strata | None = None
+    """Columns that make strata, as of a quota but for `length_bin`. A table of values names every stratum that occurs
+    by its values joined by `/`, a null as `null`."""
+    reverse: bool = False
+    """Keep the complement instead: the rows outside, the values themselves not kept."""
+
+    @model_validator(mode="after")
+    def _limits_fit(self) -> Between:
+        if self.low is None and self.high is None:
+            raise ValueError("needs low, high, or both")
+        tables = [name for name in ("low", "high") if isinstance(getattr(self, name), dict)]
+        if bool(tables) != (self.by is not None):
+            raise ValueError(
+                f"{tables[0]}: a table of values needs by" if tables else "by: needs a table as low or high"
+            )
+        if "length_bin" in (self.by or ()):
+            raise ValueError("by: got length_bin, whose bins depend on the data; valid: source, aspect, carried fields")
+        if isinstance(self.low, float) and isinstance(self.high, float) and self.low > self.high:
+            raise ValueError(f"low must not be above high: got low={self.low}, high={self.high}")
+        return self
+
+    def limits(self, stratum: str) -> tuple[float, float]:
+        """The values of a stratum by name, infinite where there is none.
+
+        Raises:
+            KeyError: A table does not name it.
+        """
+        low, high = (one[stratum] if isinstance(one, dict) else one for one in (self.low, self.high))
+        return (-math.inf if low is None else low, math.inf if high is None else high)
+
+
+class Agree(Options):
+    """The rows whose label several independent judges confirm; and, turned around, those that all of them contradict.
+
+    Every score is a signed margin of one judge: above 0 it prefers the chosen completion. A pair that judges are
+    divided about, or of which one has a margin of 0, is not kept (Skywork-Reward-V2, with two).
+    """
+
+    kind: Literal["agree"]
+    """The pairs that several judges agree about."""
+    scores: tuple[str, ...] = Field(min_length=2)
+    """Columns of the judges' signed margins, at least two."""
+    action: Literal["keep", "flip"] = "keep"
+    """What happens where all judges say that the label is wrong. `keep` keeps only what they confirm; `flip` also keeps
+    what they all contradict, with chosen and rejected exchanged. Such a pair keeps its pair_id, and `flipped` is true
+    beside it in selections, datasets and exports."""
+    reverse: bool = False
+    """Keep the complement instead, labelled as it was: what would not be kept."""
+
+    @model_validator(mode="after")
+    def _judges_differ(self) -> Agree:
+        if len(set(self.scores)) < len(self.scores):
+            raise ValueError(f"scores must differ: got {', '.join(self.scores)}; one judge agrees with itself")
+        return self
 
 
 class Fuse(Budget):
@@ -219,19 +299,23 @@ class Dedupe(Options):
     itself."""
 
 
-Leaf: TypeAlias = Top | Band | Above | Quota
-Rule = Annotated[Top | Band | Quota | Above | Fuse | Intersect | Dedupe | Random, Field(discriminator="kind")]
+Leaf: TypeAlias = Top | Band | Above | Between | Quota
+Rule = Annotated[
+    Top | Band | Quota | Above | Between | Fuse | Agree | Intersect | Dedupe | Random, Field(discriminator="kind")
+]
 RULES: dict[str, type[Options]] = {
     "top": Top,
     "band": Band,
     "quota": Quota,
     "above": Above,
+    "threshold": Between,
     "fuse": Fuse,
+    "agree": Agree,
     "intersect": Intersect,
     "dedupe": Dedupe,
     "random": Random,
 }
-LEAVES = ("top", "band", "quota", "above")
+LEAVES = ("top", "band", "quota", "above", "threshold")
 """Kinds that read one score and need no other made of it."""
 Intersect.model_rebuild()
 Dedupe.model_rebuild()
@@ -270,6 +354,7 @@ def parse_rule(rule: Any, path: str = "rule") -> Rule:
         table["budget"] = _checked(Budget, table["budget"], "rule intersect", f"{path}.budget")
     parsed: Any = _checked(RULES[kind], table, f"rule {kind}", path)
     _require_one_score(parsed, path)
+    _require_one_flip(parsed, path)
     return parsed
 
 
@@ -290,6 +375,25 @@ def _require_one_score(rule: Rule, path: str) -> None:
                 raise invalid(f"{path}.rules[{place}].kind", one.kind, "band, as the intersection has a budget")
             if one.reverse:
                 raise UserError(f"{path}.rules[{place}].reverse: a budget keeps the middle; reverse the intersection")
+
+
+def _require_one_flip(rule: Rule, path: str) -> None:
+    """Two rules that turn labels could contradict each other."""
+    flipping = [one for one in tables_in(rule.model_dump()) if one.get("action") == "flip"]
+    if len(flipping) > 1:
+        raise UserError(f"{path}: {len(flipping)} rules have the action flip; valid: one, which is given all judges")
+
+
+def flips_labels(rule: Any) -> bool:
+    """Whether a rule's table may keep pairs with their label turned; it need not be a valid rule."""
+    return any(one.get("action") == "flip" for one in tables_in(rule))
+
+
+def rule_strata(rule: Any) -> Iterator[str]:
+    """The columns of strata that a rule's table names, as often as it does; the table need not be a valid rule."""
+    for one in tables_in(rule):
+        by = one.get("by") if one.get("kind") != "dedupe" else None
+        yield from ([by] if isinstance(by, str) else (name for name in _list(by) if isinstance(name, str)))
 
 
 def readable(title: str, error: ValidationError, valid: Iterable[str], *, path: str = "") -> UserError:
@@ -333,16 +437,16 @@ which broke ties by rounding."""
 
 def arithmetic_of(rule: Any) -> dict[str, str]:
     """What stands in a recipe beside a rule that an earlier version decided by rounded numbers; empty for others."""
-    ranks = RANKS if any(_decides_by_rank(one) for one in _tables(rule)) else {}
-    return ranks | ({"edges": "order statistics"} if any(_has_rounded_edge(one) for one in _tables(rule)) else {})
+    ranks = RANKS if any(_decides_by_rank(one) for one in tables_in(rule)) else {}
+    return ranks | ({"edges": "order statistics"} if any(_has_rounded_edge(one) for one in tables_in(rule)) else {})
 
 
-def _tables(rule: Any) -> Iterator[Mapping[str, Any]]:
+def tables_in(rule: Any) -> Iterator[Mapping[str, Any]]:
     """A rule's table and all inside it; it need not be a valid rule."""
     if isinstance(rule, Mapping):
         yield rule
         for inside in (*_list(rule.get("rules")), rule.get("rule")):
-            yield from _tables(inside)
+            yield from tables_in(inside)
 
 
 def _decides_by_rank(rule: Mapping[str, Any]) -> bool:

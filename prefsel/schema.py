@@ -97,6 +97,16 @@ PAIRS = pa.schema(
     ]
 )
 
+CARRIED = "carried"
+"""A further column of pairs, where their source carries fields of its rows: each field's text by its path. A field that
+a row has not is not in the map; a shard whose source carries nothing has no such column."""
+
+
+def pairs_schema(*, has_carried: bool) -> pa.Schema:
+    """Of a shard of pairs."""
+    return PAIRS.append(pa.field(CARRIED, pa.map_(pa.string(), pa.string()))) if has_carried else PAIRS
+
+
 QUARANTINE = pa.schema(
     [
         ("reason", pa.string()),
@@ -133,6 +143,10 @@ SELECTION = pa.schema(
         ("row", pa.int64()),
     ]
 )
+
+FLIPPED = "flipped"
+"""A further column of selections, datasets and exports, bool, where the rule may turn labels: whether chosen and
+rejected are exchanged, with every number of either side. `pair_id` stays that of the pair as it was labelled."""
 
 
 TRAINED_ON = "trained_on.parquet"

@@ -22,7 +22,7 @@ from prefsel.ingest.identity import completion_id, pair_id, prompt_id
 from prefsel.models.chat import Encoder, Truncation
 from prefsel.models.writer import as_they_came
 from prefsel.pairs.trainers import CannotHold, with_tools
-from prefsel.schema import REST
+from prefsel.schema import FLIPPED, REST
 
 try:
     import datasets
@@ -247,6 +247,8 @@ def _identity(row: Mapping[str, Any]) -> str:
     """The pair_id that a row's text makes, 32 hex digits."""
     prompt = prompt_id(as_they_came(row["prompt"]))
     chosen, rejected = (completion_id(prompt, as_they_came(row[side])) for side in SIDES)
+    if row.get(FLIPPED):  # it was scored as labelled, and keeps that name
+        chosen, rejected = rejected, chosen
     return pair_id(prompt, chosen, rejected, row["aspect"]).hex()
 
 

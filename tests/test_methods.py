@@ -23,6 +23,7 @@ from prefsel.plan.models import find_model, find_models
 from prefsel.plan.nodes import make_plan
 from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
+from prefsel.stages.train import require_weights
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import verify
@@ -48,7 +49,8 @@ def corpus(path: Path) -> str:
             {"response": text, "annotations": {name: {"Rating": str(min(5, value))} for name, value in row.items()}}
             for text, row in zip(texts, rated)
         ]
-        rows.append({"source": "made", "instruction": f"describe thing {number}", "completions": completions})
+        row = {"source": "made", "instruction": f"describe thing {number}", "completions": completions}
+        rows.append(row | {"annotator": ("ann", "bob", None)[number % 3]})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -57,7 +59,7 @@ def table(source: str) -> dict[str, Any]:
     band = {"kind": "band", "low": 10, "high": 90}
     return {
         "name": "methods",
-        "sources": [{"name": "a", "paths": [source], "format": "ultrafeedback"}],
+        "sources": [{"name": "a", "paths": [source], "format": "ultrafeedback", "carry": ["annotator"]}],
         "ingest": {"rows_per_shard": 30},
         "split": {"holdout": 0.1, "proxy": 0.15, "validation": 0.2},
         "models": [
@@ -69,6 +71,8 @@ def table(source: str) -> dict[str, Any]:
             {**DPO, "name": "theta", "selection": "all", "keep_optimizer_state": True},
             {**DPO, "name": "theta_val", "selection": "validation", "model": "theta"},
             {**DPO, "name": "cross", "selection": "all", "cross_fit": {"folds": 2, "seed": 1}},
+            {**DPO, "name": "re-po", "selection": "all", "weight": "right", "weighting": "label"},
+            {**DPO, "name": "weighed", "selection": "pd30", "weight": "who", "model": "theta"},
         ],
         "tangents": [
             {"name": "v", "model": "theta", "reference": "policy"},
@@ -100,6 +104,8 @@ def table(source: str) -> dict[str, Any]:
             {"name": "ifd", "metric": "ifd_margin", "params": {"policy": "policy"}},
             {"name": "filtered", "metric": "filtered_dpo", "params": {"rm": "judge"}},
             {"name": "spread", "metric": "data_map", "params": {"rm": "judge", "axis": "variance"}},
+            {"name": "right", "metric": "reliability", "params": MODELS},
+            {"name": "who", "metric": "reliability", "params": {**MODELS, "by": "annotator"}},
         ],
         "selections": [
             {"name": "pd30", "rule": {"kind": "top", "score": "score_pd", "ratio": 0.3}},
@@ -266,6 +272,77 @@ def test_selections_keep_their_budgets(done: tuple[Plan, Outcome]) -> None:
         assert kept[name][1] == int(kept[name][0] * share + 1e-9)
     assert kept["less10-random"][1] == kept["less10"][1]
     assert 0.5 < kept["tif"][1] / kept["tif"][0] < 0.65
+
+
+@pytest.mark.parametrize(("name", "by"), [("right", "source"), ("who", "annotator")])
+def test_reliability_is_the_naive_fixed_point(done: tuple[Plan, Outcome], name: str, by: str) -> None:
+    """Over two shards, from the log-probs of θ and reference that lie beside the pairs; its η stand in the report."""
+    plan, outcome = done
+    rows, found = rows_of(plan, None), scores_of(plan, name)
+    report = next(one for one in outcome.reports if one.stage == "metric" and one.name == name)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row[by] is not None:
+            groups.setdefault(row[by], []).append(row)
+    assert report.dropped.get("missing_annotator", 0) == sum(row[by] is None for row in rows)
+    assert (report.dropped.get("missing_annotator", 0) > 0) is (by == "annotator")
+    assert report.details["fitted"]["eta_pairs"] == {group: len(many) for group, many in groups.items()}
+    for group, many in groups.items():
+        ratio = {
+            side: np.array([row[f"logps_theta_{side}"] - row[f"logps_policy_{side}"] for row in many])
+            for side in ("chosen", "rejected")
+        }
+        right_N, eta = 1 / (1 + np.exp(-0.1 * (ratio["chosen"] - ratio["rejected"]))), 0.9
+        for _ in range(200_000):
+            weight_N = right_N * eta / (right_N * eta + (1 - right_N) * (1 - eta))
+            if abs(weight_N.mean() - eta) < 1e-15:
+                break
+            eta = float(weight_N.mean())
+        # Where it has not come to rest, EM is still on its way from 0.9 to what was found.
+        share, is_at_rest = report.details["fitted"]["eta"][group], abs(weight_N.mean() - eta) < 1e-15
+        told_N = np.array([found[row["pair_id"]] for row in many])
+        if is_at_rest:
+            assert share == pytest.approx(eta, abs=1e-8)
+            assert told_N == pytest.approx(weight_N, abs=1e-8)
+        else:
+            assert (share > eta) is (eta > 0.9)
+        assert told_N.mean() == pytest.approx(share, abs=1e-12)
+        odds_N = right_N * share / np.maximum(right_N * share + (1 - right_N) * (1 - share), 1e-300)
+        assert told_N == pytest.approx(odds_N, abs=1e-9)
+
+
+def test_trainings_with_weights_count_what_has_none(done: tuple[Plan, Outcome]) -> None:
+    plan, outcome = done
+    trained = {report.name: report for report in outcome.reports if report.stage == "train"}
+    scores = {report.name: report for report in outcome.reports if report.stage == "metric"}
+    assert trained["re-po"].rows_out == scores["right"].rows_out
+    assert trained["re-po"].details["weight"] == "right"
+    known = scores_of(plan, "who")
+    kept = [row["pair_id"] for row in rows_of(plan, None) if row["pair_id"] in selected(plan, "pd30")]
+    assert trained["weighed"].dropped["missing_weight"] == sum(one not in known for one in kept) > 0
+    assert trained["weighed"].rows_out == sum(one in known for one in kept)
+    first = next(one for one in trained["re-po"].details["history"] if one["event"] == "step")
+    assert first["loss"] == pytest.approx(np.log(2), abs=1e-4)  # both ways round, of zero margins
+
+
+def test_weights_that_cannot_be_any_are_refused_before_a_worker_starts(done: tuple[Plan, Outcome]) -> None:
+    plan, _ = done
+    spec = next(one for one in plan.config.train if one.name == "re-po")
+    margins = list(scores_of(plan, "irm").values())
+    told = rf"train.re-po.weight: the scores of 'irm' run from {min(margins):.6g} to {max(margins):.6g}; valid: from 0"
+    for weighting in ("loss", "label"):
+        with pytest.raises(UserError, match=told):
+            require_weights(plan, spec.model_copy(update={"weight": "irm", "weighting": weighting}))
+    require_weights(plan, spec)
+
+
+def selected(plan: Plan, name: str) -> set[str]:
+    folder = plan.node("selection", name).path
+    found: set[str] = set()
+    for shard in plan.catalog.shards:
+        ids = Artifact(plan.storage, f"{folder}/{shard.source}").read(shard.shard)["pair_id"].to_pylist()
+        found |= {one.hex() for one in ids}
+    return found
 
 
 def test_a_fusion_keeps_one_pair_of_each_prompt(done: tuple[Plan, Outcome]) -> None:

@@ -97,7 +97,7 @@ FUSE = {"kind": "fuse", "scores": ["a", "b"], "how": "rank", "ratio": 0.3}
         ({"kind": "top", "ratio": 0.3}, "score: required, but missing"),
         ({"kind": "band", "score": "s", "low": 90, "high": 10}, "low must be below high: got low=90.0, high=10.0"),
         ({"kind": "band", "score": "s", "low": -1, "high": 10}, "low: got -1"),
-        ({"kind": "quota", "score": "s", "ratio": 0.3, "by": "prompt"}, "by.0: got 'prompt'"),
+        ({"kind": "quota", "score": "s", "ratio": 0.3, "by": 3}, "by: got 3"),
         ({"kind": "quota", "score": "s", "ratio": 0.3, "by": []}, "by: got"),
         (
             {"kind": "quota", "score": "s", "ratio": 0.3, "by": "source", "length_bins": 3},
@@ -137,6 +137,28 @@ FUSE = {"kind": "fuse", "scores": ["a", "b"], "how": "rank", "ratio": 0.3}
             "rule.rules[0].reverse: a budget keeps the middle",
         ),
         ({"kind": "dedupe", "by": "prompt"}, "rule: required, but missing"),
+        ({"kind": "threshold", "score": "s"}, "needs low, high, or both"),
+        ({"kind": "threshold", "score": "s", "low": 2, "high": 1}, "low must not be above high: got low=2.0, high=1.0"),
+        ({"kind": "threshold", "score": "s", "low": {"hh": 1}}, "low: a table of values needs by"),
+        ({"kind": "threshold", "score": "s", "low": 1, "by": "source"}, "by: needs a table as low or high"),
+        (
+            {"kind": "threshold", "score": "s", "low": {"length-1": 1}, "by": "length_bin"},
+            "by: got length_bin, whose bins depend on the data",
+        ),
+        ({"kind": "threshold", "score": "s", "low": float("nan")}, "low"),
+        ({"kind": "agree", "scores": ["s"]}, "scores: got ['s']"),
+        ({"kind": "agree", "scores": ["s", "s"]}, "scores must differ: got s, s; one judge agrees with itself"),
+        ({"kind": "agree", "scores": ["s", "t"], "action": "turn"}, "action: got 'turn'"),
+        (
+            {
+                "kind": "intersect",
+                "rules": [
+                    {"kind": "agree", "scores": ["s", "t"], "action": "flip"},
+                    {"kind": "agree", "scores": ["s", "u"], "action": "flip"},
+                ],
+            },
+            "2 rules have the action flip; valid: one",
+        ),
         ({"kind": "dedupe", "by": "aspect", "rule": TOP}, "by: got 'aspect'"),
         (
             {"kind": "dedupe", "by": "pair", "rule": TOP, "reverse": True},

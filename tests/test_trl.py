@@ -197,6 +197,27 @@ def test_text_that_was_changed_since_is_refused(tiny: TinyRun, tmp_path: Path, c
         make(tiny, tmp_path, data, eval_dataset=late, check_pairs=0)
 
 
+def flipped(row: dict[str, Any], number: int) -> dict[str, Any]:
+    """As a rule with the action `flip` writes a pair whose label it turns: under the name of the labelled one."""
+    sides = [f"{name}{side}" for name in ("", "logps_policy_") for side in ("chosen", "rejected")]
+    if number % 3:
+        return {"flipped": False}
+    exchanged = {one: row[other] for one, other in zip(sides, [sides[1], sides[0], sides[3], sides[2]])}
+    return {"flipped": True, **exchanged}
+
+
+def test_a_turned_pair_is_the_one_that_was_scored(tiny: TinyRun, tmp_path: Path) -> None:
+    data = datasets.Dataset.from_list(identified(tiny)).map(flipped, with_indices=True)
+    trainer = make(tiny, tmp_path, data, check_pairs=22, tolerance=1e-5)
+    by_id = {row["pair_id"]: row for row in identified(tiny)}
+    for row in trainer.train_dataset:
+        side = "rejected" if row["flipped"] else "chosen"
+        assert row["ref_chosen_logps"] == pytest.approx(by_id[row["pair_id"]][f"logps_policy_{side}"])
+    lost = data.remove_columns("flipped")
+    with pytest.raises(UserError, match="the text or the aspect of 8 of 22 pairs is not the one that was scored"):
+        make(tiny, tmp_path, lost, check_pairs=0)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from prefsel.config.options import Fraction, Name, Options
 
@@ -125,6 +125,17 @@ class FieldMap(Options):
         return self
 
 
+OWN_NAMES = frozenset(
+    {
+        *("pair_id", "mirror_id", "prompt_id", "prompt", "chosen", "rejected", "source", "aspect", "label_margin"),
+        *("score", "percentile", "stratum", "flipped", "dropped", "file", "row", "tools", "length_bin"),
+    }
+)
+"""What columns of pairs are called already."""
+OWN_BEGINNINGS = ("rm_", "logps_", "dlogps_", "num_tokens_", "ratings_", "score_", "percentile_", "kept_", "reason_")
+OWN_ENDS = ("_chosen", "_rejected")
+
+
 class Source(Options):
     """One named part of the corpus."""
 
@@ -141,11 +152,32 @@ class Source(Options):
     """Which field of a row is what, where no format fits; `format` is then left out."""
     options: FormatOptions = FormatOptions()
     """How a row with several completions becomes pairs."""
+    carry: list[Path] = []
+    """Fields of a row that go along with its pairs, such as `annotator`, `task` or `meta.language`: rules make strata
+    of them (`by`), `reliability` groups, and datasets hold them as columns of text. Numbers become text; a field that
+    is absent or empty is null, and a list or an object refuses the row. Another list reads the source anew."""
     role: Literal["train", "validation", "holdout", "exclude", "prompts"] = "train"
     """What the source is for. `train`: selected from. `holdout`: trainings are evaluated on it; it is never selected or
     trained on. `validation`: what influence is measured against, see `split.validation`; it is refused when it shares a
     prompt with what is selected from. `exclude`: its prompts are used nowhere. `prompts`: its prompts alone are read,
     for models to answer (`generate`, `selfplay`)."""
+
+    @model_validator(mode="after")
+    def _carried_have_other_names(self) -> Source:
+        if len(set(self.carry)) < len(self.carry):
+            raise ValueError(f"carry: names must differ: got {', '.join(self.carry)}")
+        for name in self.carry:
+            if name in OWN_NAMES or name.startswith(OWN_BEGINNINGS) or name.endswith(OWN_ENDS):
+                raise ValueError(f"carry: got {name!r}, as a column of pairs is called already; valid: other fields")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_carry(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A source that carries nothing is written, and so its runs are named, as if there were no such option."""
+        written: dict[str, Any] = dump(self)
+        if not self.carry:
+            written.pop("carry", None)
+        return written
 
 
 class Ingest(Options):

@@ -6,6 +6,7 @@ options by the line; only the workers that train import the function.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -86,3 +87,24 @@ def used_options(loss: Loss) -> set[str]:
 def losses_with(option: str) -> list[str]:
     """Names of the losses of this package that an option of `DpoOptions` belongs to."""
     return [name for name, loss in LOSSES.builtin.items() if option in used_options(loss)]
+
+
+WEIGHTS: Final = {
+    "loss": (math.inf, "from 0"),
+    "label": (1.0, "from 0 to 1, as weighting 'label' takes them for probabilities"),
+}
+"""By what weights do, the largest one there may be (the smallest is 0), and both in words."""
+
+
+def cannot_exchange(loss: Loss, options: Any) -> str:
+    """Why a loss with chosen and rejected exchanged is not that of the turned label; empty where it is.
+
+    Args:
+        loss: Any.
+        options: Of the training, a `DpoOptions`.
+    """
+    if loss.columns:
+        return f"which takes {', '.join(loss.columns)} of the pair as labelled"
+    if smoothing := loss.parameters(options).get("label_smoothing"):
+        return f"which assumes already that a share of {smoothing:g} of the labels is turned (label_smoothing)"
+    return ""

@@ -92,6 +92,10 @@ class SelfPlay(Options):
             raise ValueError(
                 f"rounds: got {self.rounds} without `train`; valid: 1, as every further round needs a model"
             )
+        if self.generation.samples < 2:
+            raise ValueError(f"generation.samples: got {self.generation.samples}; a pair needs at least 2")
+        if self.generation.temperature == 0:
+            raise ValueError("generation.temperature: got 0, at which all samples are equal; valid: above 0")
         if self.train is None and (self.mixed_with or self.stop):
             raise ValueError("mixed_with, stop: only used where a round trains")
         return self

@@ -23,7 +23,7 @@ from prefsel.config.lookup import (
     require_untrained,
     require_validation,
 )
-from prefsel.config.losses import LOSSES, loss_named, losses_with, used_options
+from prefsel.config.losses import LOSSES, cannot_exchange, loss_named, losses_with, used_options
 from prefsel.config.options import Fraction, Name, Options, default_kind
 from prefsel.errors import UserError, invalid
 from prefsel.plugins.registry import require_one
@@ -152,6 +152,14 @@ class DpoOptions(Optimization):
     divergence: str | None = None
     """Name of the metric of this configuration whose score is −PD, for `dfpo` and `weighted_dfpo`, which add PD to the
     margin of every pair."""
+    weight: str | None = None
+    """Name of the metric of this configuration whose score w is the weight of every pair; null weighs all alike. A pair
+    without a score is left out and counted. Held-out pairs are evaluated without weights."""
+    weighting: Literal["loss", "label"] = "loss"
+    """What a weight does. `loss` multiplies the loss of its pair, w ℓ, for weights from 0. `label` takes w as the
+    probability that the label is right, from 0 to 1, and trains on both ways round, w ℓ(+) + (1 − w) ℓ(−), ℓ(−) the
+    loss with chosen and rejected exchanged (RE-PO, with the metric `reliability`). Either is divided by the number of
+    pairs of the batch and not by the sum of weights, so that a weight of 1 everywhere changes nothing."""
     order: Literal["shuffled", "given", "score"] = "shuffled"  # type: ignore[assignment]  # one more than other trainings
     """`shuffled` draws a new seeded permutation every epoch; `given` keeps the order of the table; `score` goes by the
     descending score of the selection that is trained on (easy to hard), ties by pair_id."""
@@ -177,17 +185,22 @@ class DpoOptions(Optimization):
         if unknown := sorted(set(self.loss_params) - set(loss.params)):
             valid = ", ".join(loss.params) or "none"
             raise ValueError(f"loss_params: got {', '.join(unknown)} with loss {self.loss!r}; valid: {valid}")
+        if self.weight is None and self.weighting != "loss":
+            raise ValueError(f"weighting: got {self.weighting!r} without weight; valid: the name of a metric as weight")
+        if self.weighting == "label" and (fault := cannot_exchange(loss, self)):
+            raise ValueError(f"weighting: got 'label' with loss {self.loss!r}, {fault}; valid: loss")
         if self.loss == "robust_dpo" and self.label_smoothing == 0:
             raise ValueError("label_smoothing: got 0.0 with loss 'robust_dpo'; valid: above 0, below 0.5 (0 is dpo)")
         return self
 
     @model_serializer(mode="wrap")
     def _without_empty_params(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A loss without parameters of its own is written, and so named, as if there were no such option."""
+        """A loss without parameters of its own, or without weights, is written, and so named, as if there were no such
+        option."""
         written: dict[str, Any] = dump(self)
-        for name in ("loss_params", "mixed_with"):
-            if not written.get(name):
-                written.pop(name, None)
+        unused = [name for name in ("loss_params", "mixed_with") if not written.get(name)]
+        for name in [*unused, *([] if self.weight else ["weight", "weighting"])]:
+            written.pop(name, None)
         return written
 
     @model_validator(mode="after")
@@ -272,6 +285,10 @@ class TrainingRecord(Placement):
         @property
         def mixed_with(self) -> str | None:
             """A further selection that it is trained on."""
+
+        @property
+        def weight(self) -> str | None:
+            """Name of the metric whose score weighs every pair."""
 
         @property
         def aspects(self) -> list[str]:
@@ -364,8 +381,8 @@ class TrainDpo(DpoOptions, TrainingRecord):
             names = [name for selection in config.selections for name in selection.names]
             if self.mixed_with not in names:
                 raise invalid(f"{field}.mixed_with", self.mixed_with, names or "none: `selections` is empty")
-            if self.divergence:
-                raise invalid(f"{field}.mixed_with", self.mixed_with, "none with a divergence")
+            if self.divergence or self.weight:
+                raise invalid(f"{field}.mixed_with", self.mixed_with, "none with a divergence or a weight")
         if self.lora is not None and importlib.util.find_spec("peft") is None:
             raise UserError(f"{field}.lora: needs the extra `peft`: pip install 'prefsel[peft]'")
 
@@ -402,6 +419,7 @@ class TrainReward(RewardOptions, TrainingRecord):
     reference: ClassVar[None] = None
     divergence: ClassVar[None] = None
     mixed_with: ClassVar[None] = None
+    weight: ClassVar[None] = None
     max_eval_pairs: ClassVar[int] = 0
     keep_optimizer_state: ClassVar[bool] = False
 

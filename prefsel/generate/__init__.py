@@ -1,1 +1,10 @@
-"""Prompts → new completions."""
+"""Prompts → new completions.
+
+    engine ── prompts once, rows that come and go ──► responses ──► quality: which are of no use, and why
+     ├─ cohort, attention   keys and values of prompts and rows
+     ├─ plain               transformers' own loop, for models that these would not serve exactly
+     ├─ draw                a token by a random number of its own
+     └─ settings            end tokens, and what of a model's generation settings is not applied
+
+`sample` is the engine for callers that think in words.
+"""

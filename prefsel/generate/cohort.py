@@ -77,7 +77,7 @@ class Cohort:
         """By layer, [2, C, K, P, D]."""
         self.own_KV: dict[int, Tensor] = {}
         """By layer, [2, places ≥ B, K, room ≥ S, D]."""
-        self._plan: _Plan | None = None
+        self._plans: dict[torch.device, _Plan] = {}  # a model may be spread over several
 
     @property
     def kv_tokens(self) -> int:
@@ -143,13 +143,13 @@ class Cohort:
         del self.rows[left:], self.prompt_B[left:], self.sample_B[left:]
         for kept in self.own_KV.values() if holes else ():
             kept[:, holes] = kept[:, moved]
-        self._plan = None
+        self._plans = {}
         self._drop_prompts()
         return gone
 
     def grow(self) -> None:
         """Make room for one more token of every row."""
-        self._plan = None
+        self._plans = {}
         longest = max((len(row.tokens) for row in self.rows), default=0)
         if longest > self.room:
             self.room, self.num_places = min(2 * self.room, self.most_tokens), len(self.rows)
@@ -192,9 +192,9 @@ class Cohort:
         return cohort
 
     def _planned(self, device: torch.device, dtype: torch.dtype) -> _Plan:
-        if self._plan is None:
-            self._plan = _Plan.of(self, device, dtype)
-        return self._plan
+        if device not in self._plans:
+            self._plans[device] = _Plan.of(self, device, dtype)
+        return self._plans[device]
 
 
 @dataclass(frozen=True)

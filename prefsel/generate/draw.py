@@ -36,7 +36,7 @@ class Sampling:
     max_new_tokens: int = 256
     """A response that has not ended by then is cut."""
     seed: int = 0
-    """Of all random numbers, 0 to 2^64 − 1; ignored at temperature 0."""
+    """Of all random numbers, 0 to 2^53 − 1; ignored at temperature 0."""
 
     def __post_init__(self) -> None:
         """Refuse numbers out of their range."""
@@ -46,6 +46,8 @@ class Sampling:
             raise invalid("top_p", self.top_p, "above 0, at most 1")
         if self.max_new_tokens < 1:
             raise invalid("max_new_tokens", self.max_new_tokens, "1 or more")
+        if not 0 <= self.seed < 2**53:
+            raise invalid("seed", self.seed, "0 to 2^53 − 1")
 
 
 def draw(rows: Sequence[Row], logits_BV: Tensor, sampling: Sampling) -> list[int]:
@@ -61,12 +63,14 @@ def uniforms(seed: int, key: int, sample: int, number: int) -> npt.NDArray[np.fl
     """The random numbers of one response, in [0, 1), one a token.
 
     Args:
-        seed: Of the whole run, 64 bits.
-        key: Of the prompt, 64 bits.
+        seed: Of the whole run, 53 bits.
+        key: Of the prompt, 64 bits; from 2^63 on the upper 53 of them.
         sample: Which response to it: counts 2^192 Philox blocks onwards, so that no two share any.
         number: How many.
     """
-    keys, counter = np.array([seed, key], dtype=np.uint64), np.array([0, 0, 0, sample], dtype=np.uint64)
+    # What numpy makes of a list with one such number, written out: responses of earlier versions stay what they were.
+    rounded = min(int(float(key)), 2**64 - 1) if key >= 2**63 else key
+    keys, counter = np.array([seed, rounded], dtype=np.uint64), np.array([0, 0, 0, sample], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=keys, counter=counter)).random(number)
 
 

@@ -252,7 +252,7 @@ class Generator:
         tokens_T, position_T, prompt_T = torch.from_numpy(
             np.stack([np.concatenate(prompts), position_T, np.repeat(np.arange(len(prompts)) + first, lengths)])
         ).to(self.device)
-        last_C = torch.from_numpy(ends - 1).to(self.device)
+        last_C = torch.from_numpy(ends - 1)  # on the CPU it selects rows of any device
         self.counters["prefill_tokens"] += len(tokens_T)
         self._count(len(tokens_T), len(prompts), attention_area(segments))
         return self._logits(tokens_T, position_T, PromptPass(cohort, layout, prompt_T, position_T), last_C)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 from prefsel.config import FormatOptions
 from prefsel.ingest.example import Adapter, Example
-from prefsel.ingest.fields import is_empty
+from prefsel.ingest.fields import is_empty, top_field
 from prefsel.ingest.ratings import rating_name
 from prefsel.ingest.row_error import RowError
 
 USED, KEPT, IGNORED = "used", "kept", "ignored"
-"""Read for text or label; a number kept beside a completion; looked at by nobody."""
+"""Read for text or label; a number kept beside a completion, or a field beside a pair; looked at by nobody."""
 
 
 class Asked(dict[str, Any]):
@@ -45,9 +45,10 @@ class Asked(dict[str, Any]):
 class FieldUse:
     """What becomes of the fields of many rows; an adapter is watched once for every set of filled fields."""
 
-    def __init__(self, adapt: Adapter, options: FormatOptions) -> None:
-        """Begin to count."""
+    def __init__(self, adapt: Adapter, options: FormatOptions, carry: Sequence[str] = ()) -> None:
+        """Begin to count; `carry` are the paths that go along with pairs."""
         self._adapt, self._options = adapt, options
+        self._carried = {top_field(path) for path in carry} | set(carry)
         self._rows: Counter[frozenset[str]] = Counter()
         self._uses: dict[frozenset[str], dict[str, str]] = {}
 
@@ -71,7 +72,8 @@ class FieldUse:
             if not is_empty(inside):
                 (_, named) = rating_name(key) or (0, key)
                 is_rating = named in ratings and isinstance(inside, int | float | str | Decimal | dict)
-                uses[key] = KEPT if is_rating else USED if key in asked else IGNORED
+                is_kept = is_rating or (key in self._carried and key not in asked)
+                uses[key] = KEPT if is_kept else USED if key in asked else IGNORED
         return uses
 
     def totals(self) -> dict[str, dict[str, int]]:

@@ -13,16 +13,18 @@ import pyarrow as pa
 from prefsel.ingest.identity import rest_of, sorted_keys
 from prefsel.ingest.messages import Messages
 from prefsel.ingest.rows import BadRow
-from prefsel.schema import ID, PAIRS, PROVENANCE, QUARANTINE, REST, groups_schema
+from prefsel.schema import ID, PAIRS, PROVENANCE, QUARANTINE, REST, groups_schema, pairs_schema
 
 
 @dataclass
 class Group:
-    """One prompt of a window with its distinct completions, in order of appearance; `row` is where it first stood."""
+    """One prompt of a window with its distinct completions, in order of appearance; `row` is where it first stood, and
+    `carried` what that row carries."""
 
     prompt_id: bytes
     prompt: Messages
     row: int
+    carried: tuple[tuple[str, str], ...] = ()
     places: dict[bytes, int] = field(default_factory=dict)
     messages: list[Messages] = field(default_factory=list)
     ratings: list[dict[str, float]] = field(default_factory=list)
@@ -39,6 +41,7 @@ class Pair(NamedTuple):
     aspect: str | None
     label_margin: float | None
     row: int
+    carried: tuple[tuple[str, str], ...] = ()
 
 
 def groups_table(groups: list[Group]) -> pa.Table:
@@ -62,11 +65,13 @@ def groups_table(groups: list[Group]) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def pairs_table(pairs: list[Pair]) -> pa.Table:
-    """The `PAIRS` table of `pairs`."""
-    *columns, rows = zip(*pairs) if pairs else [()] * len(Pair._fields)
+def pairs_table(pairs: list[Pair], *, has_carried: bool = False) -> pa.Table:
+    """The `PAIRS` table of `pairs`; with what they carry where their source carries any field."""
+    *columns, rows, carried = zip(*pairs) if pairs else [()] * len(Pair._fields)
+    schema = pairs_schema(has_carried=has_carried)
     arrays = [pa.array(column, kind) for column, kind in zip(columns, PAIRS.types)]
-    return pa.Table.from_arrays([*arrays, _provenance(rows)], schema=PAIRS)
+    arrays += [_provenance(rows), *([pa.array(carried, schema.types[-1])] if has_carried else [])]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def quarantine_table(bad: list[BadRow], file: str) -> pa.Table:

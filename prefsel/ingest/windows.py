@@ -7,7 +7,7 @@ so memory is one window whatever the file's length.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import chain
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from prefsel.config import FieldMap, FormatOptions
 from prefsel.errors import UserError, invalid
+from prefsel.ingest.carried import carried_fields
 from prefsel.ingest.example import Adapter, Completion, Example, Format, PairUp, Preference
 from prefsel.ingest.field_use import FieldUse
 from prefsel.ingest.formats import FORMATS, detect, mixed, prompt_adapter
@@ -84,6 +85,7 @@ class _Settings:
     options: FormatOptions
     rows_per_shard: int
     fields: FieldMap | None
+    carry: tuple[str, ...]
 
 
 @dataclass
@@ -114,6 +116,7 @@ def ingest_windows(
     rows_per_shard: int,
     prompts_only: bool = False,
     fields: FieldMap | None = None,
+    carry: Sequence[str] = (),
 ) -> Iterator[Window]:
     """Cut the rows of one file into windows of `rows_per_shard` rows and make each one's tables.
 
@@ -128,6 +131,8 @@ def ingest_windows(
         rows_per_shard: input rows per window, at least 1.
         fields: which field is what, instead of a format.
         prompts_only: make groups without completions and no pairs, from rows of which only the prompt counts.
+        carry: paths of the fields that go along with a row's pairs; of a pair that several rows give, those of the
+            first, and where rows hold one response each, those of the first row of the prompt.
 
     Raises:
         UserError: an unknown format; or, from the iterator, readable rows of which none among the first looks like one.
@@ -137,7 +142,7 @@ def ingest_windows(
     if format not in (None, "auto", *FORMATS):
         raise invalid("format", format, ["auto", *FORMATS])
     named = None if format == "auto" else format
-    settings = _Settings(file, options, rows_per_shard, fields)
+    settings = _Settings(file, options, rows_per_shard, fields, () if prompts_only else tuple(carry))
     if fields is not None and not prompts_only:
         return _windows(iter(rows), settings, MAP, mapped(MAP, fields))
     if prompts_only:
@@ -212,22 +217,28 @@ def _never(value: Mapping[str, Any], options: FormatOptions) -> Example:
 def _windows(rows: Iterator[RawRow | BadRow], settings: _Settings, name: str, adapt: Adapter) -> Iterator[Window]:
     code = code_of("formats", name.removeprefix(PROMPTS_OF))
     mapped_by = [] if settings.fields is None else [settings.fields.model_dump()]
-    salt = json.dumps([name, settings.options.identity, *mapped_by, *code.values()], sort_keys=True).encode()
+    carried = [{"carry": settings.carry}] if settings.carry else []
+    named = [name, settings.options.identity, *mapped_by, *code.values(), *carried]
+    salt = json.dumps(named, sort_keys=True).encode()
     is_first = True
-    window = _Open(blake2b(salt, digest_size=ID_BYTES), FieldUse(adapt, settings.options))
+    window = _opened(salt, adapt, settings)
     for row in rows:
         is_full = window.num_rows >= settings.rows_per_shard or window.num_bytes >= WINDOW_BYTES
         if is_full and not _continues(window, row, adapt, settings):
             yield _closed(window, settings, name, adapt)
             is_first = False
-            window = _Open(blake2b(salt, digest_size=ID_BYTES), FieldUse(adapt, settings.options))
+            window = _opened(salt, adapt, settings)
         try:
-            _take(window, row, adapt, settings.options)
+            _take(window, row, adapt, settings)
         except Exception as error:  # of a format from elsewhere
             error.add_note(f"{settings.file}, row {row.row}")
             raise
     if window.num_rows or is_first:
         yield _closed(window, settings, name, adapt)
+
+
+def _opened(salt: bytes, adapt: Adapter, settings: _Settings) -> _Open:
+    return _Open(blake2b(salt, digest_size=ID_BYTES), FieldUse(adapt, settings.options, settings.carry))
 
 
 def _continues(window: _Open, row: RawRow | BadRow, adapt: Adapter, settings: _Settings) -> bool:
@@ -242,7 +253,7 @@ def _continues(window: _Open, row: RawRow | BadRow, adapt: Adapter, settings: _S
     return isinstance(found, Example) and prompt_id(found.prompt) == window.last_prompt
 
 
-def _take(window: _Open, row: RawRow | BadRow, adapt: Adapter, options: FormatOptions) -> None:
+def _take(window: _Open, row: RawRow | BadRow, adapt: Adapter, settings: _Settings) -> None:
     window.num_rows += 1
     window.num_bytes += len(row.raw)
     # With both lengths before them, no two different sequences of rows hash the same bytes.
@@ -253,14 +264,15 @@ def _take(window: _Open, row: RawRow | BadRow, adapt: Adapter, options: FormatOp
         window.bad.append(row)
         return
     try:
-        found = adapt(row.value, options)
+        found = adapt(row.value, settings.options)
         examples = [found] if isinstance(found, Example) else found
+        carried = carried_fields(row.value, settings.carry)
         identified = [(one, *_ids(one)) for one in examples]
     except RowError as error:
         window.bad.append(BadRow(row.row, row.byte_position, row.raw, error.reason, error.detail))
     else:
         window.last_prompt = identified[-1][1] if identified else b""
-        new = [example for example, prompt, ids in identified if _merge(window, example, prompt, ids, row.row)]
+        new = [example for example, prompt, ids in identified if _merge(window, example, prompt, ids, row.row, carried)]
         window.num_accepted += bool(new)
         window.num_ties += sum(example.ties for example in new)
         window.fields.count(row.value)
@@ -272,12 +284,14 @@ def _ids(example: Example) -> tuple[bytes, list[bytes]]:
     return prompt, [completion_id(prompt, completion.messages) for completion in example.completions]
 
 
-def _merge(window: _Open, example: Example, prompt: bytes, ids: list[bytes], row: int) -> bool:
+def _merge(
+    window: _Open, example: Example, prompt: bytes, ids: list[bytes], row: int, carried: tuple[tuple[str, str], ...]
+) -> bool:
     """Put an example into the window; whether it added anything."""
     group = window.groups.get(prompt)
     is_new = group is None
     if group is None:
-        group = window.groups[prompt] = Group(prompt, example.prompt, row)
+        group = window.groups[prompt] = Group(prompt, example.prompt, row, carried)
     for one, completion in zip(ids, example.completions):
         place = group.places.setdefault(one, len(group.messages))
         if place == len(group.messages):
@@ -290,11 +304,20 @@ def _merge(window: _Open, example: Example, prompt: bytes, ids: list[bytes], row
             is_new |= name not in ratings
             window.num_rating_conflicts += ratings.setdefault(name, rating) != rating
     for preference in example.preferences:
-        is_new |= _add_pair(window, group, ids[preference.chosen], ids[preference.rejected], preference, row)
+        sides = ids[preference.chosen], ids[preference.rejected]
+        is_new |= _add_pair(window, group, *sides, preference, row, carried)
     return is_new
 
 
-def _add_pair(window: _Open, group: Group, chosen: bytes, rejected: bytes, told: Preference, row: int) -> bool:
+def _add_pair(
+    window: _Open,
+    group: Group,
+    chosen: bytes,
+    rejected: bytes,
+    told: Preference,
+    row: int,
+    carried: tuple[tuple[str, str], ...],
+) -> bool:
     """Put a pair into the window; whether it was not there."""
     prompt = group.prompt_id
     one = pair_id(prompt, chosen, rejected, told.aspect)
@@ -302,7 +325,7 @@ def _add_pair(window: _Open, group: Group, chosen: bytes, rejected: bytes, told:
         return False
     mirror = pair_id(prompt, rejected, chosen, told.aspect)
     places = group.places[chosen], group.places[rejected]
-    window.pairs[one] = Pair(one, mirror, prompt, *places, told.aspect, told.margin, row)
+    window.pairs[one] = Pair(one, mirror, prompt, *places, told.aspect, told.margin, row, carried)
     return True
 
 
@@ -314,7 +337,7 @@ def _pair_up(window: _Open, pair_up: PairUp, options: FormatOptions) -> None:
         preferences, ties = pair_up(group.prompt, completions, options)
         window.num_ties += ties
         for one in preferences:
-            _add_pair(window, group, ids[one.chosen], ids[one.rejected], one, group.row)
+            _add_pair(window, group, ids[one.chosen], ids[one.rejected], one, group.row, group.carried)
 
 
 def _num_opposed(pairs: Iterable[Pair]) -> int:
@@ -347,7 +370,7 @@ def _closed(window: _Open, settings: _Settings, name: str, adapt: Adapter) -> Wi
         examples.setdefault(row.reason, f"row {row.row}: {shortened(row.detail)}")
     return Window(
         groups=groups_table(list(window.groups.values())),
-        pairs=pairs_table(list(window.pairs.values())),
+        pairs=pairs_table(list(window.pairs.values()), has_carried=bool(settings.carry)),
         quarantine=quarantine_table(window.bad, file),
         num_rows=window.num_rows,
         num_accepted=window.num_accepted,

@@ -21,6 +21,12 @@ FILES = (
     "filtered_dpo",
     "ifd_margin",
     "less",
+    "length_difference",
+    "rejected_reward",
+    "rejected_length",
+    "uncertain_margin",
+    "davir",
+    "reliability",
     "random_control",
 )
 """The files of this folder that hold a `METRIC`, in the order in which they are listed to people."""

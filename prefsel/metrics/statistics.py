@@ -20,14 +20,15 @@ import numpy as np
 
 from prefsel.config import Options
 from prefsel.errors import NonFiniteError, UserError
+from prefsel.numbers.label_share import Slope, fit_label_shares, slopes_by_group
 from prefsel.numbers.moments import Covariation, Moments, merge_covariations, merge_moments
 from prefsel.numbers.quantiles import quantiles
 from prefsel.numbers.ranges import Queries, Replies, Summary, count_range, summarise
 from prefsel.numbers.tail import UpperTail
 
 Columns = Mapping[str, np.ndarray]
-"""Flat column name -> float64 [N]; a column of text is the position of its value in a list the metric gives;
-`pair_id` is `>u8` [N, 2]."""
+"""Flat column name -> float64 [N]; a column of text is the position of its value in a list the metric gives, or, of
+one that may hold any, the text itself; `pair_id` is `>u8` [N, 2]."""
 Fitted = dict[str, dict[str, float]]
 """Statistic name -> its numbers; plain JSON."""
 
@@ -36,11 +37,13 @@ Fitted = dict[str, dict[str, float]]
 class Statistic:
     """What is computed over all rows of the corpus."""
 
-    kind: Literal["moments", "slope", "quantile", "share", "upper_bound"]
+    kind: Literal["moments", "slope", "quantile", "share", "upper_bound", "label_share"]
     """What `fitted` then holds under its name: `moments` give `count`, `mean`, `mean_rest` (what rounding took from the
     mean) and `std`; a `slope`, of a regression on `Need.x_N`, `slope`; a `quantile`, the exact order statistic,
     `quantile`; a `share`, how many of the values, which are bool, are true, `share`; an `upper_bound`, see
-    `UpperTail.upper_bound`, `upper`."""
+    `UpperTail.upper_bound`, `upper`. A `label_share`, see `numbers.label_share`, is one number for each of
+    `Need.group_N`: η of every group under its name, 1 − η under `<name>_wrong`, rows under `<name>_pairs`, and the
+    number of passes it took under `<name>_search`."""
     what: str
     """In words, for errors."""
     q: float = 0.0
@@ -63,6 +66,8 @@ class Need:
     """The values of the shard's pairs, float64 [N] (bool of a `share`)."""
     x_N: np.ndarray | None = None
     """Of a slope: what the values are regressed on."""
+    group_N: np.ndarray | None = None
+    """Of label shares: the group of each value, text."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,8 @@ class Metric:
     """Where it comes from: paper, section, equation."""
     rounds: Callable[[Any], tuple[Callable[[Columns, Any, Fitted], dict[str, Need]], ...]] = lambda params: ()
     """(params) -> one function (columns, params, fitted) -> needs by name, for each round of statistics."""
-    labels: Callable[[Any], Mapping[str, tuple[str, ...]]] = lambda params: {}
-    """(params) -> values a text column may have."""
+    labels: Callable[[Any], Mapping[str, tuple[str, ...] | None]] = lambda params: {}
+    """(params) -> values a text column may have; None: any, and it is given as text."""
     unused: Callable[[Columns, Any], Mapping[str, np.ndarray]] = lambda columns, params: {}
     """(columns, params) -> rows, bool [N], where a column is not needed and may be null."""
     warnings: Callable[[Any, Fitted], Sequence[str]] = lambda params, fitted: ()
@@ -103,7 +108,7 @@ class Share:
     num_true: int
 
 
-Partial = Moments | Covariation | Summary | Share | UpperTail
+Partial = Moments | Covariation | Summary | Share | UpperTail | Mapping[str, Slope]
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,8 @@ class Request:
     fitted: Fitted
     queries: Queries = field(default_factory=dict)
     """By name of a quantile and rank; empty: the partial of every statistic of the round is wanted."""
+    logits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By name of a label share, the logits of the shares that some groups are asked about."""
 
 
 def reply(metric: Metric, params: Options, columns: Columns, request: Request) -> Mapping[Any, Any]:
@@ -130,6 +137,8 @@ def reply(metric: Metric, params: Options, columns: Columns, request: Request) -
     """
     with np.errstate(over="ignore", invalid="ignore"):  # an error of the statistic, with names
         needs = metric.rounds(params)[request.round](columns, params, request.fitted)
+    if request.logits:
+        return {name: _slopes(needs[name], asked) for name, asked in request.logits.items()}
     if not request.queries:
         return {name: (need.statistic, _partial(need)) for name, need in needs.items()}
     return {
@@ -141,7 +150,10 @@ def reply(metric: Metric, params: Options, columns: Columns, request: Request) -
 def _partial(need: Need) -> Partial:
     """What a shard says of one statistic. What overflows in moments is told by the driver, with the range of all."""
     value_N = need.value_N
-    if need.statistic.kind in ("quantile", "upper_bound") and not (is_finite_N := np.isfinite(value_N)).all():
+    if (
+        need.statistic.kind in ("quantile", "upper_bound", "label_share")
+        and not (is_finite_N := np.isfinite(value_N)).all()
+    ):
         first = np.flatnonzero(~is_finite_N)[:5].tolist()
         raise NonFiniteError(f"{need.statistic.what}: {np.sum(~is_finite_N)} values overflow, first at rows {first}")
     match need.statistic.kind:
@@ -153,8 +165,15 @@ def _partial(need: Need) -> Partial:
             return Share(len(value_N), int(np.count_nonzero(value_N)))
         case "upper_bound":
             return UpperTail.of(value_N, need.statistic.divisor)
+        case "label_share":
+            return _slopes(need)
     assert need.x_N is not None
     return Covariation.of(need.x_N, value_N)
+
+
+def _slopes(need: Need, logits: Mapping[str, float] | None = None) -> dict[str, Slope]:
+    assert need.group_N is not None, "label shares are those of groups"
+    return slopes_by_group(need.value_N, need.group_N, logits)
 
 
 def fit(
@@ -189,6 +208,8 @@ def _fit_round(request: Request, ask: Callable[[Request], Sequence[Mapping[Any, 
         parts = [reply[name][1] for reply in replies]
         if statistic.kind == "quantile":
             summarised[name] = (statistic, parts)
+        elif statistic.kind == "label_share":
+            found |= _label_shares(name, statistic, parts, request, ask)
         else:
             found[name] = _finish_sums(statistic, parts, reads)
     return found | _quantiles(summarised, lambda queries: ask(replace(request, queries=queries)))
@@ -214,6 +235,26 @@ def _finish_sums(statistic: Statistic, parts: list[Any], reads: str) -> dict[str
     _require(statistic, both.x.count, not both.x.is_constant, "cannot be fitted: the lengths have zero variance")
     _refuse(statistic, both.fault(), reads)
     return {"count": both.x.count, "slope": both.slope}
+
+
+def _label_shares(
+    name: str,
+    statistic: Statistic,
+    parts: Sequence[Mapping[str, Slope]],
+    request: Request,
+    ask: Callable[[Request], Sequence[Mapping[Any, Any]]],
+) -> Fitted:
+    def ask_about(logits: Mapping[str, float]) -> Sequence[Mapping[str, Slope]]:
+        return [reply[name] for reply in ask(replace(request, logits={name: logits}))]
+
+    found, passes = fit_label_shares(parts, ask_about)
+    _require(statistic, len(found))
+    return {
+        name: {group: one.right for group, one in found.items()},
+        f"{name}_wrong": {group: one.wrong for group, one in found.items()},
+        f"{name}_pairs": {group: one.count for group, one in found.items()},
+        f"{name}_search": {"passes": passes},
+    }
 
 
 def _quantiles(

@@ -20,7 +20,7 @@ from prefsel.config.columns import maker_of
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.metrics.registry import METRICS
 from prefsel.metrics.statistics import Columns, Fitted, Metric, fit, reply
-from prefsel.numbers.columns import float_column, table_ids
+from prefsel.numbers.columns import float_column, require_text, table_ids
 from prefsel.pairs.arrow import as_table, plain_table
 from prefsel.rules import readable
 
@@ -142,7 +142,7 @@ def _length_source(name: str, wanted: Iterable[str], there: Set[str]) -> str | N
 
 
 def read_columns(table: pa.Table, metric: Metric, params: Options) -> dict[str, np.ndarray]:
-    """The columns a metric reads, from a flat pair table: float64 [N], NaN for null.
+    """The columns a metric reads, from a flat pair table: float64 [N], NaN for null; text that may be any, None.
 
     Raises:
         UserError: a column is missing, is not numeric, or holds text the metric does not know.
@@ -153,7 +153,8 @@ def read_columns(table: pa.Table, metric: Metric, params: Options) -> dict[str, 
         if name == "pair_id":
             columns[name] = table_ids(table[source])
         elif name in labels:
-            columns[name] = _positions(table[source], name, labels[name])
+            values = labels[name]
+            columns[name] = _texts(table, source) if values is None else _positions(table[source], name, values)
         else:
             columns[name] = float_column(table, source)
     return columns
@@ -170,6 +171,16 @@ def _positions(column: pa.ChunkedArray, name: str, values: tuple[str, ...]) -> n
     return place.cast(pa.float64()).to_numpy()
 
 
+def _texts(table: pa.Table, name: str) -> np.ndarray:
+    """A column of names as text, None for null; numbers are named by their digits.
+
+    Raises:
+        UserError: its values have no names.
+    """
+    require_text(name, table[name].type)
+    return table[name].cast(pa.string()).combine_chunks().to_numpy(zero_copy_only=False)
+
+
 def first_missing(metric: Metric, params: Options, columns: Columns) -> tuple[np.ndarray, tuple[str, ...]]:
     """For every row the position of the first needed column that is null (int16, -1: none), and the column names."""
     names = metric.columns(params)
@@ -178,7 +189,8 @@ def first_missing(metric: Metric, params: Options, columns: Columns) -> tuple[np
     for place, name in enumerate(names):
         if name == "pair_id":
             continue
-        is_null_N = np.isnan(columns[name])
+        column_N = columns[name]
+        is_null_N = pa.array(column_N).is_null().to_numpy(False) if column_N.dtype == object else np.isnan(column_N)
         if name in unused:
             is_null_N &= ~unused[name]
         missing_N[is_null_N & (missing_N < 0)] = place

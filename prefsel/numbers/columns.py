@@ -31,6 +31,19 @@ def require_columns(table: pa.Table, names: Sequence[str], purpose: str) -> None
         raise UserError(f"{purpose}: needs {', '.join(missing)}; the table has {', '.join(table.column_names)}")
 
 
+def require_text(name: str, kind: pa.DataType) -> None:
+    """Refuse a column of strata or groups whose values have no names.
+
+    Raises:
+        UserError: names the column and its type.
+    """
+    values = kind.value_type if pa.types.is_dictionary(kind) else kind
+    try:
+        pa.array([], values).cast(pa.string())
+    except pa.ArrowNotImplementedError:
+        raise UserError(f"{name}: got a column of {kind}; valid: text or numbers, one value per row") from None
+
+
 def float_column(table: pa.Table, name: str) -> np.ndarray:
     """A column as float64, without a copy where Arrow allows; null becomes NaN.
 

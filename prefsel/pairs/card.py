@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefsel.pairs.trainers import FILE, TRAINERS, Trainer
+from prefsel.schema import FLIPPED
 
 REFERENCE = re.compile(r"logps_(.+)_chosen")
 
@@ -31,8 +32,20 @@ def dataset_card(
         f"```json\n{json.dumps(dict(facts), indent=1)}\n```\n\n"
         "`prompt`, `chosen` and `rejected` are lists of role/content messages. `percentile` is read from a binned\n"
         "distribution function (a bin is a sixteenth of a power of two) whose bins are split where the rule cuts.\n"
-        f"Log-probs are natural logarithms, summed over the response tokens.\n\nColumns:\n\n{listed}\n\n"
+        "Log-probs are natural logarithms, summed over the response tokens."
+        f"{_flipped(facts)}\n\nColumns:\n\n{listed}\n\n"
         f"{_opening(name, split, columns, has_rest)}"
+    )
+
+
+def _flipped(facts: Mapping[str, Any]) -> str:
+    """What is said of turned labels; nothing where the rule turns none."""
+    if FLIPPED not in facts:
+        return ""
+    return (
+        f"\n\nThe label of {facts[FLIPPED]:,} pairs is turned: where `flipped` is true all judges of the rule\n"
+        "preferred the rejected response. There `chosen` and `rejected` are exchanged, with every number of either\n"
+        "side, and `score` is below 0; `pair_id` is that of the pair as it was labelled."
     )
 
 

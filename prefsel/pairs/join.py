@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefsel.errors import IntegrityError
-from prefsel.schema import SAME_AS
+from prefsel.schema import CARRIED, SAME_AS
 
 GROUP_KEYS = ["prompt_id", "completions.list.element.completion_id"]
 """Projection of a groups shard that `pair_table` needs."""
@@ -96,6 +96,19 @@ def pair_table(
                     f"{name}_{suffix}": pa.array(value_G[rows_N], from_pandas=True) for suffix, value_G in found.items()
                 }
     return pa.table(arrays)
+
+
+def carried_columns(pairs: pa.Table, names: Sequence[str]) -> dict[str, pa.Array]:
+    """The fields that pairs carry, by name, as text; null where the row had none, or the source carries no such field.
+
+    Args:
+        pairs: of a shard; the column `carried` may be absent.
+        names: of the fields.
+    """
+    if CARRIED not in pairs.column_names:
+        return {name: pa.nulls(pairs.num_rows, pa.string()) for name in names}
+    carried = pairs[CARRIED].combine_chunks()
+    return {name: pc.map_lookup(carried, pa.scalar(name), "first") for name in names}
 
 
 def same_tokens(pairs: pa.Table, groups: pa.Table, column_set: pa.Table) -> pa.Array:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefsel.errors import IntegrityError
-from prefsel.pairs.join import GROUP_KEYS, completion_positions, pair_table, same_tokens
+from prefsel.pairs.join import GROUP_KEYS, carried_columns, completion_positions, pair_table, same_tokens
 from prefsel.schema import SAME_AS
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
@@ -30,6 +30,8 @@ class PairReader:
     """Folders of column sets, without the source, each with the completion columns wanted from it."""
     length_column: str | None = None
     """`num_tokens_<model>` for lengths in tokens; None: characters of the text."""
+    carried: tuple[str, ...] = ()
+    """Fields of the rows that some source carries."""
 
     @property
     def length_unit(self) -> str:
@@ -56,7 +58,7 @@ class PairReader:
         return table["dropped"].combine_chunks().cast(pa.string())
 
     def flat(self, shard: ShardRef) -> pa.Table:
-        """The flat pair table of a shard (`metrics.join.pair_table`) plus `dropped`; all pairs, in order.
+        """The flat pair table of a shard (`metrics.join.pair_table`), what its pairs carry, and `dropped`; in order.
 
         Besides what cannot be selected, pairs are dropped as `same_tokens` whose two completions are the same tokens to
         a model that one of the columns is made by.
@@ -72,6 +74,8 @@ class PairReader:
         ]
         sets = [one.drop_columns(SAME_AS) if SAME_AS in one.column_names else one for one in read]
         table = pair_table(pairs, groups, sets, source=shard.source)
+        for name, column in carried_columns(pairs, self.carried).items():
+            table = table.append_column(name, column)
         for folder, names in self.columns:
             if folder.startswith(PAIR_COLUMNS):
                 table = self._with_pair_columns(table, Artifact(self.storage, f"{folder}/{shard.source}"), shard, names)

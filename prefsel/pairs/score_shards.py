@@ -19,11 +19,11 @@ from prefsel.numbers.columns import id_words, strata
 from prefsel.numbers.histogram import stratum_histograms
 from prefsel.numbers.moments import Covariation, Moments
 from prefsel.numbers.ranges import Summary, summarise_for_ledger
-from prefsel.pairs.join import GROUP_KEYS, completion_positions
+from prefsel.pairs.join import GROUP_KEYS, carried_columns, completion_positions
 from prefsel.pairs.reader import PairReader
 from prefsel.pairs.rows import Rows
-from prefsel.rules import Label
-from prefsel.schema import SCORES
+from prefsel.rules import SCORED_STRATA, Label
+from prefsel.schema import CARRIED, SCORES
 from prefsel.workspace.catalog import Catalog, ShardRef
 from prefsel.workspace.ledger import Artifact, Entry, merge_counts
 from prefsel.workspace.storage import Storage
@@ -135,7 +135,7 @@ class ScoreReader:
         columns: Sequence[str],
         *,
         ids: bool = False,
-        by: Iterable[str] = (),
+        by: Sequence[str] = (),
         keys: Iterable[str] = (),
         lengths: bool = False,
     ) -> Rows:
@@ -145,14 +145,16 @@ class ScoreReader:
             shard: which.
             columns: scores.
             ids: also pair_ids, which must then be the same for all scores.
-            by: columns of strata; `length_bin` needs lengths, which come with it.
+            by: columns of strata; `length_bin` needs lengths, which come with it, and fields that pairs carry are read
+                with them.
             keys: what dedupes keep one of, `prompt` or `pair`.
             lengths: also the lengths of both completions.
 
         Raises:
             IntegrityError: the scores are of other pairs.
         """
-        texts = [name for name in ("source", "aspect") if name in by]
+        texts = [name for name in SCORED_STRATA if name in by]
+        carried = [name for name in by if name not in (*SCORED_STRATA, "length_bin")]
         needs_lengths = lengths or "length_bin" in by
         names = ["score", *(["pair_id"] if ids else [])]
         # What all scores of a pair share comes from the first one's file, with it: a file is opened once.
@@ -164,11 +166,24 @@ class ScoreReader:
         return Rows(
             scores={name: one["score"].to_numpy(zero_copy_only=False) for name, one in tables.items()},
             ids_NW=id_words(tables[columns[0]]["pair_id"]) if ids else None,
-            texts={name: shown[name] for name in texts},
+            texts={name: shown[name] for name in texts} | self._carried(shard, carried, shown.num_rows),
             lengths=self._lengths(shard, shown) if needs_lengths else None,
             keys={key: self._keys(shard, key) for key in keys},
             complete_columns=frozenset(name for name, one in tables.items() if not one["score"].null_count),
         )
+
+    def _carried(self, shard: ShardRef, names: Sequence[str], num_rows: int) -> dict[str, pa.ChunkedArray]:
+        """Fields that the pairs of a shard carry; its scores lie in the order of its pairs.
+
+        Raises:
+            IntegrityError: there are more or fewer pairs than scores.
+        """
+        if not names:
+            return {}
+        pairs = Artifact(self.reader.storage, shard.pairs_path).read(shard.shard, ["chosen", CARRIED])
+        if pairs.num_rows != num_rows:
+            raise IntegrityError(f"pairs/{shard.key}: {pairs.num_rows} pairs have {num_rows} scores")
+        return {name: pa.chunked_array([column]) for name, column in carried_columns(pairs, names).items()}
 
     def _require_same_pairs(self, shard: ShardRef, tables: Mapping[str, pa.Table]) -> None:
         first, *others = tables

@@ -17,7 +17,7 @@ from prefsel.ingest.readers import list_files
 from prefsel.metrics import METRICS
 from prefsel.metrics.influence import tangent_names
 from prefsel.metrics.table import find_metric
-from prefsel.plan.columns import scorers_by_column, scorers_for
+from prefsel.plan.columns import carried_names, scorers_by_column, scorers_for
 from prefsel.plan.evaluated import reward_columns
 from prefsel.plan.models import find_model, head_names, scoring_settings
 from prefsel.plan.nodes import all_nodes, make_plan
@@ -25,7 +25,7 @@ from prefsel.plan.plan import Plan
 from prefsel.plan.resources import check_resources, cluster_address, given_resources
 from prefsel.plan.rounds import last_node, round_plans
 from prefsel.plan.scores import metric_columns, metric_specs
-from prefsel.rules import parse_rule, require_budgets, rule_columns
+from prefsel.rules import SCORED_STRATA, flips_labels, parse_rule, require_budgets, rule_columns, rule_strata
 from prefsel.score.function import pairwise_judge, reward_judge
 from prefsel.score.kinds import loader_of
 from prefsel.select.compose import compile_rule
@@ -111,6 +111,9 @@ def check_names(plan: Plan) -> None:
         refuse_owned(spec.deepspeed)
         if spec.divergence:
             _check_divergence(config, spec)
+        if spec.weight:
+            _check_weight(config, spec)
+        _check_labels(config, spec)
     for metric in config.metrics:
         _check_metric(config, metric)
     is_known = not _asks_models_for_heads(plan)
@@ -168,7 +171,8 @@ def _check_unique_names(config: Config) -> None:
         _require_unique(field, [record.name for record in getattr(config, field)])
     trained = [spec.name for spec in (*config.models, *config.train)]
     _require_unique("models, train and rounds", [*trained, *config.round_models])
-    _require_unique("selfplay and generate", [spec.name for spec in (*config.selfplay, *config.generate)])
+    _require_unique("selfplay", [arm.name for arm in config.selfplay])
+    _require_unique("generate", [spec.name for spec in config.generate])
     _require_unique("selections", [name for selection in config.selections for name in selection.names])
     for selection in config.selections:
         if selection.name in (*PARTS, "holdout"):
@@ -265,6 +269,10 @@ def _check_rules(plan: Plan) -> None:
                 if not column.startswith("score_"):
                     raise invalid("rule.score", column, [f"score_{name}" for name in metric_specs(plan)])
                 metric_columns(plan, column.removeprefix("score_"))
+            known = [*SCORED_STRATA, "length_bin", *carried_names(plan)]
+            for name in rule_strata(selection.rule):
+                if name not in known:
+                    raise invalid("rule.by", name, f"{', '.join(known)}; or a field that sources[].carry names")
         except UserError as error:
             raise UserError(f"selections.{selection.name}: {error}") from None
         _check_derived_names(plan.config, selection)
@@ -329,6 +337,23 @@ def _check_influence(config: Config, field: str, params: Any) -> None:
                 raise invalid(f"{field}.{key}", given, f"{wanted!r}, the tangent's")
         if tangent.beta != params.beta and not params.any_beta:
             raise invalid(f"{field}.beta", params.beta, f"{tangent.beta:g}, the tangent's; or any_beta: true")
+
+
+def _check_weight(config: Config, spec: Any) -> None:
+    """The weights are those of a metric."""
+    field, names = f"train.{spec.name}.weight", [one.name for one in config.metrics]
+    if spec.weight not in names:
+        raise invalid(field, spec.weight, names or "none: `metrics` is empty")
+
+
+def _check_labels(config: Config, spec: Any) -> None:
+    """What is known of pairs as they are labelled says nothing of pairs whose label a rule turns."""
+    rules = {one.name: one.rule for one in config.selections}
+    used = [name for name in ("weight", "divergence") if getattr(spec, name)]
+    if used and flips_labels(rules.get(spec.selection, {})):
+        raise invalid(
+            f"train.{spec.name}.{used[0]}", getattr(spec, used[0]), f"none: selection {spec.selection!r} turns labels"
+        )
 
 
 def _check_divergence(config: Config, spec: Any) -> None:

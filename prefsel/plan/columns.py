@@ -20,6 +20,11 @@ KEYS = ("pair_id", "prompt_id", "aspect", "source")
 """Flat columns that no scorer makes."""
 
 
+def carried_names(plan: Plan) -> tuple[str, ...]:
+    """The fields of rows that some source carries, each once, in the order of the configuration."""
+    return tuple(dict.fromkeys(name for source in plan.config.sources for name in source.carry))
+
+
 def column_names(plan: Plan, scorer: Any) -> list[str]:
     """Names of the columns that a scorer makes."""
     names: list[str] = scorer.columns(plan.config, partial(head_names, plan))
@@ -47,16 +52,17 @@ def scorers_for(plan: Plan, flat_names: Sequence[str], *, field: str) -> list[An
     Raises:
         UserError: nothing makes one of them; `field` says who needs it.
     """
-    makers, needed = scorers_by_column(plan), []
+    makers, needed, carried = scorers_by_column(plan), [], carried_names(plan)
     for name in flat_names:
         column = name if name in makers else completion_column(name)
-        if column in KEYS:
+        if column in KEYS or name in carried:
             continue
         if column == "num_tokens":  # of whichever model counted them first
             column = next((made for made in makers if made.startswith("num_tokens_")), column)
         if column not in makers:
             maker, made = maker_of(column) or "no kind of scorer of this package", ", ".join(makers) or "none"
-            raise UserError(f"{field}: needs column {column!r}, which {maker} makes; made: {made}")
+            hint = "" if maker_of(column) else "; a field of the rows is there if sources[].carry names it"
+            raise UserError(f"{field}: needs column {column!r}, which {maker} makes; made: {made}{hint}")
         needed.append(makers[column])
     return [scorer for scorer in plan.scorers if any(scorer is one for one in needed)]
 
@@ -126,4 +132,5 @@ def pair_reader(plan: Plan, scorers: Sequence[Any], *, lengths: bool = True) -> 
     nodes = column_nodes(plan, scorers, lengths=lengths)
     columns = tuple((node.path, names) for node, names in nodes.items())
     eligible = plan.node("eligible", "all").path
-    return PairReader(plan.storage, eligible, columns, length_column(plan) if lengths else None)
+    length = length_column(plan) if lengths else None
+    return PairReader(plan.storage, eligible, columns, length, carried_names(plan))

@@ -86,6 +86,7 @@ def facts(one: DerivedScore, reader: ScoreReader, made: Sequence[DerivedScore], 
     """What a report says about how a score was made."""
     step = one.step
     kinds = {"best": f"dedupe by {step.by}", "middle": "nearest to the medians", "random": "random"}
+    kinds["agree"] = "agreement of judges"
     params = {
         key: [score_name(column, made) for column in value] if key in ("scores", "population") else value
         for key, value in step.params().items()
@@ -111,6 +112,8 @@ def marks(compiled: CompiledRule, decided: Sequence[Thresholds]) -> list[float]:
             continue
         if one.edges is not None:
             found += [edge for edge in one.edges if math.isfinite(edge)]
+        elif one.limits is not None:
+            found += [edge for both in one.limits.values() for edge in both if math.isfinite(edge) and not leaf.by]
         elif not leaf.by:
             found += [last.score for last in one.last.values() if last is not None]
     return found

@@ -34,7 +34,7 @@ from prefsel.workspace.storage import Storage
 
 NON_TRAJECTORY_KEYS = {
     *("name", "selection", "workers", "gpus_per_worker", "cpus_per_worker", "max_failures", "max_eval_pairs"),
-    *("kind", "aspects", "cross_fit", "keep_optimizer_state", "divergence", "mixed_with"),
+    *("kind", "aspects", "cross_fit", "keep_optimizer_state", "divergence", "mixed_with", "weight"),
     *("eval_every_steps", "checkpoint_every_steps", "keep_checkpoints", "reference_check_pairs"),
     *("micro_batch_pairs", "token_budget"),
 }
@@ -287,6 +287,8 @@ def _model(plan: Plan, label: str) -> Node:
         needs.append(by_path(plan.root.node("selection", spec.mixed_with), "mixed_with"))
     if spec.divergence:
         needs.append(by_fingerprint(plan.node("scores", spec.divergence), "divergence"))
+    if spec.weight:
+        needs.append(by_fingerprint(plan.node("scores", spec.weight), "weight"))
 
     def write_recipe(node: Node) -> dict[str, Any]:
         base = find_model(plan, spec.model)

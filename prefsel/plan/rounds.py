@@ -18,7 +18,7 @@ from prefsel.plan.columns import scorers_for
 from prefsel.plan.made import EvolvedPrompts, Made, SeedPrompts
 from prefsel.plan.models import head_names
 from prefsel.plan.node import Node
-from prefsel.plan.nodes import made_plan, writes_dataset
+from prefsel.plan.nodes import made_plan
 from prefsel.plan.plan import Plan
 
 
@@ -58,9 +58,7 @@ def last_node(plan: Plan) -> Node:
     assert plan.made is not None, "a plan of a round is that of a corpus that is made"
     label = plan.made.name
     is_trained = any(spec.name == label for spec in plan.config.train)
-    if is_trained:
-        return plan.node("model", label)
-    return plan.node("dataset" if writes_dataset(plan, label) else "selection", label)
+    return plan.node("model" if is_trained else "selection", label)
 
 
 def generation_plan(outer: Plan, spec: Generation) -> Plan:

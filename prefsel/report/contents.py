@@ -22,12 +22,12 @@ import yaml
 
 from prefsel.errors import IntegrityError, UserError
 from prefsel.numbers.histogram import Histogram
-from prefsel.pairs.export import export_rows, hex_ids
+from prefsel.pairs.export import exchanged, exchanged_numbers, export_rows, hex_ids
 from prefsel.pairs.join import completion_positions, rows_of
 from prefsel.pairs.reader import PairReader
 from prefsel.reasons import NOT_SELECTED
 from prefsel.rules import rule_scores
-from prefsel.schema import with_rest
+from prefsel.schema import FLIPPED, with_rest
 from prefsel.workspace.catalog import Catalog, FileRecord, ShardRef, read_catalog
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
@@ -95,6 +95,12 @@ class Contents:
         """Whether some message of the corpus holds more than role and content: then all tables of it say so."""
         return self.catalog.has_rest(self.storage)
 
+    @cached_property
+    def carried(self) -> tuple[str, ...]:
+        """The fields of rows that some source of the run carries."""
+        sources = configuration(self.storage).get("sources") or []
+        return tuple(dict.fromkeys(name for source in sources for name in source.get("carry") or ()))
+
     def reader(self, wanted: Collection[str] | None = None) -> PairReader:
         """A reader of flat pair tables with every column, or with the sets that some flat columns come from."""
         chosen = tuple(
@@ -102,7 +108,7 @@ class Contents:
             for folder, names in self.columns
             if wanted is None or any(one == name or one.startswith(f"{name}_") for name in names for one in wanted)
         )
-        return PairReader(self.storage, self.eligible, chosen)
+        return PairReader(self.storage, self.eligible, chosen, carried=self.carried)
 
     def selection(self, name: str) -> StageReport:
         """The report of a selection or control.
@@ -174,29 +180,34 @@ class Contents:
             selection: Only the pairs that it kept.
 
         Returns:
-            pair_id and prompt_id (hex), source, aspect, file, what ingest keeps of where the pair came from (`row`),
-            label_margin, dropped (why it cannot be selected), texts as messages, ratings as maps, the flat columns of
-            all scorers, `score_<name>` and `percentile_<name>`, `kept_<selection>` and `reason_<selection>`; more than
-            `wanted` where that costs nothing.
+            pair_id and prompt_id (hex), source, aspect, fields that pairs carry, file, what ingest keeps of where the
+            pair came from (`row`), label_margin, dropped (why it cannot be selected), texts as messages, ratings as
+            maps, the flat columns of all scorers, `score_<name>` and `percentile_<name>`, `kept_<selection>` and
+            `reason_<selection>`; more than `wanted` where that costs nothing. Of a selection whose rule may turn labels
+            also `flipped_<selection>`; asked for that selection, its pairs are given as it keeps them: with `flipped`,
+            and where that is true with chosen and rejected exchanged, and label_margin negated.
         """
         reader = self.reader(wanted)
         pairs, flat = reader.pairs(shard), reader.flat(shard)
         # What a pair is dropped for whichever columns are read; `reason_<selection>` also says `same_tokens`.
         dropped = reader.dropped(shard, pairs)
-        row_K = np.arange(pairs.num_rows)
+        row_K, flipped = np.arange(pairs.num_rows), None
         if selection is not None:
-            kept = self.kept(selection, shard)["pair_id"].combine_chunks()
-            row_K = np.flatnonzero(pc.is_in(pairs["pair_id"].combine_chunks(), value_set=kept).to_numpy(False))
+            kept = self.kept(selection, shard)
+            place = pc.index_in(pairs["pair_id"].combine_chunks(), value_set=kept["pair_id"].combine_chunks())
+            row_K = np.flatnonzero(pc.is_valid(place).to_numpy(False))
+            if FLIPPED in kept.column_names:
+                flipped = kept[FLIPPED].combine_chunks().take(place.take(pa.array(row_K)))
         pairs, flat = pairs.take(pa.array(row_K)), flat.take(pa.array(row_K))
         ids = pairs["pair_id"].combine_chunks()
         texts = {}
         if wanted is None or not set(wanted).isdisjoint((*TEXTS, *RATINGS)):
-            texts = _texts(pairs, flat, reader.groups(shard))
+            texts = _texts(pairs, flat, reader.groups(shard), flipped)
         provenance = pairs["provenance"].combine_chunks()
         arrays: dict[str, Any] = {
             "pair_id": hex_ids(ids),
             "prompt_id": hex_ids(pairs["prompt_id"]),
-            **{name: flat[name] for name in ("source", "aspect")},
+            **{name: flat[name] for name in ("source", "aspect", *self.carried)},
             "file": pa.repeat(pa.scalar(self.files[shard.key].uri), len(ids)),
             **{one.name: pc.struct_field(provenance, one.name) for one in provenance.type},
             "label_margin": pairs["label_margin"],
@@ -204,6 +215,8 @@ class Contents:
             **texts,
             **{name: flat[name] for name in flat.column_names if pa.types.is_floating(flat[name].type)},
         }
+        if flipped is not None:
+            arrays |= _as_kept(pairs, flat, flipped)
         scored = cache(lambda name: self.scored(name, shard, ids))
         for name in self.scores:
             if wanted is None or {f"score_{name}", f"percentile_{name}"} & set(wanted):
@@ -211,26 +224,60 @@ class Contents:
         for name in self.selections:
             if wanted is None or {f"kept_{name}", f"reason_{name}"} & set(wanted):
                 arrays[f"kept_{name}"], arrays[f"reason_{name}"] = self.decided(name, shard, ids, scored)
+            if FLIPPED in self.selections[name].details and (wanted is None or f"flipped_{name}" in wanted):
+                kept = self.kept(name, shard)
+                turned = kept["pair_id"].filter(kept[FLIPPED]).combine_chunks()
+                arrays[f"flipped_{name}"] = pc.is_in(ids, value_set=turned)
         table = pa.table(arrays)
         return with_rest(table) if texts and self.has_rest else table
 
 
-def _texts(pairs: pa.Table, flat: pa.Table, groups: pa.Table) -> dict[str, pa.Array]:
+def _as_kept(pairs: pa.Table, flat: pa.Table, flipped: pa.Array) -> dict[str, pa.Array]:
+    """What of pairs is another thing where their label is turned, and which of them these are."""
+    numbers = {name: flat[name].combine_chunks() for name in flat.column_names}
+    margin = pairs["label_margin"].combine_chunks()
+    return {
+        FLIPPED: flipped,
+        "label_margin": pc.if_else(flipped, pc.negate(margin), margin),
+        **exchanged_numbers(numbers, flipped.to_numpy(zero_copy_only=False)),
+    }
+
+
+def _texts(pairs: pa.Table, flat: pa.Table, groups: pa.Table, flipped: pa.Array | None) -> dict[str, pa.Array]:
     """Prompt, chosen and rejected as messages, and the numbers that came with either completion."""
-    exported = export_rows(np.arange(pairs.num_rows), pairs, groups, flat.select(["source"]), {})
+    extra = {} if flipped is None else {FLIPPED: flipped}
+    exported = export_rows(np.arange(pairs.num_rows), pairs, groups, flat.select(["source"]), extra)
     ratings_C = pc.struct_field(pc.list_flatten(groups["completions"].combine_chunks()), "ratings")
     _, *sides = completion_positions(pairs, groups)
+    if flipped is not None:
+        sides = list(exchanged(flipped.to_numpy(zero_copy_only=False), *sides))
     ratings = {name: ratings_C.take(pa.array(side_N)) for name, side_N in zip(RATINGS, sides)}
     return {name: exported[name] for name in TEXTS} | ratings
 
 
-def read_contents(storage: Storage) -> Contents:
+def all_contents(storage: Storage) -> list[Contents]:
+    """The contents of the corpus that was read from files, then of those that models answered; errors as there."""
+    made = [one["name"] for one in _last_manifest(storage).get("made", ())]
+    return [read_contents(storage, name) for name in (None, *made)]
+
+
+def read_contents(storage: Storage, corpus: str | None = None) -> Contents:
     """The contents of a workspace, as its last finished run left them.
 
+    Args:
+        storage: The workspace.
+        corpus: Of one that a model answered, such as a round of self-play, its name; None: what was read from files.
+
     Raises:
-        UserError: No run has finished here, or the corpus changed since then.
+        UserError: No run has finished here, the corpus changed since then, or there is none of this name.
     """
     manifest = _last_manifest(storage)
+    if corpus is not None:
+        made = {one["name"]: one for one in manifest.get("made", ())}
+        if corpus not in made:
+            raise UserError(f"corpus: got {corpus!r}; valid: {', '.join(made) or 'none: no model answered anything'}")
+        stages = tuple(StageReport(**stage) for stage in made[corpus]["stages"])
+        return Contents(storage, Catalog.from_json(made[corpus]["catalog"]), stages)
     catalog = read_catalog(storage)
     if catalog.fingerprint(storage) != manifest["corpus"]:
         raise UserError("workspace: the corpus changed since the last run; run again first (`prefsel run`)")

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from prefsel.report.evaluated import judges, points
 from prefsel.report.formatting import is_number
-from prefsel.report.plots import GRID, KEPT, MUTED, RC, SERIES, new_figure, svg
+from prefsel.report.plots import GRID, KEPT, MUTED, RC, SERIES, as_svg, new_figure
 
 
 def differences(found: Sequence[Mapping[str, Any]]) -> list[Markup]:
@@ -40,7 +40,7 @@ def _difference_figure(judge: str, rows: Sequence[tuple[str, Mapping[str, Any]]]
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.4g}".replace("-", "−")))
         axes.grid(axis="x")
         axes.set_xlabel(f"reward by {judge}, minus the baseline's")
-        return svg(figure, f"Reward by {judge} of every model minus that of its baseline, with intervals")
+        return as_svg(figure, f"Reward by {judge} of every model minus that of its baseline, with intervals")
 
 
 def rewards_by_divergence(found: Sequence[Mapping[str, Any]]) -> list[Markup]:
@@ -71,4 +71,4 @@ def _divergence_figure(judge: str, rows: Sequence[Mapping[str, Any]]) -> Markup:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}".replace("-", "−")))
         axes.grid(color=GRID)
         figure.legend(loc="outside lower center", ncols=2, handlelength=1.2)
-        return svg(figure, f"Reward by {judge} against the divergence from the baseline, per model")
+        return as_svg(figure, f"Reward by {judge} against the divergence from the baseline, per model")

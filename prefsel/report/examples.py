@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from prefsel.metrics.random_control import RandomControl
 from prefsel.metrics.random_control import score as hash_of
@@ -19,7 +20,7 @@ from prefsel.pairs.export import export_rows
 from prefsel.pairs.reader import PairReader
 from prefsel.pairs.score_shards import ScoreReader
 from prefsel.rules import parse_rule
-from prefsel.schema import REST
+from prefsel.schema import FLIPPED, REST
 from prefsel.select.compose import CompiledRule, Keep, compile_rule
 from prefsel.select.percentiles import Percentiles
 from prefsel.select.thresholds import label_text
@@ -42,6 +43,7 @@ TEXT_COLUMNS = (
     "score",
     "percentile",
     "stratum",
+    FLIPPED,
 )
 
 
@@ -99,7 +101,9 @@ def examples_wanted(scores: ScoreReader, selection: StageReport, number: int, *,
 def _cuts(plan: CompiledRule, details: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
     """Of a quota one per stratum; else those of the rule's own score, which a rule of several parts may lack."""
     if isinstance(plan.keep, Keep) and plan.keep.by:
-        return {label: (cut["score"],) for label, cut in details["thresholds"].items() if cut is not None}
+        ends = ("score", "from", "to")
+        given = {label: cut for label, cut in details["thresholds"].items() if cut is not None}
+        return {label: tuple(cut[end] for end in ends if end in cut) for label, cut in given.items()}
     marks = tuple(details.get("marks", ()))
     return {label_text(()): marks} if marks else {}
 
@@ -154,10 +158,20 @@ def pick(
     return picked
 
 
-def example_rows(item: tuple[ShardRef, Sequence[int]], reader: PairReader) -> list[dict[str, Any]]:
-    """Some pairs of one shard with their texts and numbers, in the order of the rows."""
+def example_rows(item: tuple[ShardRef, Sequence[int]], shared: tuple[PairReader, str | None]) -> list[dict[str, Any]]:
+    """Some pairs of one shard with their texts and numbers, in the order of the rows; turned as the selection has them.
+
+    Args:
+        item: The shard, and the rows.
+        shared: A reader, and the folder of a selection that turns labels; None: all pairs are as labelled.
+    """
     shard, rows = item
-    table = export_rows(np.array(rows), reader.pairs(shard), reader.groups(shard), reader.flat(shard), {})
+    reader, folder = shared
+    extra = {}
+    if folder is not None:
+        kept = Artifact(reader.storage, f"{folder}/{shard.source}").read(shard.shard, ["row", FLIPPED])
+        extra[FLIPPED] = pa.array(np.isin(rows, kept["row"].filter(kept[FLIPPED]).to_numpy()))
+    table = export_rows(np.array(rows), reader.pairs(shard), reader.groups(shard), reader.flat(shard), extra)
     return [_readable(row) for row in table.to_pylist()]
 
 
@@ -174,7 +188,8 @@ def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in row.items()
         if name not in TEXT_COLUMNS and not name.endswith(("_max", "_min")) and value is not None
     }
-    return {name: row[name] for name in ("pair_id", "source", "aspect")} | texts | {"numbers": numbers}
+    shown = {name: row[name] for name in ("pair_id", "source", "aspect", FLIPPED) if name in row}
+    return shown | texts | {"numbers": numbers}
 
 
 def transcript(messages: Sequence[Mapping[str, str | None]]) -> str:

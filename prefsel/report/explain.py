@@ -11,8 +11,9 @@ import pyarrow as pa
 from prefsel.errors import UserError
 from prefsel.numbers.histogram import Histogram
 from prefsel.reasons import meaning
-from prefsel.report.contents import TEXTS, Contents, read_contents
+from prefsel.report.contents import TEXTS, Contents, all_contents
 from prefsel.report.examples import transcript
+from prefsel.schema import FLIPPED
 from prefsel.select.percentiles import Percentiles, selection_percentiles
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
@@ -27,7 +28,10 @@ def explain_pair(storage: Storage, pair_id: str) -> Iterator[str]:
     Raises:
         UserError: No finished run, no such pair, or several.
     """
-    yield from explain_in(read_contents(storage), pair_id)
+    known = all_contents(storage)
+    holding = [one for one in known if find_pair(one, pair_id.lower())]
+    for contents in holding or known[:1]:
+        yield from explain_in(contents, pair_id)
 
 
 def explain_in(contents: Contents, pair_id: str) -> Iterator[str]:
@@ -58,6 +62,9 @@ def explain_row(contents: Contents, shard: ShardRef, pair_id: str) -> Iterator[s
     yield f"pair      {pair_id}"
     yield f"from      {shard.key}, {shown['file']} row {shown['row']}"
     yield f"source    {shown['source']}; aspect {shown['aspect'] or '–'}"
+    if contents.carried:
+        fields = [f"{name}: {shown[name] or '–'}" for name in contents.carried]
+        yield f"carried   {'; '.join(fields)}"
     yield f"dropped   {_told(shown['dropped']) or 'no: eligible'}"
     for side in TEXTS:
         yield f"{side:<9} {transcript(shown[side])[:SHOWN_CHARACTERS]!r}"
@@ -90,7 +97,8 @@ def _explain_selection(contents: Contents, shard: ShardRef, name: str, pair_id: 
     selection = contents.selections[name]
     details = selection.details
     kept = {row["pair_id"].hex(): row for row in contents.kept(name, shard).to_pylist()}.get(pair_id)
-    verdict = f"kept, stratum {kept['stratum']}" if kept else f"not kept ({_told(reason)})"
+    turned = ", flipped (chosen and rejected exchanged)" if kept and kept.get(FLIPPED) else ""
+    verdict = f"kept{turned}, stratum {kept['stratum']}" if kept else f"not kept ({_told(reason)})"
     row = _scored(contents, shard, details["metric"], pair_id)
     if row["score"] is not None:
         (percentile,) = selection_percentiles(selection).of(np.array([row["score"]]))

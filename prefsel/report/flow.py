@@ -13,6 +13,9 @@ from prefsel.score.summary import template_lines
 
 WHAT = {
     "ingest": "input rows become prompts with their completions, and labelled pairs",
+    "prompts": "which prompts a model answers, each once, or those that it makes of others",
+    "generate": "responses of a model to every prompt, as many as were asked for",
+    "pair": "which responses to a prompt are chosen and rejected, by what the judges gave",
     "eligible": "which pairs may be selected at all, decided before any statistic is computed",
     "scratch": "small models trained on prompts that are then left out of the selection",
     "reward": "Bradley–Terry reward models, each kept from the prompts it was trained on",
@@ -25,7 +28,7 @@ WHAT = {
     "train": "what was kept, trained on",
     "evaluate": "what models answer to prompts that nothing was trained on, and what judges say of it",
 }
-OPTIONAL = ("scratch", "reward", "tangent", "fuse", "holdout", "evaluate")
+OPTIONAL = ("prompts", "generate", "pair", "scratch", "reward", "tangent", "fuse", "holdout", "evaluate")
 """Steps whose absence says nothing."""
 
 

@@ -107,14 +107,17 @@ class Workspace:
 
         Args:
             columns: Only these, in this order; what only others need is not read. Default, all of them: `pair_id` and
-                `prompt_id` (32 hex digits), `source`, `aspect`, `file`, `row` (counted from 0, in the file),
-                `label_margin`, `dropped` (why the pair could not be selected, null where it could), `prompt`, `chosen`
-                and `rejected` (lists of role/content messages), `ratings_chosen` and `ratings_rejected` (every number
-                that came with the completion, by name), the flat columns of every scorer (log-probs in nats, summed
-                over the response; lengths in tokens), `score_<name>` and `percentile_<name>` (0 to 100, the middle of
-                a bin; a selection's dataset has its own, split where it cuts) of every score, `kept_<name>` and
-                `reason_<name>` (why not, null where kept) of every selection.
-            selection: Only the pairs that this selection, or control, kept.
+                `prompt_id` (32 hex digits), `source`, `aspect`, fields that a source carries, `file`, `row` (counted
+                from 0, in the file), `label_margin`, `dropped` (why the pair could not be selected, null where it
+                could), `prompt`, `chosen` and `rejected` (lists of role/content messages), `ratings_chosen` and
+                `ratings_rejected` (every number that came with the completion, by name), the flat columns of every
+                scorer (log-probs in nats, summed over the response; lengths in tokens), `score_<name>` and
+                `percentile_<name>` (0 to 100, the middle of a bin; a selection's dataset has its own, split where it
+                cuts) of every score, `kept_<name>` and `reason_<name>` (why not, null where kept) of every selection,
+                and `flipped_<name>` of one whose rule may turn labels.
+            selection: Only the pairs that this selection, or control, kept, as it keeps them: if its rule may turn
+                labels with a column `flipped`, and where that is true with chosen and rejected exchanged, and every
+                number of either side.
 
         Returns:
             A table that is read shard by shard, in corpus order.
@@ -125,7 +128,7 @@ class Workspace:
         """
         if selection is not None:
             self.contents.selection(selection)
-        first = self.contents.rows(self.contents.shards[0]).schema
+        first = self.contents.rows(self.contents.shards[0], selection=selection).schema
         for name in columns or ():
             if name not in first.names:
                 near = difflib.get_close_matches(name, first.names, n=1)
@@ -153,11 +156,12 @@ class Workspace:
         return "\n".join(stage.sentence() for stage in self.stages)
 
 
-def open_workspace(uri: str | Path) -> Workspace:
+def open_workspace(uri: str | Path, corpus: str | None = None) -> Workspace:
     """Open a workspace for reading; needs no cluster, no model and neither torch nor Ray.
 
     Args:
         uri: A directory or a URI (`s3://`, `gs://`).
+        corpus: Of one that a model answered, such as a round of self-play, its name; None: what was read from files.
 
     Returns:
         What the last finished run left; see `Workspace`.
@@ -167,4 +171,4 @@ def open_workspace(uri: str | Path) -> Workspace:
     """
     storage = Storage(str(uri))
     storage.require_folder()
-    return Workspace(redact(storage.uri), read_contents(storage))
+    return Workspace(redact(storage.uri), read_contents(storage, corpus))

@@ -21,7 +21,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 
-from prefsel.report import evaluated, evaluation_plots, plots, tables, trained, verdict
+from prefsel.report import evaluated, evaluation_plots, plots, rounds, tables, trained, verdict
 from prefsel.report.flow import accounting, flow
 from prefsel.report.formatting import duration, is_number, number, one_decimal, percent, sort_key, text_of
 from prefsel.report.summary import story
@@ -62,6 +62,9 @@ def render(report: Mapping[str, Any]) -> str:
             overlap: per two selections, see `overlap.overlaps`.
             training: per training: name, kind, selection, model, reference, num_pairs, settings, history, evaluations,
                 held_out {before, after} (`Estimate`s of the accuracy in per cent), self_checks, seconds, artifact.
+            rounds: per corpus that a model answered: name, arm, round, is_seeds, policy, reward (that decides),
+                prompts, answers, lost, numbers {tokens or a reward: mean, error}, pairs, kept, trained, page (file
+                beside it).
             comparisons: per selection, control and measure, see `verdict.comparisons`.
             warnings: sentences.
             evaluated: per model that answered prompts, see `evaluated.evaluated_sections`.
@@ -89,6 +92,7 @@ def render(report: Mapping[str, Any]) -> str:
             overlap=tables.overlap(report.get("overlap") or []),
             training=report.get("training") or [],
             comparisons=report.get("comparisons") or [],
+            made=report.get("rounds") or [],
             warnings=_warnings(report),
             evaluated=report.get("evaluated") or [],
             evaluations=_with_rows(report.get("evaluations")),
@@ -106,6 +110,7 @@ def sections(report: Mapping[str, Any]) -> dict[str, str]:
     training, evaluations = report.get("training") or [], _with_rows(report.get("evaluations"))
     has = {
         "verdict": ("Verdict", bool(selections or training)),
+        "rounds": ("Generated answers", bool(report.get("rounds"))),
         "evaluation": ("Evaluation", bool(evaluations or training or report.get("evaluated"))),
         "selections": ("Selections", bool(selections)),
         "overlap": ("Overlap", bool(report.get("overlap"))),
@@ -223,5 +228,5 @@ def _environment() -> Environment:
     text, digest = script()
     made.globals |= {"script": Markup(text), "script_hash": digest}  # our own text; everything else is escaped
     made.globals |= {"tables": tables, "trained": trained, "verdict": verdict, "plots": plots, "MANY_ROWS": MANY_ROWS}
-    made.globals |= {"evaluation": evaluated, "evaluation_plots": evaluation_plots}
+    made.globals |= {"rounds": rounds, "evaluation": evaluated, "evaluation_plots": evaluation_plots}
     return made

@@ -109,7 +109,7 @@ def _histogram(all_pairs: Any, kept: Any, marks: Sequence[float], metric: Any, t
         axes.grid(axis="y")
         axes.set_xlabel(f"score_{metric}")
         axes.set_ylabel("pairs per bin")
-        return svg(figure, f"{title}: score_{metric}")
+        return as_svg(figure, f"{title}: score_{metric}")
 
 
 def bins(histogram: Any) -> tuple[np.ndarray, np.ndarray] | None:
@@ -195,7 +195,7 @@ def length_bias(selections: Sequence[Mapping[str, Any]]) -> Markup | None:
         axes.set_xlabel(f"mean length of chosen − rejected, {unit}")
         axes.grid(axis="x")
         _legend_above(axes)
-        return svg(figure, "Mean length difference of chosen and rejected, eligible and kept, per selection")
+        return as_svg(figure, "Mean length difference of chosen and rejected, eligible and kept, per selection")
 
 
 # ------------------------------------------------------------------------------------------------------ training
@@ -219,7 +219,7 @@ def training_curves(training: Mapping[str, Any]) -> list[Markup]:
         with matplotlib.rc_context(RC):
             figure, axes = new_figure(width=2.7, height=1.95)
             _course_panel(axes, key, steps, evaluations)
-            figures.append(svg(figure, f"{title} of {training.get('name')} by step"))
+            figures.append(as_svg(figure, f"{title} of {training.get('name')} by step"))
     return figures
 
 
@@ -261,7 +261,7 @@ def held_out_accuracy(trainings: Sequence[Mapping[str, Any]]) -> Markup | None:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.grid(axis="y")
         figure.legend(loc="outside lower center", ncols=2, handlelength=2.2)
-        return svg(figure, "Held-out accuracy by step of every training")
+        return as_svg(figure, "Held-out accuracy by step of every training")
 
 
 def _course(records: Any, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -275,7 +275,7 @@ def _course(records: Any, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def new_figure(*, width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Any]:
-    """A figure of one pair of axes; sizes in inches."""
+    """An empty figure of some inches, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
@@ -285,7 +285,7 @@ def _legend_above(axes: Any) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0, handlelength=1.0)
 
 
-def svg(figure: Figure, label: str) -> Markup:
+def as_svg(figure: Figure, label: str) -> Markup:
     """The figure as an `<svg>` element: no prologue, no addresses, page colours, ids that no other figure has."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from prefsel.config import Training
+from prefsel.schema import FLIPPED
 from prefsel.workspace.manifest import StageReport
 
 BULKY = {
@@ -48,7 +49,7 @@ def selection_section(report: StageReport, metric: StageReport) -> dict[str, Any
         "num_eligible": report.rows_in,
         "num_kept": report.rows_out,
         "thresholds": details["thresholds"],
-        **{key: details[key] for key in ("marks", "percentiles", "length_edges", "close") if key in details},
+        **{key: details[key] for key in ("marks", "percentiles", "length_edges", "close", FLIPPED) if key in details},
         "moments": metric.details["moments"],
         "length": details["length"],
         "strata": [{"stratum": s, "eligible": count, "kept": kept.get(s, 0)} for s, count in eligible.items()],

@@ -32,6 +32,9 @@ from prefsel.report.formatting import (
 STEPS = {
     "ingest": "Ingest",
     "eligible": "Eligibility",
+    "prompts": "Prompts",
+    "generate": "Answers",
+    "pair": "Pairs of answers",
     "scratch": "Models made here",
     "reward": "Reward models",
     "score": "Scoring",
@@ -235,6 +238,11 @@ def _compound_sentence(rule: Mapping[str, Any], budget: str, end: str) -> str:
         joined = " + ".join(map(str, rule.get("scores") or []))
         kind = "ranks" if rule.get("how") == "rank" else "z-scores"
         return f"the {budget} with the {end} sum of {kind} of {joined}"
+    if rule.get("kind") == "agree":
+        judges = ", ".join(map(str, rule.get("scores") or []))
+        told = f"the pairs whose label all of {judges} confirm"
+        told += ", and turned around those that all contradict" if rule.get("action") == "flip" else ""
+        return f"all but {told}" if rule.get("reverse") else told
     if rule.get("kind") == "random":
         return f"{budget} at random"
     if rule.get("kind") == "intersect" and (most := rule.get("budget")):
@@ -258,27 +266,49 @@ def rule_sentence(rule: Mapping[str, Any]) -> str:
         return ""
     if rule.get("kind") == "above":
         return f"the pairs with {score} {'up to' if reverse else 'above'} {plain(rule.get('threshold'))}"
+    if rule.get("kind") == "threshold":
+        return _threshold_words(rule, reverse)
     if rule.get("kind") == "top":
         return f"the {budget} with the {end} {score}"
     if rule.get("kind") == "quota":
         by = rule.get("by") or []
-        return f"the {budget} with the {end} {score}, shared out by {plain(list(by)) if by else 'stratum'}"
+        names = plain([by] if isinstance(by, str) else list(by)) if by else "stratum"
+        return f"the {budget} with the {end} {score}, shared out by {names}"
     if rule.get("kind") == "band":
         inside = f"percentiles {plain(rule.get('low'))} and {plain(rule.get('high'))} of {score}"
         return f"the pairs outside {inside}" if reverse else f"the pairs between {inside}"
     return ""
 
 
+def _threshold_words(rule: Mapping[str, Any], reverse: bool) -> str:
+    """What a rule keeps whose values were given."""
+    ends = [
+        f"{word} {'its value' if isinstance(value, Mapping) else plain(value)}"
+        for word, value in (("from", rule.get("low")), ("up to", rule.get("high")))
+        if value is not None
+    ]
+    by = rule.get("by") or []
+    strata = f", of each {plain([by] if isinstance(by, str) else list(by))}" if by else ""
+    return f"the pairs {'but those ' if reverse else ''}with {rule.get('score')} {' '.join(ends)}{strata}"
+
+
+LIMIT_ITSELF = "itself kept"
+
+
 def thresholds(selection: Mapping[str, Any]) -> Table:
-    """Where the cut lies: per stratum the last pair kept, or the two edges of a band."""
+    """Where the cut lies: per stratum the last pair kept, the two edges of a band, or two values that were given."""
     found = selection.get("thresholds") or {}
     rows = []
     for stratum, cut in found.items():
-        if isinstance(cut, Mapping):
+        if isinstance(cut, Mapping) and not {"from", "to"}.isdisjoint(cut):
+            rows += [(f"{stratum} {end}", exact(value), LIMIT_ITSELF) for end, value in cut.items()]
+        elif isinstance(cut, Mapping):
             tie = cut.get("pair_id")
             rows.append((stratum, exact(cut.get("score")), text_of(tie) if tie else "all ties kept"))
         elif cut is None:
             rows.append((stratum, ABSENT, "nothing kept"))
+        elif stratum.split(" ")[-1] in ("from", "to"):
+            rows.append((stratum, exact(cut), "itself not kept" if found.get("reverse") else LIMIT_ITSELF))
         elif not isinstance(cut, bool):
             rows.append((f"{stratum} edge", exact(cut), "all ties kept" if found.get("reverse") else "strict: none"))
     return table({"Threshold of": "text", "Score": "mono", "Last pair_id kept among ties": "mono"}, rows)

@@ -19,10 +19,10 @@ from prefsel.models.writer import as_they_came
 from prefsel.pairs.card import folder_page
 from prefsel.pairs.trainers import FILE, TRAINERS, CannotHold, Trainer, dataset_info
 from prefsel.report.opened import Workspace
-from prefsel.schema import MESSAGES
+from prefsel.schema import FLIPPED, MESSAGES
 
 TEXTS = ("prompt", "chosen", "rejected")
-IDENTITY = ("pair_id", "prompt_id", "source", "aspect", "label_margin")
+IDENTITY = ("pair_id", "prompt_id", "source", "aspect", "label_margin", FLIPPED)
 NUMBERS = ("rm_", "logps_", "dlogps_", "num_tokens_", "score_", "percentile_")
 """Beginnings of the columns of numbers that go along."""
 

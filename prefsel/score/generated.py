@@ -71,10 +71,10 @@ class GeneratedRewardScorer:
         ids, prompts = groups["prompt_id"].to_pylist(), groups["prompt"].to_pylist()
         keys = [int.from_bytes(one[:8], "big") for one in ids]
         before = self.generator.counters.copy()
-        responses = [
-            one.text for (one,) in self.generator.generate(self._prompt_tokens(prompts), keys, 1, self.sampling)
-        ]
+        sampled = self.generator.generate(self._prompt_tokens(prompts), keys, 1, self.sampling)
+        responses = [one.text for (one,) in sampled]
         answered = [row for row, response in enumerate(responses) if response]
+        poisoned = [row for row, (one,) in enumerate(sampled) if one.stop == "poisoned"]
         own = [
             [{"completion_id": completion_id(ids[row], said), "messages": said, "ratings": []}]
             for row in answered
@@ -89,7 +89,8 @@ class GeneratedRewardScorer:
         dropped: Counter[str] = Counter()
         for row, size in enumerate(sizes):
             if by_row.get(row) is None:
-                dropped["generated_nothing" if row not in by_row else "generated_unscored"] += size
+                unanswered = "poisoned" if row in poisoned else "generated_nothing"
+                dropped[unanswered if row not in by_row else "generated_unscored"] += size
         name = f"{self.column}_generated"
         columns = {name: [[by_row.get(row)] * size for row, size in enumerate(sizes)]}
         counters = scored.counters | {"generated": float(len(answered))}
@@ -99,7 +100,7 @@ class GeneratedRewardScorer:
             columns,
             dict(dropped),
             counters,
-            scored.poisoned,
+            scored.poisoned + [ids[row].hex() for row in poisoned],
             scored.padded_because,
             scored.template_error,
             template=scored.template,

@@ -10,6 +10,6 @@ writer.py      kept rows, written: selections and dataset files
 table.py       all of it over one Arrow table, in one process
 """
 
-from prefsel.select.table import select_table
+from prefsel.select.table import flipped_rows, select_table
 
-__all__ = ["select_table"]
+__all__ = ["flipped_rows", "select_table"]

@@ -18,7 +18,7 @@ import numpy as np
 from prefsel.numbers.shard_values import ShardValues
 from prefsel.pairs.rows import Rows
 from prefsel.select.compose import Keep
-from prefsel.select.thresholds import Thresholds
+from prefsel.select.thresholds import Thresholds, limits_of
 
 TOLERANCE = 1e-12
 """Of a distance from a threshold, in the scores' unit; relative where the threshold is above 1."""
@@ -59,8 +59,9 @@ class ClosePairs:
 
 
 def rests_on_moments(fitted: Mapping[str, Any]) -> bool:
-    """Whether a score with these fitted numbers is one that rounding may move: it has a deviation or a slope in it."""
-    return any(isinstance(one, Mapping) and ("std" in one or "slope" in one) for one in fitted.values())
+    """Whether a score with these fitted numbers is one that rounding may move: it has a deviation, a slope or a share
+    that was searched for in it."""
+    return any(isinstance(one, Mapping) and not {"std", "slope", "passes"}.isdisjoint(one) for one in fitted.values())
 
 
 def close_pairs(leaf: Keep, cut: Thresholds, rows: Rows) -> ClosePairs:
@@ -77,7 +78,9 @@ def close_pairs(leaf: Keep, cut: Thresholds, rows: Rows) -> ClosePairs:
     for limit_M in _limits(cut, scores):
         distance_M = np.abs(scores.value_N - limit_M)
         is_close_M = distance_M <= TOLERANCE * np.maximum(1.0, np.abs(limit_M))
-        if cut.neighbours is not None or cut.edges is None:  # a number that a person gave knows no ties
+        if cut.neighbours is not None or (
+            cut.edges is None and cut.limits is None
+        ):  # a number that a person gave knows no ties
             is_close_M &= distance_M > 0
         row_M = np.flatnonzero(is_close_M)
         nearest = row_M[np.argsort(distance_M[row_M], kind="stable")][:SHOWN]
@@ -91,6 +94,8 @@ def close_pairs(leaf: Keep, cut: Thresholds, rows: Rows) -> ClosePairs:
 
 def _limits(cut: Thresholds, scores: ShardValues) -> Sequence[np.ndarray]:
     """The thresholds that each row is held against, float64 [M] each; infinite where there is none."""
+    if cut.limits is not None:
+        return limits_of(cut.limits, scores)
     if cut.edges is not None:
         return [np.full(len(scores.value_N), edge) for edge in cut.neighbours or cut.edges[:1]]
     last = [cut.last.get(label) for label in scores.labels]

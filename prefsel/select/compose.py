@@ -2,9 +2,10 @@
 
     compile_rule  ->  CompiledRule: derived scores, in order, then a leaf or an intersection of leaves
 
-A fusion, an intersection with a budget and a dedupe are each a score made from other scores, then a leaf on it. All
-derived scores of a rule are made over one population, the pairs that have every score the rule reads; a dedupe then
-takes pairs away from what its rule is applied to. `fuse.py` makes the scores, `dedupe.py` finds the pairs that stay.
+A fusion, an agreement, an intersection with a budget and a dedupe are each a score made from other scores, then a leaf
+on it. All derived scores of a rule are made over one population, the pairs that have every score the rule reads; a
+dedupe then takes pairs away from what its rule is applied to. `fuse.py` makes the scores, `dedupe.py` finds the pairs
+that stay.
 """
 
 from __future__ import annotations
@@ -14,7 +15,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from prefsel.rules import Above, Band, Budget, Dedupe, Fuse, Intersect, Leaf, Quota, Random, Rule, Top
+from prefsel.rules import (
+    Above,
+    Agree,
+    Band,
+    Between,
+    Budget,
+    Dedupe,
+    Fuse,
+    Intersect,
+    Leaf,
+    Quota,
+    Random,
+    Rule,
+    Top,
+)
 
 
 @dataclass(frozen=True)
@@ -23,10 +38,11 @@ class Derived:
 
     label: str
     """Unique within its rule."""
-    how: Literal["zscore", "rank", "middle", "random", "best"]
-    """`zscore`: Σ w z(score). `rank`: Σ w rank / N. `middle`: −max |pct − 50|. `random`: a hash of the pair_id. `best`:
-    the one score it is made of, where the pair is the best of its prompt or pair. Ranks are exact, and what is made of
-    them is made in whole numbers (`ranks.py`)."""
+    how: Literal["zscore", "rank", "middle", "random", "agree", "best"]
+    """`zscore`: Σ w z(score). `rank`: Σ w rank / N. `middle`: −max |pct − 50|. `random`: a hash of the pair_id.
+    `agree`: of scores that are all above 0, or all below, the one nearest to 0; else 0. `best`: the one score it is
+    made of, where the pair is the best of its prompt or pair. Ranks are exact, and what is made of them is made in
+    whole numbers (`ranks.py`)."""
     scores: tuple[str, ...]
     """Columns it is made of."""
     population: tuple[str, ...]
@@ -79,7 +95,7 @@ class Keep:
     @property
     def by(self) -> tuple[str, ...]:
         """Columns of its strata."""
-        return self.rule.by if isinstance(self.rule, Quota) else ()
+        return self.rule.by or () if isinstance(self.rule, Quota | Between) else ()
 
     @property
     def has_own_scores(self) -> bool:
@@ -112,6 +128,8 @@ class CompiledRule:
     """The column that stands for the whole rule: attached to kept pairs, shown in reports."""
     descending: bool
     """Whether larger values of `score` are selected first."""
+    flips: str | None = None
+    """The score below 0 of which a kept pair has its label turned; None: every label stays."""
 
     @property
     def leaves(self) -> list[Keep]:
@@ -179,7 +197,21 @@ def compile_rule(rule: Rule) -> CompiledRule:
     score = _score(rule, scores)
     if isinstance(rule, Dedupe):  # the outermost is the first one made
         score = next(step.column for step in made if step.how == "best")
-    return CompiledRule(inputs, tuple(made), keep, score, _descending(rule))
+    flipping = _flipping(rule)
+    return CompiledRule(
+        inputs, tuple(made), keep, score, _descending(rule), None if flipping is None else scores[flipping]
+    )
+
+
+def _flipping(rule: Rule) -> Agree | None:
+    """The rule inside of `rule` whose action is `flip`, if what it turns can be kept: not in a complement."""
+    if isinstance(rule, Agree):
+        return rule if rule.action == "flip" and not rule.reverse else None
+    if isinstance(rule, Dedupe):
+        return _flipping(rule.rule)
+    if isinstance(rule, Intersect) and not rule.reverse:
+        return next((found for one in rule.rules if (found := _flipping(one)) is not None), None)
+    return None
 
 
 def _walk(rule: Rule) -> Iterator[Rule]:
@@ -194,7 +226,7 @@ def _walk(rule: Rule) -> Iterator[Rule]:
 
 def _inputs(rule: Rule) -> tuple[str, ...]:
     """The columns that a rule itself names."""
-    if isinstance(rule, Fuse | Random):
+    if isinstance(rule, Fuse | Random | Agree):
         return rule.scores
     return () if isinstance(rule, Intersect | Dedupe) else (rule.score,)
 
@@ -206,6 +238,8 @@ def _derived(rule: Rule, inputs: tuple[str, ...], made: Sequence[Derived]) -> De
         return Derived(_unique("fuse", made), rule.how, rule.scores, inputs, weights=weights)
     if isinstance(rule, Random):
         return Derived(_unique("random", made), "random", rule.scores, inputs, seed=rule.seed)
+    if isinstance(rule, Agree):
+        return Derived(_unique("agree", made), "agree", rule.scores, inputs)
     if isinstance(rule, Intersect) and rule.budget is not None:
         bands = tuple(dict.fromkeys(name for band in rule.rules for name in _inputs(band)))
         return Derived(_unique("middle", made), "middle", bands, inputs)
@@ -223,7 +257,7 @@ def _score(rule: Rule, scores: Mapping[Rule, str]) -> str:
         return _score(rule.rule, scores)
     if isinstance(rule, Intersect) and rule.budget is None:
         return _score(rule.rules[0], scores)
-    return scores[rule] if isinstance(rule, Fuse | Random | Intersect) else rule.score
+    return scores[rule] if isinstance(rule, Fuse | Random | Agree | Intersect) else rule.score
 
 
 def _descending(rule: Rule) -> bool:
@@ -232,14 +266,20 @@ def _descending(rule: Rule) -> bool:
         return _descending(rule.rule)
     if isinstance(rule, Random):
         return True
+    if isinstance(rule, Agree):
+        return not rule.reverse
     is_first_descending = isinstance(rule, Intersect) and rule.budget is None and not _descending(rule.rules[0])
     return rule.reverse == is_first_descending
 
 
 def _leaf(rule: Rule, column: str) -> Leaf:
     """The leaf that a rule is on the score `column`."""
-    if isinstance(rule, Top | Band | Quota | Above):
+    if isinstance(rule, Top | Band | Quota | Above | Between):
         return rule.model_copy(update={"score": column})
+    if isinstance(rule, Agree):
+        if rule.action == "keep":
+            return Above(kind="above", score=column, threshold=0.0, reverse=rule.reverse)
+        return Between(kind="threshold", score=column, low=0.0, high=0.0, reverse=not rule.reverse)
     budget = rule.budget if isinstance(rule, Intersect) else rule
     assert isinstance(budget, Budget), "an intersection without a budget is no leaf"
     kept = {"score": column, "ratio": budget.ratio, "count": budget.count}

@@ -19,7 +19,7 @@ from prefsel.numbers.quantiles import quantiles
 from prefsel.numbers.ranges import Queries, Replies, Summary
 from prefsel.numbers.shard_values import ShardValues
 from prefsel.pairs.rows import Rows
-from prefsel.rules import Above, Label, Quota
+from prefsel.rules import Above, Between, Label, Quota
 from prefsel.select.compose import CompiledRule, Keep, Node
 from prefsel.select.thresholds import Decided, Thresholds, decide, keep, label_text
 
@@ -69,7 +69,7 @@ def decide_leaf(leaf: Keep, ask: AskLeaf, *, committed: Mapping[Label, Sequence[
     Raises:
         UserError: as of `thresholds.decide`.
     """
-    if isinstance(leaf.rule, Above):
+    if isinstance(leaf.rule, Above) or (isinstance(leaf.rule, Between) and not leaf.by):
         return decide(leaf.rule, {}, lambda queries: [])
     edges = _length_edges(leaf, ask)
     asked = ShardQuery(leaf, edges)
@@ -134,6 +134,17 @@ def _scattered(row_M: np.ndarray, num_rows: int) -> np.ndarray:
     is_in_N = np.zeros(num_rows, bool)
     is_in_N[row_M] = True
     return is_in_N
+
+
+def flipped(plan: CompiledRule, rows: Rows, row_K: np.ndarray) -> np.ndarray | None:
+    """Which of some kept rows have their label turned, bool [K]; None where the rule turns none.
+
+    Args:
+        plan: of the rule.
+        rows: of the shard, with the score that turns.
+        row_K: the kept rows, ascending.
+    """
+    return None if plan.flips is None else rows.scores[plan.flips][row_K] < 0
 
 
 def stratum_names(plan: CompiledRule, thresholds: Sequence[Thresholds], rows: Rows, row_K: np.ndarray) -> pa.Array:

@@ -82,6 +82,10 @@ def _derived_scores(
     if step.how == "random":
         assert rows.ids_NW is not None, "whoever shuffles has read the pair_ids"
         return random_score({"pair_id": rows.ids_NW[row_M]}, RandomControl(seed=step.seed), {})
+    if step.how == "agree":
+        score_KM = np.stack([rows.scores[column][row_M] for column in step.scores])
+        low_M, high_M = score_KM.min(axis=0), score_KM.max(axis=0)
+        return np.where(low_M > 0, low_M, np.where(high_M < 0, high_M, 0.0))
     if step.how == "zscore":
         terms = [standardise(rows.scores[column][row_M], fitted[column]) for column in step.scores]
         return np.sum([weight * term_M for weight, term_M in zip(step.weights, terms)], axis=0)

@@ -13,14 +13,14 @@ import numpy as np
 import pyarrow as pa
 
 from prefsel.errors import UserError
-from prefsel.numbers.columns import float_column, require_columns, require_unique_ids, table_ids
+from prefsel.numbers.columns import float_column, require_columns, require_text, require_unique_ids, table_ids
 from prefsel.pairs.arrow import as_table, plain_table
 from prefsel.pairs.rows import Rows
 from prefsel.rules import parse_rule
 from prefsel.select import fuse
 from prefsel.select.compose import CompiledRule, Derived, compile_rule
 from prefsel.select.dedupe import KeyedRows, duplicates_to_drop, keyed, scores_left
-from prefsel.select.evaluate import ShardQuery, answer, decide_leaf, kept
+from prefsel.select.evaluate import ShardQuery, answer, decide_leaf, flipped, kept
 from prefsel.select.ranks import Parts, PlacedRows, place_population, positions, positions_of_shard
 
 
@@ -34,10 +34,11 @@ def select_table(table: Any, rule: Mapping[str, Any]) -> np.ndarray:
         table: One row per pair, in anything that `prefsel.pairs.arrow.as_table` takes: pandas (whose NaN is null),
             Polars, `datasets.Dataset`, Arrow, or a dictionary of columns. It needs `pair_id`, unique (16 bytes,
             shorter bytes or text, 32 hex digits, or integers that are not negative), and the columns of numbers that
-            the rule names. Strata by `source` and `aspect` need those columns, strata by `length_bin`
+            the rule names. Strata may be any of its columns of text or numbers; by `length_bin` they need
             `num_tokens_chosen` and `num_tokens_rejected`, a dedupe `prompt_id`, a dedupe by pair also `chosen` and
             `rejected` (text, identifiers or messages).
         rule: A table of the kinds in `prefsel.rules`, for example `{"kind": "top", "score": "score_x", "ratio": 0.3}`.
+            Which rows one with the action `flip` turns around, `flipped_rows` says.
 
     Returns:
         Positions of the kept rows, int64, ascending: of a data frame of pandas they go into `.iloc`.
@@ -46,11 +47,37 @@ def select_table(table: Any, rule: Mapping[str, Any]) -> np.ndarray:
         UserError: A rule, a column or a pair_id is not valid, a column is missing, or a pair_id stands twice; names it.
         NonFiniteError: A score is NaN or infinite and not null; names the column and the first pair_ids.
     """
+    _, row_K, _ = _applied(table, rule)
+    return row_K
+
+
+def flipped_rows(table: Any, rule: Mapping[str, Any]) -> np.ndarray:
+    """The rows of a table that a rule keeps with their label turned: chosen and rejected are to be exchanged in them.
+
+    Args:
+        table: As of `select_table`.
+        rule: Likewise; the rows that it keeps and these are found by two calls.
+
+    Returns:
+        Positions, int64, ascending, all of them among those that `select_table` gives; none where no rule inside has
+        the action `flip`.
+
+    Raises:
+        UserError: As of `select_table`.
+        NonFiniteError: Likewise.
+    """
+    plan, row_K, rows = _applied(table, rule)
+    is_flipped_K = flipped(plan, rows, row_K)
+    return row_K[:0] if is_flipped_K is None else row_K[is_flipped_K]
+
+
+def _applied(table: Any, rule: Mapping[str, Any]) -> tuple[CompiledRule, np.ndarray, Rows]:
+    """A rule's plan, the rows that it keeps, and all rows with their derived scores."""
     parsed = parse_rule(rule)
     plan = compile_rule(parsed)
     rows = table_rows(as_table(table), plan, "rule " + parsed.kind)
-    (is_kept_N,), _ = keep_rows(plan, [rows])
-    return np.flatnonzero(is_kept_N)
+    (is_kept_N,), (rows,) = keep_rows(plan, [rows])
+    return plan, np.flatnonzero(is_kept_N), rows
 
 
 def keep_rows(plan: CompiledRule, shards: Sequence[Rows]) -> tuple[list[np.ndarray], list[Rows]]:
@@ -108,8 +135,8 @@ def table_rows(table: pa.Table, plan: CompiledRule, purpose: str) -> Rows:
     Raises:
         UserError, NonFiniteError: A column is missing or unusable, or a pair_id stands twice, as `select_table` says.
     """
-    by = {name for leaf in plan.leaves for name in leaf.by}
-    texts = [name for name in ("source", "aspect") if name in by]
+    by = dict.fromkeys(name for leaf in plan.leaves for name in leaf.by)
+    texts = [name for name in by if name != "length_bin"]
     lengths = [f"num_tokens_{side}" for side in ("chosen", "rejected") if "length_bin" in by]
     keyed = {"prompt": ["prompt_id"], "pair": ["prompt_id", "chosen", "rejected"]}
     keys = [name for key in plan.keys for name in keyed[key]]
@@ -117,7 +144,7 @@ def table_rows(table: pa.Table, plan: CompiledRule, purpose: str) -> Rows:
     require_columns(table, names, purpose)
     table = plain_table(table, names, keep_dictionary=texts)
     for name in texts:
-        _require_text(name, table[name].type)
+        require_text(name, table[name].type)
     ids_NW = table_ids(table["pair_id"])
     require_unique_ids(ids_NW, table["pair_id"])
     sides = [float_column(table, name) for name in lengths]
@@ -130,15 +157,6 @@ def table_rows(table: pa.Table, plan: CompiledRule, purpose: str) -> Rows:
         keys={key: _table_keys(table, key) for key in plan.keys},
         complete_columns=frozenset(name for name in plan.inputs if table[name].null_count == 0),
     )
-
-
-def _require_text(name: str, kind: pa.DataType) -> None:
-    """Refuse a column of strata whose values have no names."""
-    values = kind.value_type if pa.types.is_dictionary(kind) else kind
-    try:
-        pa.array([], values).cast(pa.string())
-    except pa.ArrowNotImplementedError:
-        raise UserError(f"{name}: got a column of {kind}; valid: text or numbers, one value per row") from None
 
 
 def _table_keys(table: pa.Table, by: str) -> np.ndarray:

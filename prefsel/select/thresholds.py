@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from prefsel.errors import UserError
 from prefsel.numbers.order import Located, Target, locate, target
 from prefsel.numbers.quantiles import quantiles
 from prefsel.numbers.ranges import BLOCK, WORD_BITS, Ask, Summary
 from prefsel.numbers.shard_values import ShardValues
-from prefsel.rules import Above, Band, Label, Leaf, largest_remainder, percentile, rule_budget
+from prefsel.rules import Above, Band, Between, Label, Leaf, largest_remainder, percentile, rule_budget
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,10 @@ class Thresholds:
     """Of `band` and `above`: kept are the rows strictly between them."""
     neighbours: tuple[float, float] | None = None
     """Of `band`: the scores that decide, those of the rows at or before its lower and at or behind its upper edge."""
+    limits: Mapping[Label, tuple[float, float]] | None = None
+    """Of `threshold`: kept are the rows from the first value of their stratum to the second, both included."""
     reverse: bool = False
-    """Of `band` and `above`: keep the complement. (A reversed top has ascending thresholds.)"""
+    """Of `band`, `above` and `threshold`: keep the complement. (A reversed top has ascending thresholds.)"""
     length_edges: tuple[float, ...] | None = None
     """Of strata by `length_bin`: the inner edges."""
 
@@ -62,11 +65,19 @@ class Thresholds:
 
     def to_json(self) -> dict[str, Any]:
         """For a manifest: edges, or per stratum the threshold score and pair_id (null: all ties kept)."""
+        if self.limits is not None:
+            if () in self.limits:
+                return _named_limits(*self.limits[()]) | {"reverse": self.reverse}
+            return {label_text(label): _named_limits(*both) for label, both in self.limits.items()}
         if self.edges is not None:
             low, high = self.edges
             named = {"above": low} if math.isinf(high) else {"low": low, "high": high}
             return named | {"reverse": self.reverse}
         return {label_text(label): cut and cut.to_json() for label, cut in self.last.items()}
+
+
+def _named_limits(low: float, high: float) -> dict[str, float]:
+    return {name: one for name, one in (("from", low), ("to", high)) if math.isfinite(one)}
 
 
 @dataclass(frozen=True)
@@ -92,10 +103,13 @@ def decide(rule: Leaf, summaries: Mapping[Label, Sequence[Summary]], ask: Ask) -
         ask: sends queries to every shard.
 
     Raises:
-        UserError: a count above the eligible corpus; pair_ids that are not unique where a score ties.
+        UserError: a count above the eligible corpus; pair_ids that are not unique where a score ties; a table of values
+            that lacks a stratum.
     """
     if isinstance(rule, Above):
         return Decided(Thresholds({}, edges=(rule.threshold, math.inf), reverse=rule.reverse), None)
+    if isinstance(rule, Between):
+        return Decided(Thresholds({}, limits=_limits(rule, summaries), reverse=rule.reverse), None)
     sizes = {label: sum(one.count for one in many) for label, many in summaries.items()}
     if isinstance(rule, Band):
         return _band(rule, summaries, sizes[()], ask)
@@ -119,6 +133,23 @@ def threshold(one: Target, found: Sequence[Located]) -> Threshold:
     return Threshold(float(score), pair_id, one.descending)
 
 
+def _limits(rule: Between, summaries: Mapping[Label, Sequence[Summary]]) -> dict[Label, tuple[float, float]]:
+    """The values of every stratum that occurs.
+
+    Raises:
+        UserError: a table of values lacks one of them.
+    """
+    labels = [label for label, many in summaries.items() if many] if rule.by else [()]
+    strata = {label_text(label) for label in labels} if rule.by else set()
+    for end, table in (("low", rule.low), ("high", rule.high)):
+        if isinstance(table, dict) and (lacking := sorted(strata - set(table))):
+            raise UserError(
+                f"rule threshold: {end} has no value for {', '.join(lacking)} (by {', '.join(rule.by or ())}); "
+                f"got {', '.join(sorted(table)) or 'none'}; valid: one for each of {', '.join(sorted(strata))}"
+            )
+    return {label: rule.limits(label_text(label)) for label in labels}
+
+
 def _band(rule: Band, summaries: Mapping[Label, Sequence[Summary]], size: int, ask: Ask) -> Decided:
     if not size:
         return Decided(Thresholds({}, edges=(0.0, 0.0), reverse=rule.reverse), None)
@@ -134,12 +165,23 @@ def _band(rule: Band, summaries: Mapping[Label, Sequence[Summary]], size: int, a
 
 def keep(cut: Thresholds, rows: ShardValues) -> np.ndarray:
     """Which rows of a shard the cut keeps, bool."""
+    if cut.limits is not None:
+        low_N, high_N = limits_of(cut.limits, rows)
+        is_inside_N = (rows.value_N >= low_N) & (rows.value_N <= high_N)
+        return ~is_inside_N if cut.reverse else is_inside_N
     if cut.edges is not None:
         low, high = cut.neighbours or cut.edges
         is_inside_N = (rows.value_N > low) & (rows.value_N < high)
         return ~is_inside_N if cut.reverse else is_inside_N
     cuts = [cut.last.get(label) for label in rows.labels]
     return keep_mask(rows.value_N, rows.ids_NW, cuts, rows.code_N)
+
+
+def limits_of(limits: Mapping[Label, tuple[float, float]], rows: ShardValues) -> tuple[np.ndarray, np.ndarray]:
+    """The two values of each row's stratum, float64 [N] each, infinite where there is none."""
+    both_S2 = np.array([limits[label] for label in rows.labels], np.float64).reshape(-1, 2)
+    code_N = np.zeros(len(rows.value_N), np.int64) if rows.code_N is None else rows.code_N
+    return both_S2[code_N, 0], both_S2[code_N, 1]
 
 
 def keep_mask(

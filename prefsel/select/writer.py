@@ -24,15 +24,15 @@ from prefsel.numbers.columns import id_words
 from prefsel.numbers.histogram import histogram
 from prefsel.numbers.ranges import WORD_BITS
 from prefsel.pairs.card import dataset_card
-from prefsel.pairs.export import export_rows
+from prefsel.pairs.export import exchanged, export_rows
 from prefsel.pairs.reader import PairReader
 from prefsel.pairs.rows import Rows
 from prefsel.pairs.score_report import mean_lengths
 from prefsel.pairs.score_shards import ScoreReader
-from prefsel.schema import MESSAGES, SELECTION, with_rest
+from prefsel.schema import FLIPPED, MESSAGES, SELECTION, with_rest
 from prefsel.select.close import ClosePairs, close_pairs
 from prefsel.select.compose import CompiledRule, columns_of
-from prefsel.select.evaluate import kept, stratum_names
+from prefsel.select.evaluate import flipped, kept, stratum_names
 from prefsel.select.percentiles import Percentiles
 from prefsel.select.thresholds import Threshold, Thresholds
 from prefsel.workspace.catalog import ShardRef
@@ -58,7 +58,8 @@ class Decision:
     @property
     def columns(self) -> list[str]:
         """The scores that are read to apply it, its own first."""
-        return list(dict.fromkeys((self.compiled.score, *columns_of(self.compiled.keep))))
+        flips = () if self.compiled.flips is None else (self.compiled.flips,)
+        return list(dict.fromkeys((self.compiled.score, *columns_of(self.compiled.keep), *flips)))
 
     @property
     def by(self) -> list[str]:
@@ -181,7 +182,8 @@ class KeptRows:
     row_K: np.ndarray
     """Positions of the kept pairs, ascending."""
     attached: dict[str, pa.Array]
-    """Score, percentile and stratum; nothing of held-out pairs."""
+    """Score, percentile and stratum, and which are flipped where the rule may turn labels; nothing of held-out
+    pairs."""
     info: dict[str, Any]
     """`strata` and `lengths` for the report; of a rule also the `histogram`."""
 
@@ -234,7 +236,15 @@ class SelectionWriter:
             "percentile": pa.array(self.percentiles.of(score_K)),
             "stratum": stratum_names(compiled, thresholds, rows, row_K),
         }
-        info = _numbers(shard, row_K, rows.texts["aspect"], rows.lengths)
+        lengths = rows.lengths
+        is_flipped_K = flipped(compiled, rows, row_K)
+        if is_flipped_K is not None:
+            attached[FLIPPED] = pa.array(is_flipped_K)
+            is_flipped_N = np.zeros(rows.num_rows, bool)
+            is_flipped_N[row_K] = is_flipped_K
+            lengths = exchanged(is_flipped_N, *lengths)
+        info = _numbers(shard, row_K, rows.texts["aspect"], lengths)
+        info |= {} if is_flipped_K is None else {FLIPPED: int(is_flipped_K.sum())}
         return KeptRows(row_K, attached, info | {"histogram": histogram(score_K).to_text()})
 
 
@@ -292,7 +302,8 @@ def _commit_selected(shard: ShardRef, made_from: str, writer: SelectionWriter, p
     found = writer.kept_rows(shard, pairs["pair_id"])
     row_K = pa.array(found.row_K)
     ids = {name: pairs[name].take(row_K) for name in ("pair_id", "prompt_id")}
-    table = pa.table({**ids, **found.attached, "row": row_K}, schema=SELECTION)
+    schema = SELECTION.append(pa.field(FLIPPED, pa.bool_())) if FLIPPED in found.attached else SELECTION
+    table = pa.table({**ids, **found.attached, "row": row_K}, schema=schema)
     artifact.commit(shard.shard, table, made_from=made_from, attempt=attempt, info=found.info, plain_numbers=True)
     return found
 

@@ -118,6 +118,7 @@ def _file_task(source: Source, config: Config, uri: str, content: str) -> FileTa
     """The task of one file; its record is named by content and by every setting that changes the rows."""
     settings = [content, source.format, source.options.identity, config.ingest.rows_per_shard]
     settings += [] if source.map is None else [source.map.model_dump()]
+    settings += [{"carry": source.carry}] if source.carry else []
     settings += [config.ingest.max_row_mib, source.role in WITHOUT_PAIRS, *code_of("formats", source.format).values()]
     record = f"groups/{source.name}/_files/{digest(canonical(settings))}.json"
     return FileTask(source.name, uri, content, record)
@@ -142,6 +143,7 @@ def _ingest_file(task: FileTask, shared: dict[str, Any]) -> None:
         rows_per_shard=config.ingest.rows_per_shard,
         prompts_only=source.role in WITHOUT_PAIRS,
         fields=source.map,
+        carry=source.carry,
     )
     shards = []
     for number, window in enumerate(windows):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +24,7 @@ from prefsel.report.evaluated import evaluated_sections, reward_measures
 from prefsel.report.examples import candidates, example_rows, examples_wanted, pick, shown
 from prefsel.report.overlap import overlaps, shared_pairs
 from prefsel.report.page import render
+from prefsel.report.rounds import means, shard_sums
 from prefsel.report.sections import score_section, selection_section, training_section, without_bulk
 from prefsel.report.trained import accuracies, held_out, reward_table, share_estimate, stage_warnings
 from prefsel.report.verdict import below_chance, comparisons, drawn_at_random
@@ -53,17 +54,45 @@ def last_report(plan: Plan) -> str | None:
     return f"reports/{runs[-1].removeprefix('runs/').removesuffix('.json')}/index.html" if runs else None
 
 
+@dataclass(frozen=True)
+class MadeCorpus:
+    """A corpus that a model answered: of a generation, of a round of self-play, or of the seeds of one."""
+
+    plan: Plan
+    reports: list[StageReport]
+    """Of its stages, those that had nothing to do included."""
+    arm: str = ""
+    """The self-play it is a round of."""
+    number: int = 0
+    """Which one, from 1."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        assert self.plan.made is not None, "it is made, not read"
+        return self.plan.made.name
+
+
 def write_report(
-    plan: Plan, reports: Sequence[StageReport], *, seconds: float, tables: Sequence[dict[str, Any]] = ()
+    plan: Plan,
+    reports: Sequence[StageReport],
+    *,
+    seconds: float,
+    made: Sequence[MadeCorpus] = (),
+    tables: Sequence[dict[str, Any]] = (),
 ) -> str:
-    """Write the page, its data and the manifest of a run; returns the path of the page.
+    """Write the page, its data and the manifest of a run, with a page for every corpus that a model answered.
 
     Args:
         plan: Of the run.
         reports: Of its stages, those that had nothing to do included.
         seconds: It took.
+        made: The corpora that models answered.
         tables: Evaluations that a caller made; `measures` of one, {measure: {training: [a value per prompt]}}, are
             compared pair by pair in the verdict.
+
+    Returns:
+        The path of the page.
     """
     storage = plan.storage
     now = datetime.now(UTC)
@@ -82,12 +111,56 @@ def write_report(
     }
     page = collect(plan, reports, header, tables)
     folder = f"reports/{run}"
-    files = {"report.json": json.dumps(page, indent=1).encode(), "index.html": render(page).encode()}
+    files: dict[str, bytes] = {}
+    for one in made:
+        own = collect(one.plan, one.reports, header | {"run": f"{run}, {one.name}", "config_yaml": ""})
+        files |= {f"{one.name}.json": json.dumps(own, indent=1).encode(), f"{one.name}.html": render(own).encode()}
+    page["rounds"] = [_round_row(one) for one in made]
+    files |= {"report.json": json.dumps(page, indent=1).encode(), "index.html": render(page).encode()}
     seal_files(storage, folder, files, {"run": run})
     storage.write("config.yaml", config_yaml.encode())
     manifest = {**header, "corpus": plan.corpus, "report": folder, "artifacts": page["artifacts"]}
+    if made:
+        manifest["made"] = [_corpus_record(one) for one in made]
     seal(storage, run, {**manifest, "stages": [asdict(report) for report in reports]})
     return f"{folder}/index.html"
+
+
+def _corpus_record(one: MadeCorpus) -> dict[str, Any]:
+    """What the manifest says of a corpus that a model answered: which shards it is, and what was done with them."""
+    return {
+        "name": one.name,
+        "catalog": one.plan.catalog.to_json(),
+        "artifacts": [_artifact_row(one.plan, report) for report in one.reports],
+        "stages": [asdict(report) for report in one.reports],
+    }
+
+
+def _round_row(one: MadeCorpus) -> dict[str, Any]:
+    """What the page over all rounds says of one."""
+    spec, plan = one.plan.made, one.plan
+    assert spec is not None, "it is made, not read"
+    by_stage = {report.stage: report for report in one.reports}
+    answered = by_stage["generate"]
+    folders = [plan.node("columns", label).path for label in spec.judges]
+    row = {
+        "name": one.name,
+        "arm": one.arm,
+        "round": one.number,
+        "is_seeds": bool(one.arm) and one.name.endswith("-seeds"),
+        "policy": spec.policy,
+        "reward": spec.rewards[0] if spec.rewards else None,
+        "prompts": by_stage["prompts"].rows_out,
+        "answers": answered.rows_out,
+        "lost": answered.rows_in - answered.rows_out,
+        "numbers": means(map_shards(shard_sums, plan.catalog.shards, shared=(plan.storage, folders))),
+        "page": f"{one.name}.html",
+    }
+    for stage, key in (("pair", "pairs"), ("select", "kept"), ("train", "trained")):
+        if stage in by_stage:
+            report = by_stage[stage]
+            row[key] = report.details["pairs"] if stage == "pair" else report.rows_out
+    return row
 
 
 def collect(
@@ -218,7 +291,8 @@ def examples(plan: Plan, selection: StageReport, *, is_random: bool) -> list[dic
         rows.setdefault(shard, []).append(row)
     shards = {shard.number: shard for shard in corpus}
     reader = pair_reader(plan, dataset_scorers(plan, selection.name))
-    texts = map_shards(example_rows, [(shards[number], rows[number]) for number in rows], shared=reader)
+    folder = selection.artifact if wanted.plan.flips is not None else None
+    texts = map_shards(example_rows, [(shards[number], rows[number]) for number in rows], shared=(reader, folder))
     found = {(shard, row): text for shard, many in zip(rows, texts) for row, text in zip(rows[shard], many)}
     percentiles = selection_percentiles(selection)
     return [shown(kind, one, found[place], percentiles) for place, (kind, one) in picked.items()]
@@ -249,6 +323,6 @@ def _artifact_row(plan: Plan, report: StageReport) -> dict[str, Any]:
 
 def _shard_folders(plan: Plan, report: StageReport) -> list[Artifact]:
     """The folders of a sharded artifact: itself, or one per source."""
-    if report.stage == "ingest":
+    if report.stage in ("ingest", "generate", "prompts"):
         return [Artifact(plan.storage, report.artifact)]
     return [Artifact(plan.storage, f"{report.artifact}/{source}") for source in plan.catalog.sources_of()]

@@ -33,7 +33,8 @@ from prefsel.plan.node import Node
 from prefsel.plan.nodes import selection_rule, writes_dataset
 from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
-from prefsel.rules import Top, parse_rule
+from prefsel.rules import SCORED_STRATA, Top, parse_rule
+from prefsel.schema import FLIPPED
 from prefsel.select.close import ClosePairs, rests_on_moments
 from prefsel.select.compose import Keep, compile_rule
 from prefsel.select.evaluate import ShardQuery, answer, ask_about, by_label, decide_leaf
@@ -126,9 +127,11 @@ def select(plan: Plan, node: Node, progress: Progress) -> list[StageReport]:
     close = _close_pairs(plan, made, decision)
     if reached := _percentiles_reached(plan, reader, made, counts):
         about["percentiles"] = reached
+    by_shard = _shard_entries(plan, folder).values()
+    if compiled.flips is not None:
+        about[FLIPPED] = sum(one.info[FLIPPED] for one in by_shard)
     if dataset is not None:
         seal_dataset(storage, dataset, name, "train", written, about)
-    by_shard = _shard_entries(plan, folder).values()
     details = about | {
         "dataset": dataset,
         "marks": marks(compiled, decision.thresholds),
@@ -264,7 +267,7 @@ def _find_thresholds(plan: Plan, leaf: Keep, reader: ScoreReader) -> Decided:
     def ask(asked: ShardQuery) -> Sequence[Mapping[Any, Any]]:
         return map_shards(_answer, plan.catalog.shards, shared=(reader, asked), per_task=SHARDS_PER_TASK)
 
-    if not leaf.has_own_scores or "length_bin" in leaf.by:
+    if not leaf.has_own_scores or not set(leaf.by) <= set(SCORED_STRATA):
         return decide_leaf(leaf, ask)
     entries = _shard_entries(plan, reader.folders[leaf.column])
     summaries = committed_summaries((entries[shard.key] for shard in plan.catalog.shards), leaf.by)

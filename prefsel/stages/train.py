@@ -23,6 +23,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from prefsel.config import PARTS, Training
+from prefsel.config.losses import WEIGHTS
 from prefsel.errors import PrefselError, UserError, known_error
 from prefsel.plan.models import ModelRef, find_model
 from prefsel.plan.node import Node
@@ -57,6 +58,7 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
         return done
     seal = read_seal(storage, path)
     if seal is None:  # a sealed model without a summary: the driver died after the workers were done
+        require_weights(plan, spec)
         Artifact(storage, path).log_attempt("training")
         settings = _worker_settings(plan, node)
         steps, note = num_steps(plan, node), f"starting workers, loading {spec.model}"
@@ -70,6 +72,8 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
     made_from = {"training": spec.name, "kind": spec.kind, "selection": spec.selection, "model": spec.model}
     if spec.reference:
         made_from["reference"] = spec.reference
+    if spec.weight:
+        made_from["weight"] = spec.weight
     report = StageReport(
         stage=spec.stage,
         name=node.name,
@@ -87,6 +91,23 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
     for reason, example in info.get("examples", {}).items():
         progress.line(f"train     {node.name}: {reason}: {example}")
     return report
+
+
+def require_weights(plan: Plan, spec: Any) -> None:
+    """Refuse weights that cannot be any, before a worker starts; pairs are looked at again by the workers.
+
+    Raises:
+        UserError: Names the metric, the smallest and the largest of its scores, and what is valid.
+    """
+    scores = load_summary(plan.storage, plan.node("scores", spec.weight).path) if spec.weight else None
+    if scores is None or not scores.rows_out:
+        return
+    low, high = (scores.details["moments"][end] for end in ("min", "max"))
+    highest, valid = WEIGHTS[spec.weighting]
+    if low < 0 or high > highest:
+        raise UserError(
+            f"train.{spec.name}.weight: the scores of {spec.weight!r} run from {low:.6g} to {high:.6g}; valid: {valid}"
+        )
 
 
 def num_steps(plan: Plan, node: Node) -> int:

@@ -32,6 +32,7 @@ def pair_source(plan: Plan, node: Node) -> PairSource:
         Mixed((own, _rows(plan.root, spec, spec.mixed_with))) if spec.mixed_with else own,
         reference=spec.reference,
         divergence=plan.node("scores", spec.divergence).path if spec.divergence else None,
+        weight=plan.node("scores", spec.weight).path if spec.weight else None,
         aspect=member.aspect,
         fold=member.fold,
         cross_fit=spec.cross_fit,

@@ -19,15 +19,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prefsel.config.losses import WEIGHTS
 from prefsel.errors import NonFiniteError, UserError, invalid
 from prefsel.models.chat import EncodedGroup, Encoder
 from prefsel.train.pair_source import REFERENCE_COLUMNS
 
 TEXT = ("pair_id", "prompt", "chosen", "rejected")
 SIDES = ("chosen", "rejected")
-OPTIONAL = ("prompt_id", "preference_divergence", "aspect", "score")
+OPTIONAL = ("prompt_id", "preference_divergence", "aspect", "score", "weight")
 """Read where the objective, the loss or the order needs them: the prompt's id, PD of a pair, the aspect it is labelled
-with, the selection's score."""
+with, the selection's score, the weight of the pair."""
 NUM_OFFENDERS_SHOWN = 5
 
 Indices = npt.NDArray[np.int64]
@@ -107,6 +108,27 @@ class TrainingPairs:
         if len(bad := np.flatnonzero(~np.isfinite(values_N))):
             raise NonFiniteError(f"{name}: not finite for pair_ids {_named(self.table['pair_id'].to_pylist(), bad)}")
         return values_N
+
+    def weights(self, weighting: str) -> Numbers:
+        """The weight of every pair, [N].
+
+        Args:
+            weighting: `loss`, for weights from 0, or `label`, for probabilities.
+
+        Raises:
+            UserError: The column is missing or has nulls; a weight is below 0, or above 1 with `label`; or all are 0.
+            NonFiniteError: A weight is NaN or infinite.
+        """
+        weight_N, (highest, valid) = self.numbers("weight", f"weighting {weighting!r}"), WEIGHTS[weighting]
+        if len(bad := np.flatnonzero((weight_N < 0) | (weight_N > highest))):
+            named = _named(self.table["pair_id"].to_pylist(), bad)
+            raise UserError(
+                f"weight: got {weight_N[bad[0]]:g} and others in {len(bad):,} of {len(weight_N):,} pairs, "
+                f"first {named}; valid: {valid}"
+            )
+        if weighting == "loss" and len(weight_N) and not weight_N.any():
+            raise UserError(f"weight: got 0 for all {len(weight_N):,} pairs; valid: some above 0")
+        return weight_N
 
     def aspect_weights(self, weights: Mapping[str, float]) -> Numbers:
         """The share of each pair's own aspect in the sum of all weights, [N].

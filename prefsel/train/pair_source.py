@@ -21,6 +21,7 @@ from prefsel.errors import IntegrityError
 from prefsel.ingest.identity import fold_of
 from prefsel.pairs.export import export_rows
 from prefsel.pairs.reader import PairReader
+from prefsel.schema import FLIPPED
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import fetch_folder
 from prefsel.workspace.ledger import Artifact
@@ -72,7 +73,7 @@ class SelectionPairs:
             ids = pairs["pair_id"].combine_chunks().take(pa.array(row_K[row_K < pairs.num_rows]))
             if not ids.equals(kept["pair_id"].combine_chunks()):
                 raise IntegrityError(f"{self.folder}/{shard.key}: its pair_ids are not those of pairs/{shard.key}")
-            attached = {"score": kept["score"].combine_chunks()}
+            attached = {name: kept[name].combine_chunks() for name in ("score", FLIPPED) if name in kept.column_names}
             table = export_rows(row_K, pairs, self.reader.groups(shard), self.reader.flat(shard), attached)
             yield table.select([name for name in columns if name in table.column_names])
 
@@ -141,6 +142,8 @@ class PairSource:
     """Model whose `logps_<model>_*` are the reference; rows without them are left out and counted."""
     divergence: str | None = None
     """Folder of scores, whose negative is the `preference_divergence` of a pair; rows without a score are left out."""
+    weight: str | None = None
+    """Folder of scores, each the `weight` of a pair; rows without a score are left out."""
     aspect: str | None = None
     """Only the pairs labelled with it."""
     fold: int | None = None
@@ -167,10 +170,16 @@ class PairSource:
         if not parts:
             return None, dropped
         joined = pa.concat_tables(parts, promote_options="permissive")
-        if self.divergence is None:
-            return joined, dropped
-        joined, unscored = self._with_divergence(joined)
-        return joined if joined.num_rows else None, dropped | ({"missing_divergence": unscored} if unscored else {})
+        # PD is the negative of what is selected by.
+        wanted = (
+            ("divergence", self.divergence, "preference_divergence", -1.0),
+            ("weight", self.weight, "weight", 1.0),
+        )
+        for what, folder, name, sign in wanted:
+            if folder is not None:
+                joined, unscored = self._with_score(joined, folder, name, sign)
+                dropped |= {f"missing_{what}": unscored} if unscored else {}
+        return joined if joined.num_rows else None, dropped
 
     def _mine(self, table: pa.Table) -> pa.Table:
         if self.aspect is not None:
@@ -180,15 +189,21 @@ class PairSource:
             table = table.filter(pa.array(fold_of(prompts, **self.cross_fit.model_dump()) != self.fold))
         return table
 
-    def _with_divergence(self, table: pa.Table) -> tuple[pa.Table, int]:
-        """PD beside every row, read from the metric's scores by pair_id: PD is the negative of what is selected by."""
-        assert self.divergence is not None
+    def _with_score(self, table: pa.Table, folder: str, name: str, sign: float) -> tuple[pa.Table, int]:
+        """A metric's score beside every row, read by pair_id; and how many rows have none and were left out.
+
+        Args:
+            table: The rows.
+            folder: Of the scores, without the source.
+            name: Of the new column.
+            sign: What scores are multiplied by.
+        """
         assert not isinstance(self.rows, Mixed), "refused by the configuration"
         storage = self.rows.storage if isinstance(self.rows, Dataset) else self.rows.reader.storage
         wanted = pa.array([bytes.fromhex(one) for one in table["pair_id"].to_pylist()], pa.binary(16))
         score_N = np.full(table.num_rows, np.nan)
-        for source in storage.folders(self.divergence):
-            artifact = Artifact(storage, f"{self.divergence}/{source}")
+        for source in storage.folders(folder):
+            artifact = Artifact(storage, f"{folder}/{source}")
             for shard in artifact.entries():
                 scores = artifact.read(shard, ["pair_id", "score"])
                 place_N = pc.index_in(wanted, value_set=scores["pair_id"].combine_chunks())
@@ -197,5 +212,5 @@ class PairSource:
                 is_scored_M = np.isfinite(found_M)  # a duplicate stands in several shards and is scored in one
                 score_N[row_M[is_scored_M]] = found_M[is_scored_M]
         known_N = np.isfinite(score_N)
-        column = pa.array(-score_N[known_N])
-        return table.filter(pa.array(known_N)).append_column("preference_divergence", column), int((~known_N).sum())
+        column = pa.array(sign * score_N[known_N])
+        return table.filter(pa.array(known_N)).append_column(name, column), int((~known_N).sum())

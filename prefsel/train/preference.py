@@ -6,7 +6,7 @@ Shapes: N pairs, B of a global batch, P of a micro-batch, C completions of a bat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ NUM_PROBE_TOKENS = 256
 class Preference:
     """An `Objective`: its outputs are response log-probs, its model is a causal language model, with adapters if asked.
 
-    Held-out pairs may lack `preference_divergence`: then their `loss` is None.
+    Held-out pairs may lack `preference_divergence`: then their `loss` is None. They have no weights.
     """
 
     config: DpoConfig
@@ -184,13 +184,31 @@ class PairInputs:
             columns={name: put(values) for name, values in pairs.columns.items()},
         )
 
+    def exchanged(self) -> PairInputs:
+        """With the two sides exchanged, for a loss that takes no number of the pair as labelled."""
+        reference_N2 = None if self.reference_N2 is None else self.reference_N2.flip(1)
+        return replace(self, reference_N2=reference_N2, num_tokens_N2=self.num_tokens_N2.flip(1))
+
 
 def pair_losses(options: DpoOptions, policy_N2: Tensor, inputs: PairInputs) -> Tensor:
-    """The configured loss of every pair, [N], from the policy's log-probs of chosen and rejected, [N, 2].
+    r"""The configured loss of every pair, [N], from the policy's log-probs of chosen and rejected, [N, 2].
+
+    Where pairs have weights it is \(w\,\ell(+)\), or with `weighting: label` \(w\,\ell(+) + (1 - w)\,\ell(-)\), with
+    \(\ell(-)\) the loss of the turned label: chosen and rejected exchanged. Weights are no function of the policy.
 
     Raises:
         UserError: The loss gives something else than one value per pair.
     """
+    losses_N = _losses_as_given(options, policy_N2, inputs)
+    if (weight_N := inputs.columns.get("weight")) is None:
+        return losses_N
+    if options.weighting == "loss":
+        return weight_N * losses_N
+    return weight_N * losses_N + (1.0 - weight_N) * _losses_as_given(options, policy_N2.flip(1), inputs.exchanged())
+
+
+def _losses_as_given(options: DpoOptions, policy_N2: Tensor, inputs: PairInputs) -> Tensor:
+    """The configured loss without weights; errors as `pair_losses`."""
     loss = loss_named(options.loss)
     logps = list(policy_N2.unbind(1))
     if loss.uses_reference:
@@ -231,6 +249,8 @@ def _columns_for(options: DpoOptions, pairs: TrainingPairs, *, is_training: bool
     columns: dict[str, Numbers] = {}
     if is_training and options.order == "score":
         columns["score"] = pairs.numbers("score", "order 'score'")
+    if is_training and options.weight is not None:
+        columns["weight"] = pairs.weights(options.weighting)
     if not is_training and "preference_divergence" not in pairs.table.column_names:
         return columns
     if "preference_divergence" in loss.columns:

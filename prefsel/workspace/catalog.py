@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -97,6 +98,15 @@ class Catalog:
         found = [(source, shard) for source in sources for file in source.files for shard in file.shards]
         return [ShardRef(one.name, shard, one.role, n, one.pairs) for n, (one, shard) in enumerate(found)]
 
+    def to_json(self) -> list[dict[str, Any]]:
+        """As JSON holds it; `from_json` gives it back."""
+        return [_plain(source) for source in self.sources]
+
+    @classmethod
+    def from_json(cls, rows: Sequence[Mapping[str, Any]]) -> Catalog:
+        """The catalog that `to_json` gave."""
+        return cls([_record(row) for row in rows])
+
     def file_of(self, shard: ShardRef) -> FileRecord:
         """The input file a shard was made from."""
         files = (file for source in self.sources if source.name == shard.source for file in source.files)
@@ -130,7 +140,7 @@ class Catalog:
 
 def write_catalog(storage: Storage, catalog: Catalog) -> None:
     """Make `catalog` the corpus; nothing is written when it already is."""
-    data = json.dumps([_plain(source) for source in catalog.sources], indent=1).encode()
+    data = json.dumps(catalog.to_json(), indent=1).encode()
     if not storage.exists(PATH) or storage.read(PATH) != data:
         storage.write(PATH, data)
 
@@ -140,8 +150,8 @@ def _plain(source: SourceRecord) -> dict[str, Any]:
     return {key: value for key, value in asdict(source).items() if key != "pairs" or value}
 
 
-def _record(row: dict[str, Any]) -> SourceRecord:
-    return SourceRecord(**(row | {"files": [FileRecord(**file) for file in row["files"]]}))
+def _record(row: Mapping[str, Any]) -> SourceRecord:
+    return SourceRecord(**({**row} | {"files": [FileRecord(**file) for file in row["files"]]}))
 
 
 def read_catalog(storage: Storage) -> Catalog:
@@ -152,4 +162,4 @@ def read_catalog(storage: Storage) -> Catalog:
     """
     if not storage.exists(PATH):
         raise UserError(f"workspace: {storage.uri} holds no corpus yet; run `prefsel ingest` first")
-    return Catalog([_record(row) for row in json.loads(storage.read(PATH))])
+    return Catalog.from_json(json.loads(storage.read(PATH)))

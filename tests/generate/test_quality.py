@@ -58,7 +58,7 @@ def test_repetition_is_the_share_of_runs_of_four_that_came_before():
 
 def test_the_share_is_compared_with_the_limit():
     # 61 of 157 runs came before: 0.389.
-    said = [Said(" ".join(WORDS[:96] + ["and"] + WORDS[:63]))]
+    said = [Said(" ".join([*WORDS[:96], "and", *WORDS[:63]]))]
     assert why_unused(said, max_repetition=0.38) == ["repetitive"]
     assert why_unused(said, max_repetition=0.40) == [None]
 

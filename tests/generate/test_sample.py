@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefsel.errors import UserError
-from prefsel.generate.sample import pick, sample
+from prefsel.generate.sample import sample
 from prefsel.scratch.models import train_tokenizer
 
 WORDS = [f"w{number}" for number in range(40)]
@@ -42,9 +41,10 @@ def only_end_at(model, tokenizer, position: int) -> None:
     """Every row ends when the token at this position has been read, and never before."""
 
     def force(module, arguments, keywords, output):
-        is_time_B = keywords["position_ids"][:, -1] >= position
-        output.logits[~is_time_B, :, tokenizer.eos_token_id] = NEVER
-        output.logits[is_time_B, :, tokenizer.eos_token_id] = ALWAYS
+        kept = keywords["logits_to_keep"]
+        position_T = keywords["position_ids"][0]
+        is_time_R = (position_T[kept] if isinstance(kept, torch.Tensor) else position_T) >= position
+        output.logits[0, :, tokenizer.eos_token_id] = torch.where(is_time_R, ALWAYS, NEVER)
         # Only words: special tokens would be cut out of the text.
         output.logits[:, :, [tokenizer.pad_token_id, tokenizer.bos_token_id]] = NEVER
         output.logits[:, :, 3:7] = NEVER
@@ -54,7 +54,7 @@ def only_end_at(model, tokenizer, position: int) -> None:
 
 def test_every_response_stops_at_its_own_end(model, tokenizer):
     only_end_at(model, tokenizer, 10)
-    responses = sample(model, tokenizer, PROMPTS, max_new_tokens=30, seed=1, batch_size=4)
+    responses = sample(model, tokenizer, PROMPTS, max_new_tokens=30, seed=1)
     # Prompts of 7, 5, 8 and 6 tokens; the token at position 10 is the last word.
     assert [len(response.split()) for response in responses] == [4, 6, 3, 5]
 
@@ -73,17 +73,17 @@ def test_a_model_that_ends_at_once_says_nothing(model, tokenizer):
 def test_the_seed_decides_and_nothing_else(model, tokenizer):
     only_end_at(model, tokenizer, 14)
     prompts = PROMPTS * 5
-    whole = sample(model, tokenizer, prompts, max_new_tokens=12, seed=7, batch_size=20)
-    assert whole == sample(model, tokenizer, prompts, max_new_tokens=12, seed=7, batch_size=20)
-    assert whole == sample(model, tokenizer, prompts, max_new_tokens=12, seed=7, batch_size=1)
-    assert whole == sample(model, tokenizer, prompts, max_new_tokens=12, seed=7, batch_size=3)
-    assert whole != sample(model, tokenizer, prompts, max_new_tokens=12, seed=8, batch_size=20)
+    whole = sample(model, tokenizer, prompts, max_new_tokens=12, seed=7, token_budget=10_000)
+    assert whole == sample(model, tokenizer, prompts, max_new_tokens=12, seed=7, token_budget=10_000)
+    assert whole == sample(model, tokenizer, prompts, max_new_tokens=12, seed=7, token_budget=1)
+    assert whole == sample(model, tokenizer, prompts, max_new_tokens=12, seed=7, token_budget=60)
+    assert whole != sample(model, tokenizer, prompts, max_new_tokens=12, seed=8, token_budget=10_000)
     # The same prompt at another place is another sample.
     assert len(set(whole)) > len(PROMPTS)
 
 
 def test_greedy_equals_generate_one_prompt_at_a_time(model, tokenizer):
-    found = sample(model, tokenizer, PROMPTS, temperature=0.0, max_new_tokens=12, batch_size=4)
+    found = sample(model, tokenizer, PROMPTS, temperature=0.0, max_new_tokens=12)
     for prompt, response in zip(PROMPTS, found):
         tokens = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -107,40 +107,6 @@ def test_the_training_state_of_the_model_is_left_alone(model, tokenizer):
     model.train()
     sample(model, tokenizer, PROMPTS[:1], max_new_tokens=2)
     assert model.training
-
-
-LOGITS_1V = torch.tensor([[0.2, 0.5, 0.3]]).log()
-
-
-@pytest.mark.parametrize(
-    ("uniform", "top_p", "expected"),
-    [
-        # From the likeliest down: token 1 up to 0.5, token 2 up to 0.8, token 0 up to 1.
-        (0.0, 1.0, 1),
-        (0.49, 1.0, 1),
-        (0.51, 1.0, 2),
-        (0.79, 1.0, 2),
-        (0.81, 1.0, 0),
-        (0.999999, 1.0, 0),
-        # 0.6 needs tokens 1 and 2, together 0.8: token 1 up to 0.5 / 0.8 = 0.625.
-        (0.62, 0.6, 1),
-        (0.63, 0.6, 2),
-        (0.999999, 0.6, 2),
-        # 0.4 is reached by token 1 alone.
-        (0.999999, 0.4, 1),
-    ],
-)
-def test_pick_inverts_the_distribution(uniform, top_p, expected):
-    assert pick(LOGITS_1V, torch.tensor([uniform], dtype=torch.float64), 1.0, top_p).tolist() == [expected]
-
-
-def test_pick_draws_the_softmax_at_a_temperature():
-    logits_V = torch.tensor([0.3, -1.0, 2.0, 0.0])
-    uniform_N = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    drawn_N = pick(logits_V.expand(20_000, 4), uniform_N, 0.7, 1.0)
-    expected_V = (logits_V / 0.7).softmax(dim=0)
-    np.testing.assert_allclose(drawn_N.bincount(minlength=4) / 20_000, expected_V, atol=1e-4)
-    assert pick(logits_V[None], torch.tensor([0.99], dtype=torch.float64), 0.0, 1.0).tolist() == [2]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from prefsel.config.file import parse_config
 from prefsel.errors import UserError
 from prefsel.plan.check import check_names
 from prefsel.plan.columns import column_names, dataset_scorers, scorers_by_column
-from prefsel.plan.nodes import all_nodes, make_plan
+from prefsel.plan.nodes import NON_TRAJECTORY_KEYS, all_nodes, make_plan
 from prefsel.plan.plan import Plan, in_order
 from prefsel.workspace.storage import Storage
 
@@ -184,3 +184,72 @@ def test_a_metric_is_not_called_like_a_score_that_a_rule_makes(tmp_path: Path, t
         checked(taken, fused)
     checked(taken, {"kind": "top", "score": "score_a"})
     checked(f"other-{taken}", fused)
+
+
+RIGHT = {"name": "right", "metric": "reliability", "params": {"policy": "theta", "reference": "policy"}}
+MARGIN = {"name": "margin", "metric": "implicit_margin", "params": {"policy": "theta", "reference": "policy"}}
+
+
+def weighed(tmp_path: Path, **more: Any) -> Plan:
+    """A warm-up whose margins say how probable labels are, and a training that takes them as weights."""
+    return plan_of(
+        tmp_path,
+        train=[
+            {**DPO, "name": "theta", "selection": "all"},
+            {**DPO, "name": "final", "selection": "all", "weight": "right", **more},
+            {**DPO, "name": "plain", "selection": "all"},
+        ],
+        scorers=[{"kind": "causal_logps", "model": "policy"}, {"kind": "causal_logps", "model": "theta"}],
+        metrics=[RIGHT, MARGIN],
+        selections=[
+            {
+                "name": "sure",
+                "rule": {"kind": "agree", "scores": ["score_right", "score_margin"], "action": "flip"},
+                "controls": ["random", "reverse"],
+            }
+        ],
+    )
+
+
+def test_a_weight_is_made_before_the_training_that_takes_it(tmp_path: Path) -> None:
+    order = [str(node) for node in all_nodes(weighed(tmp_path))]
+    assert order.index("model theta") < order.index("columns theta") < order.index("scores right")
+    assert order.index("scores right") < order.index("model final")
+    needs = {
+        name: [str(need.node) for need in weighed(tmp_path).node("model", name).needs] for name in ("final", "plain")
+    }
+    assert "scores right" in needs["final"]
+    assert "scores right" not in needs["plain"]
+
+
+def test_what_a_weight_does_stands_in_the_settings_of_a_training_that_has_one(tmp_path: Path) -> None:
+    """Its metric stands upstream; a training without weights is written as it was before there were any."""
+    written = {
+        name: weighed(tmp_path, weighting="label").node("model", name).spec.model_dump(exclude=NON_TRAJECTORY_KEYS)
+        for name in ("final", "plain")
+    }
+    assert written["final"] == written["plain"] | {"weighting": "label"}
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"weight": "wrong"}, r"train.final.weight: got 'wrong'; .*valid: right, margin"),
+        ({"selection": "sure"}, r"train.final.weight: got 'right'; valid: none: selection 'sure' turns labels"),
+    ],
+)
+def test_a_weight_that_cannot_be_one_is_refused(tmp_path: Path, more: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        check_names(weighed(tmp_path, **more))
+    check_names(weighed(tmp_path, selection="sure-random"))  # labelled as they were
+
+
+def test_a_policy_that_is_trained_with_its_own_weights_is_a_circle(tmp_path: Path) -> None:
+    plan = plan_of(
+        tmp_path,
+        train=[{**DPO, "name": "theta", "selection": "all", "weight": "right"}],
+        scorers=[{"kind": "causal_logps", "model": "policy"}, {"kind": "causal_logps", "model": "theta"}],
+        metrics=[RIGHT],
+    )
+    with pytest.raises(UserError, match="needs itself"):
+        all_nodes(plan)

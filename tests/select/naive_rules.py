@@ -49,12 +49,21 @@ def made_scores(rule: dict[str, Any], rows: list[Row], population: list[int]) ->
         found |= made_scores(one, rows, population)
     if rule["kind"] == "fuse":
         found[repr(rule)] = fused(rule, rows, population)
+    elif rule["kind"] == "agree":
+        found[repr(rule)] = {n: consensus([rows[n][name] for name in rule["scores"]]) for n in population}
     elif rule["kind"] == "random":
         found[repr(rule)] = {n: hashed(rows[n]["id"], rule.get("seed", 0)) for n in population}
     elif rule["kind"] == "intersect" and "budget" in rule:
         shares = [percentiles(rows, population, band["score"]) for band in rule["rules"]]
         found[repr(rule)] = {n: -max(abs(share[n] - 50) for share in shares) for n in population}
     return found
+
+
+def consensus(margins: list[float]) -> float:
+    """What the least decided of agreeing judges says; 0 where they are divided or one says nothing."""
+    if all(margin > 0 for margin in margins):
+        return min(margins)
+    return max(margins) if all(margin < 0 for margin in margins) else 0.0
 
 
 def fused(rule: dict[str, Any], rows: list[Row], population: list[int]) -> dict[int, float]:
@@ -150,6 +159,11 @@ def keep(rule: dict[str, Any], rows: list[Row], there: list[int], scores: Scores
         return set(there) - kept if reverse else kept
     if kind == "above":
         return {n for n in there if (score(n) > rule["threshold"]) != reverse}
+    if kind == "agree":
+        told = {"keep": lambda value: value > 0, "flip": lambda value: value != 0}[rule.get("action", "keep")]
+        return {n for n in there if told(score(n)) != reverse}
+    if kind == "threshold":
+        return {n for n in there if within(rule, rows[n], score(n)) != reverse}
     if kind == "band":
         low, high = (exact_percentile([score(n) for n in there], rule[end]) if there else 0 for end in ("low", "high"))
         return {n for n in there if (low < Fraction(score(n)) < high) != reverse}
@@ -157,6 +171,37 @@ def keep(rule: dict[str, Any], rows: list[Row], there: list[int], scores: Scores
     if not by:
         return set(in_order(there, rows, score, reverse)[: how_many(rule, len(there))])
     return quota(rule, [by] if isinstance(by, str) else by, rows, there, score)
+
+
+def within(rule: dict[str, Any], row: Row, value: float) -> bool:
+    """From low to high, both themselves included; `by` names the stratum whose values they are."""
+    by = rule.get("by", [])
+    name = "/".join("null" if row[one] is None else row[one] for one in ([by] if isinstance(by, str) else by))
+    for end, holds in (("low", value.__ge__), ("high", value.__le__)):
+        limit = rule.get(end)
+        if isinstance(limit, dict) and name not in limit:
+            raise Impossible
+        limit = limit[name] if isinstance(limit, dict) else limit
+        if limit is not None and not holds(float(limit)):
+            return False
+    return True
+
+
+def naive_flipped(rule: dict[str, Any], rows: list[Row]) -> list[int]:
+    """Positions of the kept rows whose label is turned: those that all judges of the one flipping rule contradict."""
+    turning = [one for one in flipping(rule)]
+    return [n for n in naive_select(rule, rows) for one in turning if all(rows[n][name] < 0 for name in one["scores"])]
+
+
+def flipping(rule: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rules inside that turn labels; a complement has none."""
+    if rule.get("reverse", False):
+        return []
+    if rule.get("action") == "flip":
+        return [rule]
+    return [
+        found for one in rule.get("rules", []) + ([rule["rule"]] if "rule" in rule else []) for found in flipping(one)
+    ]
 
 
 def exact_percentile(values: list[float], percent: float) -> Fraction:

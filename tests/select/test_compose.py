@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
-from naive_rules import Impossible, NearTie, Row, made_scores, naive_select
+from naive_rules import Impossible, NearTie, Row, made_scores, naive_flipped, naive_select
 
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.numbers import ranges
 from prefsel.rules import parse_rule
-from prefsel.select import select_table
+from prefsel.select import flipped_rows, select_table
 from prefsel.select.compose import Keep, KeepAll, compile_rule
 from prefsel.select.table import keep_rows, table_rows
 
@@ -46,6 +46,7 @@ def random_rows(rng: np.random.Generator, ids: list[int], has_nulls: bool) -> li
             "rejected": f"y{rng.integers(0, 3)}",
             "source": str(rng.choice(["hh", "uf"])),
             "aspect": None if rng.random() < 0.2 else str(rng.choice(["help", "truth"])),
+            "language": None if rng.random() < 0.2 else str(rng.choice(["de", "en", "null"])),
             "lengths": None if rng.random() < 0.1 else (int(rng.integers(0, 6)), int(rng.integers(0, 6))),
         }
         for one in ids
@@ -53,7 +54,7 @@ def random_rows(rng: np.random.Generator, ids: list[int], has_nulls: bool) -> li
 
 
 def table_of(rows: list[Row]) -> pa.Table:
-    texts = ("prompt", "chosen", "rejected", "source", "aspect")
+    texts = ("prompt", "chosen", "rejected", "source", "aspect", "language")
     lengths = [row["lengths"] or (None, None) for row in rows]
     return pa.table(
         {
@@ -78,6 +79,8 @@ strata = st.sampled_from(
         {"by": "source"},
         {"by": ["aspect"]},
         {"by": ["source", "aspect"]},
+        {"by": "language"},
+        {"by": ["language", "source"]},
         {"by": "length_bin"},
         {"by": ["source", "length_bin"], "length_bins": 2},
         {"by": ["length_bin"], "length_bins": 11},
@@ -93,6 +96,17 @@ edges = st.sampled_from([(0, 100), (10, 90), (20, 80), (0, 60), (33, 67), (50, 1
 bands = joined("band", one_score, edges.map(lambda e: {"low": e[0], "high": e[1]}))
 tops = joined("top", one_score, budgets, reverse)
 above = joined("above", one_score, st.sampled_from([-1.0, 0.0, 0.5, 2.0]).map(lambda x: {"threshold": x}), reverse)
+limits = st.sampled_from(
+    [{"low": 0.5}, {"high": 0.5}, {"low": 0.0, "high": 1.0}, {"low": 0.5, "high": 0.5}, {"low": -2}]
+)
+by_source = st.sampled_from(
+    [
+        {"by": "source", "low": {"hh": 0.5, "uf": 0.0}},
+        {"by": ["source"], "low": {"hh": -2.0, "uf": 1.0, "gone": 9.0}, "high": 3.0},
+        {"by": "aspect", "high": {"help": 0.5, "truth": 1.0, "null": 0.0}},
+    ]
+)
+between = joined("threshold", one_score, limits | by_source, reverse)
 quotas = joined("quota", one_score, budgets, strata, reverse)
 several = st.permutations(SCORES).flatmap(lambda names: st.sampled_from([names[:2], names]))
 weights = st.sampled_from([None, 1.0, 0.5, -2.0, 0.1, 0.3])
@@ -111,7 +125,14 @@ middle = st.tuples(st.lists(bands, min_size=1, max_size=3), budgets, reverse).ma
     lambda found: {"kind": "intersect", "rules": found[0], "budget": found[1], **found[2]}
 )
 shuffled = joined("random", several.map(lambda names: {"scores": list(names)}), budgets, st.just({"seed": 7}))
-simple = st.one_of(tops, bands, joined("band", bands, reverse), above, quotas, fused, middle, shuffled)
+agreed = joined(
+    "agree", several.map(lambda names: {"scores": list(names)}), st.sampled_from([{}, {"action": "flip"}]), reverse
+)
+simple = st.one_of(tops, bands, joined("band", bands, reverse), above, between, quotas, fused, middle, shuffled, agreed)
+
+
+def turns_once(rule: dict[str, Any]) -> bool:
+    return str(rule).count("'flip'") < 2
 
 
 def intersections(inside: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
@@ -126,7 +147,7 @@ def dedupes(inside: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict
     )
 
 
-nested = st.recursive(simple, lambda inside: intersections(inside) | dedupes(inside), max_leaves=5)
+nested = st.recursive(simple, lambda inside: intersections(inside) | dedupes(inside), max_leaves=5).filter(turns_once)
 
 
 def kept_over_shards(rule: dict[str, Any], table: pa.Table, num_shards: int, seed: int) -> list[int]:
@@ -144,12 +165,15 @@ def kept_over_shards(rule: dict[str, Any], table: pa.Table, num_shards: int, see
 
 KINDS = {
     "leaf": st.one_of(tops, bands, joined("band", bands, reverse), above),
+    "threshold": between,
+    "agree": agreed,
+    "flips inside": (intersections(agreed) | dedupes(agreed | intersections(agreed))).filter(turns_once),
     "quota": quotas,
     "fuse": fused,
     "middle": middle,
     "random": shuffled,
-    "intersect": intersections(simple),
-    "dedupe": dedupes(simple),
+    "intersect": intersections(simple).filter(turns_once),
+    "dedupe": dedupes(simple).filter(turns_once),
     "nested": nested,
 }
 
@@ -168,11 +192,12 @@ def test_every_rule_and_nesting_equals_the_naive_one(
     except NearTie:
         reject()
     except Impossible:
-        with pytest.raises(UserError, match=r"eligible pairs|no z-score"):
+        with pytest.raises(UserError, match=r"eligible pairs|no z-score|has no value for"):
             select_table(table, rule)
         return
     with mock.patch.multiple(ranges, FEW=num_values, MAX_VALUES=num_values):
         assert select_table(table, rule).tolist() == expected
+        assert flipped_rows(table, rule).tolist() == naive_flipped(rule, rows)
         assert kept_over_shards(rule, table, 4, num_rows) == expected
 
 
@@ -241,7 +266,7 @@ def test_nestings_that_read_one_score_twice(name: str) -> None:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.data(), st.one_of(fused, middle, shuffled), st.integers(8, 30))
+@given(st.data(), st.one_of(fused, middle, shuffled, agreed), st.integers(8, 30))
 def test_derived_scores_have_the_naive_values(data: st.DataObject, rule: dict[str, Any], num_rows: int) -> None:
     rows = rows_of(data, num_rows)
     plan = compile_rule(parse_rule({**rule, "budget": {"ratio": 1}} if "rules" in rule else rule))

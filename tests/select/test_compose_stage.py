@@ -97,11 +97,21 @@ RULES: dict[str, dict[str, Any]] = {
     "both": {"kind": "intersect", "rules": BANDS},
     "middle": {"kind": "intersect", "rules": BANDS, "budget": {"ratio": 0.3}},
     "once": {"kind": "dedupe", "by": "pair", "rule": FUSE},
+    "between": {"kind": "threshold", "score": "score_a", "low": -1.5, "high": 1.0},
+    "each": {"kind": "threshold", "score": "score_a", "by": "source", "low": {"uf": 0.0, "hh": 1.25}},
+    "rip": {
+        "kind": "intersect",
+        "rules": [
+            {"kind": "threshold", "score": "score_a", "low": 0.0},
+            {"kind": "threshold", "score": "score_b", "high": 0.0},
+        ],
+    },
+    "agree": {"kind": "agree", "scores": ["score_a", "score_b"]},
     "deep": {"kind": "intersect", "rules": [{"kind": "dedupe", "by": "prompt", "rule": TOP}, {**FUSE, "ratio": 0.9}]},
 }
 
 
-CONTROLLED = ("above", "rank", "both", "once")
+CONTROLLED = ("above", "rank", "both", "once", "between", "agree")
 
 
 def config(paths: dict[str, str], **more: Any) -> Any:

@@ -65,6 +65,25 @@ def test_divergence_is_positive_where_the_other_aspects_contradict_the_label(tmp
     assert dropped == {"missing_divergence": 1}
 
 
+def test_a_weight_is_the_score_of_its_metric(tmp_path: Path) -> None:
+    """Read by pair_id from two shards; of two metrics the rows that have both are left."""
+    storage = committed(tmp_path)
+    source = PairSource(Dataset(storage, "datasets/d"), weight="scores/pd")
+    table, dropped = source.table()
+    assert table is not None
+    assert table["pair_id"].to_pylist() == [one.hex() for one in IDS[:3]]
+    assert table["weight"].to_pylist() == [-1.0, 1.0, 0.0]
+    assert "preference_divergence" not in table.column_names
+    assert dropped == {"missing_weight": 1}
+    both, dropped = PairSource(Dataset(storage, "datasets/d"), divergence="scores/pd", weight="scores/pd").table()
+    assert both is not None
+    assert both["preference_divergence"].to_pylist() == [1.0, -1.0, 0.0]
+    assert both["weight"].to_pylist() == [-1.0, 1.0, 0.0]
+    assert dropped == {"missing_divergence": 1}
+    none, dropped = PairSource(Dataset(storage, "datasets/d"), weight="scores/nowhere").table()
+    assert (none, dropped) == (None, {"missing_weight": 4})
+
+
 def test_a_conflict_weighs_less_and_a_consensus_more(tmp_path: Path) -> None:
     """The gradient of softplus(-(κ m + PD)) with respect to m is -κ σ(-(κ m + PD)): least where PD is 1."""
     table, _ = PairSource(Dataset(committed(tmp_path), "datasets/d"), divergence="scores/pd").table()

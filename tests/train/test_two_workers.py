@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -117,3 +119,21 @@ def test_two_workers_follow_one_and_survive_a_kill(tiny_run: TinyRun, tmp_path: 
     assert launch([resumed], tmp_path) == 0
     assert results(resumed)[0]["history"] == results(stage_3)[0]["history"]
     assert_same_weights(results(resumed)[0], results(stage_3)[0])
+
+
+@pytest.mark.slow
+def test_two_workers_weigh_pairs_as_one(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """Both ways round, under ZeRO-2; in the last batch the second worker has no pair, and so no weight."""
+    case = case_of("policy", tiny_run)
+    weight_N = np.random.default_rng(1).random(17)
+    weight_N[3] = 0.0
+    table = case.table.append_column("weight", pa.array(weight_N))
+    options = {**COMMON, "weight": "w", "weighting": "label"}
+    one_worker = case.run(tmp_path / "one", table=table, **options)
+    job = {"objective": "policy", "model_dir": str(case.model_dir), "table": str(tmp_path / "table.parquet")}
+    job |= {"held_out": str(tmp_path / "held_out.parquet"), "own_folders": False, "output_dir": str(tmp_path / "two")}
+    pq.write_table(table, job["table"])
+    pq.write_table(case.held_out, job["held_out"])
+    assert launch([{**job, "config": {**options, "zero_stage": 2}}], tmp_path) == 0
+    for result in results({"output_dir": job["output_dir"]}):
+        assert_same_run(result, one_worker)
