@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefsel.errors import UserError
+from prefsel.errors import NonFiniteError, UserError
 from prefsel.evaluate.bootstrap import bootstrap_estimate, draws
 from prefsel.evaluate.comparison import Comparison, by_prompt, compare_pairwise, compare_rewards, merged
 from prefsel.evaluate.judges import PairwiseJudge
@@ -124,6 +124,11 @@ def test_prompts_that_one_side_lacks_are_refused_by_name() -> None:
         compare_rewards({"a": [1], "b": [1]}, {"a": [1]}, ({"a": [1], "b": [1]}, {"a": [1]}))
     with pytest.raises(UserError, match=r"prompt 'a': 1 and 2 rewards, 1 and 1 lengths"):
         compare_rewards({"a": [1]}, {"a": [1, 2]}, ({"a": [1]}, {"a": [1]}))
+    ones, bad = {"a": [1.0], "b": [1.0]}, {"a": [1.0], "b": [float("nan")]}
+    with pytest.raises(NonFiniteError, match=r"rewards of 1 prompts are NaN or infinite, first: \['b'\]"):
+        compare_rewards(ones, bad, (ones, ones))
+    with pytest.raises(NonFiniteError, match=r"lengths of 1 prompts are NaN or infinite, first: \['b'\]"):
+        compare_rewards(ones, ones, (bad, ones))
     with pytest.raises(UserError, match="no two answers to compare"):
         win_rate(merged([]))
 
@@ -214,7 +219,8 @@ def test_the_fit_is_that_of_an_optimiser(seed: int) -> None:
 @given(st.lists(st.tuples(st.sampled_from([-1.0, -0.3, 0.0, 1.0]), st.integers(-50, 50)), min_size=1, max_size=30))
 def test_length_control_is_antisymmetric_to_the_last_bit(pairs) -> None:
     one = rows([a for a, _ in pairs], [float(d) for _, d in pairs])
-    found, other = (length_control(each, ridge=0.02, num_draws=100) for each in (one, one.swapped()))
+    swapped = Comparison(one.prompts, -one.advantage_M, -one.length_difference_M)
+    found, other = (length_control(each, ridge=0.02, num_draws=100) for each in (one, swapped))
     if found is None:
         assert other is None
         return
