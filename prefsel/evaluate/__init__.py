@@ -1,6 +1,7 @@
-"""Answers of a policy → what they are worth, and how surely: pure functions of numbers and texts, no Ray.
+"""Answers of a policy → what they are worth, and how surely: numbers and texts in, numbers out.
 
-answers, judges ─▶ winrate (raw, length_controlled)  ┐
-log-probs of own samples ─▶ kl                       ├─▶ intervals, bootstrap ─▶ table: one `Evaluation` per model
-texts ─▶ diversity      held-out pairs ─▶ preference ┘
+judges ─▶ comparison ─▶ winrate, length_control          ┐
+own answers ─▶ kl (the only module that runs models)     ├─▶ table: one `Evaluation` per model
+texts ─▶ diversity         held-out margins ─▶ preference┘
+intervals, bootstrap: how surely        answers, answer_formats: files of AlpacaEval and Arena-Hard
 """

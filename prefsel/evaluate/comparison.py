@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from prefsel.errors import UserError
+from prefsel.errors import NonFiniteError, UserError
 from prefsel.evaluate.bootstrap import Floats
 from prefsel.evaluate.intervals import Values
 from prefsel.evaluate.judges import PairwiseJudge, Prompt, preferences_of
@@ -42,12 +42,6 @@ class Comparison:
     first_place: float | None = None
     """The preference for whatever stood first, summed over the rows; half of their number where order is nothing."""
 
-    def swapped(self) -> Comparison:
-        """The same answers with theirs as ours."""
-        return Comparison(
-            self.prompts, -self.advantage_M, -self.length_difference_M, self.num_inconsistent, self.first_place
-        )
-
 
 def compare_rewards(
     ours: Mapping[str, Sequence[float]],
@@ -63,8 +57,10 @@ def compare_rewards(
 
     Raises:
         UserError: A prompt is missing on one side or has no answer, or rewards and lengths do not align; names it.
+        NonFiniteError: A reward or a length is NaN or infinite; names the prompts.
     """
     _require_same_prompts(ours, theirs)
+    _require_finite(rewards=(ours, theirs), lengths=lengths)
     prompts: list[str] = []
     advantages, differences = [], []
     for prompt in sorted(ours):
@@ -161,6 +157,12 @@ def _require_same_prompts(ours: Mapping[str, Any], theirs: Mapping[str, Any]) ->
                 f"answers: {who} has none to {len(lacking)} prompts, first: {lacking[:3]}; valid: both models answer "
                 "the same prompts"
             )
+
+
+def _require_finite(**numbers: tuple[Lengths, Lengths]) -> None:
+    for what, sides in numbers.items():
+        if bad := sorted({p for side in sides for p, many in side.items() if not np.isfinite(np.asarray(many)).all()}):
+            raise NonFiniteError(f"answers: {what} of {len(bad)} prompts are NaN or infinite, first: {bad[:3]}")
 
 
 def _joined(parts: Sequence[Floats]) -> Floats:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prefsel.errors import PrefselError
+from prefsel.errors import PrefselError, invalid
 from prefsel.evaluate.bootstrap import NUM_DRAWS, Counts, Floats, percentile_interval
 from prefsel.evaluate.comparison import Comparison
 from prefsel.evaluate.intervals import Estimate
@@ -22,6 +22,12 @@ from prefsel.evaluate.intervals import Estimate
 PRIOR = 1.0
 """Weight, in prompts, of ties that stand beside the data: half at either extreme of the length term. Without them the
 coefficients of a judge that always, or never, prefers the longer answer would be infinite."""
+ALPACA_RIDGE = 0.02
+"""The `ridge` that comes nearest to AlpacaEval 2's own length-controlled win rates: over the 56 models whose
+annotations lie in its repository 1.2 points apart in the mean, Pearson 0.997 (0: 6.5 and 0.944; the raw rates: 4.9 and
+0.981). Without the difficulty of the instructions, length is charged with what hard instructions do, which get long
+answers. The ridge works against that, but leaves a part of what a judge of length alone sees: where its raw rate is
+0.80, answers being longer in 84 % of the rows, 0.62 are left, and 0.48 at 0."""
 TOLERANCE, MOST_STEPS = 1e-12, 200
 FITTED_CELLS = 1 << 20
 """Numbers of draws × rows at a time."""
@@ -39,11 +45,16 @@ class LengthControl:
     """Whether one model's answers are the longer ones in every row, so that equal lengths lie outside the data."""
 
 
-def length_control(comparison: Comparison, *, seed: int = 0, num_draws: int = NUM_DRAWS) -> LengthControl | None:
+def length_control(
+    comparison: Comparison, *, ridge: float = 0.0, seed: int = 0, num_draws: int = NUM_DRAWS
+) -> LengthControl | None:
     """The advantage of ours at equal lengths.
 
     Args:
         comparison: Of all prompts, at least one; every prompt has the same weight, however many rows it has.
+        ridge: How much the length effect is held back, in prompts per prompt: half its square is added to the loss so
+            many times the number of prompts. 0, what a judge of length alone needs; `ALPACA_RIDGE`, what comes nearest
+            to AlpacaEval.
         seed: Of the draws of the interval; every draw is fitted anew.
         num_draws: B.
 
@@ -51,13 +62,17 @@ def length_control(comparison: Comparison, *, seed: int = 0, num_draws: int = NU
         None where every row has the same length difference, which is not 0: nothing tells length from quality.
 
     Raises:
+        UserError: `ridge` is below 0.
         PrefselError: The fit did not converge.
 
     Source: Dubois et al. 2024 (arXiv 2404.04475), section 4, and AlpacaEval's code for tanh of the difference in units
     of its standard deviation. Deviations: no term for the difficulty of an instruction, which is fitted on other
-    models' answers to AlpacaEval's own instructions; `PRIOR` in place of an L1 penalty chosen by cross-validation and
-    of the answers of models told to be brief or verbose; lengths in the unit given, not always in characters.
+    models' answers to AlpacaEval's own instructions; `PRIOR` and `ridge` in place of an L1 penalty chosen by
+    cross-validation and of the answers of models told to be brief or verbose; lengths in the unit given, not always in
+    characters.
     """
+    if ridge < 0:
+        raise invalid("ridge", ridge, "0 or more")
     prompts, group_M = np.unique(np.array(comparison.prompts, dtype=np.str_), return_inverse=True)
     difference_M = comparison.length_difference_M
     weight_M = 1.0 / np.bincount(group_M)[group_M]
@@ -66,7 +81,7 @@ def length_control(comparison: Comparison, *, seed: int = 0, num_draws: int = NU
         return None
     term_M = np.tanh(difference_M / spread) if spread else np.zeros(len(difference_M))
     every_1M = weight_M[None, :]
-    quality_1, length_1 = fit(comparison.advantage_M, term_M, every_1M)
+    quality_1, length_1 = fit(comparison.advantage_M, term_M, every_1M, ridge=ridge)
     start = float(quality_1[0]), float(length_1[0])
     advantage, low, high = math.tanh(start[0] / 2), None, None
 
@@ -75,7 +90,7 @@ def length_control(comparison: Comparison, *, seed: int = 0, num_draws: int = NU
         block = max(1, FITTED_CELLS // len(term_M))
         for first in range(0, len(count_BG), block):
             weight_BM = count_BG[first : first + block, group_M] * weight_M
-            found.append(np.tanh(fit(comparison.advantage_M, term_M, weight_BM, start)[0] / 2))
+            found.append(np.tanh(fit(comparison.advantage_M, term_M, weight_BM, start, ridge)[0] / 2))
         return np.concatenate(found)
 
     if len(prompts) > 1:
@@ -85,18 +100,24 @@ def length_control(comparison: Comparison, *, seed: int = 0, num_draws: int = NU
 
 
 def fit(
-    advantage_M: Floats, term_M: Floats, weight_BM: Floats, start: tuple[float, float] = (0.0, 0.0)
+    advantage_M: Floats,
+    term_M: Floats,
+    weight_BM: Floats,
+    start: tuple[float, float] = (0.0, 0.0),
+    ridge: float = 0.0,
 ) -> tuple[Floats, Floats]:
     r"""θ and φ of a logistic regression, for several weightings of the rows at once.
 
     Minimises \(\sum_m w_m [\log(1 + e^{z_m}) - y_m z_m]\) with \(z = \theta + \varphi t\), \(y = (1 + a)/2\), over
-    the rows and two ties of weight `PRIOR`/2 at t = ±1. Damped Newton steps, which converge from anywhere.
+    the rows and two ties of weight `PRIOR`/2 at t = ±1, plus \(\frac{\rho}{2} \varphi^2 \sum_m w_m\). Damped Newton
+    steps, which converge from anywhere.
 
     Args:
         advantage_M: a, from −1 to 1.
         term_M: t, from −1 to 1.
         weight_BM: w ≥ 0.
         start: θ and φ to begin with.
+        ridge: ρ ≥ 0.
 
     Returns:
         θ and φ, [B] each: of −a and −t they are −θ and φ.
@@ -108,7 +129,7 @@ def fit(
     length of the longest row (1, t).
     """
     quality_B, length_B = (np.full(len(weight_BM), one) for one in start)
-    signed_BM = weight_BM * term_M
+    signed_BM, ridge_B = weight_BM * term_M, ridge * weight_BM.sum(axis=1)
     for _ in range(MOST_STEPS):
         # tanh(z/2) = 2σ(z) − 1, an odd function in every bit.
         half_BM = np.tanh((quality_B[:, None] + length_B[:, None] * term_M) / 2)
@@ -116,10 +137,10 @@ def fit(
         long_B, short_B = np.tanh((quality_B + length_B) / 2), np.tanh((quality_B - length_B) / 2)
         long_slope_B, short_slope_B = (PRIOR * (1 - one_B**2) / 8 for one_B in (long_B, short_B))
         by_quality_B = (weight_BM * residual_BM).sum(axis=1) + PRIOR * (long_B + short_B) / 4
-        by_length_B = (signed_BM * residual_BM).sum(axis=1) + PRIOR * (long_B - short_B) / 4
+        by_length_B = (signed_BM * residual_BM).sum(axis=1) + PRIOR * (long_B - short_B) / 4 + ridge_B * length_B
         qq_B = (weight_BM * slope_BM).sum(axis=1) + (long_slope_B + short_slope_B)
         ql_B = (signed_BM * slope_BM).sum(axis=1) + (long_slope_B - short_slope_B)
-        ll_B = (signed_BM * (slope_BM * term_M)).sum(axis=1) + (long_slope_B + short_slope_B)
+        ll_B = (signed_BM * (slope_BM * term_M)).sum(axis=1) + (long_slope_B + short_slope_B) + ridge_B
         determinant_B = qq_B * ll_B - ql_B**2
         quality_step_B = (ll_B * by_quality_B - ql_B * by_length_B) / determinant_B
         length_step_B = (qq_B * by_length_B - ql_B * by_quality_B) / determinant_B

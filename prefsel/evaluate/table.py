@@ -71,6 +71,7 @@ def evaluation(
     kl: Divergence | None = None,
     held_out: HeldOut | None = None,
     warnings: Sequence[str] = (),
+    length_ridge: float = 0.0,
     seed: int = 0,
     num_draws: int = NUM_DRAWS,
 ) -> Evaluation:
@@ -85,6 +86,7 @@ def evaluation(
         kl: See `prefsel.evaluate.divergence.divergence`.
         held_out: See `prefsel.evaluate.preference.held_out`.
         warnings: What to tell beside the numbers.
+        length_ridge: See `prefsel.evaluate.length_control.length_control`.
         seed: Of the draws of the intervals.
         num_draws: Of each interval.
 
@@ -113,7 +115,9 @@ def evaluation(
         num_answers=sum(map(len, model.texts.values())),
         reward=reward,
         reward_difference=reward_difference,
-        win_rate=None if comparison is None else win_rate(comparison, seed=seed, num_draws=num_draws),
+        win_rate=None
+        if comparison is None
+        else win_rate(comparison, length_ridge=length_ridge, seed=seed, num_draws=num_draws),
         held_out=held_out,
         kl=kl,
         tokens=None if tokens is None else bootstrap_estimate([tokens], seed=seed, num_draws=num_draws),

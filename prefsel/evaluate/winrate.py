@@ -26,6 +26,8 @@ class WinRate:
     """What it would be at equal lengths, see `length_control`; None: all answers differ by the same length."""
     length_effect: float | None
     """The coefficient of the length term; positive: the judge prefers the longer answer."""
+    length_ridge: float
+    """How much the length effect was held back."""
     is_extrapolated: bool
     """Whether one model's answers are the longer ones in every row: nothing was seen near equal lengths."""
     num_wins: int
@@ -40,11 +42,14 @@ class WinRate:
     """The mean preference of a pairwise judge for the answer that it is shown first."""
 
 
-def win_rate(comparison: Comparison, *, seed: int = 0, num_draws: int = NUM_DRAWS) -> WinRate:
+def win_rate(
+    comparison: Comparison, *, length_ridge: float = 0.0, seed: int = 0, num_draws: int = NUM_DRAWS
+) -> WinRate:
     """Raw and length-controlled win rate of ours, each with a 95 % percentile interval over prompts.
 
     Args:
         comparison: Of all prompts.
+        length_ridge: How much the length effect is held back, see `length_control`.
         seed: Of the draws.
         num_draws: Of either interval.
 
@@ -54,12 +59,13 @@ def win_rate(comparison: Comparison, *, seed: int = 0, num_draws: int = NUM_DRAW
     found = bootstrap_estimate([by_prompt(comparison)], seed=seed, num_draws=num_draws)
     if found is None:
         raise UserError("win rate: no two answers to compare; valid: at least one prompt that both models answered")
-    controlled = length_control(comparison, seed=seed, num_draws=num_draws)
+    controlled = length_control(comparison, ridge=length_ridge, seed=seed, num_draws=num_draws)
     num_rows, advantage_M = len(comparison.prompts), comparison.advantage_M
     return WinRate(
         raw=as_shares(found, num_rows),
         length_controlled=None if controlled is None else as_shares(controlled.advantage, num_rows),
         length_effect=None if controlled is None else controlled.length_effect,
+        length_ridge=length_ridge,
         is_extrapolated=controlled is None or controlled.is_extrapolated,
         num_wins=int((advantage_M > 0).sum()),
         num_ties=int((advantage_M == 0).sum()),

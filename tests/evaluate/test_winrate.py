@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefsel.errors import UserError
+from prefsel.errors import NonFiniteError, UserError
 from prefsel.evaluate.bootstrap import bootstrap_estimate, draws
 from prefsel.evaluate.comparison import Comparison, by_prompt, compare_pairwise, compare_rewards, merged
 from prefsel.evaluate.judges import PairwiseJudge
-from prefsel.evaluate.length_control import PRIOR, fit, length_control
+from prefsel.evaluate.length_control import ALPACA_RIDGE, PRIOR, fit, length_control
 from prefsel.evaluate.winrate import as_shares, share, win_rate
 
 REWARD = st.sampled_from([-1.0, 0.0, 0.5, 2.0])
@@ -124,6 +124,11 @@ def test_prompts_that_one_side_lacks_are_refused_by_name() -> None:
         compare_rewards({"a": [1], "b": [1]}, {"a": [1]}, ({"a": [1], "b": [1]}, {"a": [1]}))
     with pytest.raises(UserError, match=r"prompt 'a': 1 and 2 rewards, 1 and 1 lengths"):
         compare_rewards({"a": [1]}, {"a": [1, 2]}, ({"a": [1]}, {"a": [1]}))
+    ones, bad = {"a": [1.0], "b": [1.0]}, {"a": [1.0], "b": [float("nan")]}
+    with pytest.raises(NonFiniteError, match=r"rewards of 1 prompts are NaN or infinite, first: \['b'\]"):
+        compare_rewards(ones, bad, (ones, ones))
+    with pytest.raises(NonFiniteError, match=r"lengths of 1 prompts are NaN or infinite, first: \['b'\]"):
+        compare_rewards(ones, ones, (bad, ones))
     with pytest.raises(UserError, match="no two answers to compare"):
         win_rate(merged([]))
 
@@ -172,7 +177,7 @@ def test_a_pairwise_judge_is_antisymmetric_too() -> None:
 # ------------------------------------------------------------------------------------------------- length-controlled
 
 
-def oracle(advantage: list[float], term: list[float], weight: list[float]) -> tuple[float, float]:
+def oracle(advantage: list[float], term: list[float], weight: list[float], ridge: float = 0.0) -> tuple[float, float]:
     """Binary cross entropy with soft labels, with the ties of the prior, by torch's L-BFGS."""
     y = torch.tensor([(a + 1) / 2 for a in advantage] + [0.5, 0.5], dtype=torch.float64)
     t = torch.tensor([*term, 1.0, -1.0], dtype=torch.float64)
@@ -186,6 +191,7 @@ def oracle(advantage: list[float], term: list[float], weight: list[float]) -> tu
         solver.zero_grad()
         z = coefficients[0] + coefficients[1] * t
         loss = (w * torch.nn.functional.binary_cross_entropy_with_logits(z, y, reduction="none")).sum()
+        loss = loss + ridge * sum(weight) * coefficients[1] ** 2 / 2
         loss.backward()
         return loss
 
@@ -200,9 +206,10 @@ def test_the_fit_is_that_of_an_optimiser(seed: int) -> None:
     size = (1, 3, 10, 60, 200, 40)[seed]
     advantage = rng.choice([-1.0, 0.0, 1.0], size) if seed != 5 else np.ones(size)
     term, weight = np.tanh(rng.normal(0.5, 1, size)), rng.choice([0.0, 0.25, 1.0, 3.0], (4, size))
-    quality_B, length_B = fit(advantage, term, weight)
+    ridge = (0.0, 0.3, 0.02, 0.0, 0.02, 0.0)[seed]
+    quality_B, length_B = fit(advantage, term, weight, ridge=ridge)
     for row in range(4):
-        expected = oracle(list(advantage), list(term), list(weight[row]))
+        expected = oracle(list(advantage), list(term), list(weight[row]), ridge)
         assert (quality_B[row], length_B[row]) == (
             pytest.approx(expected[0], abs=1e-6),
             pytest.approx(expected[1], abs=1e-6),
@@ -212,7 +219,8 @@ def test_the_fit_is_that_of_an_optimiser(seed: int) -> None:
 @given(st.lists(st.tuples(st.sampled_from([-1.0, -0.3, 0.0, 1.0]), st.integers(-50, 50)), min_size=1, max_size=30))
 def test_length_control_is_antisymmetric_to_the_last_bit(pairs) -> None:
     one = rows([a for a, _ in pairs], [float(d) for _, d in pairs])
-    found, other = length_control(one, num_draws=100), length_control(one.swapped(), num_draws=100)
+    swapped = Comparison(one.prompts, -one.advantage_M, -one.length_difference_M)
+    found, other = (length_control(each, ridge=0.02, num_draws=100) for each in (one, swapped))
     if found is None:
         assert other is None
         return
@@ -294,3 +302,16 @@ def test_the_interval_is_that_of_fits_to_drawn_prompts() -> None:
         pytest.approx(drawn[2], abs=1e-6),
         pytest.approx(drawn[-3], abs=1e-6),
     )
+
+
+def test_a_ridge_holds_the_length_effect_back() -> None:
+    rng = np.random.default_rng(14)
+    difference = rng.normal(40, 40, 400)
+    one = rows(list(np.where(difference > 0, 1.0, -1.0)), list(difference))
+    found = [win_rate(one, length_ridge=ridge, num_draws=100) for ridge in (0.0, ALPACA_RIDGE, 100.0)]
+    effects = [each.length_effect for each in found]
+    assert effects == sorted(effects, reverse=True)  # type: ignore[type-var]
+    assert found[2].length_controlled.mean == pytest.approx(found[0].raw.mean, abs=0.01)  # type: ignore[union-attr]
+    assert [each.length_ridge for each in found] == [0.0, ALPACA_RIDGE, 100.0]
+    with pytest.raises(UserError, match=r"ridge: got -1; valid: 0 or more"):
+        length_control(one, ridge=-1)
