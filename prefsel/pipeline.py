@@ -135,6 +135,8 @@ def run(
     """
     started = time.monotonic()
     storage = Storage(workspace)
+    if until == "evaluate" and config.evaluate is None:
+        raise UserError("evaluate: the configuration asks for no evaluation; give it `evaluate`, with judges")
     check(config, storage)
     _start_ray(config, progress)
     _keep_config(config, storage)

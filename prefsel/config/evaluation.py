@@ -71,6 +71,8 @@ class Evaluation(Options):
     def _check_prompts(self, config: Lookup) -> None:
         """Prompts of a part that is set aside."""
         part, field = self.prompts.part, "evaluate.prompts.part"
+        if part == "exclude" and not config.exclude_prompts and not any(s.role == "exclude" for s in config.sources):
+            raise UserError(f"{field}: no prompt is excluded; give exclude_prompts, or a source the role exclude")
         if part == "validation":
             require_validation(config, field)
         if part == "holdout" and not config.split.holdout and not any(s.role == "holdout" for s in config.sources):

@@ -37,7 +37,7 @@ def evaluated_sections(storage: Storage, reports: Sequence[StageReport], example
     found = []
     for report in reports:
         if report.stage == "evaluate":
-            details = {key: value for key, value in report.details.items() if key != "warnings"}
+            details = {key: value for key, value in report.details.items() if key not in ("warnings", "shards")}
             shown = side_by_side(storage, report, examples) if examples and details["baseline"] else []
             found.append(details | {"num_prompts": report.rows_out, "dropped": report.dropped, "examples": shown})
     return found
@@ -111,7 +111,11 @@ def rewards(found: Sequence[Mapping[str, Any]]) -> Table:
         for judge, record in (one.get("judges") or {}).items():
             reward, gain, wins = (record.get(key) or {} for key in ("reward", "reward_difference", "win_rate"))
             raw, controlled = (wins.get(key) or {} for key in ("raw", "length_controlled"))
-            notes = [*(record.get("warnings") or ())]
+            warned = record.get("warnings") or ()
+            notes = (
+                ["it also chose the pairs that were trained on"] if any("also chose" in one for one in warned) else []
+            )
+            notes += [one.removeprefix(f"judge {judge!r} ") for one in warned if "also chose" not in one]
             if is_number(turned := wins.get("num_inconsistent")) and turned:
                 notes.append(f"{percent(turned, raw.get('num_items'))} of the verdicts turn with the order")
             shown = gain or ({**raw, **_around_half(raw)} if raw else {})
@@ -126,7 +130,6 @@ def rewards(found: Sequence[Mapping[str, Any]]) -> Table:
                     _interval(gain, signed),
                     judgement(shown) if shown else ABSENT,
                     percent(raw.get("mean")),
-                    _interval(raw, percent),
                     percent(controlled.get("mean")),
                     number(raw.get("num_prompts") or reward.get("num_prompts")),
                     "; ".join(notes) or ABSENT,
@@ -134,7 +137,7 @@ def rewards(found: Sequence[Mapping[str, Any]]) -> Table:
             )
     columns = {"Model": "text", "Judge": "text", "Reward": "num", "95 % interval": "num", "Against": "text"}
     columns |= {"Difference": "num", "Its interval": "num", "Shown": "verdict", "Wins": "num"}
-    columns |= {"Interval of wins": "num", "At equal lengths": "num", "Prompts": "num", "Note": "text"}
+    columns |= {"At equal lengths": "num", "Prompts": "num", "Note": "text"}
     return table(columns, rows)
 
 

@@ -112,6 +112,7 @@ def _report(
             "judges": {name: as_json(one) for name, one in found.judges.items()},
             "answers": answers,
             "prompts": made.prompts.name,
+            "shards": [shard.shard for shard in plan.catalog.shards],
             "groups": {model: f"groups/{_source(one)}" for model, one in _plans(plan).items()},
             "warnings": list(dict.fromkeys(text for one in found.judges.values() for text in one.warnings)),
         },
