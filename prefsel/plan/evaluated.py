@@ -12,7 +12,7 @@ from prefsel.plan.made import Evaluated, Made
 from prefsel.plan.models import model_nodes
 from prefsel.plan.node import Need, Node, by_fingerprint, by_path
 from prefsel.plan.plan import Plan
-from prefsel.score.function import pairwise_judge
+from prefsel.score.function import pairwise_judge, reward_judge
 from prefsel.workspace.recipes import fingerprint, recipe
 
 
@@ -94,7 +94,13 @@ def warnings(plan: Plan) -> list[str]:
     _, evaluated = evaluated_of(plan)
     used = evaluated.used() if evaluated.used is not None else {}
     judges = [
-        ColumnJudge(column.removeprefix("rm_"), plan.node("columns", label).fingerprint)
+        ColumnJudge(column.removeprefix("rm_"), judge_identity(plan, label))
         for column, label in reward_columns(plan).items()
     ]
     return [told for judge in judges if (told := judged_before(judge, used))]
+
+
+def judge_identity(plan: Plan, label: str) -> str:
+    """What decides the numbers of a scorer, whatever its column is called: the code of a function, or its recipe."""
+    path = next((one.function_path for one in plan.scorers if one.label == label), None)
+    return reward_judge(path).identity if path else plan.node("columns", label).fingerprint

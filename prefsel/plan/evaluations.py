@@ -15,6 +15,7 @@ from typing import Any
 from prefsel.config import Config, ModelDivergence
 from prefsel.config.lookup import find
 from prefsel.plan.columns import scorers_for
+from prefsel.plan.evaluated import judge_identity
 from prefsel.plan.made import Evaluated, Made, SeedPrompts
 from prefsel.plan.nodes import made_plan
 from prefsel.plan.plan import Plan
@@ -87,7 +88,7 @@ def evaluation_plan(
 
 
 def used_columns(plan: Plan, selections: Iterable[str | None]) -> dict[str, str]:
-    """What chose the pairs of some selections, and labelled them where a model made them: label → fingerprint.
+    """What chose the pairs of some selections, and labelled them where a model made them: label → identity.
 
     Args:
         plan: Of the corpus.
@@ -99,4 +100,4 @@ def used_columns(plan: Plan, selections: Iterable[str | None]) -> dict[str, str]
             for metric in rule_scores(spec.rule):
                 scorers = scorers_for(plan, metric_columns(plan, metric), field=f"metrics.{metric}")
                 labels += [scorer.label for scorer in scorers]
-    return {label: plan.node("columns", label).fingerprint for label in labels}
+    return {label: judge_identity(plan, label) for label in labels}

@@ -80,4 +80,4 @@ class Evaluated:
     """The plan of the answers of the model that it is compared with; None: it is compared with none."""
     used: Any = None
     """What chose and labelled the pairs that the model was trained on: called without arguments, once its own model is
-    made, it gives label → fingerprint of columns. None: nothing of this run."""
+    made, it gives label of a scorer → identity. None: nothing of this run."""
