@@ -66,3 +66,10 @@ class Made:
     """The columns that pairs are made by, without `rm_`; the first one decides."""
     pairing: Any = None
     """The `config.Pairing`; None: nothing is made but answers."""
+    beside: tuple[str, ...] = ()
+    """Further models that answer the same prompts."""
+
+    @property
+    def answers(self) -> str:
+        """What the groups are called: after those who answer."""
+        return "+".join((self.policy, *self.beside))
