@@ -70,13 +70,12 @@ def prompts_schema(*, has_rest: bool) -> pa.Schema:
 
 
 RESPONSES = "responses"
-"""A further column of groups that a model answered, aligned with `completions`: which sample of the prompt each one is,
-why it ended (`end`, `length`) and how many tokens it has."""
-GENERATED = [
-    ("parent_id", ID),
-    ("strategy", pa.string()),
-    (RESPONSES, pa.list_(pa.struct([("sample", pa.int32()), ("stop", pa.string()), ("num_tokens", pa.int32())]))),
-]
+"""A further column of groups that models answered, aligned with `completions`: who wrote each one, which sample of the
+prompt it is, why it ended (`end`, `length`) and how many tokens it has."""
+RESPONSE = pa.struct(
+    [("policy", pa.string()), ("sample", pa.int32()), ("stop", pa.string()), ("num_tokens", pa.int32())]
+)
+GENERATED = [("parent_id", ID), ("strategy", pa.string()), (RESPONSES, pa.list_(RESPONSE))]
 """What groups that a model answered have besides the columns of `GROUPS`."""
 
 MESSAGES = pa.list_(_message(False))

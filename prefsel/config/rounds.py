@@ -59,8 +59,11 @@ class SelfPlay(Options):
     evolve: Evolve | None = None
     """Make new prompts of the best ones first, and learn from the answers to those; null learns from the answers to the
     prompts themselves."""
-    judges: list[Scorer] = Field(min_length=1)
-    """What labels the answers: scorers with a reward, run on generated answers only."""
+    beside: list[str] = []
+    """Further models that answer the same prompts, whose answers stand beside the policy's: a weaker one for pairs
+    `by_generator`, or others to learn from."""
+    judges: list[Scorer] = []
+    """What labels the answers: scorers with a reward, run on generated answers only. Pairs `by_generator` need none."""
     judge: str | None = None
     """The reward that decides, by the name of its column without `rm_`; null means the only one."""
     pairs: Pairing = BestWorst()
@@ -92,9 +95,11 @@ class SelfPlay(Options):
             raise ValueError(
                 f"rounds: got {self.rounds} without `train`; valid: 1, as every further round needs a model"
             )
-        if self.generation.samples < 2:
+        if not self.judges and self.pairs.kind != "by_generator":
+            raise ValueError(f"judges: got none with pairs {self.pairs.kind!r}; only pairs by_generator need no judge")
+        if not self.beside and self.generation.samples < 2:
             raise ValueError(f"generation.samples: got {self.generation.samples}; a pair needs at least 2")
-        if self.generation.temperature == 0:
+        if not self.beside and self.generation.temperature == 0:
             raise ValueError("generation.temperature: got 0, at which all samples are equal; valid: above 0")
         if self.train is None and (self.mixed_with or self.stop):
             raise ValueError("mixed_with, stop: only used where a round trains")
@@ -154,8 +159,14 @@ class SelfPlay(Options):
                 )
             for model in judge.models(config):
                 require_single(config, f"{field}.judges", model)
+        for name in self.beside:
+            require_model(config, f"{field}.beside", name, "policy")
+            require_single(config, f"{field}.beside", name)
         if self.pairs.kind == "by_generator":
-            raise invalid(f"{field}.pairs.kind", self.pairs.kind, "rules of judges: one model answers in a round")
+            valid = ["$policy", *self.beside]
+            for side in ("strong", "weak"):
+                if (name := getattr(self.pairs, side)) not in valid:
+                    raise invalid(f"{field}.pairs.{side}", name, valid)
         if self.mixed_with is not None:
             valid = [name for selection in config.selections for name in selection.names]
             if self.mixed_with not in valid:

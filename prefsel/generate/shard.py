@@ -19,7 +19,7 @@ from prefsel.ingest.identity import completion_id
 from prefsel.models.chat import Encoder
 from prefsel.models.loading import check_vocabulary, default_device, load_causal, load_tokenizer
 from prefsel.models.writer import Messages
-from prefsel.schema import GENERATED, QUARANTINE, groups_schema, has_rest
+from prefsel.schema import GENERATED, QUARANTINE, RESPONSE, RESPONSES, groups_schema, has_rest
 
 
 class Refusal(NamedTuple):
@@ -83,7 +83,7 @@ class PolicyAnswers:
 
         Args:
             prompts: Schema `prompts_schema`.
-            label: Of the policy, for the quarantine.
+            label: Of the policy, for who wrote what.
         """
         options, before = self.options, Counter(self.generator.counters)
         rows = prompts.to_pylist()
@@ -104,7 +104,7 @@ class PolicyAnswers:
         counters |= {"tokens_kept": float(sum(len(one.tokens) for one in kept)), "prompts": float(len(rows))}
         counters |= {f"stop_{stop}": float(n) for stop, n in Counter(one.stop for one in kept).items()}
         quarantine, examples = _quarantined(rows, judged, refused, label)
-        groups = _groups(prompts, judged)
+        groups = _groups(prompts, judged, label)
         return Answered(groups, quarantine, len(rows) * options.samples, dict(dropped), counters, examples)
 
     def ask(
@@ -149,7 +149,7 @@ class PolicyAnswers:
 Judged = dict[int, list[tuple[Response, str | None]]]
 
 
-def _groups(prompts: pa.Table, judged: Judged) -> pa.Table:
+def _groups(prompts: pa.Table, judged: Judged, label: str) -> pa.Table:
     """The groups of the prompts that have a response, in their order."""
     rows = [place for place, many in sorted(judged.items()) if any(not reason for _, reason in many)]
     ids = prompts["prompt_id"].to_pylist()
@@ -160,7 +160,8 @@ def _groups(prompts: pa.Table, judged: Judged) -> pa.Table:
         completions.append(
             [{"completion_id": completion_id(ids[place], said), "messages": said, "ratings": []} for said in messages]
         )
-        responses.append([{"sample": s, "stop": one.stop, "num_tokens": len(one.tokens)} for s, one in kept])
+        written = {"policy": label}
+        responses.append([written | {"sample": s, "stop": one.stop, "num_tokens": len(one.tokens)} for s, one in kept])
     taken = prompts.take(pa.array(rows, pa.int64()))
     schema = groups_schema(has_rest=has_rest(prompts))
     arrays = {
@@ -170,7 +171,7 @@ def _groups(prompts: pa.Table, judged: Judged) -> pa.Table:
         "provenance": pa.array([{"row": row} for row in rows], schema.field("provenance").type),
         "parent_id": taken["parent_id"],
         "strategy": taken["strategy"],
-        "responses": pa.array(responses, dict(GENERATED)["responses"]),
+        RESPONSES: pa.array(responses, pa.list_(RESPONSE)),
     }
     return pa.table(arrays, schema=pa.schema([*schema, *GENERATED]))
 

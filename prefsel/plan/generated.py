@@ -7,7 +7,7 @@ from typing import Any
 from prefsel.errors import UserError
 from prefsel.plan.made import EvolvedPrompts, Made
 from prefsel.plan.models import find_model, model_nodes
-from prefsel.plan.node import Need, Node, by_columns, by_fingerprint
+from prefsel.plan.node import Need, Node, by_columns, by_fingerprint, by_path
 from prefsel.plan.plan import Plan
 from prefsel.selfplay.strategies import load_strategies
 from prefsel.workspace.catalog import Catalog, FileRecord, SourceRecord
@@ -79,6 +79,8 @@ def _evolved_node(plan: Plan, name: str, spec: EvolvedPrompts) -> Node:
 def groups_node(plan: Plan, name: str) -> Node:
     """The answers of a policy: like columns they depend on the model and the sampling, never on which prompts."""
     made = _made(plan)
+    if made.beside and name == made.answers:
+        return _joined_node(plan, name)
     needs = [Need(plan.node("prompts", made.prompts.name)), *(Need(node) for node in model_nodes(plan, name))]
 
     def write_recipe(node: Node) -> dict[str, Any]:
@@ -87,6 +89,15 @@ def groups_node(plan: Plan, name: str) -> Node:
         return recipe("generate", settings, models={"policy": policy.identity})
 
     return Node("groups", name, made, tuple(needs), write_recipe, "groups")
+
+
+def _joined_node(plan: Plan, name: str) -> Node:
+    """The answers of several models to the same prompts, side by side in their groups."""
+    made = _made(plan)
+    needs = [by_path(plan.node("groups", one), f"answers {one}") for one in (made.policy, *made.beside)]
+    return Node(
+        "groups", name, made, tuple(needs), lambda node: recipe("generate", {}, upstream=node.upstream), "groups"
+    )
 
 
 def pairs_node(plan: Plan, name: str) -> Node:
@@ -98,7 +109,7 @@ def pairs_node(plan: Plan, name: str) -> Node:
         settings = {"pairing": made.pairing.model_dump(), "rewards": list(made.rewards)}
         return recipe("pairs", settings, upstream=node.upstream)
 
-    return Node("pairs", name, made, (Need(plan.node("groups", made.policy)), *judged), write_recipe, "pairs")
+    return Node("pairs", name, made, (Need(plan.node("groups", made.answers)), *judged), write_recipe, "pairs")
 
 
 def generated_catalog(plan: Plan) -> Catalog:
@@ -112,7 +123,7 @@ def generated_catalog(plan: Plan) -> Catalog:
     summary = load_summary(plan.storage, prompts)
     if summary is None:
         raise UserError(f"{made.name}: its prompts are not chosen yet; run the whole pipeline (`prefsel run`) first")
-    source = plan.node("groups", made.policy).path.removeprefix("groups/")
+    source = plan.node("groups", made.answers).path.removeprefix("groups/")
     pairs = f"{plan.node('pairs', made.pairing.kind).path.removeprefix('pairs/')}/{source}" if made.pairing else ""
     shards = [name for name, _ in summary.details["shards"]]
     file = FileRecord(prompts, summary.details["content"], shards, {}, {}, format="generated")

@@ -128,7 +128,7 @@ def _columns(plan: Plan, label: str) -> Node:
     models: list[str] = scorer.models(plan.config)
     needs = [Need(node) for name in models for node in model_nodes(plan, name, scorer.own_aspect)]
     if plan.made is not None:
-        needs.append(Need(plan.node("groups", plan.made.policy)))
+        needs.append(Need(plan.node("groups", plan.made.answers)))
     tangent = plan.node("tangent", scorer.tangent_name) if scorer.tangent_name else None
     if tangent is not None:
         needs.append(Need(tangent))

@@ -10,15 +10,18 @@ from prefsel.plan.node import Node
 def in_passes(order: Sequence[Node]) -> list[list[Node]]:
     """`order` with nodes that can be made together put beside the first of them for which everything is there as well.
 
-    Every node still comes after what it needs.
+    Every node still comes after what it needs; what is needed and not in `order` is there.
     """
     left, passes = list(order), []
+    known = set(order)
     done: set[Node] = set()
     while left:
         together = [left.pop(0)]
         if _shares_pass(together[0]):
             alike = [node for node in left if _shares_pass(node) and node.kind == together[0].kind]
-            together += [node for node in alike if done.issuperset(need.node for need in node.needs)]
+            together += [
+                node for node in alike if done.issuperset(need.node for need in node.needs if need.node in known)
+            ]
             left = [node for node in left if node not in together]
         passes.append(together)
         done.update(together)

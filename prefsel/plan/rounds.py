@@ -45,12 +45,19 @@ def round_plans(outer: Plan, arm: SelfPlay, number: int) -> list[Plan]:
         per_shard=arm.generation.prompts_per_shard,
     )
     shared: dict[str, Any] = {"policy": policy, "generation": arm.generation, "judges": judges, "rewards": rewards}
+    shared |= {"pairing": _pairing(arm, policy), "beside": tuple(one for one in arm.beside if one != policy)}
     if arm.evolve is None:
-        return [made_plan(outer, config, Made(label, prompts=seeds, pairing=arm.pairs, **shared))]
-    first = made_plan(outer, config, Made(f"{label}-seeds", prompts=seeds, pairing=arm.pairs, **shared))
+        return [made_plan(outer, config, Made(label, prompts=seeds, **shared))]
+    first = made_plan(outer, config, Made(f"{label}-seeds", prompts=seeds, **shared))
     models = tuple(name for judge in arm.judges for name in judge.models(config))
     evolved = EvolvedPrompts(first, f"{label}-seeds", arm.evolve, models, arm.generation.prompts_per_shard)
-    return [first, made_plan(outer, config, Made(label, prompts=evolved, pairing=arm.pairs, **shared))]
+    return [first, made_plan(outer, config, Made(label, prompts=evolved, **shared))]
+
+
+def _pairing(arm: SelfPlay, policy: str) -> Any:
+    """How pairs are made in a round, with the policy that answers in place of `$policy`."""
+    names = {key: policy for key, value in arm.pairs if value == "$policy"}
+    return arm.pairs.model_copy(update=names) if names else arm.pairs
 
 
 def last_node(plan: Plan) -> Node:
@@ -75,6 +82,8 @@ def judge_rewards(outer: Plan, arm: SelfPlay) -> tuple[str, ...]:
         for one in judge.expanded(outer.config)
         for column in one.columns(outer.config, partial(head_names, outer))
     ]
+    if arm.pairs.kind == "by_generator":
+        return ()
     if arm.pairs.kind == "confidence":
         return tuple(column.removeprefix("rm_") for column in columns)
     return (arm.reward(columns),)
@@ -84,7 +93,8 @@ def round_config(outer: Plan, arm: SelfPlay, number: int) -> Config:
     """What is done with the corpus of a round, as the configuration of a run says it."""
     config, label = outer.config, arm.trained_in(number)
     policy, reference = arm.model_of(number), arm.reference_of(number)
-    names = {"$rm": judge_rewards(outer, arm)[0], "$policy": policy, "$reference": reference or policy}
+    names = {"$policy": policy, "$reference": reference or policy}
+    names |= {"$rm": rewards[0]} if (rewards := judge_rewards(outer, arm)) else {}
     metric = MetricSpec(
         name=label, metric=arm.metric.metric, params=filled_params(arm.metric.metric, arm.metric.params, names)
     )

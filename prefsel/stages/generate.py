@@ -10,6 +10,7 @@ from typing import Any
 
 from prefsel.config import GenerationOptions
 from prefsel.errors import PrefselError
+from prefsel.generate.join import join_answers
 from prefsel.generate.shard import PolicyAnswers
 from prefsel.plan.made import Made
 from prefsel.plan.models import find_model
@@ -19,13 +20,15 @@ from prefsel.plugins.failures import naming_plugins
 from prefsel.plugins.registry import load as load_plugins
 from prefsel.plugins.registry import loaded
 from prefsel.progress import Progress
-from prefsel.schema import has_rest
+from prefsel.schema import RESPONSES, has_rest
 from prefsel.score.job import local
 from prefsel.stages.pool import PoolWork, run_pool
 from prefsel.stages.score import loading
+from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact, Entry, merge_counts
 from prefsel.workspace.manifest import StageReport, load_summary
+from prefsel.workspace.recipes import hash_hex
 from prefsel.workspace.storage import Storage
 
 
@@ -100,8 +103,10 @@ def generate(plan: Plan, node: Node, progress: Progress) -> StageReport:
     Raises:
         PrefselError: no response at all can be used; says why.
     """
-    started = time.monotonic()
     made: Made = node.spec
+    if made.beside and node.name == made.answers:
+        return join(plan, node, progress)
+    started = time.monotonic()
     prompts = plan.node("prompts", made.prompts.name).path
     summary = load_summary(plan.storage, prompts)
     assert summary is not None, "prompts are chosen before they are answered"
@@ -137,6 +142,51 @@ def generate(plan: Plan, node: Node, progress: Progress) -> StageReport:
         raise PrefselError(f"generate {node.name}: none of {report.rows_in:,} responses can be used ({lost}){first}")
     artifact.compact()
     return report
+
+
+def join(plan: Plan, node: Node, progress: Progress) -> StageReport:
+    """Put the answers of several models to the same prompts into the same groups."""
+    started = time.monotonic()
+    made: Made = node.spec
+    storage = plan.storage
+    folders = [plan.node("groups", name).path for name in (made.policy, *made.beside)]
+    known = [Artifact(storage, folder).entries() for folder in folders]
+    summary = load_summary(storage, plan.node("prompts", made.prompts.name).path)
+    assert summary is not None, "prompts are chosen before they are answered"
+    names = [name for name, _ in summary.details["shards"]]
+    inputs = {name: hash_hex(*(entries[name].content for entries in known)) for name in names}
+    artifact = Artifact(storage, node.path)
+    done = artifact.done(inputs)
+    pending = [(name, made_from) for name, made_from in inputs.items() if name not in done]
+    with progress.track(f"join {node.name}", len(pending), commits=True) as counter:
+        map_shards(_join_shard, pending, shared=(storage, folders, node.path), counter=counter)
+    entries = artifact.done(inputs)
+    doubles = sum(entry.info["dropped"]["duplicate_response"] for entry in entries.values())
+    asked = sum(entry.info["asked"] for entry in entries.values())
+    artifact.compact()
+    return StageReport(
+        stage="generate",
+        name=node.name,
+        unit="responses",
+        rows_in=asked,
+        rows_out=asked - doubles,
+        dropped={"duplicate_response": doubles} if doubles else {},
+        shards=len(names),
+        computed_shards=len(pending),
+        seconds=time.monotonic() - started,
+        artifact=node.path,
+        details={"corpus": made.name, "joined": [made.policy, *made.beside], "examples": {}},
+    )
+
+
+def _join_shard(item: tuple[str, str], shared: Any) -> None:
+    (name, made_from), (storage, folders, path) = item, shared
+    artifact = Artifact(storage, path)
+    attempt = artifact.log_attempt(name)
+    joined, doubles = join_answers([Artifact(storage, folder).read(name) for folder in folders])
+    info: dict[str, Any] = {"asked": sum(map(len, joined[RESPONSES].to_pylist())) + doubles}
+    info |= {"dropped": {"duplicate_response": doubles}} | ({"has_rest": True} if has_rest(joined) else {})
+    artifact.commit(name, joined, made_from=made_from, attempt=attempt, info=info)
 
 
 def answered_report(node: Node, entries: Sequence[Entry], computed: int, seconds: float) -> StageReport:

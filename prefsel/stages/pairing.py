@@ -11,6 +11,7 @@ from prefsel.plan.made import Made
 from prefsel.plan.node import Node
 from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
+from prefsel.schema import RESPONSES
 from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact, merge_counts
@@ -54,9 +55,25 @@ def pair_answers(plan: Plan, node: Node, progress: Progress) -> StageReport:
     )
     if not report.rows_out:
         lost = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()) or "there is none"
-        raise UserError(f"{made.name}: no pair is left: {rows_in:,} prompts, {lost}")
+        unread = [f"; {label} gave no number for {told}" for label, told in _unread(plan, made).items()]
+        raise UserError(f"{made.name}: no pair is left: {rows_in:,} prompts, {lost}{''.join(unread)}")
     artifact.compact()
     return report
+
+
+def _unread(plan: Plan, made: Made) -> dict[str, str]:
+    """Of every judge that could not read all answers: how many, why, and the first error of its template."""
+    found = {}
+    (source,) = plan.catalog.sources
+    for label in made.judges:
+        entries = Artifact(plan.storage, f"{plan.node('columns', label).path}/{source.name}").entries()
+        infos = [entries[shard.shard].info for shard in plan.catalog.shards]
+        dropped = merge_counts(info["dropped"] for info in infos)
+        first = next((info["template_error"] for info in infos if info["template_error"]), "")
+        told = ", ".join(f"{count:,} answers ({reason})" for reason, count in dropped.items())
+        if told:
+            found[label] = told + (f": {first}" if first else "")
+    return found
 
 
 def _pair_shard(item: tuple[ShardRef, str], shared: Any) -> None:
@@ -68,6 +85,12 @@ def _pair_shard(item: tuple[ShardRef, str], shared: Any) -> None:
     found = [Artifact(storage, f"{folder}/{shard.source}").read(shard.shard) for folder in folders]
     wanted = {f"rm_{name}" for name in made.rewards}
     columns = {name: one[name].to_pylist() for one in found for name in one.column_names if name in wanted}
-    pairs, dropped = make_pairs(groups, columns, made.pairing)
+    # How many tokens a response has is said by whoever wrote it, in its own tokens.
+    written = [[(one["policy"], float(one["num_tokens"])) for one in many] for many in groups[RESPONSES].to_pylist()]
+    by_generator = made.pairing.kind == "by_generator"
+    generators = [[policy for policy, _ in many] for many in written] if by_generator else None
+    has_limit = by_generator and made.pairing.max_length_difference is not None
+    lengths = [[tokens for _, tokens in many] for many in written] if has_limit else None
+    pairs, dropped = make_pairs(groups, columns, made.pairing, generators=generators, lengths=lengths)
     info = {"dropped": dropped, "prompts": groups.num_rows}
     artifact.commit(shard.shard, pairs, made_from=made_from, attempt=attempt, info=info)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def test_rounds_draw_without_replacement_whatever_the_shards() -> None:
 
     def drawn_ids(cuts: list[int], spec: SeedPrompts) -> set[bytes]:
         bounds = [0, *cuts, 50]
-        parts = [slice(low, high) for low, high in zip(bounds, bounds[1:])]
+        parts = [slice(low, high) for low, high in pairwise(bounds)]
         shards = [Drawn(hash_N[p].astype(np.uint64), np.arange(50)[p], ids[p], p.stop - p.start) for p in parts]
         return {ids[row] for rows in chosen_rows(shards, spec).values() for row in rows}
 
