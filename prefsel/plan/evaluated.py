@@ -51,11 +51,11 @@ def evaluation_node(plan: Plan, name: str) -> Node:
     rewards, other = reward_columns(plan), evaluated.baseline
     needs = [
         by_fingerprint(plan.node("prompts", made.prompts.name), "prompts"),
-        by_path(plan.node("groups", made.policy), "groups"),
+        by_path(plan.node("groups", made.answers), "groups"),
     ]
     needs += [by_path(plan.node("columns", scorer.label), scorer.label) for scorer in plan.scorers]
     if other is not None:
-        needs.append(by_path(other.node("groups", other.made.policy), "baseline groups"))
+        needs.append(by_path(other.node("groups", other.made.answers), "baseline groups"))
         needs += [
             by_path(other.node("columns", label), f"baseline {label}") for label in dict.fromkeys(rewards.values())
         ]
@@ -83,7 +83,7 @@ def verdicts_path(plan: Plan, judge: PairwiseFunction) -> str:
     """Folder of what a pairwise judge said of the answers of a model and of its baseline."""
     made, evaluated = evaluated_of(plan)
     other = evaluated.baseline
-    ours, theirs = plan.node("groups", made.policy), other.node("groups", other.made.policy)
+    ours, theirs = plan.node("groups", made.answers), other.node("groups", other.made.answers)
     settings = {key: value for key, value in pairwise_settings(judge).items() if key != "name"}
     made_of = recipe("verdicts", settings, upstream={"ours": ours.path, "theirs": theirs.path})
     return f"verdicts/{judge.name}@{fingerprint(made_of)}"

@@ -66,9 +66,15 @@ class Made:
     """The columns that pairs are made by, without `rm_`; the first one decides."""
     pairing: Any = None
     """The `config.Pairing`; None: nothing is made but answers."""
-<<<<<<< HEAD
     evaluation: Evaluated | None = None
     """What is measured of the answers; None: nothing."""
+    beside: tuple[str, ...] = ()
+    """Further models that answer the same prompts."""
+
+    @property
+    def answers(self) -> str:
+        """What the groups are called: after those who answer."""
+        return "+".join((self.policy, *self.beside))
 
 
 @dataclass(frozen=True)
@@ -82,12 +88,3 @@ class Evaluated:
     used: Any = None
     """What chose and labelled the pairs that the model was trained on: called without arguments, once its own model is
     made, it gives label of a scorer → identity. None: nothing of this run."""
-=======
-    beside: tuple[str, ...] = ()
-    """Further models that answer the same prompts."""
-
-    @property
-    def answers(self) -> str:
-        """What the groups are called: after those who answer."""
-        return "+".join((self.policy, *self.beside))
->>>>>>> main

@@ -63,12 +63,7 @@ def render(report: Mapping[str, Any]) -> str:
             training: per training: name, kind, selection, model, reference, num_pairs, settings, history, evaluations,
                 held_out {before, after} (`Estimate`s of the accuracy in per cent), self_checks, seconds, artifact.
             rounds: per corpus that a model answered: name, arm, round, is_seeds, policy, reward (that decides),
-<<<<<<< HEAD
-                prompts, answers, lost, numbers {tokens or a reward: mean, error}, pairs, kept, trained, page (file
-                beside it).
-=======
                 prompts, answers, lost, numbers {tokens or a reward: mean, error}, pairs, kept, trained, page (a file).
->>>>>>> main
             comparisons: per selection, control and measure, see `verdict.comparisons`.
             warnings: sentences.
             evaluated: per model that answered prompts, see `evaluated.evaluated_sections`.
