@@ -112,9 +112,7 @@ def rewards(found: Sequence[Mapping[str, Any]]) -> Table:
             reward, gain, wins = (record.get(key) or {} for key in ("reward", "reward_difference", "win_rate"))
             raw, controlled = (wins.get(key) or {} for key in ("raw", "length_controlled"))
             warned = record.get("warnings") or ()
-            notes = (
-                ["it also chose the pairs that were trained on"] if any("also chose" in one for one in warned) else []
-            )
+            notes = ["chose the pairs too"] if any("also chose" in one for one in warned) else []
             notes += [one.removeprefix(f"judge {judge!r} ") for one in warned if "also chose" not in one]
             if is_number(turned := wins.get("num_inconsistent")) and turned:
                 notes.append(f"{percent(turned, raw.get('num_items'))} of the verdicts turn with the order")

@@ -37,7 +37,9 @@ def _difference_figure(judge: str, rows: Sequence[tuple[str, Mapping[str, Any]]]
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_yticks(range(len(rows)), [name for name, _ in rows])
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.4g}".replace("-", "−")))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:+.4g}".replace("-", "−") if value else "0")
+        )
         axes.grid(axis="x")
         axes.set_xlabel(f"reward by {judge}, minus the baseline's")
         return as_svg(figure, f"Reward by {judge} of every model minus that of its baseline, with intervals")
