@@ -219,7 +219,6 @@ class Evaluations:
         """
         self.root, self.progress, self.reports = root, progress, list[StageReport]()
         self._plans = dict[str, Plan]()
-        self._used = dict[str, Callable[[], Mapping[str, str]]]()
 
     def of_trainings(self) -> None:
         """Evaluate the policies that no round trains, as the configuration says."""
