@@ -28,6 +28,7 @@ FLOORS = (
     {"train"},
     {"score"},
     {"world"},
+    {"evaluate"},
     {"plan"},
     {"report", "selftest", "closing", "status", "draft"},
     {"__init__"},

@@ -6,7 +6,7 @@ positions are its own: RoBERTa and its kin number theirs from their ids and not 
 the longest row get every row's own length (`rotary`). What is still not the number of the sequence alone is found by
 `neighbours`.
 
-Shapes: B rows, T tokens of the longest, V vocabulary, H heads of a reward model.
+Shapes: B rows, T tokens of the longest, R response tokens of a row, V vocabulary, H heads of a reward model.
 """
 
 from __future__ import annotations
@@ -113,6 +113,16 @@ def _batch(rows: list[tuple[tuple[int, int], int, list[int]]], longest: int, pad
 
 def padded_logps(model: nn.Module, batch: PaddedBatch) -> Tensor:
     """Summed log-probs of every row's response, [B] float64, nats; log-softmax in fp32, sums in fp64."""
+    logps = []
+    for logits_RV, targets_R in zip(response_logits(model, batch), response_targets(batch)):
+        dtype = torch.promote_types(logits_RV.dtype, torch.float32)
+        rows_RV = logits_RV.log_softmax(dim=-1, dtype=dtype)
+        logps.append(rows_RV.gather(1, targets_R[:, None].to(rows_RV.device)).double().sum())
+    return torch.stack(logps)
+
+
+def response_logits(model: nn.Module, batch: PaddedBatch) -> list[Tensor]:
+    """The logits that predict the response tokens of every row, B of [R, V], from one forward of the whole batch."""
     ids_BT = batch.input_ids_BT
     first = min(batch.prompt_lengths) - 1
     keep = torch.arange(first, ids_BT.shape[1], device=ids_BT.device)
@@ -120,12 +130,15 @@ def padded_logps(model: nn.Module, batch: PaddedBatch) -> Tensor:
     logits_BTV = _logits(model, batch, options)
     if "logits_to_keep" not in options:  # an adapter may have put virtual tokens before each row
         logits_BTV = logits_BTV[:, logits_BTV.shape[1] - ids_BT.shape[1] + first :]
-    dtype = torch.promote_types(logits_BTV.dtype, torch.float32)
-    logps = []
-    for logits_TV, ids_T, start, end in zip(logits_BTV, ids_BT, batch.prompt_lengths, batch.lengths):
-        rows_RV = logits_TV[start - 1 - first : end - 1 - first].log_softmax(dim=-1, dtype=dtype)
-        logps.append(rows_RV.gather(1, ids_T[start:end, None].to(rows_RV.device)).double().sum())
-    return torch.stack(logps)
+    return [
+        logits_TV[start - 1 - first : end - 1 - first]
+        for logits_TV, start, end in zip(logits_BTV, batch.prompt_lengths, batch.lengths)
+    ]
+
+
+def response_targets(batch: PaddedBatch) -> list[Tensor]:
+    """The response tokens of every row, B of [R]."""
+    return [ids_T[start:end] for ids_T, start, end in zip(batch.input_ids_BT, batch.prompt_lengths, batch.lengths)]
 
 
 def padded_rewards(model: nn.Module, batch: PaddedBatch) -> Tensor:

@@ -22,7 +22,7 @@ FILE = "train.parquet"
 
 
 class CannotHold(ValueError):
-    """A trainer has no place for something of a pair; says for what."""
+    """A format has no place for something of a pair or an answer; says for what."""
 
 
 @dataclass(frozen=True)

@@ -239,14 +239,25 @@ def code_of(kind: str, name: str) -> dict[str, str]:
     plugin = find(kind, name)
     if plugin is None:
         return {}
-    files = {file for one in [sys.modules.get(plugin.module), *code_parts(plugin.found)] if (file := _source_file(one))}
+    what = f"{SINGULAR[kind]} {name!r} ({plugin.origin})"
+    return {"code": code_hash([sys.modules.get(plugin.module), *code_parts(plugin.found)], what)}
+
+
+def code_hash(parts: Iterable[Any], what: str) -> str:
+    """The hash over the source files of some modules, functions and classes; those of this package are left out.
+
+    Args:
+        parts: See `code_parts`.
+        what: What an error calls them.
+
+    Raises:
+        UserError: Their code lies in no file.
+    """
+    files = {file for one in parts if (file := _source_file(one))}
     if not files:
-        raise UserError(
-            f"{SINGULAR[kind]} {name!r} ({plugin.origin}): its code lies in no file, and a recipe must name it; "
-            "put it into a module"
-        )
+        raise UserError(f"{what}: its code lies in no file, and a recipe must name it; put it into a module")
     hashes = sorted(hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest() for file in files)
-    return {"code": hashlib.blake2b(" ".join(hashes).encode(), digest_size=16).hexdigest()}
+    return hashlib.blake2b(" ".join(hashes).encode(), digest_size=16).hexdigest()
 
 
 def code_parts(found: Any) -> Iterator[Any]:

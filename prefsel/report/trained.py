@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from prefsel.numbers.agreement import agreement
+from prefsel.evaluate.intervals import Z_95, Values, estimate
+from prefsel.evaluate.preference import agreements, margins_of
 from prefsel.report.formatting import ABSENT, duration, is_number, number, percent, plain, text_of
-from prefsel.report.paired import Z_95, Values, estimate
 from prefsel.report.tables import Table, table
 from prefsel.workspace.manifest import StageReport
 
@@ -24,8 +24,8 @@ ROUNDING = 1e-3
 
 def accuracies(margins: pa.Table, when: str) -> Values:
     """Per held-out pair 100 where the model orders it as labelled, 50 for a tie, 0 where not; `when`: before, after."""
-    agrees_N = agreement(margins[when].to_numpy())
-    return Values(margins["pair_id"].to_pylist(), margins["prompt_id"].to_pylist(), 100 * agrees_N)
+    found = agreements(margins_of(margins, when))
+    return Values(found.items, found.prompts, 100 * found.value_N)
 
 
 def held_out(training: Mapping[str, Any], margins: pa.Table | None) -> dict[str, dict[str, Any]]:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from prefsel.evaluate.intervals import Values, paired_difference
 from prefsel.plan.nodes import NON_TRAJECTORY_KEYS
 from prefsel.report.formatting import ABSENT, is_number, number, percent, signed, text_of
-from prefsel.report.paired import Values, paired_difference
 from prefsel.report.tables import Table, table
 
 CONTROLS = ("random", "all")

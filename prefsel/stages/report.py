@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from prefsel.config.lookup import find
+from prefsel.evaluate.intervals import Values
 from prefsel.pairs.score_shards import ScoreReader
 from prefsel.plan.columns import dataset_scorers, pair_reader
 from prefsel.plan.derived import derived_scores, score_reader
@@ -22,7 +23,6 @@ from prefsel.report.distributions import Drawn, bin_edges, counts, histograms, s
 from prefsel.report.examples import candidates, example_rows, examples_wanted, pick, shown
 from prefsel.report.overlap import overlaps, shared_pairs
 from prefsel.report.page import render
-from prefsel.report.paired import Values
 from prefsel.report.rounds import means, shard_sums
 from prefsel.report.sections import score_section, selection_section, training_section, without_bulk
 from prefsel.report.trained import accuracies, held_out, reward_table, share_estimate, stage_warnings

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prefsel.evaluate.intervals import Values
 from prefsel.report import verdict
-from prefsel.report.paired import Values
 
 SELECTIONS = [{"name": name} for name in ("top", "top-random", "other")]
 RANDOM = ["top-random", "drawn"]

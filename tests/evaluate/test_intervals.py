@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefsel.report.paired import Values, estimate, paired_difference
+from prefsel.evaluate.intervals import Values, estimate, paired_difference
 
 VALUES = st.lists(st.tuples(st.sampled_from([0.0, 50.0, 100.0]), st.integers(0, 6)), min_size=1, max_size=50)
 

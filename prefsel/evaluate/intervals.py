@@ -71,9 +71,13 @@ def estimate(value_N: np.ndarray, prompts: Sequence[str]) -> Estimate | None:
 
 def paired_difference(ours: Values, theirs: Values) -> Estimate | None:
     """The mean of ours − theirs over the items that both have; None without such items."""
+    both = difference(ours, theirs)
+    return estimate(both.value_N, both.prompts)
+
+
+def difference(ours: Values, theirs: Values) -> Values:
+    """Ours − theirs over the items that both have, in the order of ours."""
     place = {item: number for number, item in enumerate(theirs.items)}
-    both = [(number, place[item]) for number, item in enumerate(ours.items) if item in place]
-    if not both:
-        return None
-    own_N, other_N = np.array(both).T
-    return estimate(ours.value_N[own_N] - theirs.value_N[other_N], [ours.prompts[number] for number in own_N])
+    own = [number for number, item in enumerate(ours.items) if item in place]
+    items, prompts = ([names[number] for number in own] for names in (ours.items, ours.prompts))
+    return Values(items, prompts, ours.value_N[own] - theirs.value_N[[place[item] for item in items]])
