@@ -89,8 +89,10 @@ class GeneratedRewardScorer:
         dropped: Counter[str] = Counter()
         for row, size in enumerate(sizes):
             if by_row.get(row) is None:
-                unanswered = "poisoned" if row in poisoned else "generated_nothing"
-                dropped[unanswered if row not in by_row else "generated_unscored"] += size
+                is_unscored = row in by_row
+                dropped[
+                    "poisoned" if row in poisoned else "generated_unscored" if is_unscored else "generated_nothing"
+                ] += size
         name = f"{self.column}_generated"
         columns = {name: [[by_row.get(row)] * size for row, size in enumerate(sizes)]}
         counters = scored.counters | {"generated": float(len(answered))}
