@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, get_args
 
-from pydantic import BeforeValidator, Discriminator, Field, SerializeAsAny, Tag, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 from prefsel.config.lookup import Lookup, find, require_model, require_single, require_untrained
 from prefsel.config.options import Name, Options
@@ -315,12 +324,22 @@ class GeneratedReward(ModelScorer):
     seed: int = 0
     """Seed of the sampling. The random numbers of a response follow from it and the prompt_id, so sharding changes
     nothing."""
+    name: Name | None = None
+    """What the column is called, `rm_<name>_generated`, where several policies answer; null means after the judge."""
     makes: ClassVar[Mapping[str, str]] = {r"rm_.+_generated": ""}
 
     @property
     def label(self) -> str:
-        """The name of its model and `-generated`."""
-        return f"{self.model}-generated"
+        """Its name, or that of its model, and `-generated`."""
+        return f"{self.name or self.model}-generated"
+
+    @model_serializer(mode="wrap")
+    def _without_name(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """One without a name is written, and so named, as before there were any."""
+        written: dict[str, Any] = dump(self)
+        if self.name is None:
+            written.pop("name", None)
+        return written
 
     def models(self, config: Lookup) -> list[str]:
         """The policy that responds, then the model that judges."""
@@ -328,7 +347,7 @@ class GeneratedReward(ModelScorer):
 
     def columns(self, config: Lookup, heads: Callable[[str], list[str]]) -> list[str]:
         """The reward of the response."""
-        return [f"rm_{self.head or self.model}_generated"]
+        return [f"rm_{self.name or self.head or self.model}_generated"]
 
     @property
     def generates_with(self) -> str | None:

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -38,8 +37,8 @@ class Row:
     """Its place among the prompts of the call."""
     sample: int
     """Which of the prompt's responses, counted from 0."""
-    uniform_T: npt.NDArray[np.float64]
-    """The random number of each token."""
+    random: np.random.Generator
+    """Gives every token its number."""
     tokens: list[int] = field(default_factory=list)
     """Drawn so far, without the stop token."""
     stop: str = ""

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -51,27 +50,30 @@ class Sampling:
 
 
 def draw(rows: Sequence[Row], logits_BV: Tensor, sampling: Sampling) -> list[int]:
-    """The next token of every row; −1 where its logits are no distribution: NaN, +inf, or −inf for every token."""
-    uniform_B = torch.tensor([row.uniform_T[len(row.tokens)] for row in rows], dtype=torch.float64)
+    """The next token of every row, by its next random number.
+
+    Returns:
+        −1 where a row's logits are no distribution: NaN, +inf, or −inf for every token.
+    """
+    uniform_B = torch.tensor([row.random.random() for row in rows], dtype=torch.float64)
     next_B = pick(logits_BV, uniform_B.to(logits_BV.device), sampling.temperature, sampling.top_p)
     # Read together: one wait for the device a step.
     tokens: list[int] = next_B.where(logits_BV.amax(dim=-1).isfinite(), -1).tolist()
     return tokens
 
 
-def uniforms(seed: int, key: int, sample: int, number: int) -> npt.NDArray[np.float64]:
-    """The random numbers of one response, in [0, 1), one a token.
+def random_numbers(seed: int, key: int, sample: int) -> np.random.Generator:
+    """The random numbers of one response, of which every token takes the next one.
 
     Args:
         seed: Of the whole run, 53 bits.
         key: Of the prompt, 64 bits; from 2^63 on the upper 53 of them.
         sample: Which response to it: counts 2^192 Philox blocks onwards, so that no two share any.
-        number: How many.
     """
     # What numpy makes of a list with one such number, written out: responses of earlier versions stay what they were.
     rounded = min(int(float(key)), 2**64 - 1) if key >= 2**63 else key
     keys, counter = np.array([seed, rounded], dtype=np.uint64), np.array([0, 0, 0, sample], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=keys, counter=counter)).random(number)
+    return np.random.Generator(np.random.Philox(key=keys, counter=counter))
 
 
 def pick(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float) -> Tensor:

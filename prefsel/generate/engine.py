@@ -17,6 +17,7 @@ Shapes: B rows, T tokens of packed prompts, C prompts, V vocabulary.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from prefsel.errors import UserError, invalid
 from prefsel.generate import plain
 from prefsel.generate.attention import IMPLEMENTATION, DecodeStep, PromptPass
 from prefsel.generate.cohort import Cohort, Row
-from prefsel.generate.draw import Sampling, draw, uniforms
+from prefsel.generate.draw import Sampling, draw, random_numbers
 from prefsel.generate.settings import ignored_settings, stop_tokens
 from prefsel.models.architecture import in_evaluation_mode, model_shape, supports_packing, unwrapped
 from prefsel.models.layout import attention_area, build_layout
@@ -137,7 +138,7 @@ class Generator:
         """
         self._check(prompts, keys, num_samples, sampling)
         rows = [
-            Row(number, sample, uniforms(sampling.seed, key, first_sample + sample, sampling.max_new_tokens))
+            Row(number, sample, random_numbers(sampling.seed, key, first_sample + sample))
             for number, key in enumerate(keys)
             for sample in range(num_samples)
         ]
@@ -165,6 +166,8 @@ class Generator:
             raise invalid("num_samples", num_samples, "1 or more")
         if len(keys) != len(prompts):
             raise invalid("keys", len(keys), f"one for each of the {len(prompts)} prompts")
+        if wrong := [key for key in keys if not 0 <= key < 2**64]:
+            raise invalid("keys", wrong[0], "0 to 2^64 − 1")
         for number, prompt in enumerate(prompts):
             if not prompt:
                 raise invalid(f"prompts[{number}]", "no token", "prompts with at least one token")
@@ -183,8 +186,7 @@ class Generator:
 
     def _run(self, prompts: Sequence[list[int]], rows: list[Row], num_samples: int, sampling: Sampling) -> None:
         """Answer all prompts, the longest first: which is next never depends on what was drawn before."""
-        waiting = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
-        waiting.reverse()
+        waiting = deque(sorted(range(len(prompts)), key=lambda number: -len(prompts[number])))
         cohorts: list[Cohort] = []
         while waiting or cohorts:
             if chosen := self._admitted(waiting, prompts, cohorts, num_samples, sampling.max_new_tokens):
@@ -202,13 +204,13 @@ class Generator:
 
     def _admitted(
         self,
-        waiting: list[int],
+        waiting: deque[int],
         prompts: Sequence[list[int]],
         cohorts: Sequence[Cohort],
         num_samples: int,
         max_new_tokens: int,
     ) -> list[int]:
-        """Take the next prompts, the last of `waiting`, that rows and tokens are free for."""
+        """Take the next prompts, the first of `waiting`, that rows and tokens are free for."""
         most_rows = self._most_rows(num_samples)
         running = sum(len(cohort.rows) for cohort in cohorts)
         if running > (1 - FREE_SHARE) * most_rows:
@@ -218,10 +220,10 @@ class Generator:
         chosen: list[int] = []
         while waiting and len(chosen) < rows:
             # All prompts of a cohort take the place of its first, the longest.
-            longest = len(prompts[chosen[0] if chosen else waiting[-1]])
+            longest = len(prompts[chosen[0] if chosen else waiting[0]])
             if (len(chosen) + 1) * (longest + num_samples * max_new_tokens) > tokens and (chosen or cohorts):
                 break
-            chosen.append(waiting.pop())
+            chosen.append(waiting.popleft())
         return chosen
 
     def _read_prompts(self, cohort: Cohort, prompts: Sequence[list[int]], sampling: Sampling) -> None:
@@ -262,13 +264,12 @@ class Generator:
         for cohort in cohorts:
             cohort.grow()
         rows = [row for cohort in cohorts for row in cohort.rows]
-        before = [len(prompts[row.prompt]) + len(row.tokens) for row in rows]
-        tokens_B, position_B = torch.tensor([[row.tokens[-1] for row in rows], [one - 1 for one in before]]).to(
-            self.device
-        )
+        lengths = [len(prompts[row.prompt]) + len(row.tokens) for row in rows]
+        last = [row.tokens[-1] for row in rows]
+        tokens_B, position_B = torch.tensor([last, [length - 1 for length in lengths]]).to(self.device)
         logits_BV = self._logits(tokens_B, position_B, DecodeStep(cohorts), 0)
         self.counters["steps"] += 1
-        self._count(len(rows), len(rows), sum(before))
+        self._count(len(rows), len(rows), sum(lengths))
         self._draw(rows, logits_BV, sampling)
 
     def _logits(self, tokens_T: Tensor, position_T: Tensor, keys_and_values: Any, keep: Tensor | int) -> Tensor:

@@ -14,11 +14,18 @@ class FilteredDpo(Options):
     rm: str
     """Name of the reward model: reads `rm_<rm>_chosen` and `rm_<rm>_generated`, the reward of one response of the
     policy to the same prompt."""
+    generated: str | None = None
+    """Reads `rm_<generated>_generated` instead, of a `generated_reward` with this `name`: where several policies
+    answer."""
 
 
 def columns(params: FilteredDpo) -> tuple[str, ...]:
     """Flat columns that are read."""
-    return (f"rm_{params.rm}_chosen", f"rm_{params.rm}_generated")
+    return (f"rm_{params.rm}_chosen", _generated(params))
+
+
+def _generated(params: FilteredDpo) -> str:
+    return f"rm_{params.generated or params.rm}_generated"
 
 
 def score(columns: Columns, params: FilteredDpo, fitted: Fitted) -> np.ndarray:
@@ -26,7 +33,7 @@ def score(columns: Columns, params: FilteredDpo, fitted: Fitted) -> np.ndarray:
 
     Source: arXiv:2404.13846, which keeps a pair iff $r(x, y_{gen}) - r(x, y_w) < 0$: the scores strictly above 0.
     """
-    return columns[f"rm_{params.rm}_chosen"] - columns[f"rm_{params.rm}_generated"]
+    return columns[f"rm_{params.rm}_chosen"] - columns[_generated(params)]
 
 
 METRIC = Metric("filtered_dpo", FilteredDpo, columns, score, paper="arXiv:2404.13846")

@@ -97,9 +97,8 @@ class Contents:
 
     @cached_property
     def carried(self) -> tuple[str, ...]:
-        """The fields of rows that some source of the run carries."""
-        sources = configuration(self.storage).get("sources") or []
-        return tuple(dict.fromkeys(name for source in sources for name in source.get("carry") or ()))
+        """The fields of rows that pairs of the corpus carry."""
+        return self.catalog.carried(self.storage)
 
     def reader(self, wanted: Collection[str] | None = None) -> PairReader:
         """A reader of flat pair tables with every column, or with the sets that some flat columns come from."""

@@ -28,6 +28,7 @@ class GeneratedRewardScorer:
         *,
         rewards: RewardModelScorer,
         head: str | None = None,
+        name: str | None = None,
         policy: dict[str, Any],
         temperature: float,
         top_p: float,
@@ -39,6 +40,7 @@ class GeneratedRewardScorer:
         Args:
             rewards: Scores the responses.
             head: Which of its outputs counts; None: its only one.
+            name: What the column is called, `rm_<name>_generated`; None: after that output.
             policy: Arguments of `load_causal`, `path`, and `template`.
             temperature: Of the sampling; 0 takes the likeliest token.
             top_p: Nucleus.
@@ -50,7 +52,8 @@ class GeneratedRewardScorer:
         """
         self.rewards, self.column = rewards, f"rm_{head}" if head else rewards.columns[0]
         if self.column not in rewards.columns or (head is None and len(rewards.columns) > 1):
-            raise invalid("generated_reward.head", head, [name.removeprefix("rm_") for name in rewards.columns])
+            raise invalid("generated_reward.head", head, [one.removeprefix("rm_") for one in rewards.columns])
+        self.name = f"rm_{name}_generated" if name else f"{self.column}_generated"
         policy = dict(policy)
         path, template = policy.pop("path"), policy.pop("template", "auto")
         for unused in ("max_length", "truncation"):
@@ -89,10 +92,11 @@ class GeneratedRewardScorer:
         dropped: Counter[str] = Counter()
         for row, size in enumerate(sizes):
             if by_row.get(row) is None:
-                unanswered = "poisoned" if row in poisoned else "generated_nothing"
-                dropped[unanswered if row not in by_row else "generated_unscored"] += size
-        name = f"{self.column}_generated"
-        columns = {name: [[by_row.get(row)] * size for row, size in enumerate(sizes)]}
+                is_unscored = row in by_row
+                dropped[
+                    "poisoned" if row in poisoned else "generated_unscored" if is_unscored else "generated_nothing"
+                ] += size
+        columns = {self.name: [[by_row.get(row)] * size for row, size in enumerate(sizes)]}
         counters = scored.counters | {"generated": float(len(answered))}
         for name in ("flops_model", "seconds_model"):
             counters[name] = counters.get(name, 0.0) + self.generator.counters[name] - before[name]

@@ -159,7 +159,7 @@ def generated_reward(job: Job, storage: Storage) -> Ready:
     assert job.policy is not None, "a job of this kind names the policy"
     options = job.scorer.model_dump(include={"token_budget", "compile"})
     rewards = RewardModelScorer(**job.loading(storage), **options, name=job.scorer.model)  # type: ignore[attr-defined]
-    sampling = job.scorer.model_dump(include={"head", "temperature", "top_p", "max_new_tokens", "seed"})
+    sampling = job.scorer.model_dump(include={"head", "name", "temperature", "top_p", "max_new_tokens", "seed"})
     made = GeneratedRewardScorer(rewards=rewards, policy=local(job.policy, storage), **sampling)
     return Ready(lambda shard, groups: lambda: [made.score(groups)], [])
 

@@ -148,7 +148,7 @@ def _ingest_file(task: FileTask, shared: dict[str, Any]) -> None:
     shards = []
     for number, window in enumerate(windows):
         shard = f"{window.digest[:16]}-{number:05d}"
-        _commit_window(storage, task.source, shard, quarantine_name(shard, redact(task.uri)), window, known)
+        _commit_window(storage, source, shard, quarantine_name(shard, redact(task.uri)), window, known)
         shards.append(
             {
                 "shard": shard,
@@ -178,16 +178,18 @@ def _window_counts(window: Window) -> dict[str, int]:
 
 
 def _commit_window(
-    storage: Storage, source: str, shard: str, quarantine: str, window: Window, known: Mapping[str, set[str]]
+    storage: Storage, source: Source, shard: str, quarantine: str, window: Window, known: Mapping[str, set[str]]
 ) -> None:
     """Commit the three tables of a window, except those that an earlier attempt or an equal file already did."""
     tables = {"groups": (shard, window.groups), "pairs": (shard, window.pairs)}
     tables["quarantine"] = (quarantine, window.quarantine)
     for kind, (name, table) in tables.items():
-        artifact = Artifact(storage, f"{kind}/{source}")
+        artifact = Artifact(storage, f"{kind}/{source.name}")
         if name not in known[kind]:
             attempt = artifact.log_attempt(name)
-            info = {"has_rest": True} if kind == "groups" and has_rest(table) else None
+            info: dict[str, Any] | None = {"has_rest": True} if kind == "groups" and has_rest(table) else None
+            if kind == "pairs" and source.carry:
+                info = {"carried": source.carry}
             artifact.commit(name, table, made_from=window.digest, attempt=attempt, info=info)
 
 

@@ -137,6 +137,11 @@ class Catalog:
         """Whether some message of the corpus holds more than role and content."""
         return any(entry.info.get("has_rest") for entry in self.entries(storage, "groups").values())
 
+    def carried(self, storage: Storage) -> tuple[str, ...]:
+        """The fields of rows that pairs of the corpus carry, each once."""
+        found = (name for entry in self.entries(storage, "pairs").values() for name in entry.info.get("carried", ()))
+        return tuple(dict.fromkeys(found))
+
     def fingerprint(self, storage: Storage) -> str:
         """The corpus fingerprint, over the pairs shards."""
         entries = self.entries(storage, "pairs")

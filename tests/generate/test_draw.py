@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prefsel.errors import UserError
-from prefsel.generate.draw import LIKELIEST, Sampling, pick, uniforms
+from prefsel.generate.draw import LIKELIEST, Sampling, pick, random_numbers
 
 LOGITS_1V = torch.tensor([[0.2, 0.5, 0.3]]).log()
 
@@ -85,17 +85,17 @@ def test_barred_tokens_are_never_drawn():
 @pytest.mark.parametrize("key", [0, 5, 2**62 + 1, 2**63 - 1, 2**63, 2**63 + 1025, 0xFEDCBA9876543210])
 def test_the_first_sample_has_the_numbers_it_always_had(key):
     want = np.random.Generator(np.random.Philox(key=[7, key])).random(9)
-    np.testing.assert_array_equal(uniforms(7, key, 0, 9), want)
-    np.testing.assert_array_equal(uniforms(7, key, 0, 4), want[:4])
+    np.testing.assert_array_equal(random_numbers(7, key, 0).random(9), want)
+    np.testing.assert_array_equal(random_numbers(7, key, 0).random(4), want[:4])
 
 
 def test_numbers_do_not_change_with_a_version_of_numpy():
-    assert uniforms(7, 5, 0, 2).tolist() == [0.0487398305493153, 0.8109222632854719]
-    assert uniforms(7, 2**63 + 5, 3, 2).tolist() == [0.6338217403339119, 0.3104314517006258]
+    assert random_numbers(7, 5, 0).random(2).tolist() == [0.0487398305493153, 0.8109222632854719]
+    assert random_numbers(7, 2**63 + 5, 3).random(2).tolist() == [0.6338217403339119, 0.3104314517006258]
 
 
 def test_samples_prompts_and_seeds_share_no_number():
-    many = [uniforms(seed, key, sample, 1000) for seed in (0, 1) for key in (0, 1) for sample in range(4)]
+    many = [random_numbers(seed, key, sample).random(1000) for seed in (0, 1) for key in (0, 1) for sample in range(4)]
     assert len(np.unique(np.concatenate(many))) == 16_000
 
 

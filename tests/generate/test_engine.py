@@ -298,6 +298,7 @@ def test_what_cannot_be_asked_for_is_refused(model, tokenizer):
     for prompts, keys, samples, said in (
         ([[5], []], [0, 1], 1, r"prompts\[1\]"),
         ([[5]], [0, 1], 1, "keys"),
+        ([[5]], [-1], 1, "keys"),
         ([[5]], [0], 0, "num_samples"),
     ):
         with pytest.raises(UserError, match=said):

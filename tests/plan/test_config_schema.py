@@ -60,7 +60,7 @@ def test_shipped_configurations_are_valid(file: Path, validator: Draft202012Vali
 
 
 def test_shipped_configurations_use_a_base() -> None:
-    assert sum("base" in yaml.safe_load(file.read_text(encoding="utf-8")) for file in CONFIGS) == 18
+    assert sum("base" in yaml.safe_load(file.read_text(encoding="utf-8")) for file in CONFIGS) == 25
 
 
 def selection(**rule: Any) -> dict[str, Any]:
@@ -97,7 +97,9 @@ def test_it_accepts(change: dict[str, Any], validator: Draft202012Validator) -> 
         selection(kind="tip", score="score_m", ratio=0.3),
         selection(kind="top", score="score_m", ratio=1.3),
         selection(kind="top", score="score_m", ratoi=0.3),
-        selection(kind="quota", score="score_m", by="colour", ratio=0.3),
+        selection(kind="quota", score="score_m", by=3, ratio=0.3),
+        selection(kind="threshold", score="score_m", low="high"),
+        selection(kind="agree", scores=["score_m"]),
         selection(kind="dedupe", by="prompt", rule={"kind": "top", "ratio": 0.3}),
         metric("explicit_margn", rm="x"),
         metric("explicit_margin", rmm="x"),
