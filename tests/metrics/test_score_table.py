@@ -55,7 +55,9 @@ def test_missing_columns_name_what_makes_them() -> None:
     message = str(error.value)
     assert "logps_p_chosen (made by a scorer of kind causal_logps)" in message
     assert "num_tokens_p_rejected (made by a scorer of kind causal_logps)" in message
-    with pytest.raises(UserError, match=r"rm_b_chosen \(made by a scorer of kind reward_model, or function, or imported\)"):
+    with pytest.raises(
+        UserError, match=r"rm_b_chosen \(made by a scorer of kind reward_model, or function, or imported\)"
+    ):
         score_table(rewards([1.0], [0.0]), "explicit_margin", rm="b")
 
 
