@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 import tiny_policies
 
-from prefsel.config import EarlyStop
+from prefsel.config import EarlyStop, FormatOptions
 from prefsel.config.file import parse_config
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.evaluate.comparison import Comparison, compare_rewards
 from prefsel.evaluate.judged import Answers, compared, joined, measured
+from prefsel.ingest.formats import prompt_adapter
 from prefsel.pipeline import why_ended
 from prefsel.plan.check import check_names
 from prefsel.plan.evaluated import warnings
@@ -231,6 +232,19 @@ def test_the_code_of_a_function_is_in_the_recipe(tmp_path: Path) -> None:
 def test_an_evaluation_that_cannot_be_made_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         check_names(make_plan(parse_config(table(tmp_path, **change)), Storage(str(tmp_path))))
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        {"instruction": "Write it", "output": "x", "generator": "m", "dataset": "d"},
+        {"uid": "u", "category": "hard_prompt", "subcategory": "coding", "prompt": "Write it"},
+        {"question_id": "q", "category": "c", "cluster": "c", "turns": [{"content": "Write it"}]},
+    ],
+)
+def test_questions_of_benchmarks_are_prompts(question: dict[str, Any]) -> None:
+    (found,) = prompt_adapter(None)(question, FormatOptions())  # type: ignore[misc]
+    assert found.prompt == [{"role": "user", "content": "Write it"}]
 
 
 def test_rounds_end_when_the_reward_no_longer_rises() -> None:
