@@ -128,6 +128,13 @@ def test_a_labeller_whose_labels_count_as_wrong_is_named() -> None:
         score_table(table(margins, groups), "reliability", **PARAMS)
 
 
+def test_weights_that_weigh_nothing_are_told() -> None:
+    """Margins of a hundredth, two thirds of them for the label: the likelihood is largest where all labels are right."""
+    pairs = table([0.01, 0.02, -0.01] * 20, ["a"] * 60)
+    with pytest.warns(UserWarning, match="every label counts as right with certainty, as η is 1 for every source"):
+        assert set(score_table(pairs, "reliability", **PARAMS).tolist()) == {1.0}
+
+
 def test_a_policy_against_itself_is_refused() -> None:
     with pytest.raises(UserError, match="reference: got 'p', the policy itself"):
         score_table(table([], []), "reliability", policy="p", reference="p")
