@@ -129,7 +129,7 @@ def test_a_labeller_whose_labels_count_as_wrong_is_named() -> None:
 
 
 def test_weights_that_weigh_nothing_are_told() -> None:
-    """Margins of a hundredth, two thirds of them for the label: the likelihood is largest where all labels are right."""
+    """Margins of a hundredth, two thirds of them for the label: all labels right is what is likeliest."""
     pairs = table([0.01, 0.02, -0.01] * 20, ["a"] * 60)
     with pytest.warns(UserWarning, match="every label counts as right with certainty, as η is 1 for every source"):
         assert set(score_table(pairs, "reliability", **PARAMS).tolist()) == {1.0}
