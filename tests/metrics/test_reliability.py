@@ -13,7 +13,6 @@ from pair_tables import score_shards, sided
 from prefsel.errors import UserError
 from prefsel.metrics import METRICS, score_table
 from prefsel.metrics.reliability import Reliability
-from prefsel.numbers.label_share import Slope, fit_label_shares, slopes_by_group
 
 PARAMS = {"policy": "p", "reference": "r", "beta": 1.0}
 
@@ -143,25 +142,3 @@ def test_a_policy_against_itself_is_refused() -> None:
 def test_no_pair_is_no_statistic() -> None:
     with pytest.raises(UserError, match="reliability: the margins by source: no pairs to compute it from"):
         score_table(table([None], ["a"]), "reliability", **PARAMS)
-
-
-def test_every_group_reaches_the_largest_likelihood() -> None:
-    """Where EM is too slow to compare with: no share nearby is more likely than the one found."""
-    rng = np.random.default_rng(1)
-    passes = []
-    for _ in range(200):
-        scale = 10 ** rng.uniform(-3, 2)
-        margin_N = rng.normal(rng.normal() * scale, scale, 50)
-        group_N = np.array(["g"] * 50, object)
-        shares, taken = fit_label_shares(
-            [slopes_by_group(margin_N, group_N)], lambda logits, m=margin_N, g=group_N: [slopes_by_group(m, g, logits)]
-        )
-        passes.append(taken)
-        one = shares["g"]
-        assert one.right + one.wrong == pytest.approx(1.0, abs=1e-15)
-        logit = math.log(one.right) - math.log(one.wrong) if 0 < one.right < 1 else math.copysign(59.0, one.right - 0.5)
-        if one.right < 1:
-            assert Slope.of(margin_N, logit + 1e-6).total < 0
-        if one.right > 0:
-            assert Slope.of(margin_N, logit - 1e-6).total > 0
-    assert max(passes) <= 40
