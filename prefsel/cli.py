@@ -127,6 +127,12 @@ def generate(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> N
 
 
 @app.command()
+def evaluate(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+    """Measure what the trained policies answer (and make what that needs), as `evaluate` says."""
+    _pipeline(config, workspace, overrides, "evaluate")
+
+
+@app.command()
 def report(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
     """Write the page again from what the workspace holds; computes only what is missing."""
     _pipeline(config, workspace, overrides, None, page=True)
@@ -293,6 +299,24 @@ def _export_for(
         typer.echo(f"  left out {written.refused.total():,}: {written.reasons()}")
     lines = TRAINERS[trainer].lines(str(Path(output).expanduser()), selection)
     typer.echo(f"  README.md in it shows the lines that read it:\n\n{lines}")
+
+
+@app.command("answers")
+def write_answers(
+    workspace: Annotated[str, typer.Argument(help="directory or URI of a workspace")],
+    model: Annotated[str, typer.Argument(help="one that was evaluated")],
+    output: Annotated[str, typer.Option(help="the file to write")],
+    judge: Annotated[str, typer.Option("--for", help="whose format: alpaca_eval, arena_hard, arena_hard_choices")],
+    questions: Annotated[
+        str | None, typer.Option(help="the benchmark's own questions: ids, order and further fields are taken from it")
+    ] = None,
+) -> None:
+    """Write what a model answered in its evaluation as a file that a public judge reads."""
+    from prefsel.report.answers_file import write_answers_file
+    from prefsel.workspace.storage import Storage
+
+    written = write_answers_file(Storage(workspace), model, judge, output, questions=questions)
+    typer.echo(f"answers: {written:,} of {model}, for {judge}: {output}")
 
 
 @app.command()

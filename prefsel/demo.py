@@ -10,17 +10,16 @@ from typing import Any
 
 from rich.table import Table
 
-from prefsel.config import Config
 from prefsel.config.file import parse_config, read_table
 from prefsel.errors import UserError
 from prefsel.pipeline import run
+from prefsel.plan.evaluations import finals
 from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
 
 SELECTIONS = ("random30", "pd30", "potential30")
-MODEL_KEYS = ("model", "policy", "reference")
 
 
 def run_demo(workspace: str, *, seed: int, progress: Progress, config_file: Path | None = None) -> None:
@@ -146,13 +145,6 @@ def on_inputs(config_file: Path, inputs: Any) -> dict[str, Any]:
         if model.get("name") in paths:
             model["path"] = paths[model["name"]]
     return table
-
-
-def finals(config: Config) -> list[Any]:
-    """The trainings that nothing else of the configuration uses: what it is all done for."""
-    users = (*config.scorers, *config.tangents, *config.train)
-    used = {getattr(spec, key, None) for spec in users for key in MODEL_KEYS}
-    return [spec for spec in config.train if spec.role == "policy" and spec.name not in used and not spec.cross_fit]
 
 
 def gold_table(

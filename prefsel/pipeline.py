@@ -9,15 +9,24 @@ kill continues, and parts of the job can as well be run one at a time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
 
-from prefsel.config import Config, SelfPlay
+from prefsel.config import Config, EarlyStop, SelfPlay
+from prefsel.config.lookup import find
 from prefsel.errors import UserError
 from prefsel.plan.check import check, check_budgets
+from prefsel.plan.evaluations import (
+    baseline_of,
+    evaluation_plan,
+    is_evaluated,
+    models_to_evaluate,
+    used_columns,
+)
 from prefsel.plan.made import EvolvedPrompts
 from prefsel.plan.models import model_nodes
 from prefsel.plan.node import Kind, Node
@@ -28,6 +37,7 @@ from prefsel.plan.resources import check_resources, cluster_address
 from prefsel.plan.rounds import generation_plan, last_node, round_plans
 from prefsel.progress import Progress
 from prefsel.stages.eligible import resolve_eligible
+from prefsel.stages.evaluate import evaluate
 from prefsel.stages.evolve import evolve_prompts
 from prefsel.stages.generate import generate
 from prefsel.stages.ingest import ingest
@@ -49,6 +59,7 @@ UNTIL: dict[str, Callable[[Node], bool]] = {
     "score": lambda node: node.kind == "columns",
     "select": lambda node: node.kind in ("scores", "selection"),
     "train": lambda node: node.kind == "model",
+    "evaluate": lambda node: node.kind in ("model", "scratch", "selection"),
 }
 """What a command that does a part of the job makes, besides what that needs."""
 
@@ -64,6 +75,8 @@ def make(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageRep
         return [evolve_prompts(plan, node, progress) if evolves else seed_prompts(plan, node, progress)]
     if kind == "groups":
         return [generate(plan, node, progress)]
+    if kind == "evaluation":
+        return [evaluate(plan, node, progress)]
     if kind == "pairs":
         return [pair_answers(plan, node, progress)]
     if kind == "eligible":
@@ -122,6 +135,8 @@ def run(
     """
     started = time.monotonic()
     storage = Storage(workspace)
+    if until == "evaluate" and config.evaluate is None:
+        raise UserError("evaluate: the configuration asks for no evaluation; give it `evaluate`, with judges")
     check(config, storage)
     _start_ray(config, progress)
     _keep_config(config, storage)
@@ -129,7 +144,7 @@ def run(
     with progress.at("ingest"):
         done.add(ingest(config, storage, progress))
     plan = make_plan(config, storage)
-    made: list[MadeCorpus] = []
+    made, evaluations = list[MadeCorpus](), Evaluations(plan, progress)
     if until != "ingest":
         with progress.at("eligible"):
             done.add([resolve_eligible(plan, progress)])
@@ -141,10 +156,13 @@ def run(
         if until in (None, "generate"):
             plans = [generation_plan(plan, spec) for spec in config.generate]
             made += [make_corpus(one, one.node("groups", one.made.policy), progress) for one in plans if one.made]
-        if until is None:
-            made += [one for arm in config.selfplay for one in play(plan, arm, progress)]
+        if until in (None, "evaluate"):
+            evaluations.of_trainings()
+            made += [one for arm in config.selfplay for one in play(plan, arm, progress, evaluations)]
     reports = done.reports
-    is_new = any(report.computed_shards for report in [*reports, *(r for one in made for r in one.reports)])
+    everything = [*reports, *evaluations.reports, *(report for one in made for report in one.reports)]
+    is_new = any(report.computed_shards for report in everything)
+    reports += [report for report in evaluations.reports if report.stage == "evaluate"]
     if until is not None:
         return Outcome(reports, None, is_new, made)
     page = last_report(plan)
@@ -189,18 +207,105 @@ def make_all(plan: Plan, wanted: Sequence[Node], done: Done) -> None:
             done.add(make(plan, together, done.progress))
 
 
-def play(plan: Plan, arm: SelfPlay, progress: Progress) -> list[MadeCorpus]:
-    """Play the rounds of self-play: each answers with the model of the one before.
+class Evaluations:
+    """The evaluations of a run, as far as they are made: what is compared with the same model shares its answers."""
+
+    def __init__(self, root: Plan, progress: Progress) -> None:
+        """Begin with none.
+
+        Args:
+            root: The plan of the corpus that was read from files.
+            progress: Where it is told.
+        """
+        self.root, self.progress, self.reports = root, progress, list[StageReport]()
+        self._plans = dict[str, Plan]()
+
+    def of_trainings(self) -> None:
+        """Evaluate the policies that no round trains, as the configuration says."""
+        if self.root.config.evaluate is None:
+            return
+        for name in models_to_evaluate(self.root.config):
+            self.of(self.root, name, baseline_of(self.root.config, name))
+
+    def of(self, outer: Plan, model: str, baseline: str | None, *, round_plan: Plan | None = None) -> StageReport:
+        """Evaluate a model, and what it is compared with, unless that is done.
+
+        Args:
+            outer: Whose models may be named.
+            model: Its name.
+            baseline: What it is compared with, a model that no round trains; None: with nothing.
+            round_plan: Of the round that trained it; None: a training of the configuration did, or none.
+        """
+        other = None
+        if baseline is not None and baseline != model:
+            self.of(self.root, baseline, None)
+            other = self._plans[baseline]
+        plan = evaluation_plan(outer, model, other, partial(self._chosen_by, model, round_plan))
+        if other is None:
+            if model in self._plans:
+                return self._reported(self._plans[model], model)
+            self._plans[model] = plan
+        done = Done(self.progress, f"evaluation of {model}")
+        make_all(plan, [plan.node("evaluation", model)], done)
+        self.reports += done.reports
+        return self._reported(plan, model)
+
+    def _reported(self, plan: Plan, model: str) -> StageReport:
+        path = plan.node("evaluation", model).path
+        return next(report for report in self.reports if report.artifact == path)
+
+    def _chosen_by(self, model: str, round_plan: Plan | None) -> Mapping[str, str]:
+        """What chose, and where rounds made them labelled, the pairs that a model was trained on."""
+        if round_plan is not None:
+            return used_columns(round_plan, [model])
+        training = find(self.root.config.train, model)
+        if training is None:
+            return {}
+        return used_columns(self.root, [training.selection, getattr(training, "mixed_with", None)])
+
+
+def play(plan: Plan, arm: SelfPlay, progress: Progress, evaluations: Evaluations) -> list[MadeCorpus]:
+    """Play the rounds of self-play: each answers with the model of the one before, until none is left or none helps.
 
     Returns:
         The corpora that were made, two of a round that evolves its prompts.
     """
+    compared_with = arm.policy
+    if plan.config.evaluate is not None:
+        compared_with = plan.config.evaluate.baseline or arm.policy
+    before = None
+    if arm.stop is not None:
+        before = evaluations.of(plan, arm.policy, None if compared_with == arm.policy else compared_with)
     outer, played = plan, list[MadeCorpus]()
     for number in range(1, arm.rounds + 1):
         for one in round_plans(outer, arm, number):
             played.append(make_corpus(one, last_node(one), progress, arm=arm.name, number=number))
-        outer = played[-1].plan
+        outer, model = played[-1].plan, arm.trained_in(number)
+        if arm.train is None or (arm.stop is None and not is_evaluated(plan.config, model)):
+            continue
+        after = evaluations.of(outer, model, compared_with, round_plan=outer)
+        if arm.stop is not None and before is not None:
+            why = why_ended(arm.stop, before, after)
+            if why and number < arm.rounds:
+                progress.line(f"selfplay  {arm.name}: ended after round {number} of {arm.rounds}: {why}")
+                break
+            before = after
     return played
+
+
+def why_ended(stop: EarlyStop, before: StageReport, after: StageReport) -> str:
+    """Why no further round is begun, in words; empty where one is.
+
+    Args:
+        stop: When to end.
+        before: The evaluation of the model that the round began with.
+        after: That of the model it trained.
+    """
+    old, new = (one.details["judges"][stop.judge]["reward"]["mean"] for one in (before, after))
+    if new - old > stop.min_gain:
+        return ""
+    change = f"the mean reward by {stop.judge} changed by {new - old:+.3g}, from {old:.3g} to {new:.3g}"
+    return f"{change}; another round needs a rise of more than {stop.min_gain:g}"
 
 
 def make_corpus(plan: Plan, last: Node, progress: Progress, *, arm: str = "", number: int = 0) -> MadeCorpus:

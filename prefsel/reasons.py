@@ -52,6 +52,8 @@ LOST = {
     "same_pair": "the same two completions stand under another aspect with a better score",
     "too_few_responses": "its prompt has fewer responses than a pair needs, or than were asked for",
     "unjudged": "a judge gave no number for so many of its responses that no pair is left",
+    "unanswered": "the model has no answer of use to it",
+    "baseline_unanswered": "the baseline has no answer of use to it, so there is nothing to compare with",
     "tied": "no two of its responses differ in what judges them, or in their text",
     "within_bounds": "its responses lie no further apart than the margin, or than the bounds of the judges, allow",
     "one_generator": "no response of the strong generator, or none of the weak one, answers its prompt",

@@ -59,7 +59,7 @@ def refused(here: Path, capsys: pytest.CaptureFixture[str], table: dict[str, Any
         ({"metrics": [{"name": "margin", "metric": "explicit_margin", "params": {"rmm": "x"}}]}, ["rmm", "'rm'"]),
         (
             {"metrics": [{"name": "margin", "metric": "explicit_margin", "params": {"rm": "x"}}]},
-            ["metrics.margin", "'rm_x'", "reward_model, or imported", "made: rm_gold"],
+            ["metrics.margin", "'rm_x'", "reward_model, or function, or imported", "made: rm_gold"],
         ),
         ({"selections": [{"name": "s", "rule": {"kind": "tip"}}]}, ["selections.s", "tip", "band"]),
         (

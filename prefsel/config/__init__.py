@@ -11,7 +11,7 @@ metric parameters stand here as plain tables; `rules.py` and `metrics/*.py` defi
 """
 
 from prefsel.config.data import Duplicates, FieldMap, FormatOptions, Ingest, Source, Split, Verdict
-from prefsel.config.evaluation import Evaluation
+from prefsel.config.evaluation import Evaluation, PairwiseFunction
 from prefsel.config.generation import Generation, GenerationOptions, PromptChoice
 from prefsel.config.models import Model, PretrainedModel, ScratchModel, ScratchPolicy, ScratchReward, ScratchTokenizer
 from prefsel.config.options import Dtype, Fraction, Name, Options
@@ -22,10 +22,12 @@ from prefsel.config.scorers import (
     DirectionalLogps,
     GeneratedReward,
     Imported,
+    ModelDivergence,
     ModelScorer,
     PairGradients,
     Pool,
     PooledScorer,
+    RewardFunction,
     RewardModel,
     Scorer,
 )
@@ -67,11 +69,13 @@ __all__ = [
     "Lora",
     "MetricSpec",
     "Model",
+    "ModelDivergence",
     "ModelScorer",
     "Name",
     "Optimization",
     "Options",
     "PairGradients",
+    "PairwiseFunction",
     "Placement",
     "Pool",
     "PooledScorer",
@@ -79,6 +83,7 @@ __all__ = [
     "PromptChoice",
     "RayOptions",
     "ReportOptions",
+    "RewardFunction",
     "RewardModel",
     "RewardOptions",
     "RoundMetric",

@@ -14,9 +14,10 @@ from prefsel.config.scorers import Pool
 class PromptChoice(Options):
     """Which prompts of the corpus are answered, each once however often it stands there."""
 
-    part: Literal["train", "validation", "holdout"] = "train"
+    part: Literal["train", "validation", "holdout", "exclude"] = "train"
     """Of which part: `train` is what may be selected from, and the prompts of sources with the role `prompts`;
-    `holdout` and `validation` are what `split` and the sources of these roles set aside."""
+    `holdout` and `validation` are what `split` and the sources of these roles set aside; `exclude` are those of
+    `exclude_prompts` and of sources of this role, such as the questions of a benchmark: answered, never trained on."""
     count: int | None = Field(None, ge=1)
     """How many, drawn without replacement by a hash of the prompt_id; null means all of the part. The driver holds the
     ids of what is drawn."""

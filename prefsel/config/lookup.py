@@ -16,6 +16,10 @@ class Lookup(Protocol):
         """Parts of the corpus."""
 
     @property
+    def exclude_prompts(self) -> Sequence[str]:
+        """Files of prompts that must not be trained on."""
+
+    @property
     def split(self) -> Any:
         """What is kept out of selection."""
 

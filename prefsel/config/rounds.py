@@ -147,6 +147,8 @@ class SelfPlay(Options):
             UserError: names the field, the value and the valid ones.
         """
         field = f"selfplay.{self.name}"
+        if self.prompts.part == "exclude":
+            raise invalid(f"{field}.prompts.part", "exclude", "train: rounds train on what they answer")
         require_model(config, f"{field}.policy", self.policy, "policy")
         require_single(config, f"{field}.policy", self.policy)
         for judge in self.judges:

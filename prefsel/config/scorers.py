@@ -118,6 +118,10 @@ class ScorerOptions(Options):
             UserError: names the field, the value and the valid ones.
         """
 
+    def check_unseen(self, config: Lookup) -> None:
+        """The same where what is scored are answers to prompts that no model of the run was trained on."""
+        self.check(config)
+
     @property
     def tangent_name(self) -> str | None:
         """The tangent along which it differentiates, if it does."""
@@ -126,6 +130,16 @@ class ScorerOptions(Options):
     @property
     def generates_with(self) -> str | None:
         """The policy whose responses it scores, if it scores generated ones."""
+        return None
+
+    @property
+    def compares_with(self) -> str | None:
+        """The second model that it runs beside its own, if it does."""
+        return None
+
+    @property
+    def function_path(self) -> str | None:
+        """The function of the user's that makes its numbers, if one does: its code is part of the recipe."""
         return None
 
     @property
@@ -191,6 +205,12 @@ class ModelScorer(PooledScorer):
                 f"{field}: {training.name!r} would score the prompts it is trained on; "
                 f"set train.{training.name}.cross_fit, and every prompt is scored by a fold that never saw it"
             )
+
+    def check_unseen(self, config: Lookup) -> None:
+        """A model of its role; errors as of every scorer."""
+        field = f"scorers.{self.label}"
+        require_model(config, f"{field}.model", self.model, self.role)
+        self.check_kind(config, field)
 
     def check_kind(self, config: Lookup, field: str) -> None:
         """What only this kind of scorer asks of the configuration."""
@@ -342,6 +362,73 @@ class GeneratedReward(ModelScorer):
         require_untrained(config, f"{field}.model", self.model)
 
 
+class RewardFunction(PooledScorer):
+    """`rm_<name>`: the reward that a function of the user's gives each completion; no model runs."""
+
+    kind: Literal["function"]
+    """Rewards of a Python function."""
+    name: Name
+    """Name of the column, `rm_<name>`."""
+    function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    """`package.module:function`, importable on every machine of the run. It is called with a list of prompts and a list
+    of answers, as many of each, and returns as many finite numbers, of which the larger is better. A prompt that is one
+    message of the user is given as its text, another one as its messages. The file that the function lies in is part of
+    the recipe: another text there scores anew. `prefsel.world.gold:gold` is the gold reward of the generated world."""
+    makes: ClassVar[Mapping[str, str]] = {r"rm_.+(?<!_generated)": ""}
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return self.name
+
+    @property
+    def function_path(self) -> str | None:
+        """Its function."""
+        return self.function
+
+    def columns(self, config: Lookup, heads: Callable[[str], list[str]]) -> list[str]:
+        """The reward."""
+        return [f"rm_{self.name}"]
+
+
+class ModelDivergence(PooledScorer):
+    """`kl_<model>` and `log_ratio_<model>` in nats, summed over the `kl_tokens_<model>` tokens of the response: how far
+    a model is from another one, exactly at every token and by the tokens that were said. Of answers that the model
+    sampled itself at temperature 1, both have the mean KL(model ‖ reference)."""
+
+    kind: Literal["divergence"]
+    """The Kullback-Leibler divergence of two policies."""
+    model: str
+    """The model whose answers they should be: an entry of `models` or of `train`; it names the columns."""
+    reference: str
+    """What it is compared with: another model with the same tokens. Both are loaded in one actor."""
+    makes: ClassVar[Mapping[str, str]] = {r"(kl|log_ratio|kl_tokens)_.+": ""}
+
+    @property
+    def label(self) -> str:
+        """`kl-` and the model."""
+        return f"kl-{self.model}"
+
+    def models(self, config: Lookup) -> list[str]:
+        """The reference, then the model."""
+        return [self.reference, self.model]
+
+    @property
+    def compares_with(self) -> str | None:
+        """Its reference."""
+        return self.reference
+
+    def columns(self, config: Lookup, heads: Callable[[str], list[str]]) -> list[str]:
+        """Exact sum, sum over the said tokens, and how many they are."""
+        return [f"{what}_{self.model}" for what in ("kl", "log_ratio", "kl_tokens")]
+
+    def check(self, config: Lookup) -> None:
+        """Two single policies; errors as of every scorer."""
+        for key, name in (("model", self.model), ("reference", self.reference)):
+            require_model(config, f"scorers.{self.label}.{key}", name, "policy")
+            require_single(config, f"scorers.{self.label}.{key}", name)
+
+
 class TangentScorer(PooledScorer):
     """What the scorers along a tangent share: they run the tangent's own model."""
 
@@ -473,7 +560,16 @@ class Imported(ScorerOptions):
             raise invalid(f"scorers.{self.label}.field", self.field, "one field for `as: rm`")
 
 
-BuiltInScorer = CausalLogps | RewardModel | GeneratedReward | DirectionalLogps | PairGradients | Imported
+BuiltInScorer = (
+    CausalLogps
+    | RewardModel
+    | GeneratedReward
+    | RewardFunction
+    | ModelDivergence
+    | DirectionalLogps
+    | PairGradients
+    | Imported
+)
 """The kinds of this package."""
 BUILT_IN_SCORERS: tuple[type[ScorerOptions], ...] = get_args(BuiltInScorer)
 

@@ -78,9 +78,9 @@ def _each(rows: Sequence[Any], convert: Callable[[Any], Any], what: str) -> list
         except CannotHold as error:
             refused.append((number, str(error)))
     if refused:
-        shown = ", ".join(dict.fromkeys(reason for _, reason in refused))
+        causes = ", ".join(dict.fromkeys(reason for _, reason in refused))
         raise UserError(
-            f"{what}: {len(refused)} of {len(rows)} rows cannot be read as one prompt and its answers ({shown}), "
+            f"{what}: {len(refused)} of {len(rows)} rows cannot be read as one prompt and its answers ({causes}), "
             f"first rows {[number for number, _ in refused[:NAMED]]}; take them out, or another format"
         )
     return found
@@ -122,10 +122,10 @@ def write_answers(answers: Sequence[Answer], file_format: Format) -> str:
             f"answers: of {len(generators)} models ({sorted(generators)[:NAMED]}); valid: one file per model"
         )
     if refused := unheld(answers, file_format):
-        shown = ", ".join(dict.fromkeys(refused.values()))
+        causes = ", ".join(dict.fromkeys(refused.values()))
         first = [answers[place].question_id or place for place in list(refused)[:NAMED]]
         raise UserError(
-            f"{file_format}: it has no place for {len(refused)} of {len(answers)} answers ({shown}), first {first}; "
+            f"{file_format}: it has no place for {len(refused)} of {len(answers)} answers ({causes}), first {first}; "
             "leave them out (`unheld` names them all), or take another format"
         )
     return FORMATS[file_format].write(answers)

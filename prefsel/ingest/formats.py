@@ -209,6 +209,8 @@ def prompt_adapter(name: str | None, fields: FieldMap | None = None) -> Adapter:
 def _prompt_alone(value: Mapping[str, Any], fields: FieldMap | None, options: FormatOptions) -> Messages:
     path = None if fields is None else fields.prompt
     names = (*PROMPTS, "input.messages") if path is None else (path,)
+    if path is None and isinstance(turns := value.get("turns"), list) and len(turns) == 1:
+        names = (*names, "turns[0].content")  # a question of Arena-Hard, as it was written until 2025
     path = next((one for one in names if not is_empty(lookup(value, one))), None)
     if path is None:
         raise missing(value, " or ".join(names))

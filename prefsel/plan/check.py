@@ -6,7 +6,7 @@ A record checks what it asks of its neighbours (`config/*.py`); here stands what
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from prefsel.config import PARTS, Config, MetricSpec, PretrainedModel, Selection, SelfPlay
@@ -18,6 +18,7 @@ from prefsel.metrics import METRICS
 from prefsel.metrics.influence import tangent_names
 from prefsel.metrics.table import find_metric
 from prefsel.plan.columns import carried_names, scorers_by_column, scorers_for
+from prefsel.plan.evaluated import reward_columns
 from prefsel.plan.models import find_model, head_names, scoring_settings
 from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.plan import Plan
@@ -25,6 +26,7 @@ from prefsel.plan.resources import check_resources, cluster_address, given_resou
 from prefsel.plan.rounds import last_node, round_plans
 from prefsel.plan.scores import metric_columns, metric_specs
 from prefsel.rules import SCORED_STRATA, flips_labels, parse_rule, require_budgets, rule_columns, rule_strata
+from prefsel.score.function import pairwise_judge, reward_judge
 from prefsel.score.kinds import loader_of
 from prefsel.select.compose import compile_rule
 from prefsel.train.deepspeed_config import refuse_owned
@@ -44,8 +46,12 @@ def check(config: Config, storage: Storage) -> Plan:
         _check_same_tokens(plan, tangent)
     _check_columns(plan)
     all_nodes(plan)
+    rewards = [] if config.evaluate is None else [column.removeprefix("rm_") for column in reward_columns(plan)]
     for arm in config.selfplay:
         _check_rounds(plan, arm)
+        if arm.stop is not None and arm.stop.judge not in rewards:
+            valid = rewards or "none: `evaluate.judges` is empty"
+            raise invalid(f"selfplay.{arm.name}.stop.judge", arm.stop.judge, valid)
     return plan
 
 
@@ -89,11 +95,18 @@ def check_names(plan: Plan) -> None:
     for scorer in plan.scorers:
         if scorer.runs_models:
             loader_of(scorer.label, scorer)
+        if scorer.function_path:
+            _check_function(f"scorers.{scorer.label}.function", reward_judge, scorer.function_path)
     # Scorers first: a training refers to a scorer's model, and a slip is to be told where it stands.
     for record in (*config.scorers, *config.train, *config.tangents, *config.generate, *config.selfplay):
         record.check(config)
     if config.evaluate is not None:
-        config.evaluate.check(config)
+        _check_evaluation(config)
+    for arm in config.selfplay:
+        if arm.stop is not None and config.evaluate is None:
+            raise UserError(
+                f"selfplay.{arm.name}.stop: needs rewards of the models' answers; give `evaluate` with judges"
+            )
     for spec in config.train:
         refuse_owned(spec.deepspeed)
         if spec.divergence:
@@ -109,6 +122,27 @@ def check_names(plan: Plan) -> None:
     _check_rules(plan)
     if is_known:
         all_nodes(plan)
+
+
+def _check_evaluation(config: Config) -> None:
+    """An evaluation that can be made, by judges that can be loaded."""
+    options = config.evaluate
+    assert options is not None, "asked where there is one"
+    options.check(config)
+    for judge in options.judges:
+        loader_of(judge.label, judge)
+        if judge.function_path:
+            _check_function("evaluate.judges.function", reward_judge, judge.function_path)
+    for one in options.pairwise:
+        _check_function("evaluate.pairwise.function", pairwise_judge, one.function)
+
+
+def _check_function(field: str, load: Callable[[str], Any], path: str) -> None:
+    """A function of the user's that can be imported here."""
+    try:
+        load(path)
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None
 
 
 def check_budgets(config: Config, eligible: int) -> None:

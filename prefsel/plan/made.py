@@ -66,6 +66,8 @@ class Made:
     """The columns that pairs are made by, without `rm_`; the first one decides."""
     pairing: Any = None
     """The `config.Pairing`; None: nothing is made but answers."""
+    evaluation: Evaluated | None = None
+    """What is measured of the answers; None: nothing."""
     beside: tuple[str, ...] = ()
     """Further models that answer the same prompts."""
 
@@ -73,3 +75,16 @@ class Made:
     def answers(self) -> str:
         """What the groups are called: after those who answer."""
         return "+".join((self.policy, *self.beside))
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation of a model's answers is made of, besides them."""
+
+    options: Any
+    """The `config.Evaluation`."""
+    baseline: Any
+    """The plan of the answers of the model that it is compared with; None: it is compared with none."""
+    used: Any = None
+    """What chose and labelled the pairs that the model was trained on: called without arguments, once its own model is
+    made, it gives label of a scorer → identity. None: nothing of this run."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from prefsel.workspace.recipes import fingerprint
 
-MadeKind = Literal["prompts", "groups", "pairs"]
+MadeKind = Literal["prompts", "groups", "pairs", "evaluation"]
 Kind = Literal[MadeKind, "eligible", "scratch", "columns", "tangent", "scores", "selection", "dataset", "model"]
 Upstream = Callable[["Node"], tuple[str, str]]
 """A needed node → the name and the text it has among the upstream of a recipe."""

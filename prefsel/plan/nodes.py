@@ -17,6 +17,7 @@ from prefsel.config import PARTS, Config, Split, TrainedModel
 from prefsel.config.lookup import find
 from prefsel.errors import invalid
 from prefsel.plan.columns import column_nodes, dataset_scorers, length_column, reference_scorer, scorers_for
+from prefsel.plan.evaluated import evaluation_node
 from prefsel.plan.generated import generated_catalog, groups_node, pairs_node, prompts_node
 from prefsel.plan.made import Made
 from prefsel.plan.models import find_model, find_models, model_nodes, model_spec
@@ -25,6 +26,7 @@ from prefsel.plan.plan import Plan, in_order
 from prefsel.plan.scores import control_metrics, metric_columns, metric_specs
 from prefsel.plugins.registry import code_of
 from prefsel.rules import LEAVES, arithmetic_of, random_rule, reversed_rule, rule_scores
+from prefsel.score.function import reward_judge
 from prefsel.workspace.folders import folder_content
 from prefsel.workspace.manifest import load_summary
 from prefsel.workspace.recipes import hash_hex, recipe
@@ -136,6 +138,8 @@ def _columns(plan: Plan, label: str) -> Node:
 
     def write_recipe(node: Node) -> dict[str, Any]:
         settings = scorer.recipe_settings() | code_of("scorers", scorer.kind)
+        if scorer.function_path:
+            settings["code"] = reward_judge(scorer.function_path).identity
         if not scorer.runs_models:
             return recipe("score", settings)
         identities = {}
@@ -313,6 +317,7 @@ BUILDERS: dict[Kind, Callable[[Plan, str], Node]] = {
     "prompts": prompts_node,
     "groups": groups_node,
     "pairs": pairs_node,
+    "evaluation": evaluation_node,
     "eligible": _eligible,
     "scratch": _scratch,
     "columns": _columns,

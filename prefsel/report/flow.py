@@ -26,8 +26,9 @@ WHAT = {
     "select": "the pairs a rule keeps, exactly",
     "holdout": "pairs of held-out prompts, written out for evaluation",
     "train": "what was kept, trained on",
+    "evaluate": "what models answer to prompts that nothing was trained on, and what judges say of it",
 }
-OPTIONAL = ("prompts", "generate", "pair", "scratch", "reward", "tangent", "fuse", "holdout")
+OPTIONAL = ("prompts", "generate", "pair", "scratch", "reward", "tangent", "fuse", "holdout", "evaluate")
 """Steps whose absence says nothing."""
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 
-from prefsel.report import plots, rounds, tables, trained, verdict
+from prefsel.report import evaluated, evaluation_plots, plots, rounds, tables, trained, verdict
 from prefsel.report.flow import accounting, flow
 from prefsel.report.formatting import duration, is_number, number, one_decimal, percent, sort_key, text_of
 from prefsel.report.summary import story
@@ -66,6 +66,7 @@ def render(report: Mapping[str, Any]) -> str:
                 prompts, answers, lost, numbers {tokens or a reward: mean, error}, pairs, kept, trained, page (a file).
             comparisons: per selection, control and measure, see `verdict.comparisons`.
             warnings: sentences.
+            evaluated: per model that answered prompts, see `evaluated.evaluated_sections`.
             evaluations, tables: given ones: title, note, columns, rows; evaluations stand on top.
             artifacts: path, fingerprint, rows, bytes, content.
 
@@ -92,6 +93,7 @@ def render(report: Mapping[str, Any]) -> str:
             comparisons=report.get("comparisons") or [],
             made=report.get("rounds") or [],
             warnings=_warnings(report),
+            evaluated=report.get("evaluated") or [],
             evaluations=_with_rows(report.get("evaluations")),
             given=_with_rows(report.get("tables")),
             artifacts=report.get("artifacts") or [],
@@ -108,7 +110,7 @@ def sections(report: Mapping[str, Any]) -> dict[str, str]:
     has = {
         "verdict": ("Verdict", bool(selections or training)),
         "rounds": ("Generated answers", bool(report.get("rounds"))),
-        "evaluation": ("Evaluation", bool(evaluations or training)),
+        "evaluation": ("Evaluation", bool(evaluations or training or report.get("evaluated"))),
         "selections": ("Selections", bool(selections)),
         "overlap": ("Overlap", bool(report.get("overlap"))),
         "examples": ("Examples", any(one.get("examples") for one in selections)),
@@ -225,5 +227,5 @@ def _environment() -> Environment:
     text, digest = script()
     made.globals |= {"script": Markup(text), "script_hash": digest}  # our own text; everything else is escaped
     made.globals |= {"tables": tables, "trained": trained, "verdict": verdict, "plots": plots, "MANY_ROWS": MANY_ROWS}
-    made.globals |= {"rounds": rounds}
+    made.globals |= {"rounds": rounds, "evaluation": evaluated, "evaluation_plots": evaluation_plots}
     return made

@@ -13,7 +13,7 @@ from prefsel.workspace.manifest import StageReport
 
 BULKY = {
     *("marks", "percentiles", "length_edges", "all_histogram", "kept_histogram", "histogram", "history"),
-    *("rule", "length", "strata", "thresholds"),
+    *("rule", "length", "strata", "thresholds", "overall", "judges", "shards"),
 }
 
 

@@ -44,6 +44,7 @@ STEPS = {
     "select": "Selection",
     "holdout": "Held-out pairs",
     "train": "Training",
+    "evaluate": "Evaluation",
 }
 """Stages in the order of the flow."""
 LOOKS_NUMERIC = re.compile(r"[+−–-]?[\d.,]+( ?(%|±|×|[a-zA-Z/]{1,8}\b)[ \d.,%]*)?|–")

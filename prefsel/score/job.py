@@ -23,6 +23,8 @@ class Job:
     label: str = ""
     policy: dict[str, Any] | None = None
     """Loading arguments of the policy that generates."""
+    beside: dict[str, Any] | None = None
+    """Loading arguments of the model that its own is compared with."""
     cross_fit: CrossFit | None = None
     own_aspect: str | None = None
     """Of a training without folds: the aspect that its model was trained on."""

@@ -192,10 +192,31 @@ def pair_gradients(job: Job, storage: Storage) -> Ready:
     return Ready(begin, [scorer])
 
 
+def divergence(job: Job, storage: Storage) -> Ready:
+    """KL of a model to another one, both loaded here."""
+    from prefsel.score.divergence import DivergenceScorer
+
+    assert job.beside is not None, "a job of this kind names the other model"
+    options = job.scorer.model_dump(include={"token_budget"})
+    name = job.scorer.model  # type: ignore[attr-defined]
+    scorer = DivergenceScorer(**job.loading(storage), **options, name=name, reference=local(job.beside, storage))
+    return Ready(_windowed(scorer), [scorer.engine])
+
+
+def function(job: Job, storage: Storage) -> Ready:
+    """Rewards of a function of the user's."""
+    from prefsel.score.function import FunctionScorer
+
+    scorer = FunctionScorer(job.scorer.name, job.scorer.function)  # type: ignore[attr-defined]
+    return Ready(lambda shard, groups: lambda: [scorer.score(groups)])
+
+
 KINDS: Final[Mapping[str, Loader]] = {
     "causal_logps": partial(_cross_fitted, _causal_scorer),
     "reward_model": partial(_cross_fitted, _reward_scorer),
     "generated_reward": generated_reward,
+    "function": function,
+    "divergence": divergence,
     "directional_logps": directional_logps,
     "pair_gradients": pair_gradients,
 }

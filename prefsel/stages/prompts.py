@@ -16,7 +16,7 @@ from prefsel.plan.node import Node
 from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
 from prefsel.schema import ID, has_rest, prompts_schema
-from prefsel.select.eligible import HOLDOUT, VALIDATION, Rules, base_codes, prompt_ids
+from prefsel.select.eligible import EXCLUDED, HOLDOUT, VALIDATION, Rules, base_codes, prompt_ids
 from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact, Entry
@@ -24,7 +24,7 @@ from prefsel.workspace.manifest import StageReport, load_summary, save_summary
 from prefsel.workspace.recipes import hash_hex
 from prefsel.workspace.storage import Storage, digest
 
-CODES = {"train": -1, "holdout": HOLDOUT, "validation": VALIDATION}
+CODES = {"train": -1, "holdout": HOLDOUT, "validation": VALIDATION, "exclude": EXCLUDED}
 """What eligibility says of the prompts of a part."""
 
 
@@ -52,7 +52,7 @@ def seed_prompts(plan: Plan, node: Node, progress: Progress) -> StageReport:
     catalog = plan.root.catalog
     excluded, held_out = (prompt_ids(storage, catalog, role) for role in ("exclude", "holdout"))
     rules = Rules(plan.root.config.split, excluded, held_out)
-    shards = catalog.prompt_shards
+    shards = catalog.excluded_shards if spec.part == "exclude" else catalog.prompt_shards
     with progress.track(f"prompts {node.name}", len(shards)) as counter:
         found = map_shards(_draw, shards, shared=(storage, rules, spec), counter=counter)
     num_found, rows = sum(one.total for one in found), chosen_rows(found, spec)

@@ -20,6 +20,7 @@ from prefsel.plan.plan import Plan
 from prefsel.plan.scores import metric_specs
 from prefsel.report.cost import cost_table, scoring_table
 from prefsel.report.distributions import Drawn, bin_edges, counts, histograms, sketch
+from prefsel.report.evaluated import evaluated_sections, reward_measures
 from prefsel.report.examples import candidates, example_rows, examples_wanted, pick, shown
 from prefsel.report.overlap import overlaps, shared_pairs
 from prefsel.report.page import render
@@ -187,6 +188,7 @@ def collect(
         for report in by_stage.get("reward", [])
     ]
     measures = given_measures(tables) | ({"held-out accuracy, points": accuracy} if accuracy else {})
+    measures |= reward_measures(plan.storage, reports)
     more = (reward_table(reports), cost_table(plan, reports), scoring_table(reports))
     return {
         "run": header,
@@ -198,6 +200,7 @@ def collect(
         "training": [*policies, *rewards],
         "comparisons": comparisons(policies, random, measures),
         "warnings": [*_chance_warnings(policies, reports), *_all_warnings(reports)],
+        "evaluated": evaluated_sections(plan.storage, reports, plan.config.report.examples),
         "evaluations": [{key: value for key, value in table.items() if key != "measures"} for table in tables],
         "tables": [table for table in more if table],
         "artifacts": [_artifact_row(plan, report) for report in reports],

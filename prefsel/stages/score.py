@@ -200,6 +200,8 @@ def scoring_job(plan: Plan, node: Node) -> Job:
     )
     if scorer.generates_with is not None:
         job = replace(job, policy=loading(find_model(plan, scorer.generates_with)), is_trained=False)
+    if scorer.compares_with is not None:
+        job = replace(job, beside=loading(find_model(plan, scorer.compares_with)), is_trained=False)
     if scorer.tangent_name is not None:
         tangent = plan.node("tangent", scorer.tangent_name)
         reference: str = tangent.spec.reference

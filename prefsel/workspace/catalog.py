@@ -94,6 +94,11 @@ class Catalog:
         """Every live shard whose prompts may be answered, those of sources of prompts alone included."""
         return self._shards_of([source for source in self.sources if source.role != "exclude"])
 
+    @cached_property
+    def excluded_shards(self) -> list[ShardRef]:
+        """Every live shard whose prompts must be used nowhere else than in evaluations."""
+        return self._shards_of([source for source in self.sources if source.role == "exclude"])
+
     def _shards_of(self, sources: list[SourceRecord]) -> list[ShardRef]:
         found = [(source, shard) for source in sources for file in source.files for shard in file.shards]
         return [ShardRef(one.name, shard, one.role, n, one.pairs) for n, (one, shard) in enumerate(found)]

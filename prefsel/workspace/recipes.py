@@ -15,7 +15,7 @@ from typing import Any
 # Raise when a stage's output for the same configuration changes meaning.
 KINDS = (
     *("score", "tangent", "eligible", "metric", "selection", "dataset", "model", "scratch"),
-    *("prompts", "generate", "pairs", "evaluate"),
+    *("prompts", "generate", "pairs", "evaluate", "verdicts"),
 )
 OUTPUT_VERSIONS = dict.fromkeys(KINDS, 1) | {"metric": 2, "selection": 2}
 

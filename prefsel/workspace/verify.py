@@ -17,7 +17,7 @@ from prefsel.workspace.storage import Storage
 
 SHARDED = (
     *("groups", "pairs", "quarantine", "eligible", "columns", "pair_columns", "scores", "selections"),
-    *("prompts", "rewritten"),
+    *("prompts", "rewritten", "verdicts"),
 )
 SEALED = ("datasets", "models", "evaluations", "tangents", "reports")
 

@@ -55,7 +55,9 @@ def test_missing_columns_name_what_makes_them() -> None:
     message = str(error.value)
     assert "logps_p_chosen (made by a scorer of kind causal_logps)" in message
     assert "num_tokens_p_rejected (made by a scorer of kind causal_logps)" in message
-    with pytest.raises(UserError, match=r"rm_b_chosen \(made by a scorer of kind reward_model, or imported\)"):
+    with pytest.raises(
+        UserError, match=r"rm_b_chosen \(made by a scorer of kind reward_model, or function, or imported\)"
+    ):
         score_table(rewards([1.0], [0.0]), "explicit_margin", rm="b")
 
 
@@ -78,7 +80,7 @@ def test_missing_columns_name_what_makes_them() -> None:
             ],
         ),
         ("filtered_dpo", {"rm": "b"}, ["rm_b_generated (made by a scorer of kind generated_reward)"]),
-        ("data_map", {"rm": "b"}, ["rm_b_mean (made by a scorer of kind reward_model, or imported)"]),
+        ("data_map", {"rm": "b"}, ["rm_b_mean (made by a scorer of kind reward_model, or function, or imported)"]),
         ("selective_dpo", {"losses": "l", "seeds": 2}, ["missing columns l_0, l_1"]),
         ("lossdiff", {"policy": "p", "validation_policy": "v", "reference": "r"}, ["logps_v_rejected (made by"]),
         ("dual_margin", {"explicit": ["b"]}, ["rm_b_chosen (made by"]),

@@ -1,0 +1,261 @@
+"""Records and rows of answers beside those of a baseline: small tables, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import tiny_policies
+
+from prefsel.config import EarlyStop, FormatOptions
+from prefsel.config.file import parse_config
+from prefsel.errors import NonFiniteError, UserError
+from prefsel.evaluate.comparison import Comparison, compare_rewards
+from prefsel.evaluate.judged import Answers, compared, joined, measured
+from prefsel.ingest.formats import prompt_adapter
+from prefsel.pipeline import why_ended
+from prefsel.plan.check import check_names
+from prefsel.plan.evaluated import warnings
+from prefsel.plan.evaluations import baseline_of, evaluation_plan, finals, models_to_evaluate, used_columns
+from prefsel.plan.nodes import make_plan
+from prefsel.schema import GROUPS
+from prefsel.score.function import FunctionScorer, reward_judge
+from prefsel.workspace.manifest import StageReport
+from prefsel.workspace.storage import Storage
+from prefsel.world.gold import gold
+
+Rewards = dict[str, list[float | None]]
+
+
+def answers(model: str, rewards: Rewards, **columns: Any) -> Answers:
+    """An answer per reward, each as long as its place says."""
+    texts = {prompt: [f"{model} {'x' * place}" for place in range(len(many))] for prompt, many in rewards.items()}
+    tokens = {prompt: [float(place + 1) for place in range(len(many))] for prompt, many in rewards.items()}
+    return Answers(model, texts, tokens, {"rm_j": rewards, **columns}, dict.fromkeys(texts, "s0"))
+
+
+OURS = answers("m", {"a": [3.0, 1.0], "b": [2.0], "c": [0.5, None]})
+THEIRS = answers("b", {"a": [2.0], "b": [2.0, 4.0], "c": [0.0], "d": [9.0]})
+
+
+def record(ours: Answers, theirs: Answers | None, verdicts: Any = None) -> Any:
+    own, other = compared(ours, theirs)
+    return measured(own, other, judges=["j"], verdicts=verdicts or {}, held_out=None, num_draws=200)
+
+
+def test_numbers_by_hand() -> None:
+    found = record(OURS, THEIRS)
+    judge = found.judges["j"]
+    assert judge.num_prompts == 3
+    assert judge.reward.mean == (3 + 1 + 2 + 0.5) / 4
+    # Prompt by prompt: 2 − 2, 2 − 3, 0.5 − 0.
+    assert judge.reward_difference.mean == pytest.approx((0 - 1 + 0.5) / 3)
+    # a: one win of two; b: a tie and a loss; c: a win.
+    assert judge.win_rate.raw.mean == pytest.approx((0.5 + 0.25 + 1) / 3)
+    assert judge.warnings == ("judge 'j' says nothing of 1 of its 5 answers",)
+    rows = found.prompts.to_pydict()
+    assert rows["prompt_id"] == ["a", "b", "c"]
+    assert rows["reward_j"] == [2.0, 2.0, 0.5]
+    assert rows["baseline_reward_j"] == [2.0, 3.0, 0.0]
+    assert rows["win_j"] == [0.5, 0.25, 1.0]
+    assert rows["num_tokens"] == [1.5, 1.0, 1.5]
+
+
+def test_shards_change_nothing() -> None:
+    parts = [OURS.of(["b"]), OURS.of(["a", "c"])]
+    assert record(joined("m", parts), THEIRS).judges == record(OURS, THEIRS).judges
+
+
+def test_win_rates_of_both_sides_make_one() -> None:
+    lengths = tuple({p: [float(len(t)) for t in many] for p, many in one.texts.items()} for one in (OURS, THEIRS))
+    shared = {"a", "b"}
+    ours, theirs = (
+        answers(one.model, {p: r for p, r in one.columns["rm_j"].items() if p in shared}) for one in (OURS, THEIRS)
+    )
+    verdict = compare_rewards(
+        {p: [r for r in many if r is not None] for p, many in ours.columns["rm_j"].items()},
+        {p: [r for r in many if r is not None] for p, many in theirs.columns["rm_j"].items()},
+        (lengths[0], lengths[1]),
+    )
+    turned = Comparison(verdict.prompts, -verdict.advantage_M, -verdict.length_difference_M)
+    there = record(ours, theirs, {"two": verdict}).judges
+    back = record(theirs, ours, {"two": turned}).judges
+    for judge in ("j", "two"):
+        for part in ("raw", "length_controlled"):
+            one, other = (getattr(found[judge].win_rate, part) for found in (there, back))
+            assert one.mean == 1 - other.mean
+            assert (one.low, one.high) == pytest.approx((1 - other.high, 1 - other.low))
+    assert there["j"].reward_difference.mean == -back["j"].reward_difference.mean
+
+
+def test_a_model_without_a_baseline_is_measured_alone() -> None:
+    found = record(OURS, None)
+    assert found.judges["j"].win_rate is None
+    assert found.judges["j"].reward.mean == 6.5 / 4
+    assert "win_j" not in found.prompts.column_names
+
+
+def test_divergence_is_over_the_answers_that_have_one() -> None:
+    columns = {"kl_m": {"a": [1.0, 3.0], "b": [2.0], "c": [None, 4.0]}}
+    columns["log_ratio_m"] = {"a": [0.0, 3.0], "b": [2.0], "c": [None, 5.0]}
+    columns["kl_tokens_m"] = {"a": [2.0, 2.0], "b": [2.0], "c": [None, 4.0]}
+    found = record(answers("m", {"a": [3.0, 1.0], "b": [2.0], "c": [0.5, 0.5]}, **columns), THEIRS)
+    kl = found.overall.kl
+    assert (kl.per_response.mean, kl.monte_carlo.mean) == (2.5, 2.5)
+    assert kl.per_token == 10 / 10
+    assert kl.num_tokens == 10
+    assert found.prompts["kl"].to_pylist() == [2.0, 2.0, 4.0]
+
+
+def test_a_judge_that_reads_nothing_and_models_that_share_no_prompt() -> None:
+    silent = answers("m", {"a": [None, None], "b": [None]})
+    with pytest.raises(UserError, match=r"'j' gave none of the 3 answers of 'm' a reward; .*too_long"):
+        record(silent, THEIRS)
+    with pytest.raises(UserError, match="'j' gave none of the 3 answers of 'b' a reward"):
+        record(answers("m", {"a": [1.0], "b": [1.0]}), answers("b", {"a": [None, None], "b": [None]}))
+    with pytest.raises(UserError, match="both 'm' and 'b' a reward for no prompt"):
+        record(answers("m", {"a": [1.0], "b": [None]}), answers("b", {"a": [None], "b": [1.0]}))
+    with pytest.raises(UserError, match=r"no prompt has an answer of it \(0 have\) and of its baseline b \(4 have\)"):
+        compared(answers("m", {}), THEIRS)
+
+
+# ------------------------------------------------------------------------------------------------- rewards of functions
+
+
+def groups(*texts: list[str]) -> pa.Table:
+    rows = [
+        {
+            "prompt_id": bytes([number]) * 16,
+            "prompt": [{"role": "user", "content": "tell me about lamp"}],
+            "completions": [
+                {"completion_id": bytes(16), "messages": [{"role": "assistant", "content": text}], "ratings": []}
+                for text in many
+            ],
+            "provenance": {"row": number},
+        }
+        for number, many in enumerate(texts)
+    ]
+    return pa.Table.from_pylist(rows, schema=GROUPS)
+
+
+def test_a_function_scores_every_completion() -> None:
+    scored = FunctionScorer("g", "counting_judges:goods").score(groups(["good bad", "good good"], [], ["bad"]))
+    assert scored.columns == {"rm_g": [[1.0, 2.0], [], [0.0]]}
+    said = "the lamp is warm ."
+    found = FunctionScorer("gold", "prefsel.world.gold:gold").score(groups([said]))
+    assert found.columns == {"rm_gold": [[gold("tell me about lamp", said)]]}
+    assert FunctionScorer("g", "counting_judges:goods").score(groups([])).columns == {"rm_g": [[]]}
+
+
+def test_a_function_that_gives_no_number_is_named_with_the_prompts() -> None:
+    with pytest.raises(NonFiniteError, match=rf"counting_judges:undecided.*2 rewards are NaN .*{'01' * 16}"):
+        FunctionScorer("u", "counting_judges:undecided").score(groups([], ["good", "bad"]))
+
+
+# --------------------------------------------------------------------------------------------------------- as planned
+
+
+def table(tmp_path: Path, **more: Any) -> dict[str, Any]:
+    """A corpus whose best pairs by a function are trained on, by a model that lies in a folder."""
+    corpus = tiny_policies.save_prompts(tmp_path / "pairs.jsonl", 8)
+    goods = {"kind": "function", "name": "goods", "function": "counting_judges:goods"}
+    gold_reward = {**goods, "name": "gold", "function": "prefsel.world.gold:gold"}
+    made = {
+        "name": "x",
+        "sources": [{"name": "s", "paths": [str(corpus)]}],
+        "split": {"holdout": 0.5},
+        "models": [{"name": "base", "path": str(tmp_path)}, {"name": "other", "path": str(tmp_path)}],
+        "scorers": [{"kind": "causal_logps", "model": "base"}, goods],
+        "metrics": [{"name": "margin", "metric": "explicit_margin", "params": {"rm": "goods"}}],
+        "selections": [{"name": "top", "rule": {"kind": "top", "score": "score_margin", "ratio": 0.5}}],
+        "train": [
+            {"name": name, "selection": of, "model": "base", "reference": "base", "learning_rate": 1e-3}
+            for name, of in (("dpo", "top"), ("everything", "all"))
+        ],
+        "evaluate": {"judges": [goods, {**goods, "name": "again"}, gold_reward]},
+    }
+    return made | more
+
+
+def test_every_trained_policy_is_evaluated_against_what_it_started_from(tmp_path: Path) -> None:
+    config = parse_config(table(tmp_path))
+    assert models_to_evaluate(config) == [spec.name for spec in finals(config)] == ["dpo", "everything"]
+    assert baseline_of(config, "dpo") == "base"
+    chosen = config.model_copy(
+        update={"evaluate": config.evaluate.model_copy(update={"baseline": "other", "models": ["base", "other"]})}  # type: ignore[union-attr]
+    )
+    assert models_to_evaluate(chosen) == ["base", "other"]
+    assert [baseline_of(chosen, name) for name in ("base", "other", "dpo")] == ["other", None, "other"]
+
+
+def test_a_judge_that_chose_the_pairs_is_told(tmp_path: Path) -> None:
+    plan = make_plan(parse_config(table(tmp_path)), Storage(str(tmp_path)))
+
+    def told(selection: str) -> list[str]:
+        return warnings(evaluation_plan(plan, "dpo", None, lambda: used_columns(plan, [selection])))
+
+    # `again` is the same code under another name.
+    for name, warning in zip(("goods", "again"), told("top"), strict=True):
+        assert warning.startswith(f"judge {name!r} also chose what the model was trained on (goods)")
+    assert told("all") == []
+
+
+def test_the_code_of_a_function_is_in_the_recipe(tmp_path: Path) -> None:
+    plan = make_plan(parse_config(table(tmp_path)), Storage(str(tmp_path)))
+    recipe = plan.node("columns", "goods").recipe
+    assert recipe["settings"]["code"] == reward_judge("counting_judges:goods").identity
+    outer = evaluation_plan(plan, "dpo", None)
+    assert outer.node("columns", "goods").fingerprint == plan.node("columns", "goods").fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"split": {}}, r"evaluate\.prompts\.part: nothing is held out; set split\.holdout, or give"),
+        ({"evaluate": {"prompts": {"part": "exclude"}}}, r"no prompt is excluded; give exclude_prompts"),
+        ({"evaluate": {"models": ["nobody"]}}, r"evaluate\.models: got 'nobody'"),
+        ({"evaluate": {"baseline": "nobody"}}, r"evaluate\.baseline: got 'nobody'"),
+        ({"evaluate": {"judges": [{"kind": "imported", "name": "i"}]}}, r"evaluate\.judges\.kind: got 'imported'"),
+        (
+            {"evaluate": {"judges": [{"kind": "function", "name": "f", "function": "counting_judges:nothing"}]}},
+            r"evaluate\.judges\.function: judge 'counting_judges:nothing': it cannot be imported",
+        ),
+        (
+            {"evaluate": {"pairwise": [{"name": "f", "function": "counting_judges:goods"}]}},
+            r"evaluate\.pairwise\.function: .*3 lists",
+        ),
+        ({"evaluate": {"generation": {"temperature": 0.5}}}, r"temperature 1 and top_p 1, or divergence: false"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_made_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        check_names(make_plan(parse_config(table(tmp_path, **change)), Storage(str(tmp_path))))
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        {"instruction": "Write it", "output": "x", "generator": "m", "dataset": "d"},
+        {"uid": "u", "category": "hard_prompt", "subcategory": "coding", "prompt": "Write it"},
+        {"question_id": "q", "category": "c", "cluster": "c", "turns": [{"content": "Write it"}]},
+    ],
+)
+def test_questions_of_benchmarks_are_prompts(question: dict[str, Any]) -> None:
+    (found,) = prompt_adapter(None)(question, FormatOptions())  # type: ignore[misc]
+    assert found.prompt == [{"role": "user", "content": "Write it"}]
+
+
+def test_rounds_end_when_the_reward_no_longer_rises() -> None:
+    def report(mean: float) -> StageReport:
+        details = {"judges": {"gold": {"reward": {"mean": mean}}}}
+        return StageReport("evaluate", "m", "prompts", 1, 1, {}, 1, 1, 0.0, "", details=details)
+
+    stop = EarlyStop(judge="gold", min_gain=0.1)
+    assert why_ended(stop, report(1.0), report(1.2)) == ""
+    told = why_ended(stop, report(1.0), report(1.05))
+    assert told == (
+        "the mean reward by gold changed by +0.05, from 1 to 1.05; another round needs a rise of more than 0.1"
+    )
+    assert why_ended(stop, report(1.0), report(0.5))
