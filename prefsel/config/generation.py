@@ -37,7 +37,7 @@ class GenerationOptions(Options):
     """Nucleus: tokens are drawn from the likeliest ones that make up this probability; 1 keeps all."""
     max_new_tokens: int = Field(1024, ge=1)
     """A response that has not ended after so many tokens is cut."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**53)
     """Of all random numbers."""
     drop_cut: bool = False
     """Leave out responses that were cut at `max_new_tokens`, as `cut_off`."""

@@ -88,8 +88,8 @@ def kl_route(policy: nn.Module, reference: nn.Module, pad_token_id: int | None =
             "the same tokens"
         )
     supported = {"policy": supports_packing(policy), "reference": supports_packing(reference)}
-    reasons = [f"{who}: {why}" for who, (is_packed, why) in supported.items() if not is_packed]
-    if not reasons:
+    unpacked = [f"{who}: {why}" for who, (is_packed, why) in supported.items() if not is_packed]
+    if not unpacked:
         return Route(True, "", pack, partial(packed_kl, policy, reference), num_forwards=2.0)
     fill = pad_token_id or 0
     singles: list[str] = []
@@ -98,7 +98,7 @@ def kl_route(policy: nn.Module, reference: nn.Module, pad_token_id: int | None =
         singles += filter(None, [padding_matters(model, partial(padded_logps, model), fill)])
     most_tokens = PADDED_LOGITS_BYTES // (2 * 8 * sizes[0])
     rows = partial(_padded_rows, most_tokens=most_tokens, pad_token_id=None if singles else fill)
-    return Route(False, "; ".join(reasons + singles), rows, partial(padded_kl, policy, reference), num_forwards=2.0)
+    return Route(False, "; ".join(unpacked + singles), rows, partial(padded_kl, policy, reference), num_forwards=2.0)
 
 
 def packed_kl(policy: nn.Module, reference: nn.Module, batch: PackedBatch) -> Tensor:

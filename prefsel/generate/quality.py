@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Protocol
 
 RUN = 4
@@ -23,7 +21,6 @@ FEWEST_TURNS = 4
 # Thai to Tibetan, Burmese, Khmer, kana, Chinese characters.
 _SPACELESS = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _UNIT = re.compile(rf"[{_SPACELESS}]|[^\W{_SPACELESS}]+|[^\w\s]")
-_META_ANSWERS = Path(__file__).with_name("meta_answers.txt")
 
 
 class Said(Protocol):
@@ -43,30 +40,27 @@ def why_unused(
     *,
     drop_cut: bool = False,
     max_repetition: float | None = 0.5,
-    is_rewriting: bool = False,
 ) -> list[str | None]:
     """Why each response to one prompt is of no use; None: it is.
 
-    The first reason that holds counts: `poisoned`, `empty`, `cut_off`, `repetitive`, `meta_answer`,
-    `duplicate_response`.
+    The first reason that holds counts: `poisoned`, `empty`, `cut_off`, `repetitive`, `duplicate_response`.
 
     Args:
         responses: All samples of the prompt, in their order.
         drop_cut: Whether responses that were cut at the limit are of no use.
         max_repetition: Most share of repeated runs of four units, see `repetition`; it also bars texts that end in a
             loop. None: any may repeat itself.
-        is_rewriting: Whether the response is to be a prompt itself, so that talking about it is none.
     """
     reasons: list[str | None] = []
     seen: set[str] = set()
     for one in responses:
-        reason = _why_alone(one, drop_cut, max_repetition, is_rewriting)
+        reason = _why_alone(one, drop_cut, max_repetition)
         reasons.append(reason or ("duplicate_response" if one.text in seen else None))
         seen.add(one.text)
     return reasons
 
 
-def _why_alone(one: Said, drop_cut: bool, max_repetition: float | None, is_rewriting: bool) -> str | None:
+def _why_alone(one: Said, drop_cut: bool, max_repetition: float | None) -> str | None:
     if one.stop == "poisoned":
         return "poisoned"
     if not one.text.strip():
@@ -77,7 +71,7 @@ def _why_alone(one: Said, drop_cut: bool, max_repetition: float | None, is_rewri
         units = _UNIT.findall(one.text.lower())
         if repetition(units) > max_repetition or ends_in_loop(units):
             return "repetitive"
-    return "meta_answer" if is_rewriting and is_meta_answer(one.text) else None
+    return None
 
 
 def repetition(units: Sequence[str]) -> float:
@@ -98,15 +92,3 @@ def ends_in_loop(units: Sequence[str]) -> bool:
         if needed <= len(units) and list(units[-needed + period :]) == list(units[-needed:-period]):
             return True
     return False
-
-
-def is_meta_answer(text: str) -> bool:
-    """Whether a text that should be a prompt begins by talking about the prompt, as `meta_answers.txt` lists it."""
-    first = re.sub(r"^[^\w]+", "", text).replace("\u2019", "'")
-    return any(pattern.match(first) for pattern in _patterns())
-
-
-@cache
-def _patterns() -> tuple[re.Pattern[str], ...]:
-    lines = _META_ANSWERS.read_text(encoding="utf-8").splitlines()
-    return tuple(re.compile(line, re.IGNORECASE) for line in lines if line and not line.startswith("#"))

@@ -81,13 +81,20 @@ def score(columns: Columns, params: Reliability, fitted: Fitted) -> np.ndarray:
 
 
 def warnings(params: Reliability, fitted: Fitted) -> Sequence[str]:
-    """Groups more of whose labels count as wrong than as right, and those that nothing is known of."""
-    turned = [f"{name} ({share:.3g})" for name, share in fitted["eta"].items() if share < 0.5]
+    """Groups more of whose labels count as wrong than as right; and whether no label of any group counts as wrong."""
+    shares = fitted["eta"]
+    if min(shares.values()) == 1.0:
+        return (
+            f"reliability: every label counts as right with certainty, as η is 1 for every {params.by}: the margins "
+            "contradict too few labels, or too weakly, and these weights weigh nothing; a policy that was trained "
+            "longer, on other pairs than it scores, has larger margins",
+        )
+    turned = [f"{name} ({share:.3g})" for name, share in shares.items() if share < 0.5]
     if not turned:
         return ()
     shown = ", ".join(turned[:NAMED]) + (", …" if len(turned) > NAMED else "")
     return (
-        f"reliability: of {len(turned):,} of {len(fitted['eta']):,} values of {params.by} more labels count as wrong "
+        f"reliability: of {len(turned):,} of {len(shares):,} values of {params.by} more labels count as wrong "
         f"than as right: {shown}; margins near 0 leave this open, see the policy's margins before it weighs anything",
     )
 

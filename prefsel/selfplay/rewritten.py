@@ -58,6 +58,8 @@ META = tuple(
         # what requests of this kind call their prompts
         r"(?<!#)#+[ \t]*(?:the\s+)?(?:given|original|re-?written|created|new)\s+prompt\s*#",
         r"\b(?:the|this|your)\s+(?:given|original|old|re-?written|revised|evolved|modified)\s+prompt\b",
+        rf"\A(?:the|this|your)\s+{_MADE}\s+{_KIND}\s+(?:is|reads|would|could|might)\b",
+        rf"\Ato\s+(?:make|render|turn)\s+(?:the|this|your)\s+(?:\w+\s+)?{_KIND}\b",
         r"</?prompt>",
         # "Note: I made the prompt …", "This rewritten version …" behind it
         rf"{_REMARK}(?:note|explanation|rationale|commentary|comments?|changes?(?:\s+made)?)\b[^\n:]{{0,20}}:[^\n]*\b"

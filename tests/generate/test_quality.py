@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from prefsel.generate.quality import ends_in_loop, is_meta_answer, repetition, why_unused
+from prefsel.generate.quality import ends_in_loop, repetition, why_unused
 from prefsel.reasons import meaning
 
 
@@ -29,12 +29,9 @@ def test_every_reason_has_a_response_and_a_meaning():
         Said("cut here", "length"),
         Said("", "poisoned"),
         Said("no " * 200),
-        Said("Sure! Here is the rewritten prompt: why?"),
     ]
-    reasons = why_unused(responses, drop_cut=True, is_rewriting=True)
-    assert reasons == [
-        *(None, "empty", "empty", "duplicate_response", "cut_off", "poisoned", "repetitive", "meta_answer")
-    ]
+    reasons = why_unused(responses, drop_cut=True)
+    assert reasons == [None, "empty", "empty", "duplicate_response", "cut_off", "poisoned", "repetitive"]
     assert all(meaning(reason) for reason in reasons if reason)
 
 
@@ -83,42 +80,3 @@ def test_a_loop_at_the_end(units, expected):
 def test_scripts_without_spaces_are_read_by_character():
     assert why_unused([Said("我不知道" * 20)]) == ["repetitive"]
     assert why_unused([Said("我不知道，但是可以试一试。")]) == [None]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Here is the rewritten prompt:\nExplain tides.",
-        "Here's a more complex version of the question: Explain tides.",
-        "**Rewritten Prompt:** Explain tides.",
-        "#New Prompt#: Explain tides.",
-        "Sure, here you go: Explain tides.",
-        "Certainly! Below is a prompt that is a little harder:",
-        "I have added one more constraint to the prompt.",
-        "I’ve rewritten the prompt so that it asks for reasons.",
-        "I'm sorry, but I cannot rewrite this.",
-        "As an AI language model, I have no opinion.",
-        "The revised instruction is as follows.",
-        "To make the prompt more complex, ask for reasons.",
-    ],
-)
-def test_meta_answers(text):
-    assert is_meta_answer(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Explain why there are two tides a day, and name the books you use.",
-        "Here are three numbers, 4, 8 and 15. What is their mean?",
-        "I have two cats that fight. What can I do?",
-        "Write the prompt of a text adventure that is set in Venice.",
-        "The new question of our time is how to feed everybody. Discuss.",
-        "This is a poem by Goethe; translate it:",
-        "Sort the words below by their length.",
-        "I would like to write a request for proposals. How long should it be?",
-        "To make bread rise, what does one need?",
-    ],
-)
-def test_prompts_are_no_meta_answers(text):
-    assert not is_meta_answer(text)

@@ -13,7 +13,6 @@ from pair_tables import score_shards, sided
 from prefsel.errors import UserError
 from prefsel.metrics import METRICS, score_table
 from prefsel.metrics.reliability import Reliability
-from prefsel.numbers.label_share import Slope, fit_label_shares, slopes_by_group
 
 PARAMS = {"policy": "p", "reference": "r", "beta": 1.0}
 
@@ -128,6 +127,13 @@ def test_a_labeller_whose_labels_count_as_wrong_is_named() -> None:
         score_table(table(margins, groups), "reliability", **PARAMS)
 
 
+def test_weights_that_weigh_nothing_are_told() -> None:
+    """Margins of a hundredth, two thirds of them for the label: all labels right is what is likeliest."""
+    pairs = table([0.01, 0.02, -0.01] * 20, ["a"] * 60)
+    with pytest.warns(UserWarning, match="every label counts as right with certainty, as η is 1 for every source"):
+        assert set(score_table(pairs, "reliability", **PARAMS).tolist()) == {1.0}
+
+
 def test_a_policy_against_itself_is_refused() -> None:
     with pytest.raises(UserError, match="reference: got 'p', the policy itself"):
         score_table(table([], []), "reliability", policy="p", reference="p")
@@ -136,25 +142,3 @@ def test_a_policy_against_itself_is_refused() -> None:
 def test_no_pair_is_no_statistic() -> None:
     with pytest.raises(UserError, match="reliability: the margins by source: no pairs to compute it from"):
         score_table(table([None], ["a"]), "reliability", **PARAMS)
-
-
-def test_every_group_reaches_the_largest_likelihood() -> None:
-    """Where EM is too slow to compare with: no share nearby is more likely than the one found."""
-    rng = np.random.default_rng(1)
-    passes = []
-    for _ in range(200):
-        scale = 10 ** rng.uniform(-3, 2)
-        margin_N = rng.normal(rng.normal() * scale, scale, 50)
-        group_N = np.array(["g"] * 50, object)
-        shares, taken = fit_label_shares(
-            [slopes_by_group(margin_N, group_N)], lambda logits, m=margin_N, g=group_N: [slopes_by_group(m, g, logits)]
-        )
-        passes.append(taken)
-        one = shares["g"]
-        assert one.right + one.wrong == pytest.approx(1.0, abs=1e-15)
-        logit = math.log(one.right) - math.log(one.wrong) if 0 < one.right < 1 else math.copysign(59.0, one.right - 0.5)
-        if one.right < 1:
-            assert Slope.of(margin_N, logit + 1e-6).total < 0
-        if one.right > 0:
-            assert Slope.of(margin_N, logit - 1e-6).total > 0
-    assert max(passes) <= 40

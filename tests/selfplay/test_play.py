@@ -174,7 +174,7 @@ def test_a_lost_shard_is_answered_again_byte_by_byte(done: Any, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"generation": GENERATION | {"max_new_tokens": 4000}}, "none of 21 responses can be used \\(24 too_long\\)"),
+        ({"generation": GENERATION | {"max_new_tokens": 4000}}, "none of 21 responses can be used \\(21 too_long\\)"),
         ({"pairs": {"kind": "above_margin", "margin": 1e9}}, "bad-1: no pair is left: 7 prompts, [0-9]+ within_bounds"),
     ],
 )

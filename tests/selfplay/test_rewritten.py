@@ -90,6 +90,8 @@ def test_empty(answer: str) -> None:
         f"#The Given Prompt#: {OLD} {NEW}",
         f"Like the original prompt, but longer: {NEW}",
         f"<prompt>{OLD}</prompt>\n{NEW}",
+        "The revised instruction is as follows.",
+        "To make the prompt more complex, ask for reasons.",
         # written after the patterns, and not changed since
         f"Here’s an expanded version that digs a little deeper into this request:\n\n{NEW}",
         f"Absolutely! Below is a refined query for you.\n\n{NEW}",
