@@ -118,6 +118,8 @@ def _last_config(storage: Storage) -> Config | None:
 
 
 def _corpus(storage: Storage, catalog: Catalog, kind: str, source: str) -> ArtifactStatus:
+    if source not in {one.name for one in catalog.sources}:
+        return _made(storage, kind, source)
     artifact = Artifact(storage, f"{kind}/{source}")
     entries = artifact.entries()
     live = {shard for one in catalog.sources if one.name == source for file in one.files for shard in file.shards}
@@ -129,6 +131,8 @@ def _corpus(storage: Storage, catalog: Catalog, kind: str, source: str) -> Artif
 def _sharded(storage: Storage, catalog: Catalog, groups: dict[str, str], kind: str, name: str) -> ArtifactStatus:
     """An artifact with a folder per source; columns must be those of the groups (key → content) that are there now."""
     sources = catalog.sources_of()
+    if not sources.keys() & set(storage.folders(f"{kind}/{name}")):
+        return _made(storage, kind, name)
     parts = [Artifact(storage, f"{kind}/{name}/{source}") for source in sources]
     read = [(artifact, artifact.entries()) for artifact in parts]
     there = [
@@ -138,6 +142,16 @@ def _sharded(storage: Storage, catalog: Catalog, groups: dict[str, str], kind: s
         if shard.shard in entries and (kind != "columns" or entries[shard.shard].input == groups.get(shard.key))
     ]
     return _with_attempts(_summed(kind, name, len(catalog.shards), there), read)
+
+
+def _made(storage: Storage, kind: str, name: str) -> ArtifactStatus:
+    """An artifact of corpora that models answered: how many shards it is to have is known when they are asked for."""
+    path = f"{kind}/{name}"
+    folders = [folder for folder in storage.folders(path) if folder != "_ledger"]
+    parts = [Artifact(storage, path), *(Artifact(storage, f"{path}/{folder}") for folder in folders)]
+    read = [(artifact, artifact.entries()) for artifact in parts]
+    there = [entry for _, entries in read for entry in entries.values()]
+    return _with_attempts(_summed(kind, name, len(there), there), read)
 
 
 def _summed(kind: str, name: str, of: int, entries: Sequence[Entry]) -> ArtifactStatus:

@@ -99,7 +99,8 @@ def _eligible(plan: Plan, name: str) -> Node:
     split = plan.config.split if plan.made is None else Split()
     labelled = plan.made.pairing.kind if plan.made and plan.made.pairing else None
     needs = (Need(plan.node("pairs", labelled)),) if labelled else ()
-    return Node("eligible", name, split, needs, write_recipe, "eligible")
+    called = plan.made.name if plan.made else name
+    return Node("eligible", called, split, needs, write_recipe, "eligible")
 
 
 def _scratch(plan: Plan, name: str) -> Node:

@@ -101,7 +101,7 @@ class Plan:
 
     def makes(self, node: Node) -> bool:
         """Whether a node is one of this corpus, and not of one that it was made from."""
-        return self._nodes.get((node.kind, node.name)) is node
+        return any(one is node for one in self._nodes.values())
 
     def _is_of_outer(self, kind: Kind, name: str) -> bool:
         """Whether the node belongs to a corpus that this one was made from."""

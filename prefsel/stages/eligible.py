@@ -40,7 +40,7 @@ def resolve_eligible(plan: Plan, progress: Progress) -> StageReport:
     rows_out = dropped.pop("eligible", 0)
     report = StageReport(
         stage="eligible",
-        name="all",
+        name=node.name,
         unit="pairs",
         rows_in=sum(entry.rows for entry in pairs.values()),
         rows_out=rows_out,

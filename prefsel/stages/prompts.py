@@ -21,7 +21,7 @@ from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact, Entry
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
-from prefsel.workspace.recipes import hash_hex
+from prefsel.workspace.recipes import canonical, hash_hex
 from prefsel.workspace.storage import Storage, digest
 
 CODES = {"train": -1, "holdout": HOLDOUT, "validation": VALIDATION, "exclude": EXCLUDED}
@@ -144,10 +144,13 @@ def _commit(item: tuple[ShardRef, np.ndarray], shared: Any) -> list[Entry]:
 
 
 def commit_prompts(storage: Storage, path: str, prompts: pa.Table, per_shard: int) -> list[Entry]:
-    """Write prompts in shards of at most `per_shard`, named by the ids of what is in them."""
+    """Write prompts in shards of at most `per_shard`, named by the prompts in them and by what these were made of."""
     artifact, entries = Artifact(storage, path), []
     for start in range(0, prompts.num_rows, per_shard):
         window = prompts.slice(start, per_shard).combine_chunks()
-        name = digest(b"".join(window["prompt_id"].to_pylist()))[:16]
+        kept = zip(*(window[name].to_pylist() for name in ("prompt_id", "parent_id", "strategy")))
+        name = digest(canonical([(id_.hex(), parent and parent.hex(), strategy) for id_, parent, strategy in kept]))[
+            :16
+        ]
         entries.append(artifact.commit(name, window, made_from=name, attempt=artifact.log_attempt(name)))
     return entries

@@ -57,7 +57,7 @@ def test_the_model_of_a_round_answers_the_next_one(tmp_path: Path) -> None:
     third = plans[2].node("model", "arm-3")
     assert (third.spec.model, third.spec.reference) == ("start", "start")
     order = [str(node) for node in in_order([third]) if plans[2].makes(node)]
-    chain = ["prompts train", "groups arm-2", "columns judge", "pairs best_worst", "eligible all"]
+    chain = ["prompts train", "groups arm-2", "columns judge", "pairs best_worst", "eligible arm-3"]
     chain += ["scores arm-3", "selection arm-3", "model arm-3"]
     assert [one for one in order if one in chain] == chain
     # Its own log-probs, and those of the fixed reference.
