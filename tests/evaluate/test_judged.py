@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import tiny_policies
+from transformers import AutoTokenizer
 
 from prefsel.config import EarlyStop, FormatOptions
 from prefsel.config.file import parse_config
@@ -21,6 +22,7 @@ from prefsel.plan.evaluated import warnings
 from prefsel.plan.evaluations import baseline_of, evaluation_plan, finals, models_to_evaluate, used_columns
 from prefsel.plan.nodes import make_plan
 from prefsel.schema import GROUPS
+from prefsel.score.divergence import DivergenceScorer
 from prefsel.score.function import FunctionScorer, reward_judge
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
@@ -161,6 +163,31 @@ def test_a_function_scores_every_completion() -> None:
 def test_a_function_that_gives_no_number_is_named_with_the_prompts() -> None:
     with pytest.raises(NonFiniteError, match=rf"counting_judges:undecided.*2 rewards are NaN .*{'01' * 16}"):
         FunctionScorer("u", "counting_judges:undecided").score(groups([], ["good", "bad"]))
+
+
+# ----------------------------------------------------------------------------------------------- divergence as a column
+
+
+def test_a_divergence_needs_the_same_tokens(tmp_path: Path) -> None:
+    base, better = (tiny_policies.save_policy(tmp_path / name, goodness=g) for name, g in (("a", 0.0), ("b", 2.0)))
+    loading = {"revision": None, "trust_remote_code": False, "gpus_per_replica": 1, "dtype": "fp32"}
+
+    def scorer(reference: Path) -> DivergenceScorer:
+        given = {**loading, "path": str(reference)}
+        return DivergenceScorer(
+            name="m", path=str(better), dtype="fp32", reference=given, max_length=64, token_budget=64, device="cpu"
+        )
+
+    scored = scorer(base).score(groups(["good bad", "red"], ["new"]))
+    assert list(scored.columns) == ["kl_m", "log_ratio_m", "kl_tokens_m"]
+    assert scored.columns["kl_tokens_m"] == [[3, 2], [2]]  # with the end of the turn
+    assert min(value for row in scored.columns["kl_m"] for value in row) > 0
+    assert scorer(better).score(groups(["good"])).columns["kl_m"] == [[0.0]]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant", "user")
+    tokenizer.save_pretrained(base)
+    with pytest.raises(UserError, match=r"divergence of 'm': its tokenizer is another one .*evaluate\.divergence"):
+        scorer(base)
 
 
 # --------------------------------------------------------------------------------------------------------- as planned
