@@ -105,7 +105,7 @@ def measured(
     judges: Sequence[str],
     verdicts: Mapping[str, Comparison],
     held_out: HeldOut | None,
-    warnings: Sequence[str] = (),
+    warnings: Mapping[str, str],
     num_draws: int,
 ) -> Measured:
     """The records of a model and its row of every prompt.
@@ -116,7 +116,7 @@ def measured(
         judges: Names of the rewards: their columns are called `rm_<judge>`.
         verdicts: Pairwise judge → what it said.
         held_out: Of its margins.
-        warnings: What to tell beside the numbers, as long as it begins with the judge: see `judged_before`.
+        warnings: Judge → what to tell beside its numbers.
         num_draws: Of each interval.
 
     Raises:
@@ -126,11 +126,11 @@ def measured(
     common: dict[str, Any] = {"reference": reference if kl else None, "kl": kl, "held_out": held_out}
     plain = Answered(ours.model, ours.texts, None, ours.num_tokens)
     beside = None if theirs is None else Answered(theirs.model, theirs.texts, None, theirs.num_tokens)
-    overall = evaluation(plain, baseline=beside, num_draws=num_draws, warnings=warnings, **common)
+    overall = evaluation(plain, baseline=beside, num_draws=num_draws, **common)
     columns, records = _prompt_columns(ours), {}
     for judge in judges:
         own, other, lost = _rewarded(judge, ours, theirs)
-        told = [one for one in warnings if one.startswith(f"judge {judge!r}")] + lost
+        told = [*([warnings[judge]] if judge in warnings else []), *lost]
         records[judge] = evaluation(own, baseline=other, judge=judge, num_draws=num_draws, warnings=told, **common)
         columns |= _reward_columns(judge, own, other, list(ours.texts))
     for judge, comparison in verdicts.items():

@@ -67,7 +67,7 @@ def evaluation_node(plan: Plan, name: str) -> Node:
             "rewards": list(rewards),
             "baseline": other.made.policy if other else None,
             "pairwise": [pairwise_settings(one) for one in options.pairwise] if other else [],
-            "warned": warnings(plan),
+            "warned": list(warnings(plan).values()),
         }
         return recipe("evaluate", settings, upstream=node.upstream)
 
@@ -89,15 +89,15 @@ def verdicts_path(plan: Plan, judge: PairwiseFunction) -> str:
     return f"verdicts/{judge.name}@{fingerprint(made_of)}"
 
 
-def warnings(plan: Plan) -> list[str]:
-    """One sentence per judge that also chose or labelled what the evaluated model was trained on."""
+def warnings(plan: Plan) -> dict[str, str]:
+    """Every judge that also chose or labelled what the evaluated model was trained on → one sentence that says so."""
     _, evaluated = evaluated_of(plan)
     used = evaluated.used() if evaluated.used is not None else {}
     judges = [
         ColumnJudge(column.removeprefix("rm_"), judge_identity(plan, label))
         for column, label in reward_columns(plan).items()
     ]
-    return [told for judge in judges if (told := judged_before(judge, used))]
+    return {judge.name: told for judge in judges if (told := judged_before(judge, used))}
 
 
 def judge_identity(plan: Plan, label: str) -> str:

@@ -26,20 +26,28 @@ PROMPTS = "prompts.parquet"
 # -------------------------------------------------------------------------------------------------- from a workspace
 
 
-def evaluated_sections(storage: Storage, reports: Sequence[StageReport], examples: int) -> list[dict[str, Any]]:
+def evaluated_sections(
+    storage: Storage, reports: Sequence[StageReport], examples: int, rounds: Mapping[str, tuple[str, int]]
+) -> list[dict[str, Any]]:
     """What the page shows of each evaluation, as plain values.
 
     Args:
         storage: The workspace.
         reports: Of the run's stages; others than evaluations are left out.
         examples: Prompts whose answers are shown beside those of the baseline.
+        rounds: Model → the self-play whose round trained it, and which one.
     """
     found = []
     for report in reports:
         if report.stage == "evaluate":
             details = {key: value for key, value in report.details.items() if key not in ("warnings", "shards")}
             shown = side_by_side(storage, report, examples) if examples and details["baseline"] else []
-            found.append(details | {"num_prompts": report.rows_out, "dropped": report.dropped, "examples": shown})
+            arm, number = rounds.get(report.name, (None, None))
+            found.append(
+                details
+                | {"num_prompts": report.rows_out, "dropped": report.dropped, "examples": shown}
+                | {"arm": arm, "round": number}
+            )
     return found
 
 

@@ -74,3 +74,40 @@ def _divergence_figure(judge: str, rows: Sequence[Mapping[str, Any]]) -> Markup:
         axes.grid(color=GRID)
         figure.legend(loc="outside lower center", ncols=2, handlelength=1.2)
         return as_svg(figure, f"Reward by {judge} against the divergence from the baseline, per model")
+
+
+def rewards_by_round(found: Sequence[Mapping[str, Any]]) -> list[Markup]:
+    """For every judge the reward of each round's model minus that of the first policy, a line per self-play.
+
+    A judge that the rounds were selected by, and one that they never saw, part where only the first is pleased.
+    """
+    by_arm: dict[str, list[Mapping[str, Any]]] = {}
+    for one in found:
+        if one.get("arm") is not None:
+            by_arm.setdefault(str(one["arm"]), []).append(one)
+    if not any(len(models) > 1 for models in by_arm.values()):
+        return []
+    figures = []
+    for judge in judges(found):
+        with matplotlib.rc_context(RC):
+            figure, axes = new_figure(height=2.2 + 0.2 * -(-len(by_arm) // 2))
+            for place, (arm, models) in enumerate(by_arm.items()):
+                colour, marker = SERIES[place % len(SERIES)], "os^Dvx"[place // len(SERIES) % 6]
+                rounds, means = [0], [0.0]
+                for one, shown in zip(models, points(models, judge)):
+                    gain = shown["difference"] or {}
+                    if is_number(gain.get("mean")):
+                        rounds.append(one["round"])
+                        means.append(gain["mean"])
+                        ends = [gain.get(end) for end in ("low", "high")]
+                        if all(map(is_number, ends)):
+                            axes.plot([one["round"]] * 2, ends, color=colour, linewidth=1.0, alpha=0.5)
+                axes.plot(rounds, means, marker=marker, color=colour, markersize=4, label=f"\u200b{arm}")
+            axes.axhline(0, color=MUTED, linewidth=0.8, linestyle=":")
+            axes.set_xlabel("round")
+            axes.set_ylabel(f"reward by {judge}, gained")
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.grid(axis="y")
+            figure.legend(loc="outside lower center", ncols=2, handlelength=1.4)
+            figures.append(as_svg(figure, f"Reward by {judge} gained over the first policy, by round"))
+    return figures

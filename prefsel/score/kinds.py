@@ -39,13 +39,15 @@ def load(jobs: Sequence[Job], storage: Storage) -> Loaded:
     Raises:
         UserError: a model cannot be loaded, or no loader knows this kind of scorer.
     """
-    from prefsel.score.probes import matmul_flops_per_s
-
     ready = _load_together(jobs, storage) if len(jobs) > 1 else load_one(jobs[0], storage)
     for engine in ready.engines:
         _ = getattr(engine, "token_budget", None)  # probed now that all models are in memory
     first = next(iter(ready.engines), None)
-    return Loaded(ready.begin, None if first is None else matmul_flops_per_s(first.device, first.dtype))
+    if first is None:
+        return Loaded(ready.begin, None)
+    from prefsel.score.probes import matmul_flops_per_s  # and with it torch, which functions of numbers do not need
+
+    return Loaded(ready.begin, matmul_flops_per_s(first.device, first.dtype))
 
 
 def load_one(job: Job, storage: Storage) -> Ready:

@@ -200,7 +200,7 @@ def collect(
         "training": [*policies, *rewards],
         "comparisons": comparisons(policies, random, measures),
         "warnings": [*_chance_warnings(policies, reports), *_all_warnings(reports)],
-        "evaluated": evaluated_sections(plan.storage, reports, plan.config.report.examples),
+        "evaluated": evaluated_sections(plan.storage, reports, plan.config.report.examples, _models_of_rounds(plan)),
         "evaluations": [{key: value for key, value in table.items() if key != "measures"} for table in tables],
         "tables": [table for table in more if table],
         "artifacts": [_artifact_row(plan, report) for report in reports],
@@ -217,6 +217,15 @@ def _policy_sections(plan: Plan, trained: Sequence[StageReport]) -> tuple[list[d
         if margins is not None:
             accuracy[report.name] = accuracies(margins, "after")
     return sections, accuracy
+
+
+def _models_of_rounds(plan: Plan) -> dict[str, tuple[str, int]]:
+    """Model → the self-play whose round trains it, and which one, from 1."""
+    return {
+        arm.trained_in(number): (arm.name, number)
+        for arm in plan.config.selfplay
+        for number in range(1, arm.rounds + 1)
+    }
 
 
 def given_measures(tables: Sequence[dict[str, Any]]) -> dict[str, dict[str, Values]]:

@@ -42,7 +42,7 @@ def arm(**more: Any) -> dict[str, Any]:
         "metric": {"metric": "explicit_margin"},
         "train": {
             **{"learning_rate": 1e-2, "dtype": "fp32", "global_batch_pairs": 4},
-            **{"micro_batch_pairs": 4, "max_steps": 1, "max_eval_pairs": 4},
+            **{"micro_batch_pairs": 4, "max_steps": 1},
         },
         **more,
     }

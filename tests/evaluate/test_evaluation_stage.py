@@ -25,7 +25,7 @@ from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import verify
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]
 QUIET = Progress(quiet=True)
 SAMPLES = 2
 

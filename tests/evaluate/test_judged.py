@@ -42,7 +42,7 @@ THEIRS = answers("b", {"a": [2.0], "b": [2.0, 4.0], "c": [0.0], "d": [9.0]})
 
 def record(ours: Answers, theirs: Answers | None, verdicts: Any = None) -> Any:
     own, other = compared(ours, theirs)
-    return measured(own, other, judges=["j"], verdicts=verdicts or {}, held_out=None, num_draws=200)
+    return measured(own, other, judges=["j"], verdicts=verdicts or {}, held_out=None, warnings={}, num_draws=200)
 
 
 def test_numbers_by_hand() -> None:
@@ -61,6 +61,15 @@ def test_numbers_by_hand() -> None:
     assert rows["baseline_reward_j"] == [2.0, 3.0, 0.0]
     assert rows["win_j"] == [0.5, 0.25, 1.0]
     assert rows["num_tokens"] == [1.5, 1.0, 1.5]
+
+
+def test_what_is_told_of_a_judge_stands_with_it() -> None:
+    own, other = compared(OURS, THEIRS)
+    found = measured(
+        own, other, judges=["j"], verdicts={}, held_out=None, warnings={"j": "told", "k": "of another"}, num_draws=100
+    )
+    assert found.judges["j"].warnings == ("told", "judge 'j' says nothing of 1 of its 5 answers")
+    assert found.overall.warnings == ()
 
 
 def test_shards_change_nothing() -> None:
@@ -193,13 +202,14 @@ def test_every_trained_policy_is_evaluated_against_what_it_started_from(tmp_path
 def test_a_judge_that_chose_the_pairs_is_told(tmp_path: Path) -> None:
     plan = make_plan(parse_config(table(tmp_path)), Storage(str(tmp_path)))
 
-    def told(selection: str) -> list[str]:
+    def told(selection: str) -> dict[str, str]:
         return warnings(evaluation_plan(plan, "dpo", None, lambda: used_columns(plan, [selection])))
 
     # `again` is the same code under another name.
-    for name, warning in zip(("goods", "again"), told("top"), strict=True):
+    assert list(told("top")) == ["goods", "again"]
+    for name, warning in told("top").items():
         assert warning.startswith(f"judge {name!r} also chose what the model was trained on (goods)")
-    assert told("all") == []
+    assert told("all") == {}
 
 
 def test_the_code_of_a_function_is_in_the_recipe(tmp_path: Path) -> None:
