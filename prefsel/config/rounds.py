@@ -152,7 +152,7 @@ class SelfPlay(Options):
         require_model(config, f"{field}.policy", self.policy, "policy")
         require_single(config, f"{field}.policy", self.policy)
         for judge in self.judges:
-            judge.check(config)
+            judge.check_unseen(config)
             if judge.tangent_name or judge.generates_with or not judge.runs_models or judge.reference_model:
                 raise invalid(
                     f"{field}.judges", judge.kind, "scorers that give an answer a reward, such as reward_model"

@@ -8,7 +8,8 @@ from typing import Literal
 from prefsel.errors import UserError
 from prefsel.plan.node import Node
 from prefsel.plan.nodes import all_nodes, writes_dataset
-from prefsel.plan.plan import Plan
+from prefsel.plan.plan import Plan, in_order
+from prefsel.plan.rounds import generation_plan, last_node, round_plans
 from prefsel.workspace.catalog import PATH as CATALOG
 from prefsel.workspace.folders import SEAL
 from prefsel.workspace.ledger import Artifact
@@ -25,6 +26,20 @@ def shown_nodes(plan: Plan) -> list[Node]:
         if node.kind == "selection" and writes_dataset(plan, node.name):
             found.append(plan.node("dataset", node.name))
     return found
+
+
+def shown_corpora(plan: Plan) -> list[tuple[Plan, list[Node]]]:
+    """The corpora that models answer, in the order in which they are made, each with the nodes of its own."""
+    found = [
+        (one, one.node("groups", spec.model)) for spec in plan.config.generate for one in [generation_plan(plan, spec)]
+    ]
+    for arm in plan.config.selfplay:
+        outer = plan
+        for number in range(1, arm.rounds + 1):
+            plans = round_plans(outer, arm, number)
+            found += [(one, last_node(one)) for one in plans]
+            outer = plans[-1]
+    return [(one, [node for node in in_order([last]) if one.makes(node)]) for one, last in found]
 
 
 def state(plan: Plan, node: Node) -> tuple[State, str]:
@@ -57,6 +72,11 @@ def text(plan: Plan) -> Iterator[str]:
         found, path = state(plan, node)
         needs = ", ".join(dict.fromkeys(str(need.node) for need in node.needs if need.node.kind != "eligible"))
         yield f"{node!s:<{width}}  {found:<12}  {path}" + (f"  ← {needs}" if needs else "")
+    for one, own in shown_corpora(plan):
+        yield f"{one.made.name if one.made else ''}:"
+        for node in own:
+            needs = ", ".join(dict.fromkeys(str(need.node) for need in node.needs))
+            yield f"  {node}" + (f"  ← {needs}" if needs else "")
 
 
 def dot(plan: Plan) -> Iterator[str]:
@@ -67,11 +87,20 @@ def dot(plan: Plan) -> Iterator[str]:
         found, _ = state(plan, node)
         yield f"  {_quoted(node)} [fillcolor={COLOURS[found]}];"
         yield from _arrows(_quoted(node), {_quoted(need.node) for need in node.needs})
+    for number, (one, own) in enumerate(shown_corpora(plan)):
+        # Nodes of several corpora are called alike, so they are told apart by theirs.
+        called = {node: _quoted(node, one.made.name if one.made else "") for node in own}
+        yield f"  subgraph cluster_{number} {{"
+        for node in own:
+            yield f"    {called[node]};"
+        yield "  }"
+        for node in own:
+            yield from _arrows(called[node], {called.get(need.node, _quoted(need.node)) for need in node.needs})
     yield "}"
 
 
-def _quoted(node: Node) -> str:
-    return '"' + str(node).replace('"', "'") + '"'
+def _quoted(node: Node, corpus: str = "") -> str:
+    return '"' + f"{corpus} {node}".strip().replace('"', "'") + '"'
 
 
 def _arrows(target: str, sources: Iterable[str]) -> Iterator[str]:

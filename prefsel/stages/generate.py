@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from prefsel.config import GenerationOptions
-from prefsel.errors import PrefselError
+from prefsel.errors import UserError
 from prefsel.generate.join import join_answers
 from prefsel.generate.shard import PolicyAnswers
 from prefsel.plan.made import Made
@@ -101,7 +101,7 @@ def generate(plan: Plan, node: Node, progress: Progress) -> StageReport:
     """Answer the prompts of a corpus, as far as they are not answered by this model with this sampling.
 
     Raises:
-        PrefselError: no response at all can be used; says why.
+        UserError: no response at all can be used; says why.
     """
     made: Made = node.spec
     if made.beside and node.name == made.answers:
@@ -139,7 +139,7 @@ def generate(plan: Plan, node: Node, progress: Progress) -> StageReport:
     if not report.rows_out:
         lost = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items())
         first = "".join(f"\n  {reason}: {one}" for reason, one in report.details["examples"].items())
-        raise PrefselError(f"generate {node.name}: none of {report.rows_in:,} responses can be used ({lost}){first}")
+        raise UserError(f"generate {node.name}: none of {report.rows_in:,} responses can be used ({lost}){first}")
     artifact.compact()
     return report
 

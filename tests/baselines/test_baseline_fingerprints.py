@@ -40,8 +40,13 @@ class Ground:
             "excluded": [{"prompt": f"question {n}: {corpora.text('question', n)}?"} for n in range(5)],
         }
         self.files = {name: corpora.write_jsonl(home / f"{name}.jsonl", rows) for name, rows in self.corpora.items()}
-        lengths = {"policy": 1024, "reward": 2048, "rm": 4096}
-        heads = {"policy": ["LABEL_0", "LABEL_1"], "reward": DEMO_HEADS, "rm": ["LABEL_0"]}
+        lengths = {"policy": 1024, "reward": 2048, "rm": 4096, "weak": 1024}
+        heads = {
+            "policy": ["LABEL_0", "LABEL_1"],
+            "reward": DEMO_HEADS,
+            "rm": ["LABEL_0"],
+            "weak": ["LABEL_0", "LABEL_1"],
+        }
         self.models = {
             name: corpora.pretrained(home / name, heads[name], max_length=length) for name, length in lengths.items()
         }

@@ -60,7 +60,7 @@ def test_shipped_configurations_are_valid(file: Path, validator: Draft202012Vali
 
 
 def test_shipped_configurations_use_a_base() -> None:
-    assert sum("base" in yaml.safe_load(file.read_text(encoding="utf-8")) for file in CONFIGS) == 25
+    assert sum("base" in yaml.safe_load(file.read_text(encoding="utf-8")) for file in CONFIGS) == 30
 
 
 def selection(**rule: Any) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def test_a_lost_shard_is_answered_again_byte_by_byte(done: Any, tmp_path: Path) 
     ],
 )
 def test_a_round_without_a_pair_says_why(small_world: Any, tmp_path: Path, change: dict[str, Any], told: str) -> None:
-    with pytest.raises(Exception, match=told):
+    with pytest.raises(UserError, match=told):
         play(tmp_path / "w", configured(small_world, {"name": "bad"} | change))
 
 
