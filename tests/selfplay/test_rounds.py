@@ -114,7 +114,10 @@ def test_what_a_metric_needs_comes_from_the_round() -> None:
         ({"policy": "judge"}, "selfplay.arm.policy: got 'judge'; valid: start"),
         ({"mixed_with": "best"}, "selfplay.arm.mixed_with: got 'best'; valid: none"),
         ({"judges": [{"kind": "causal_logps", "model": "start"}]}, "selfplay.arm.judges: got 'causal_logps'"),
-        ({"pairs": {"kind": "by_generator", "strong": "a", "weak": "b"}}, "selfplay.arm.pairs.strong: got .a.; valid: .policy"),
+        (
+            {"pairs": {"kind": "by_generator", "strong": "a", "weak": "b"}},
+            "selfplay.arm.pairs.strong: got .a.; valid: .policy",
+        ),
     ],
 )
 def test_a_name_that_there_is_not_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
