@@ -60,6 +60,7 @@ class Page:
         self.schema, self.records, self.anchors = schema, schema["$defs"], anchors
         self.lines: list[str] = [INTRO]
         self.written: set[str] = set()
+        self.top = ""
 
     def write(self) -> str:
         """All sections."""
@@ -68,6 +69,7 @@ class Page:
         self.heading(2, "The file")
         self.keys(properties, required=self.schema["anyOf"][1]["required"], sections=sections)
         for key, members in sections.items():
+            self.top = key
             self.heading(2, key)
             self.section(key, members)
         return "\n".join(self.lines).rstrip() + "\n"
@@ -114,10 +116,15 @@ class Page:
         """Sections of the records that these keys are the first to use."""
         found = [(key, kind, name) for key, field in fields.items() for kind, name in self.members(field).items()]
         found = [(key, kind, name) for key, kind, name in found if name not in self.written]
+        titles = []
         for key, kind, name in found:
-            self.place(name, f"{key}: {kind}" if kind else key)
-        for key, kind, name in found:
-            self.heading(3, f"{key}: `{kind}`" if kind else key)
+            # A key that is called like a section of the file is told by the section it stands in.
+            titles.append(
+                f"{key}: `{kind}`" if kind else f"{self.top}: {key}" if key in self.schema["properties"] else key
+            )
+            self.place(name, titles[-1].replace("`", ""))
+        for title, (_, _, name) in zip(titles, found):
+            self.heading(3, title)
             self.record(name, {})
 
     def place(self, name: str, title: str) -> None:

@@ -55,11 +55,11 @@ def test_a_row_that_vanished_is_found(report: dict[str, Any]) -> None:
 
 
 def test_steps_that_did_not_run_have_no_boxes(report: dict[str, Any]) -> None:
-    report["stages"] = [*report["stages"][:3], {"stage": "generate", "name": "new", "rows_in": 1, "rows_out": 1}]
+    report["stages"] = [*report["stages"][:3], {"stage": "invent", "name": "new", "rows_in": 1, "rows_out": 1}]
     steps = {step.title: len(step.boxes) for step in flow(report)}
     # "Models made here" is optional, so its absence says nothing; an unknown step is shown last under its own name.
     assert steps == {
-        "Ingest": 2, "Eligibility": 1, "Scoring": 0, "Metric": 0, "Selection": 0, "Training": 0, "generate": 1
+        "Ingest": 2, "Eligibility": 1, "Scoring": 0, "Metric": 0, "Selection": 0, "Training": 0, "invent": 1
     }  # fmt: skip
 
 
