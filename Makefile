@@ -8,7 +8,7 @@ WORKSPACE ?= demo-workspace
 BENCHMARKS := score_throughput score_flops influence_cost select_scale select_quota train_step end_to_end \
 	read_through ray_overhead resume_cost ingest_scale generation
 
-.PHONY: demo test test-all check docs format bench bench-quick
+.PHONY: demo test test-all test-samples check docs format bench bench-quick
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,7 +26,11 @@ test: $(STAMP)
 	$(PYTEST) -m "not slow"
 
 test-all: $(STAMP)
-	$(PYTEST)
+	$(PYTEST) -m "not samples"
+
+# Whole runs on samples of public data sets, where a folder of them lies beside the checkout; minutes each.
+test-samples: $(STAMP)
+	$(PYTEST) -m samples
 
 check: $(STAMP)
 	$(BIN)/ruff check .

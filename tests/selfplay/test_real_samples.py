@@ -21,7 +21,7 @@ FILES = ("ultrafeedback_binarized_1k.jsonl.gz", "hh_rlhf_harmless_1156.jsonl.gz"
 SHAPE = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "steps": 20, "batch_tokens": 2048, "max_length": 1024}
 TOKENIZER = {"kind": "bpe", "vocab_size": 1024}
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.samples]
 
 
 def configured(sample: Path) -> dict[str, Any]:
