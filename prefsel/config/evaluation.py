@@ -44,6 +44,7 @@ class Evaluation(Options):
             if name not in config.round_models:
                 require_model(config, "evaluate.models", name, "policy")
                 require_single(config, "evaluate.models", name)
+        self.generation.check_engine("evaluate.generation")
         for judge in self.judges:
             judge.check(config)
         if self.divergence and (self.generation.temperature, self.generation.top_p) != (1.0, 1.0):
