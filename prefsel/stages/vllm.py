@@ -210,7 +210,7 @@ def processor_settings(
         UserError: An engine cannot be spread over so many GPUs.
     """
     workers = int(policy["gpus_per_replica"])
-    if num_gpus not in (0, workers) and not (workers == 1 and num_gpus < 1):
+    if num_gpus != workers and not (workers == 1 and num_gpus < 1):
         valid = f"{workers}, the model's gpus_per_replica" + (", or a part of one GPU" if workers == 1 else "")
         raise invalid("pool.num_gpus", num_gpus, f"{valid}, for the engine vllm")
     engine = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,10 +10,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from tiny_models import bpe_tokenizer, tiny_causal
+
+from prefsel.config import GenerationOptions
+from prefsel.config.file import parse_config
+from prefsel.errors import UserError
+from prefsel.generate.requests import seed_of
+from prefsel.plan.check import check_names
+from prefsel.plan.nodes import make_plan
+from prefsel.stages.vllm import TEXT_FILES, WholeShards, model_folder, processor_settings
+from prefsel.workspace.folders import commit_folder
+from prefsel.workspace.storage import Storage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STAND_IN = Path(__file__).parent / "stand_in"
@@ -80,6 +92,118 @@ def logged(home: Path, workspace: str, kind: str) -> list[dict[str, Any]]:
     return [line[kind] for line in lines if kind in line]
 
 
+# ----------------------------------------------------------------------------------------------------- what is set up
+
+POLICY = {
+    **{"path": "hub/model", "made_here": False, "revision": "a" * 40, "trust_remote_code": True},
+    **{"gpus_per_replica": 2, "dtype": "bf16", "max_length": 4096, "template": "auto", "truncation": "drop"},
+}
+OPTIONS = GenerationOptions.model_validate({"engine": "vllm", "pool": {"num_cpus": 3}})
+
+
+def settings(num_gpus: float, **policy: Any) -> dict[str, Any]:
+    return processor_settings(POLICY | policy, OPTIONS, folder="here", num_gpus=num_gpus, engines=(1, 4))
+
+
+def test_the_processor_is_told_all_that_changes_an_answer() -> None:
+    from ray.data.llm import vLLMEngineProcessorConfig
+
+    config = vLLMEngineProcessorConfig(**settings(2))
+    assert config.model_source == "here"
+    assert config.concurrency == (1, 4)
+    assert config.batch_size * config.max_concurrent_batches == 1024
+    # Prompts are tokens already, and what comes back is decoded where it is committed.
+    assert not config.chat_template_stage
+    assert not config.tokenize_stage
+    assert not config.detokenize_stage
+    assert not config.prepare_multimodal_stage
+    assert not config.should_continue_on_error
+    assert not config.log_engine_metrics
+    assert config.engine_kwargs == {
+        "tensor_parallel_size": 2,
+        "dtype": "bfloat16",
+        "max_model_len": 4096,
+        "trust_remote_code": True,
+        "load_format": "safetensors",
+        "generation_config": "vllm",
+        "skip_tokenizer_init": True,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "task_type": "generate",  # which Ray adds
+    }
+    assert config.placement_group_config is not None
+    assert config.placement_group_config["strategy"] == "STRICT_PACK"
+    assert config.placement_group_config["bundles"] == [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 0.0, "GPU": 1.0}]
+
+
+def test_a_part_of_a_gpu_takes_a_part_of_its_memory() -> None:
+    found = settings(0.5, gpus_per_replica=1)
+    assert found["placement_group_config"]["bundles"] == [{"CPU": 3.0, "GPU": 0.5}]
+    assert found["engine_kwargs"]["gpu_memory_utilization"] == 0.45
+    assert "gpu_memory_utilization" not in settings(1, gpus_per_replica=1)["engine_kwargs"]
+
+
+@pytest.mark.parametrize(("num_gpus", "workers"), [(1, 2), (0, 2), (2, 1), (0.5, 2)])
+def test_gpus_that_an_engine_cannot_be_spread_over_are_refused(num_gpus: float, workers: int) -> None:
+    with pytest.raises(UserError, match=rf"pool.num_gpus: got {num_gpus}.*{workers}, the model's gpus_per_replica"):
+        settings(num_gpus, gpus_per_replica=workers)
+
+
+def test_the_folder_of_a_model_of_the_workspace_is_found_where_the_engine_is(home: Path, tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    commit_folder(storage, {"": home / "policy"}, "models/policy@1", info={})
+    policy = POLICY | {"made_here": True, "path": "models/policy@1"}
+    assert model_folder(policy, storage, TEXT_FILES) == str(tmp_path / "models/policy@1")
+    assert model_folder(POLICY | {"path": str(home / "policy")}, storage, TEXT_FILES) == str(home / "policy")
+
+
+def test_a_shard_is_whole_when_its_last_answer_is_there() -> None:
+    def batch(*answers: tuple[str, int, int]) -> pa.Table:
+        known = {"source": "s", "made_from": "m", "attempt": "a", "num_requests": 2}
+        rows = [known | {"shard": name, "question": q, "sample": n, "tokens": [q, n]} for name, q, n in answers]
+        return pa.Table.from_pylist(rows)
+
+    shards = WholeShards()
+    assert shards(batch(("one", 1, 0), ("two", 0, 0))).num_rows == 0
+    assert shards(batch(("one", 1, 0))).num_rows == 0  # a batch that came twice completes nothing
+    (found,) = shards(batch(("three", 0, 1), ("one", 0, 4))).to_pylist()
+    assert (found["shard"], found["question"], found["sample"]) == ("one", [1, 0], [0, 4])
+    assert found["tokens"] == [[1, 0], [0, 4]]
+    assert [one["shard"] for one in shards(batch(("two", 5, 0), ("three", 1, 1))).to_pylist()] == ["two", "three"]
+
+
+# ----------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+@pytest.mark.parametrize("where", ["generate.five", "selfplay.arm.generation", "evaluate.generation"])
+def test_without_vllm_a_configuration_is_refused_before_anything_runs(home: Path, where: str, tmp_path: Path) -> None:
+    table = configured(home)
+    vllm: dict[str, Any] = {"engine": "vllm", "samples": 2}
+    if where == "generate.five":
+        table["generate"] = [{"name": "five", "model": "policy", **vllm}]
+    elif where == "selfplay.arm.generation":
+        judges = [{"kind": "reward_model", "model": "policy"}]
+        table["selfplay"] = [{"name": "arm", "policy": "policy", "judges": judges, "generation": vllm}]
+    else:
+        table["evaluate"] = {"models": ["policy"], "generation": vllm, "divergence": False}
+    plan = make_plan(parse_config(table), Storage(str(tmp_path)))
+    with pytest.raises(UserError) as error:
+        check_names(plan)
+    assert str(error.value) == f"{where}.engine: 'vllm' needs the extra: pip install 'prefsel[vllm]'"
+
+
+def test_a_budget_that_vllm_would_not_keep_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(STAND_IN)
+    importlib.invalidate_caches()
+    with pytest.raises(UserError, match=r"generate.five.token_budget: got 64; valid: null: vLLM sizes its caches"):
+        GenerationOptions(engine="vllm", token_budget=64).check_engine("generate.five")
+    GenerationOptions(engine="vllm").check_engine("generate.five")
+
+
+# ------------------------------------------------------------------------------------------------ Ray's own processor
+
+
 @pytest.fixture(scope="module")
 def greedy(home: Path) -> str:
     """Greedy answers of the engine of this package, in the workspace `plain`."""
@@ -94,3 +218,56 @@ def test_greedy_answers_are_those_of_transformers(home: Path, greedy: str) -> No
     expected = answers(home, "plain", 1)
     assert len(expected) == len(PROMPTS) - 1
     assert answers(home, "greedy", 1) == expected
+    told_settings = "the model's own generation settings are not applied: repetition_penalty 1.5"
+    assert told_settings in told
+
+
+@pytest.fixture(scope="module")
+def sampled(home: Path) -> str:
+    return generate(home, configured(home, sampled=SAMPLED | {"engine": "vllm"}), "sampled")
+
+
+@pytest.mark.slow
+def test_every_response_is_asked_for_with_its_own_seed(home: Path, sampled: str) -> None:
+    assert sampled.endswith("exit 0"), sampled
+    asked, ids = logged(home, "sampled", "request"), list(answers(home, "sampled", 3))
+    assert len(ids) == 4
+    assert {one["seed"] for one in asked} == {seed_of(5, one, sample) for one in ids for sample in range(3)}
+    assert len(asked) == 12
+    tokenizer = bpe_tokenizer()
+    assert all(tokenizer.eos_token_id in one["stop_token_ids"] for one in asked)
+    (engine,) = logged(home, "sampled", "engine")
+    assert (engine["model"], engine["dtype"], engine["max_model_len"]) == (str(home / "policy"), "float32", 128)
+
+
+@pytest.mark.slow
+def test_what_is_there_is_not_asked_again(home: Path, sampled: str) -> None:
+    """A lost shard is made again, and only that; by the stand-in, whose numbers are the same, to the same bytes."""
+    before = answers(home, "sampled", 3)
+    assert len(logged(home, "sampled", "request")) == 12
+    ledger = next(file for file in (home / "sampled/groups").rglob("_ledger/*.json"))
+    print(ledger)
+    assert generate(home, configured(home, sampled=SAMPLED | {"engine": "vllm"}), "sampled").endswith("exit 0")
+    assert len(logged(home, "sampled", "request")) == 12
+    assert answers(home, "sampled", 3) == before
+
+
+@pytest.mark.slow
+def test_an_answer_that_is_cut_short_is_no_answer(home: Path) -> None:
+    options = SAMPLED | {"engine": "vllm", "temperature": 0.5}
+    told = generate(home, configured(home, sampled=options), "short", VLLM_STAND_IN_LOSES="12")
+    assert told.endswith("exit 1"), told
+    assert "ended for no reason: sample 0 of prompt" in told
+    assert "Traceback" not in told
+    assert not answers(home, "short", 3)
+
+
+# ------------------------------------------------------------------------------------------------------------- vLLM
+
+
+@pytest.mark.slow
+def test_vllm_itself_answers_greedily_as_transformers(home: Path, greedy: str) -> None:
+    pytest.importorskip("vllm")
+    told = generate(home, configured(home, greedy=GREEDY | {"engine": "vllm"}), "vllm", path=None)
+    assert told.endswith("exit 0"), told
+    assert answers(home, "vllm", 1) == answers(home, "plain", 1)
