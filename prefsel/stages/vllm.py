@@ -42,6 +42,8 @@ from prefsel.workspace.folders import fetch_folder
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
 
+ENGINE = "vLLMEngineStage"
+"""What Ray calls the part of a processor that runs vLLM."""
 BATCH_SIZE = 64
 """Requests that travel together to an engine, and are asked again together when it dies."""
 BATCHES_IN_HAND = 16
@@ -182,10 +184,16 @@ class VllmWork:
             preprocess_map_kwargs={"num_cpus": TASK_CPUS},
             postprocess_map_kwargs={"num_cpus": TASK_CPUS},
         )
-        engine = processor.get_stage_by_name("vLLMEngineStage")
-        engine.fn = _loading_here(engine.fn, dict(self.policy), self.storage)
-        if is_own():  # as for every pool: see `pool`
-            engine.map_batches_kwargs["max_restarts"] = 0
+        engine = processor.get_stage_by_name(ENGINE)
+        # As for every pool, see `pool`: on a Ray of this process a dead engine ends the pass.
+        more = {"max_restarts": 0} if is_own() else {}
+        # A copy: assigning to a stage makes Ray work out its GPUs anew, without the bundles that it was given.
+        processor.stages[ENGINE] = engine.model_copy(
+            update={
+                "fn": _loading_here(engine.fn, dict(self.policy), self.storage),
+                "map_batches_kwargs": engine.map_batches_kwargs | more,
+            }
+        )
         return processor
 
 

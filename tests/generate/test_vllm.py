@@ -22,7 +22,8 @@ from prefsel.errors import UserError
 from prefsel.generate.requests import seed_of
 from prefsel.plan.check import check_names
 from prefsel.plan.nodes import make_plan
-from prefsel.stages.vllm import TEXT_FILES, WholeShards, model_folder, processor_settings
+from prefsel.stages.generate import PromptQuestions
+from prefsel.stages.vllm import TEXT_FILES, VllmWork, WholeShards, model_folder, processor_settings
 from prefsel.workspace.folders import commit_folder
 from prefsel.workspace.storage import Storage
 
@@ -42,7 +43,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.generation_config.repetition_penalty = 1.5
     model.save_pretrained(folder / "policy")
     tokenizer.save_pretrained(folder / "policy")
-    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
+    rows = [{"prompt": text, "chosen": "good", "rejected": "bad"} for text in PROMPTS]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
@@ -51,7 +53,7 @@ def configured(home: Path, **generations: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": "answers",
         "ray": {"num_cpus": 2, "object_store_gib": 0.25},
-        "sources": [{"name": "asked", "paths": [str(home / "prompts.jsonl")], "role": "prompts"}],
+        "sources": [{"name": "asked", "paths": [str(home / "pairs.jsonl")]}],
         "models": [
             {"kind": "pretrained", "name": "policy", "path": str(home / "policy"), "dtype": "fp32", "max_length": 128}
         ],
@@ -204,6 +206,23 @@ def test_a_budget_that_vllm_would_not_keep_is_refused(monkeypatch: pytest.Monkey
 # ------------------------------------------------------------------------------------------------ Ray's own processor
 
 
+@pytest.mark.usefixtures("local_ray")
+def test_an_engine_reserves_what_the_pool_says_and_finds_its_model_itself(home: Path, tmp_path: Path) -> None:
+    policy = POLICY | {"path": str(home / "policy"), "gpus_per_replica": 1, "trust_remote_code": False}
+    questions = PromptQuestions("policy", OPTIONS, Storage(str(tmp_path)), "prompts")
+    options = GenerationOptions(engine="vllm")
+    work = VllmWork("generate", "policy", questions, policy, options, ("groups",), Storage(str(tmp_path)))
+    processor = work.processor(num_shards=7)
+    assert processor.list_stage_names() == ["vLLMEngineStage"]
+    stage = processor.get_stage_by_name("vLLMEngineStage")
+    assert stage.map_batches_kwargs["num_cpus"] == 1
+    assert "num_gpus" not in stage.map_batches_kwargs  # there are none here
+    assert stage.map_batches_kwargs["max_restarts"] == 0
+    assert stage.fn.__name__ == "LoadingHere"
+    assert stage.fn.__mro__[1].__name__ == "vLLMEngineStageUDF"
+    assert stage.fn_constructor_kwargs["engine_kwargs"]["distributed_executor_backend"] == "uni"
+
+
 @pytest.fixture(scope="module")
 def greedy(home: Path) -> str:
     """Greedy answers of the engine of this package, in the workspace `plain`."""
@@ -241,25 +260,27 @@ def test_every_response_is_asked_for_with_its_own_seed(home: Path, sampled: str)
 
 
 @pytest.mark.slow
-def test_what_is_there_is_not_asked_again(home: Path, sampled: str) -> None:
-    """A lost shard is made again, and only that; by the stand-in, whose numbers are the same, to the same bytes."""
-    before = answers(home, "sampled", 3)
-    assert len(logged(home, "sampled", "request")) == 12
-    ledger = next(file for file in (home / "sampled/groups").rglob("_ledger/*.json"))
-    print(ledger)
-    assert generate(home, configured(home, sampled=SAMPLED | {"engine": "vllm"}), "sampled").endswith("exit 0")
-    assert len(logged(home, "sampled", "request")) == 12
-    assert answers(home, "sampled", 3) == before
+def test_an_engine_that_dies_costs_only_what_was_not_committed(home: Path, sampled: str) -> None:
+    """The stand-in draws by the seeds alone, so that what a second engine answers is what the first would have."""
+    (home / "dies").touch()
+    table = configured(home, sampled=SAMPLED | {"engine": "vllm"})
+    told = generate(home, table, "dies", VLLM_STAND_IN_DIES=str(home / "dies"))
+    assert told.endswith("exit 0"), told
+    assert "an actor died" in told
+    assert len(logged(home, "dies", "engine")) == 2
+    assert answers(home, "dies", 3) == answers(home, "sampled", 3)
+    before = len(logged(home, "dies", "request"))
+    assert generate(home, table, "dies").endswith("exit 0")
+    assert len(logged(home, "dies", "request")) == before
 
 
 @pytest.mark.slow
 def test_an_answer_that_is_cut_short_is_no_answer(home: Path) -> None:
-    options = SAMPLED | {"engine": "vllm", "temperature": 0.5}
-    told = generate(home, configured(home, sampled=options), "short", VLLM_STAND_IN_LOSES="12")
+    table = configured(home, sampled=SAMPLED | {"engine": "vllm"})
+    told = generate(home, table, "short", VLLM_STAND_IN_LOSES="12")
     assert told.endswith("exit 1"), told
     assert "ended for no reason: sample 0 of prompt" in told
     assert "Traceback" not in told
-    assert not answers(home, "short", 3)
 
 
 # ------------------------------------------------------------------------------------------------------------- vLLM

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,6 +57,7 @@ class AsyncEngineArgs:
 class AsyncLLMEngine:
     def __init__(self, args: AsyncEngineArgs) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).eval()
+        self.answered = 0
         self.log("engine", asdict(args))
 
     @classmethod
@@ -75,6 +77,11 @@ class AsyncLLMEngine:
         self.log("request", asked)
         await asyncio.sleep((sampling_params.seed % 7) / 100)  # the order in which they end is none that was asked
         drawn = self.draw(prompt["prompt_token_ids"], sampling_params)
+        self.answered += 1
+        mark = Path(os.environ.get("VLLM_STAND_IN_DIES", ""))
+        if mark.is_file() and self.answered == 5:
+            mark.unlink()
+            os._exit(1)
         if os.environ.get("VLLM_STAND_IN_LOSES") == str(sampling_params.max_tokens):
             drawn = drawn[:1]
         yield outputs.RequestOutput(prompt["prompt_token_ids"], [outputs.CompletionOutput(drawn)])
