@@ -59,6 +59,7 @@ class Evaluation(Options):
             if name not in config.round_models:
                 require_model(config, "evaluate.models", name, "policy")
                 require_single(config, "evaluate.models", name)
+        self.generation.check_engine("evaluate.generation")
         if self.baseline is not None:
             require_model(config, "evaluate.baseline", self.baseline, "policy")
             require_single(config, "evaluate.baseline", self.baseline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any, Literal
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from pydantic import Field
 from prefsel.config.lookup import Lookup, require_model, require_single
 from prefsel.config.options import Name, Options
 from prefsel.config.scorers import Pool
+from prefsel.errors import UserError, invalid
 
 
 class PromptChoice(Options):
@@ -45,18 +47,36 @@ class GenerationOptions(Options):
     """Leave out responses of which more than this share is repeated runs of four words, as `repetitive`; null keeps
     them."""
     engine: Literal["transformers", "vllm"] = "transformers"
-    """What generates: the engine of this package, or vLLM through `ray.data.llm` (extra `vllm`), whose numbers are its
-    own."""
+    """What generates: the engine of this package, or vLLM through `ray.data.llm` (extra `vllm`). Both are given the
+    same tokens and draw with the same settings, but vLLM's numbers are its own: another version, another batch or
+    another GPU may answer otherwise, so that a shard which is made again need not be the same byte by byte."""
     pool: Pool = Pool()
     """The actors that generate."""
     token_budget: int | None = Field(None, ge=64)
-    """At most this many tokens in the key-value caches of an actor at a time; null means what suits the device."""
+    """At most this many tokens in the key-value caches of an actor at a time; null means what suits the device. Not for
+    vLLM, which sizes its caches itself."""
     prompts_per_shard: int = Field(64, ge=1)
     """Prompts in a shard, the unit of work and of resume."""
 
     def recipe_settings(self) -> dict[str, Any]:
         """What of it changes a response by more than rounding; which prompts share a shard does not."""
         return self.model_dump(exclude={"pool", "token_budget", "prompts_per_shard"})
+
+    def check_engine(self, field: str) -> None:
+        """Refuse an engine that is not installed, or a setting that it would not honour.
+
+        Args:
+            field: Where these options stand.
+
+        Raises:
+            UserError: says what to install, or names the setting.
+        """
+        if self.engine != "vllm":
+            return
+        if importlib.util.find_spec("vllm") is None:
+            raise UserError(f"{field}.engine: 'vllm' needs the extra: pip install 'prefsel[vllm]'")
+        if self.token_budget is not None:
+            raise invalid(f"{field}.token_budget", self.token_budget, "null: vLLM sizes its caches by the GPU")
 
 
 class Generation(GenerationOptions):
@@ -70,10 +90,11 @@ class Generation(GenerationOptions):
     """What it answers."""
 
     def check(self, config: Lookup) -> None:
-        """Refuse a model that cannot answer.
+        """Refuse a model that cannot answer, or an engine that is not there.
 
         Raises:
             UserError: names the field, the value and the valid ones.
         """
         require_model(config, f"generate.{self.name}.model", self.model, "policy")
         require_single(config, f"generate.{self.name}.model", self.model)
+        self.check_engine(f"generate.{self.name}")

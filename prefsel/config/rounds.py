@@ -151,6 +151,7 @@ class SelfPlay(Options):
             raise invalid(f"{field}.prompts.part", "exclude", "train: rounds train on what they answer")
         require_model(config, f"{field}.policy", self.policy, "policy")
         require_single(config, f"{field}.policy", self.policy)
+        self.generation.check_engine(f"{field}.generation")
         for judge in self.judges:
             judge.check_unseen(config)
             if judge.tangent_name or judge.generates_with or not judge.runs_models or judge.reference_model:

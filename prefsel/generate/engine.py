@@ -32,7 +32,7 @@ from prefsel.generate import plain
 from prefsel.generate.attention import IMPLEMENTATION, DecodeStep, PromptPass
 from prefsel.generate.cohort import Cohort, Row
 from prefsel.generate.draw import Sampling, draw, random_numbers
-from prefsel.generate.settings import ignored_settings, stop_tokens
+from prefsel.generate.settings import ignored_settings, own_settings, stop_tokens
 from prefsel.models.architecture import in_evaluation_mode, model_shape, supports_packing, unwrapped
 from prefsel.models.layout import attention_area, build_layout
 from prefsel.models.logps import model_device
@@ -103,9 +103,9 @@ class Generator:
         is_packed, reason = supports_packing(model)
         self.slow_because = "" if is_packed else reason
         """Why transformers' own loop runs, without shared prompts and continuous batches; empty: it does not."""
-        self.stops = stop_tokens(model, tokenizer)
+        self.stops = stop_tokens(own_settings(model), tokenizer)
         """The tokenizer's end token and those the model's generation settings add."""
-        self.ignored_generation_settings = ignored_settings(model)
+        self.ignored_generation_settings = ignored_settings(own_settings(model))
         """What the model's generation settings would change of the distribution, and nobody applies here."""
         self.most_positions = None if any(rope_parameters(inner.config)) else num_positions(inner.config)
         """Tokens of prompt and response that a model with learned positions has one for; None: no limit."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from transformers import GenerationConfig
 
 from prefsel.models.architecture import unwrapped
 
@@ -23,15 +26,31 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Generation settings that change what is drawn, with the values besides None that change nothing."""
 
 
-def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The tokenizer's end token and those the model's generation settings add."""
-    declared = getattr(getattr(unwrapped(model), "generation_config", None), "eos_token_id", None)
+def own_settings(model: Any) -> Any:
+    """The generation settings that a loaded model came with; None: it has none."""
+    return getattr(unwrapped(model), "generation_config", None)
+
+
+def declared_settings(folder: str, config: Any) -> Any:
+    """The generation settings that a model of a directory will have, without its weights.
+
+    Args:
+        folder: The directory.
+        config: Its configuration, whose settings count where it has no `generation_config.json`, as in transformers.
+    """
+    if (Path(folder) / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return GenerationConfig.from_model_config(config)
+
+
+def stop_tokens(settings: Any, tokenizer: Any) -> list[int]:
+    """The tokenizer's end token and those that generation settings add."""
+    declared = getattr(settings, "eos_token_id", None)
     declared = declared if isinstance(declared, list) else [declared]
     return sorted({token for token in (tokenizer.eos_token_id, *declared) if token is not None})
 
 
-def ignored_settings(model: Any) -> dict[str, Any]:
-    """The model's generation settings that would change what is drawn: a temperature of its own, penalties, bars."""
-    settings = getattr(unwrapped(model), "generation_config", None)
+def ignored_settings(settings: Any) -> dict[str, Any]:
+    """The generation settings that would change what is drawn: a temperature of its own, penalties, bars."""
     found = {name: getattr(settings, name, None) for name in NEUTRAL}
     return {name: value for name, value in found.items() if value is not None and value not in NEUTRAL[name]}

@@ -6,14 +6,15 @@ The answers are kept as they came; which of them are new prompts is decided when
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefsel.config.evolve import Evolve
 from prefsel.config.generation import GenerationOptions
-from prefsel.generate.shard import PolicyAnswers, Refusal
+from prefsel.generate.answered import Refusal, Said
+from prefsel.generate.shard import PolicyAnswers
 from prefsel.ingest.window_tables import messages_array
 from prefsel.models.writer import as_they_came
 from prefsel.schema import ID, has_rest, prompts_schema
@@ -30,6 +31,35 @@ def rewriting_options(generation: GenerationOptions, evolve: Evolve) -> Generati
     return generation.model_copy(update=sampling | {"samples": 1, "drop_cut": True})
 
 
+class Rewriting(NamedTuple):
+    """A prompt that one strategy is to rewrite."""
+
+    place: int
+    """Of the prompt in its table."""
+    strategy: str
+    number: int
+    """Of the strategy, which is the sample of the prompt that its answer is."""
+    messages: Messages | None
+    """What the policy is asked; None: there is no turn of a user to rewrite."""
+
+
+def rewritings(prompts: pa.Table, strategies: Sequence[str]) -> list[Rewriting]:
+    """What a policy is asked about prompts: each by every strategy, one strategy after the other.
+
+    Args:
+        prompts: With the column `prompt`.
+        strategies: By name or path.
+    """
+    old = [as_they_came(one) for one in prompts["prompt"].to_pylist()]
+    return [
+        Rewriting(
+            place, strategy.name, number, None if user_turn(prompt) is None else strategy_prompt(strategy, prompt)
+        )
+        for number, strategy in enumerate(load_strategies(strategies))
+        for place, prompt in enumerate(old)
+    ]
+
+
 def rewrite(policy: PolicyAnswers, prompts: pa.Table, strategies: Sequence[str]) -> pa.Table:
     """Ask for a rewritten form of every prompt by every strategy.
 
@@ -39,20 +69,36 @@ def rewrite(policy: PolicyAnswers, prompts: pa.Table, strategies: Sequence[str])
         strategies: By name or path.
 
     Returns:
+        As `rewritten`.
+    """
+    keys = [int.from_bytes(one[:8], "big") for one in prompts["prompt_id"].to_pylist()]
+    asked = rewritings(prompts, strategies)
+    said: list[Said] = []
+    for number in range(len(strategies)):
+        able = [one for one in asked if one.number == number and one.messages is not None]
+        messages = [one.messages for one in able if one.messages is not None]
+        said += policy.ask(messages, [keys[one.place] for one in able], samples=1, first_sample=number)
+    return rewritten(prompts, asked, said)
+
+
+def rewritten(prompts: pa.Table, asked: Sequence[Rewriting], said: Sequence[Said]) -> pa.Table:
+    """The answers beside what was asked.
+
+    Args:
+        prompts: With the columns `prompt_id` and `prompt`.
+        asked: As `rewritings` returns them.
+        said: To each of them that has messages, in their order.
+
+    Returns:
         `parent_id`, `prompt` (the old one), `strategy`, `answer` and `stop`, a row per prompt and strategy.
     """
-    ids, old = prompts["prompt_id"].to_pylist(), [as_they_came(one) for one in prompts["prompt"].to_pylist()]
-    keys = [int.from_bytes(one[:8], "big") for one in ids]
     columns: dict[str, list[Any]] = {name: [] for name in ("place", "strategy", "answer", "stop")}
-    for number, strategy in enumerate(load_strategies(strategies)):
-        able = [place for place, one in enumerate(old) if user_turn(one) is not None]
-        asked = [strategy_prompt(strategy, old[place]) for place in able]
-        said = dict(zip(able, policy.ask(asked, [keys[p] for p in able], samples=1, first_sample=number)))
-        for place in range(len(old)):
-            found = said.get(place, Refusal("no_user_turn", ""))
-            answer, stop = (found.reason, NOT_ASKED) if isinstance(found, Refusal) else (found[0].text, found[0].stop)
-            for name, value in zip(columns, (place, strategy.name, answer, stop)):
-                columns[name].append(value)
+    answers = iter(said)
+    for one in asked:
+        found = Refusal("no_user_turn", "") if one.messages is None else next(answers)
+        answer, stop = (found.reason, NOT_ASKED) if isinstance(found, Refusal) else (found[0].text, found[0].stop)
+        for name, value in zip(columns, (one.place, one.strategy, answer, stop)):
+            columns[name].append(value)
     taken = prompts.select(["prompt_id", "prompt"]).take(pa.array(columns.pop("place"), pa.int64()))
     named = taken.rename_columns(["parent_id", "prompt"])
     for name, values in columns.items():

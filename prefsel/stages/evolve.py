@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from prefsel.config import GenerationOptions
 from prefsel.errors import UserError
+from prefsel.generate.answered import Said
+from prefsel.generate.requests import PolicyText, Question
 from prefsel.generate.shard import PolicyAnswers
 from prefsel.models.writer import as_they_came
 from prefsel.plan.generated import prompts_before
@@ -33,12 +36,21 @@ from prefsel.progress import Progress
 from prefsel.score.job import local
 from prefsel.select.eligible import Rules, base_codes, prompt_ids
 from prefsel.selfplay.evolve import Evolved, Excluded, first_of_each, text_key
-from prefsel.selfplay.shard import chosen_prompts, new_prompts, prompts_table, rewrite, rewriting_options
+from prefsel.selfplay.shard import (
+    chosen_prompts,
+    new_prompts,
+    prompts_table,
+    rewrite,
+    rewriting_options,
+    rewritings,
+    rewritten,
+)
 from prefsel.selfplay.strategies import load_strategies
-from prefsel.stages.pool import PoolWork, run_pool
+from prefsel.stages.pool import PoolWork, Work, run_pool
 from prefsel.stages.prompts import commit_prompts, prompts_report
 from prefsel.stages.score import loading
 from prefsel.stages.tasks import map_shards
+from prefsel.stages.vllm import ShardWork, VllmWork
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact, Entry
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
@@ -93,13 +105,12 @@ class RewriteShards:
         tokens = 0
         if not answers.is_done(shard, made_from):
             attempt = answers.log_attempt(shard)
-            groups = Artifact(self._storage, f"groups/{source}").read(shard, ["prompt_id", "prompt"])
-            kept = Artifact(self._storage, f"{self._selection}/{source}").read(shard, ["prompt_id"])
+            chosen = _chosen(self._storage, self._selection, source, shard)
             with naming_plugins():
                 policy = self._loaded.result()
                 with self._turn:
                     before = policy.generator.counters["decoded_tokens"]
-                    table = rewrite(policy, chosen_prompts(groups, kept), self._strategies)
+                    table = rewrite(policy, chosen, self._strategies)
                     tokens = int(policy.generator.counters["decoded_tokens"] - before)
             answers.commit(shard, table, made_from=made_from, attempt=attempt, info={"tokens": tokens})
         return {"source": [source], "shard": [shard], "tokens": [tokens]}
@@ -157,24 +168,66 @@ def _rewrite_all(plan: Plan, node: Node, progress: Progress) -> list[ShardRef]:
     known = Artifact(storage, f"{folder}/{source.name}").done(inputs)
     items = [(shard, inputs[shard.shard]) for shard in shards if shard.shard not in known]
     if items:
-        policy = loading(find_model(plan, made.policy))
-        work = PoolWork(
-            verb="evolve",
-            label=made.policy,
-            actor=RewriteShards,
-            arguments={
-                "policy": policy,
-                "options": rewriting_options(made.generation, spec.evolve),
-                "strategies": tuple(spec.evolve.strategies),
-                **{"storage": storage, "selection": selection, "folder": folder, "plugins": loaded()},
-            },
-            folders=(folder,),
-            storage=storage,
-            pool=made.generation.pool,
-            gpus_per_replica=policy["gpus_per_replica"],
-        )
+        work = _rewriting_work(plan, spec, folder, selection)
         run_pool(work, items, progress, sizes={shard.key: chosen[shard.shard].rows for shard, _ in items})
     return shards
+
+
+@dataclass(frozen=True)
+class RewritingQuestions:
+    """The chosen prompts of shards of groups as questions to vLLM, of which they make what `RewriteShards` does."""
+
+    strategies: tuple[str, ...]
+    storage: Storage
+    selection: str
+    folder: str
+
+    def ask(self, source: str, shard: str) -> list[Question]:
+        """Every chosen prompt by every strategy, whose number is that of the sample."""
+        prompts = _chosen(self.storage, self.selection, source, shard)
+        ids = prompts["prompt_id"].to_pylist()
+        return [
+            Question(ids[one.place], one.messages, range(one.number, one.number + 1))
+            for one in rewritings(prompts, self.strategies)
+            if one.messages is not None
+        ]
+
+    def commit(self, shard: ShardWork, said: Sequence[Said], counters: dict[str, float], policy: PolicyText) -> None:
+        """As a table of answers."""
+        prompts = _chosen(self.storage, self.selection, shard.source, shard.shard)
+        table = rewritten(prompts, rewritings(prompts, self.strategies), said)
+        answers = Artifact(self.storage, f"{self.folder}/{shard.source}")
+        info = {"tokens": int(counters["decoded_tokens"])}
+        answers.commit(shard.shard, table, made_from=shard.made_from, attempt=shard.attempt, info=info)
+
+
+def _chosen(storage: Storage, selection: str, source: str, shard: str) -> pa.Table:
+    groups = Artifact(storage, f"groups/{source}").read(shard, ["prompt_id", "prompt"])
+    return chosen_prompts(groups, Artifact(storage, f"{selection}/{source}").read(shard, ["prompt_id"]))
+
+
+def _rewriting_work(plan: Plan, spec: EvolvedPrompts, folder: str, selection: str) -> Work:
+    """How the engine that the configuration names rewrites what was chosen."""
+    made, storage = plan.made, plan.storage
+    assert made is not None, "prompts are evolved for a corpus that is made"
+    policy = loading(find_model(plan, made.policy))
+    options = rewriting_options(made.generation, spec.evolve)
+    said: dict[str, Any] = {
+        "strategies": tuple(spec.evolve.strategies),
+        "storage": storage,
+        "selection": selection,
+        "folder": folder,
+    }
+    known: dict[str, Any] = {"verb": "evolve", "label": made.policy, "folders": (folder,), "storage": storage}
+    if options.engine == "vllm":
+        return VllmWork(questions=RewritingQuestions(**said), policy=policy, options=options, **known)
+    return PoolWork(
+        actor=RewriteShards,
+        arguments={"policy": policy, "options": options, "plugins": loaded(), **said},
+        pool=options.pool,
+        gpus_per_replica=policy["gpus_per_replica"],
+        **known,
+    )
 
 
 @dataclass(frozen=True)

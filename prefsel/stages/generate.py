@@ -6,11 +6,14 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefsel.config import GenerationOptions
 from prefsel.errors import UserError
+from prefsel.generate.answered import Answered, Said, answered
 from prefsel.generate.join import join_answers
+from prefsel.generate.requests import PolicyText, Question
 from prefsel.generate.shard import PolicyAnswers
 from prefsel.plan.made import Made
 from prefsel.plan.models import find_model
@@ -22,9 +25,10 @@ from prefsel.plugins.registry import loaded
 from prefsel.progress import Progress
 from prefsel.schema import RESPONSES, has_rest
 from prefsel.score.job import local
-from prefsel.stages.pool import PoolWork, run_pool
+from prefsel.stages.pool import PoolWork, Work, run_pool
 from prefsel.stages.score import loading
 from prefsel.stages.tasks import map_shards
+from prefsel.stages.vllm import ShardWork, VllmWork
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact, Entry, merge_counts
 from prefsel.workspace.manifest import StageReport, load_summary
@@ -79,7 +83,7 @@ class AnswerShards:
         Returns:
             New tokens; 0 where it was there already.
         """
-        groups, quarantine = (Artifact(self._storage, f"{kind}/{source}") for kind in ("groups", "quarantine"))
+        groups = Artifact(self._storage, f"groups/{source}")
         if groups.is_done(shard, made_from):
             return 0
         attempt, started = groups.log_attempt(shard), time.monotonic()
@@ -87,14 +91,77 @@ class AnswerShards:
         policy = self._loaded.result()
         with self._turn:
             answered = policy.answer(prompts, label=self._label)
-        seconds = time.monotonic() - started
-        quarantine.commit(shard, answered.quarantine, made_from=made_from, attempt=quarantine.log_attempt(shard))
-        info = {"asked": answered.asked, "dropped": answered.dropped, "examples": answered.examples}
-        info |= {"counters": answered.counters, "seconds": seconds, "slow_because": policy.generator.slow_because}
-        info |= {"ignored_settings": {k: repr(v) for k, v in policy.generator.ignored_generation_settings.items()}}
-        info |= {"has_rest": True} if has_rest(answered.groups) else {}
-        groups.commit(shard, answered.groups, made_from=made_from, attempt=attempt, info=info)
+        told = {"seconds": time.monotonic() - started, "slow_because": policy.generator.slow_because}
+        ignored = policy.generator.ignored_generation_settings
+        commit_answered(self._storage, ShardWork(source, shard, made_from, attempt), answered, told, ignored)
         return int(answered.counters.get("decoded_tokens", 0))
+
+
+@dataclass(frozen=True)
+class PromptQuestions:
+    """Shards of prompts as questions to vLLM, of which they make what `AnswerShards` does."""
+
+    label: str
+    """Name of the policy, for the quarantine."""
+    options: GenerationOptions
+    storage: Storage
+    prompts: str
+    """Folder of the prompts."""
+
+    def ask(self, source: str, shard: str) -> list[Question]:
+        """Every prompt, for all samples."""
+        rows = Artifact(self.storage, self.prompts).read(shard).to_pylist()
+        return [Question(row["prompt_id"], row["prompt"], range(self.options.samples)) for row in rows]
+
+    def commit(self, shard: ShardWork, said: Sequence[Said], counters: dict[str, float], policy: PolicyText) -> None:
+        """As groups and quarantine."""
+        prompts = Artifact(self.storage, self.prompts).read(shard.shard)
+        found = answered(prompts, said, self.options, label=self.label, spent=counters)
+        commit_answered(self.storage, shard, found, {"slow_because": ""}, policy.ignored)
+
+
+def commit_answered(
+    storage: Storage, shard: ShardWork, answered: Answered, told: dict[str, Any], ignored: Mapping[str, Any]
+) -> None:
+    """Commit what cannot be used of a shard, and then its groups.
+
+    Args:
+        storage: The workspace.
+        shard: Which one.
+        answered: What became of its prompts.
+        told: What else its ledger says.
+        ignored: The model's own generation settings that were not applied.
+    """
+    groups, quarantine = (Artifact(storage, f"{kind}/{shard.source}") for kind in ("groups", "quarantine"))
+    attempt = quarantine.log_attempt(shard.shard)
+    quarantine.commit(shard.shard, answered.quarantine, made_from=shard.made_from, attempt=attempt)
+    info = {"asked": answered.asked, "dropped": answered.dropped, "examples": answered.examples}
+    info |= {"counters": answered.counters, **told}
+    info |= {"ignored_settings": {name: repr(value) for name, value in ignored.items()}}
+    info |= {"has_rest": True} if has_rest(answered.groups) else {}
+    groups.commit(shard.shard, answered.groups, made_from=shard.made_from, attempt=shard.attempt, info=info)
+
+
+def answering_work(plan: Plan, node: Node, prompts: str) -> Work:
+    """How the engine that the configuration names answers shards of prompts.
+
+    Args:
+        plan: Where the model is found.
+        node: The groups.
+        prompts: Folder of the prompts.
+    """
+    options, policy = node.spec.generation, loading(find_model(plan, node.name))
+    said = {"label": node.name, "options": options, "storage": plan.storage, "prompts": prompts}
+    known: dict[str, Any] = {"verb": "generate", "label": node.name, "folders": ("groups",), "storage": plan.storage}
+    if options.engine == "vllm":
+        return VllmWork(questions=PromptQuestions(**said), policy=policy, options=options, **known)
+    return PoolWork(
+        actor=AnswerShards,
+        arguments={"policy": policy, "plugins": loaded(), **said},
+        pool=options.pool,
+        gpus_per_replica=policy["gpus_per_replica"],
+        **known,
+    )
 
 
 def generate(plan: Plan, node: Node, progress: Progress) -> StageReport:
@@ -115,25 +182,15 @@ def generate(plan: Plan, node: Node, progress: Progress) -> StageReport:
     artifact = Artifact(plan.storage, node.path)
     pending = {name: made_from for name, made_from in inputs.items() if name not in artifact.done(inputs)}
     if pending:
-        policy = loading(find_model(plan, node.name))
-        work = PoolWork(
-            verb="generate",
-            label=node.name,
-            actor=AnswerShards,
-            arguments={
-                **{"policy": policy, "label": node.name, "options": made.generation, "storage": plan.storage},
-                **{"prompts": prompts, "plugins": loaded()},
-            },
-            folders=("groups",),
-            storage=plan.storage,
-            pool=made.generation.pool,
-            gpus_per_replica=policy["gpus_per_replica"],
-        )
+        work = answering_work(plan, node, prompts)
         items = [(ShardRef(source, name, "", number), pending[name]) for number, name in enumerate(pending)]
         sizes = dict.fromkeys((shard.key for shard, _ in items), 1)
         run_pool(work, items, progress, sizes=sizes)
-    done = artifact.done(inputs)
-    report = answered_report(node, [done[name] for name in inputs], len(pending), time.monotonic() - started)
+    seconds, done = time.monotonic() - started, artifact.done(inputs)
+    report = answered_report(node, [done[name] for name in inputs], len(pending), seconds)
+    if pending and made.generation.engine == "vllm":  # whose requests overlap: none has seconds of its own
+        tokens = sum(done[name].info["counters"]["decoded_tokens"] for name in pending)
+        report = replace(report, details=report.details | {"tokens_per_s": tokens / seconds})
     for line in notes(report):
         progress.line(f"generate  {node.name}: {line}")
     if not report.rows_out:

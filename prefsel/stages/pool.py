@@ -16,7 +16,7 @@ import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayActorError
@@ -36,6 +36,24 @@ from prefsel.workspace.storage import Storage
 
 MAX_LOST_ACTORS = 3
 """Passes that a dead actor may end on a Ray of this process."""
+
+
+class Work(Protocol):
+    """What happens to shards on its way through actors."""
+
+    @property
+    def verb(self) -> str:
+        """What it is called in front of its label: `score`, `generate`."""
+
+    @property
+    def label(self) -> str:
+        """What it is done for."""
+
+    def is_done(self, shard: ShardRef, made_from: str) -> bool:
+        """Whether all of a shard is committed."""
+
+    def stream(self, items: Sequence[tuple[ShardRef, str]]) -> Iterator[dict[str, Any]]:
+        """One pass: source, shard and number of tokens of every shard, when it is committed."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,10 @@ class PoolWork:
         artifacts = [Artifact(self.storage, f"{folder}/{shard.source}") for folder in self.folders]
         return all(artifact.is_done(shard.shard, made_from) for artifact in artifacts)
 
+    def stream(self, items: Sequence[tuple[ShardRef, str]]) -> Iterator[dict[str, Any]]:
+        """One pass: source, shard and number of tokens of every shard, when it is committed."""
+        return _stream(self, items)
+
 
 def scoring_work(jobs: Sequence[Job], folders: Sequence[str], storage: Storage) -> PoolWork:
     """Scorers of one pass: one, or several that share it and have the same pool; each with its column set."""
@@ -76,7 +98,7 @@ def scoring_work(jobs: Sequence[Job], folders: Sequence[str], storage: Storage) 
 
 
 def run_pool(
-    work: PoolWork, items: Sequence[tuple[ShardRef, str]], progress: Progress, *, sizes: Mapping[str, int]
+    work: Work, items: Sequence[tuple[ShardRef, str]], progress: Progress, *, sizes: Mapping[str, int]
 ) -> None:
     """Stream shards, with the hashes they are made from, through an actor pool.
 
@@ -97,7 +119,7 @@ def run_pool(
         while left:
             waiting = {shard.key for shard, _ in left}
             try:
-                for row in _stream(work, left):
+                for row in work.stream(left):
                     key = f"{row['source']}/{row['shard']}"
                     waiting.remove(key)
                     counter.advance(tokens=row["tokens"], size=sizes[key])
@@ -115,11 +137,10 @@ def run_pool(
 
 
 def _stream(work: PoolWork, items: Sequence[tuple[ShardRef, str]]) -> Iterator[dict[str, Any]]:
-    """One pass: source, shard and number of tokens of every shard, when it is committed."""
     pool = work.pool
     num_gpus = gpus_per_actor(pool, work.gpus_per_replica)
     size = min(pool.size or fitting_actors(pool, num_gpus), len(items))
-    _require_cpus(pool, pool.min_size or size)
+    require_cpus(pool, pool.min_size or size)
     scaled = {"min_size": pool.min_size, "max_size": pool.max_size} if pool.min_size else {"size": size}
     strategy = ray.data.ActorPoolStrategy(
         **scaled,
@@ -167,15 +188,21 @@ def gpus_per_actor(pool: Pool, gpus_per_replica: float) -> float:
     return wanted
 
 
-def _require_cpus(pool: Pool, size: int) -> None:
+def require_cpus(pool: Pool, size: int, *, spare: float = 0) -> None:
     """Refuse a pool that a Ray of this process can never hold; a cluster may grow.
+
+    Args:
+        pool: What each actor reserves.
+        size: How many there are.
+        spare: CPUs that something else needs.
 
     Raises:
         UserError: names what is asked and what there is.
     """
     have = ray.cluster_resources().get("CPU", 0)
-    if is_own() and size * pool.num_cpus > have:
-        raise UserError(f"scorers.pool.num_cpus: {size} x {pool.num_cpus:g} CPUs asked, this Ray has {have:g}")
+    if is_own() and size * pool.num_cpus + spare > have:
+        beside = f" and {spare:g} beside them" if spare else ""
+        raise UserError(f"scorers.pool.num_cpus: {size} x {pool.num_cpus:g} CPUs asked{beside}, this Ray has {have:g}")
 
 
 def fitting_actors(pool: Pool, num_gpus: float) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,13 @@ def check_folder(storage: Storage, path: str, *, quick: bool) -> dict[str, str]:
     return wrong
 
 
-def fetch_folder(storage: Storage, path: str) -> Path:
+def fetch_folder(storage: Storage, path: str, patterns: Sequence[str] = ("*",)) -> Path:
     """A local directory with the files of a sealed folder: the folder itself when the workspace is local.
+
+    Args:
+        storage: The workspace.
+        path: The folder.
+        patterns: Of the names of the files that are needed; the others may be missing.
 
     Raises:
         IntegrityError: a fetched file does not match the seal.
@@ -85,6 +91,8 @@ def fetch_folder(storage: Storage, path: str) -> Path:
         raise IntegrityError(f"{path}: not finished, it has no {SEAL}")
     folder = Path(tempfile.gettempdir()) / f"prefsel-{seal['content']}"
     for name, file in seal["files"].items():
+        if not any(fnmatch(name, pattern) for pattern in patterns):
+            continue
         target = folder / name
         if target.is_file() and digest(target.read_bytes()) == file["blake2b"]:
             continue

@@ -1,0 +1,3 @@
+"""The stand-in's prompts."""
+
+TokensPrompt = TextPrompt = dict
