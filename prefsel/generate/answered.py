@@ -53,7 +53,7 @@ class Answered:
         return self.asked - sum(self.dropped.values())
 
 
-def read_prompt(encoder: Encoder, prompt: Messages, *, max_length: int, max_new_tokens: int) -> list[int] | Refusal:
+def prompt_tokens(encoder: Encoder, prompt: Messages, *, max_length: int, max_new_tokens: int) -> list[int] | Refusal:
     """The tokens of a prompt, the generation prompt included, or why it cannot be asked.
 
     Args:

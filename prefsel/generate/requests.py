@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from prefsel.config import GenerationOptions
 from prefsel.errors import IntegrityError
-from prefsel.generate.answered import Refusal, Said, read_prompt
+from prefsel.generate.answered import Refusal, Said, prompt_tokens
 from prefsel.generate.engine import Response
 from prefsel.generate.settings import declared_settings, ignored_settings, stop_tokens
 from prefsel.models.chat import Encoder
@@ -59,7 +59,7 @@ class PolicyText:
     def read(self, questions: Sequence[Question], options: GenerationOptions) -> list[list[int] | Refusal]:
         """The tokens of every question, or why it cannot be asked."""
         limits = {"max_length": self.max_length, "max_new_tokens": options.max_new_tokens}
-        return [read_prompt(self.encoder, one.messages, **limits) for one in questions]
+        return [prompt_tokens(self.encoder, one.messages, **limits) for one in questions]
 
 
 @lru_cache(maxsize=2)

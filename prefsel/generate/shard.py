@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from prefsel.config import GenerationOptions
-from prefsel.generate.answered import Answered, Refusal, Said, answered, read_prompt
+from prefsel.generate.answered import Answered, Refusal, Said, answered, prompt_tokens
 from prefsel.generate.draw import Sampling
 from prefsel.generate.engine import Generator
 from prefsel.models.chat import Encoder
@@ -71,7 +71,7 @@ class PolicyAnswers:
         """
         options = self.options
         limits = {"max_length": self.max_length, "max_new_tokens": options.max_new_tokens}
-        found = [read_prompt(self.encoder, prompt, **limits) for prompt in prompts]
+        found = [prompt_tokens(self.encoder, prompt, **limits) for prompt in prompts]
         places = [place for place, one in enumerate(found) if not isinstance(one, Refusal)]
         responses = self.generator.generate(
             [one for one in found if not isinstance(one, Refusal)],

@@ -69,7 +69,7 @@ def rewrite(policy: PolicyAnswers, prompts: pa.Table, strategies: Sequence[str])
         strategies: By name or path.
 
     Returns:
-        As `rewritten`.
+        As `answers_table`.
     """
     keys = [int.from_bytes(one[:8], "big") for one in prompts["prompt_id"].to_pylist()]
     asked = rewritings(prompts, strategies)
@@ -78,10 +78,10 @@ def rewrite(policy: PolicyAnswers, prompts: pa.Table, strategies: Sequence[str])
         able = [one for one in asked if one.number == number and one.messages is not None]
         messages = [one.messages for one in able if one.messages is not None]
         said += policy.ask(messages, [keys[one.place] for one in able], samples=1, first_sample=number)
-    return rewritten(prompts, asked, said)
+    return answers_table(prompts, asked, said)
 
 
-def rewritten(prompts: pa.Table, asked: Sequence[Rewriting], said: Sequence[Said]) -> pa.Table:
+def answers_table(prompts: pa.Table, asked: Sequence[Rewriting], said: Sequence[Said]) -> pa.Table:
     """The answers beside what was asked.
 
     Args:

@@ -37,13 +37,13 @@ from prefsel.score.job import local
 from prefsel.select.eligible import Rules, base_codes, prompt_ids
 from prefsel.selfplay.evolve import Evolved, Excluded, first_of_each, text_key
 from prefsel.selfplay.shard import (
+    answers_table,
     chosen_prompts,
     new_prompts,
     prompts_table,
     rewrite,
     rewriting_options,
     rewritings,
-    rewritten,
 )
 from prefsel.selfplay.strategies import load_strategies
 from prefsel.stages.pool import PoolWork, Work, run_pool
@@ -195,7 +195,7 @@ class RewritingQuestions:
     def commit(self, shard: ShardWork, said: Sequence[Said], counters: dict[str, float], policy: PolicyText) -> None:
         """As a table of answers."""
         prompts = _chosen(self.storage, self.selection, shard.source, shard.shard)
-        table = rewritten(prompts, rewritings(prompts, self.strategies), said)
+        table = answers_table(prompts, rewritings(prompts, self.strategies), said)
         answers = Artifact(self.storage, f"{self.folder}/{shard.source}")
         info = {"tokens": int(counters["decoded_tokens"])}
         answers.commit(shard.shard, table, made_from=shard.made_from, attempt=shard.attempt, info=info)

@@ -262,9 +262,9 @@ def test_every_response_is_asked_for_with_its_own_seed(home: Path, sampled: str)
 @pytest.mark.slow
 def test_an_engine_that_dies_costs_only_what_was_not_committed(home: Path, sampled: str) -> None:
     """The stand-in draws by the seeds alone, so that what a second engine answers is what the first would have."""
-    (home / "dies").touch()
+    (home / "mark").touch()
     table = configured(home, sampled=SAMPLED | {"engine": "vllm"})
-    told = generate(home, table, "dies", VLLM_STAND_IN_DIES=str(home / "dies"))
+    told = generate(home, table, "dies", VLLM_STAND_IN_DIES=str(home / "mark"))
     assert told.endswith("exit 0"), told
     assert "an actor died" in told
     assert len(logged(home, "dies", "engine")) == 2
