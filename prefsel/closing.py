@@ -11,7 +11,7 @@ from prefsel.workspace.manifest import StageReport
 WORDS = {
     **{"ingest": "source", "scratch": "small model", "score": "column set", "tangent": "tangent"},
     **{"metric": "pair score", "fuse": "fused score", "select": "selection", "reward": "reward model"},
-    **{"train": "training", "generate": "set of answers", "pair": "set of pairs"},
+    **{"train": "training", "generate": "generation", "pair": "pairing"},
 }
 """What a stage makes, one each time."""
 MAX_STAGES = 8
@@ -39,7 +39,7 @@ def closing(
         parts = (f"{count} {what}{'s' if count > 1 else ''}" for what, count in made.items())
         yield f"  {'made':<9} {', '.join(parts)}"
     for stage, told in (("eligible", "eligible"), ("select", "kept"), ("train", "trained"), ("reward", "trained")):
-        for report in (report for report in reports if report.stage == stage):
+        for report in (report for report in reports if report.stage == stage and report.rows_in):
             name = "" if stage == "eligible" else f" {report.name}:"
             share = f" ({report.rows_out / report.rows_in:.1%})" if report.rows_in and stage != "train" else ""
             flow = f"{report.rows_out:,} of {report.rows_in:,} {report.unit}{share}"

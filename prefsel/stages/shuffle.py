@@ -47,6 +47,8 @@ def hash_shuffle(work: HashPass, shards: Sequence[ShardRef], progress: Progress,
 
     The driver holds references only; returns the counts of the chunks.
     """
+    if not shards:  # a corpus of prompts alone
+        return []
     num_parts = num_partitions(shards)
     chunks = [[shards[i] for i in part] for part in np.array_split(np.arange(len(shards)), num_parts)]
     halt = Halt()

@@ -237,3 +237,15 @@ def test_rounds_train_resume_and_evolve(small_world: Any, tmp_path: Path) -> Non
     ]
     assert models[0] == models[1]
     assert sum(report.computed_shards > 0 for one in again.made[:3] for report in one.reports) == 0
+
+
+def test_prompts_alone_are_a_corpus_to_answer(small_world: Any, tmp_path: Path) -> None:
+    """As the page on self-play begins: no pair, no judge, answers of one model."""
+    table = configured(small_world)
+    table["sources"] = [{"name": "questions", "paths": [str(small_world.inputs.heldout)], "role": "prompts"}]
+    table["generate"] = [{"name": "five", "model": "policy", "prompts": {"count": 3}, **GENERATION}]
+    outcome = play(tmp_path / "w", table)
+    found = counts(outcome, "five")
+    assert (found["prompts"], found["generate"][0]) == ((8, 3), 9)
+    assert found["generate"][1] > 0
+    assert verify(Storage(str(tmp_path / "w"))).is_clean
