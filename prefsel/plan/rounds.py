@@ -48,10 +48,35 @@ def round_plans(outer: Plan, arm: SelfPlay, number: int) -> list[Plan]:
     shared |= {"pairing": _pairing(arm, policy), "beside": tuple(one for one in arm.beside if one != policy)}
     if arm.evolve is None:
         return [made_plan(outer, config, Made(label, prompts=seeds, **shared))]
-    first = made_plan(outer, config, Made(f"{label}-seeds", prompts=seeds, **shared))
+    first = made_plan(outer, _without_training(config, arm, number), Made(f"{label}-seeds", prompts=seeds, **shared))
     models = tuple(name for judge in arm.judges for name in judge.models(config))
     evolved = EvolvedPrompts(first, f"{label}-seeds", arm.evolve, models, arm.generation.prompts_per_shard)
     return [first, made_plan(outer, config, Made(label, prompts=evolved, **shared))]
+
+
+def _without_training(config: Config, arm: SelfPlay, number: int) -> Config:
+    """What is done with the answers to seed prompts: they are scored by what the metric reads, and nothing is trained.
+
+    So the reference of the training has nothing to say of them, unless it answered them itself.
+    """
+    label, reference = arm.trained_in(number), arm.reference_of(number)
+    (metric,) = config.metrics
+    is_read = reference is None or reference == arm.model_of(number) or reference in _texts(metric.params)
+    scorers = [one for one in config.scorers if is_read or one.reference_model != reference]
+    return config.model_copy(update={"scorers": scorers, "train": [one for one in config.train if one.name != label]})
+
+
+def _texts(value: Any) -> set[str]:
+    """Every text in a metric's parameters: among them the models whose columns it reads."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return (
+        {value}
+        if isinstance(value, str)
+        else {t for one in value for t in _texts(one)}
+        if isinstance(value, list)
+        else set()
+    )
 
 
 def _pairing(arm: SelfPlay, policy: str) -> Any:
