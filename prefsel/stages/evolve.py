@@ -11,7 +11,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,6 @@ from prefsel.config import GenerationOptions
 from prefsel.errors import UserError
 from prefsel.generate.answered import Said
 from prefsel.generate.requests import PolicyText, Question
-from prefsel.generate.shard import PolicyAnswers
 from prefsel.models.writer import as_they_came
 from prefsel.plan.generated import prompts_before
 from prefsel.plan.made import EvolvedPrompts
@@ -30,7 +28,6 @@ from prefsel.plan.models import find_model
 from prefsel.plan.node import Node
 from prefsel.plan.plan import Plan
 from prefsel.plugins.failures import naming_plugins
-from prefsel.plugins.registry import load as load_plugins
 from prefsel.plugins.registry import loaded
 from prefsel.progress import Progress
 from prefsel.score.job import local
@@ -46,6 +43,7 @@ from prefsel.selfplay.shard import (
     rewritings,
 )
 from prefsel.selfplay.strategies import load_strategies
+from prefsel.stages.policy import load_policy
 from prefsel.stages.pool import PoolWork, Work, run_pool
 from prefsel.stages.prompts import commit_prompts, prompts_report
 from prefsel.stages.score import loading
@@ -89,14 +87,7 @@ class RewriteShards:
         """
         self._storage, self._strategies, self._selection, self._folder = storage, strategies, selection, folder
         self._turn = threading.Lock()
-        loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-
-        def load() -> PolicyAnswers:
-            load_plugins(plugins)
-            return PolicyAnswers(policy=local(policy, storage), options=options)
-
-        self._loaded = loader.submit(load)
-        loader.shutdown(wait=False)
+        self._loaded = load_policy(policy, options, storage, plugins)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Rewrite the chosen prompts of one shard (`batch_size=1`); returns its key and its new tokens."""

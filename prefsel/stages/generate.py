@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,17 +13,15 @@ from prefsel.errors import UserError
 from prefsel.generate.answered import Answered, Said, answered
 from prefsel.generate.join import join_answers
 from prefsel.generate.requests import PolicyText, Question
-from prefsel.generate.shard import PolicyAnswers
 from prefsel.plan.made import Made
 from prefsel.plan.models import find_model
 from prefsel.plan.node import Node
 from prefsel.plan.plan import Plan
 from prefsel.plugins.failures import naming_plugins
-from prefsel.plugins.registry import load as load_plugins
 from prefsel.plugins.registry import loaded
 from prefsel.progress import Progress
 from prefsel.schema import RESPONSES, has_rest
-from prefsel.score.job import local
+from prefsel.stages.policy import load_policy
 from prefsel.stages.pool import PoolWork, Work, run_pool
 from prefsel.stages.score import loading
 from prefsel.stages.tasks import map_shards
@@ -61,14 +58,7 @@ class AnswerShards:
         """
         self._storage, self._prompts, self._label = storage, prompts, label
         self._turn = threading.Lock()
-        loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-
-        def load() -> PolicyAnswers:
-            load_plugins(plugins)
-            return PolicyAnswers(policy=local(policy, storage), options=options)
-
-        self._loaded = loader.submit(load)
-        loader.shutdown(wait=False)
+        self._loaded = load_policy(policy, options, storage, plugins)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Answer one shard (`batch_size=1`); returns its key and its new tokens, when it is committed."""
