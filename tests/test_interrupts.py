@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -87,7 +88,12 @@ def run_until(
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    found = []
+    for one in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended between the two questions
+            if one.is_running() and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(one)
+    return found
 
 
 PHASES = [
@@ -134,7 +140,10 @@ def test_a_cluster_that_was_joined_is_left_without_our_actors(folder: Path) -> N
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20})
 
     def workers() -> list[str]:
-        names = [process.name() for process in psutil.Process().children(recursive=True)]
+        names = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # ended since it was listed
+                names.append(process.name())
         return [name for name in names if name.startswith("ray::MapWorker")]  # Ray's own agents stay with the cluster
 
     try:
