@@ -19,6 +19,7 @@ import ray
 from prefsel.config import Config, EarlyStop, SelfPlay
 from prefsel.config.lookup import find
 from prefsel.errors import UserError
+from prefsel.evaluate.intervals import Values, paired_difference
 from prefsel.plan.check import check, check_budgets
 from prefsel.plan.evaluations import (
     baseline_of,
@@ -36,6 +37,7 @@ from prefsel.plan.plan import Plan, in_order
 from prefsel.plan.resources import check_resources, cluster_address
 from prefsel.plan.rounds import generation_plan, last_node, round_plans
 from prefsel.progress import Progress
+from prefsel.report.evaluated import reward_measures
 from prefsel.stages.eligible import resolve_eligible
 from prefsel.stages.evaluate import evaluate
 from prefsel.stages.evolve import evolve_prompts
@@ -285,7 +287,8 @@ def play(plan: Plan, arm: SelfPlay, progress: Progress, evaluations: Evaluations
             continue
         after = evaluations.of(outer, model, compared_with, round_plan=outer)
         if arm.stop is not None and before is not None:
-            why = why_ended(arm.stop, before, after)
+            rewards = reward_measures(plan.storage, [before, after])[f"reward by {arm.stop.judge}"]
+            why = why_ended(arm.stop, rewards[before.name], rewards[after.name])
             if why and number < arm.rounds:
                 progress.line(f"selfplay  {arm.name}: ended after round {number} of {arm.rounds}: {why}")
                 break
@@ -293,19 +296,24 @@ def play(plan: Plan, arm: SelfPlay, progress: Progress, evaluations: Evaluations
     return played
 
 
-def why_ended(stop: EarlyStop, before: StageReport, after: StageReport) -> str:
+def why_ended(stop: EarlyStop, before: Values, after: Values) -> str:
     """Why no further round is begun, in words; empty where one is.
+
+    Rewards are compared over the prompts of which both models have one, prompts counting alike: each over its own would
+    rise when answers to hard prompts are of no use any more.
 
     Args:
         stop: When to end.
-        before: The evaluation of the model that the round began with.
+        before: The mean reward of every prompt, of the model that the round began with.
         after: That of the model it trained.
     """
-    old, new = (one.details["judges"][stop.judge]["reward"]["mean"] for one in (before, after))
-    if new - old > stop.min_gain:
+    change = paired_difference(after, before)
+    if change is None:
+        return f"no prompt has a reward by {stop.judge} of the model before and of this one"
+    if change.mean > stop.min_gain:
         return ""
-    change = f"the mean reward by {stop.judge} changed by {new - old:+.3g}, from {old:.3g} to {new:.3g}"
-    return f"{change}; another round needs a rise of more than {stop.min_gain:g}"
+    told = f"the mean reward by {stop.judge} changed by {change.mean:+.3g} over {change.num_prompts:,} prompts"
+    return f"{told}; another round needs a rise of more than {stop.min_gain:g}"
 
 
 def make_corpus(plan: Plan, last: Node, progress: Progress, *, arm: str = "", number: int = 0) -> MadeCorpus:

@@ -59,8 +59,9 @@ class GenerationOptions(Options):
     """Prompts in a shard, the unit of work and of resume."""
 
     def recipe_settings(self) -> dict[str, Any]:
-        """What of it changes a response by more than rounding; which prompts share a shard does not."""
-        return self.model_dump(exclude={"pool", "token_budget", "prompts_per_shard"})
+        """What of it changes a response by more than rounding; which prompts share a shard, or who asks, does not."""
+        asked_by = type(self).model_fields.keys() - GenerationOptions.model_fields.keys()
+        return self.model_dump(exclude={"pool", "token_budget", "prompts_per_shard", *asked_by})
 
     def check_engine(self, field: str) -> None:
         """Refuse an engine that is not installed, or a setting that it would not honour.

@@ -39,7 +39,7 @@ class EarlyStop(Options):
 
     judge: str
     """The reward that decides, by the name of its column without `rm_`: of a judge of `evaluate`."""
-    min_gain: float = 0.0
+    min_gain: float = Field(0.0, allow_inf_nan=False)
     """The rounds end after one in which the mean reward rose by no more than this over the model before."""
 
 
@@ -65,7 +65,8 @@ class SelfPlay(Options):
     judges: list[Scorer] = []
     """What labels the answers: scorers with a reward, run on generated answers only. Pairs `by_generator` need none."""
     judge: str | None = None
-    """The reward that decides, by the name of its column without `rm_`; null means the only one."""
+    """The reward that decides, by the name of its column without `rm_`; null means the only one. Pairs by `confidence`
+    go by all rewards, and this is the one that the metric reads; null means the first."""
     pairs: Pairing = BestWorst()
     """How pairs are made of the answers to a prompt."""
     metric: RoundMetric = RoundMetric()
@@ -147,8 +148,8 @@ class SelfPlay(Options):
             UserError: names the field, the value and the valid ones.
         """
         field = f"selfplay.{self.name}"
-        if self.prompts.part == "exclude":
-            raise invalid(f"{field}.prompts.part", "exclude", "train: rounds train on what they answer")
+        if self.prompts.part in ("exclude", "holdout"):
+            raise invalid(f"{field}.prompts.part", self.prompts.part, "train: rounds train on what they answer")
         require_model(config, f"{field}.policy", self.policy, "policy")
         require_single(config, f"{field}.policy", self.policy)
         self.generation.check_engine(f"{field}.generation")
@@ -168,6 +169,10 @@ class SelfPlay(Options):
             for side in ("strong", "weak"):
                 if (name := getattr(self.pairs, side)) not in valid:
                     raise invalid(f"{field}.pairs.{side}", name, valid)
+            if {self.pairs.strong, self.pairs.weak} == {"$policy", self.policy}:
+                # Of one model's answers any two would be a pair, in an order that nothing decided.
+                other = f"another model than {self.policy!r}, which `$policy` is in the first round"
+                raise invalid(f"{field}.pairs", f"strong {self.pairs.strong!r}, weak {self.pairs.weak!r}", other)
         if self.mixed_with is not None:
             valid = [name for selection in config.selections for name in selection.names]
             if self.mixed_with not in valid:

@@ -48,7 +48,7 @@ def check(config: Config, storage: Storage) -> Plan:
     all_nodes(plan)
     rewards = [] if config.evaluate is None else [column.removeprefix("rm_") for column in reward_columns(plan)]
     for arm in config.selfplay:
-        _check_rounds(plan, arm)
+        check_rounds(plan, arm)
         if arm.stop is not None and arm.stop.judge not in rewards:
             valid = rewards or "none: `evaluate.judges` is empty"
             raise invalid(f"selfplay.{arm.name}.stop.judge", arm.stop.judge, valid)
@@ -207,9 +207,13 @@ def _check_models(plan: Plan) -> None:
                     raise UserError(f"models.{spec.name}: {error}") from None
 
 
-def _check_rounds(plan: Plan, arm: SelfPlay) -> None:
+def check_rounds(plan: Plan, arm: SelfPlay) -> None:
     """Rewards, metrics and parameters of rounds: of the first one, and of one that answers with a trained model."""
     outer = plan
+    # Columns are found by these: a judge that is called like a policy would hide its log-probs.
+    judges = [one.label for judge in arm.judges for one in judge.expanded(plan.config)]
+    policies = dict.fromkeys([arm.policy, *(arm.model_of(number + 1) for number in range(arm.rounds))])
+    _require_unique(f"selfplay.{arm.name}: judges and policies", [*judges, *policies])
     try:
         for number in range(1, min(arm.rounds, 2) + 1):
             plans = round_plans(outer, arm, number)

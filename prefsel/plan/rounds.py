@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from prefsel.config import CausalLogps, Config, Generation, MetricSpec, Selection, SelfPlay, TrainDpo
-from prefsel.errors import UserError
+from prefsel.errors import UserError, invalid
 from prefsel.metrics import METRICS
 from prefsel.metrics.table import find_metric
 from prefsel.plan.columns import scorers_for
@@ -100,18 +100,44 @@ def generation_plan(outer: Plan, spec: Generation) -> Plan:
 
 
 def judge_rewards(outer: Plan, arm: SelfPlay) -> tuple[str, ...]:
-    """The rewards that pairs of an arm are made by: one, or all of them where the pairing compares several."""
-    columns = [
+    """The rewards that pairs of an arm are made by: one, or all of them where the pairing compares several.
+
+    Raises:
+        UserError: there is none that decides, or there are too few to compare.
+    """
+    columns = _judge_columns(outer, arm)
+    if arm.pairs.kind == "by_generator":
+        return ()
+    if arm.pairs.kind == "confidence":
+        if len(columns) < 2:
+            valid = "two rewards or more, whose agreement makes the bounds of confidence"
+            raise invalid(f"selfplay.{arm.name}.judges", ", ".join(columns), valid)
+        return tuple(column.removeprefix("rm_") for column in columns)
+    return (arm.reward(columns),)
+
+
+def _judge_columns(outer: Plan, arm: SelfPlay) -> list[str]:
+    """The rewards of an arm's judges, in order."""
+    return [
         column
         for judge in arm.judges
         for one in judge.expanded(outer.config)
         for column in one.columns(outer.config, partial(head_names, outer))
     ]
-    if arm.pairs.kind == "by_generator":
-        return ()
-    if arm.pairs.kind == "confidence":
-        return tuple(column.removeprefix("rm_") for column in columns)
-    return (arm.reward(columns),)
+
+
+def metric_reward(outer: Plan, arm: SelfPlay) -> str | None:
+    """The reward that `$rm` stands for: that which `judge` names, else the first that pairs are made by.
+
+    Pairs by_generator are made by none; there it is the only one. None: there is no such reward.
+
+    Raises:
+        UserError: `judge` names none.
+    """
+    columns = _judge_columns(outer, arm)
+    if arm.judge is not None or (arm.pairs.kind == "by_generator" and len(columns) == 1):
+        return arm.reward(columns)
+    return next(iter(judge_rewards(outer, arm)), None)
 
 
 def round_config(outer: Plan, arm: SelfPlay, number: int) -> Config:
@@ -119,7 +145,7 @@ def round_config(outer: Plan, arm: SelfPlay, number: int) -> Config:
     config, label = outer.config, arm.trained_in(number)
     policy, reference = arm.model_of(number), arm.reference_of(number)
     names = {"$policy": policy, "$reference": reference or policy}
-    names |= {"$rm": rewards[0]} if (rewards := judge_rewards(outer, arm)) else {}
+    names |= {"$rm": reward} if (reward := metric_reward(outer, arm)) is not None else {}
     metric = MetricSpec(
         name=label, metric=arm.metric.metric, params=filled_params(arm.metric.metric, arm.metric.params, names)
     )

@@ -5,6 +5,7 @@ answer ─ read_prompt ─► text ─ in its conversation ─► excluded? · s
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -59,14 +60,21 @@ class Excluded:
 
 
 def text_key(prompt: Messages) -> bytes:
-    """16 bytes that are equal for prompts whose user says the same, but for case and white space.
+    """16 bytes that are equal for prompts whose user says the same, but for case, white space and how it is encoded.
+
+    In Unicode `é` is one character or two, and letters of full width are others; NFKC makes the same ones of both.
 
     All texts of the user count, one after another. System text and earlier answers do not: an evaluation's question
     is known under another system prompt, too.
     """
     said = [one["content"] for one in prompt if one["role"] == "user" and isinstance(one["content"], str)]
-    folded = "\0".join(" ".join(text.casefold().split()) for text in said)
+    folded = "\0".join(" ".join(_folded(text).split()) for text in said)
     return blake2b(folded.encode("utf-8"), digest_size=ID_BYTES).digest()
+
+
+def _folded(text: str) -> str:
+    """Without differences of case and encoding; normalized again, as folding may take compositions apart."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
 def evolved_prompt(

@@ -19,7 +19,7 @@ from prefsel.ingest.window_tables import messages_array
 from prefsel.models.writer import as_they_came
 from prefsel.schema import ID, has_rest, prompts_schema
 from prefsel.selfplay.evolve import Evolved, Excluded, evolved_prompt
-from prefsel.selfplay.strategies import Messages, Strategy, load_strategies, strategy_prompt, user_turn
+from prefsel.selfplay.strategies import Messages, Strategy, strategy_prompt, user_turn
 
 NOT_ASKED = "not_asked"
 """`stop` of a prompt that the policy was not asked to rewrite; its `answer` is the reason."""
@@ -43,30 +43,30 @@ class Rewriting(NamedTuple):
     """What the policy is asked; None: there is no turn of a user to rewrite."""
 
 
-def rewritings(prompts: pa.Table, strategies: Sequence[str]) -> list[Rewriting]:
+def rewritings(prompts: pa.Table, strategies: Sequence[Strategy]) -> list[Rewriting]:
     """What a policy is asked about prompts: each by every strategy, one strategy after the other.
 
     Args:
         prompts: With the column `prompt`.
-        strategies: By name or path.
+        strategies: In order.
     """
     old = [as_they_came(one) for one in prompts["prompt"].to_pylist()]
     return [
         Rewriting(
             place, strategy.name, number, None if user_turn(prompt) is None else strategy_prompt(strategy, prompt)
         )
-        for number, strategy in enumerate(load_strategies(strategies))
+        for number, strategy in enumerate(strategies)
         for place, prompt in enumerate(old)
     ]
 
 
-def rewrite(policy: PolicyAnswers, prompts: pa.Table, strategies: Sequence[str]) -> pa.Table:
+def rewrite(policy: PolicyAnswers, prompts: pa.Table, strategies: Sequence[Strategy]) -> pa.Table:
     """Ask for a rewritten form of every prompt by every strategy.
 
     Args:
         policy: What is asked.
         prompts: With the columns `prompt_id` and `prompt`.
-        strategies: By name or path.
+        strategies: In order.
 
     Returns:
         As `answers_table`.

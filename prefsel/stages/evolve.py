@@ -42,7 +42,7 @@ from prefsel.selfplay.shard import (
     rewriting_options,
     rewritings,
 )
-from prefsel.selfplay.strategies import load_strategies
+from prefsel.selfplay.strategies import Strategy
 from prefsel.stages.policy import load_policy
 from prefsel.stages.pool import PoolWork, Work, run_pool
 from prefsel.stages.prompts import commit_prompts, prompts_report
@@ -68,7 +68,7 @@ class RewriteShards:
         *,
         policy: Mapping[str, Any],
         options: GenerationOptions,
-        strategies: Sequence[str],
+        strategies: Sequence[Strategy],
         storage: Storage,
         selection: str,
         folder: str,
@@ -119,9 +119,7 @@ def evolve_prompts(plan: Plan, node: Node, progress: Progress) -> StageReport:
     if (done := load_summary(storage, path)) is not None:
         return done
     shards = _rewrite_all(plan, node, progress)
-    checks = Checks(
-        storage, _answers(node), tuple(spec.evolve.strategies), spec.evolve.length_factor, _judges(plan, spec)
-    )
+    checks = Checks(storage, _answers(node), _strategies(node), spec.evolve.length_factor, _judges(plan, spec))
     found = map_shards(_candidates, shards, shared=checks)
     met = _met(plan, [one for many in found for one in many if isinstance(one, Evolved)])
     checked = map_shards(_checked, shards, shared=(checks, met))
@@ -142,6 +140,11 @@ def evolve_prompts(plan: Plan, node: Node, progress: Progress) -> StageReport:
     return report
 
 
+def _strategies(node: Node) -> tuple[Strategy, ...]:
+    """What is asked, word by word as the prompts are named by it: workers have other files, and files change."""
+    return tuple(Strategy.model_validate(one) for one in node.recipe["settings"]["strategies"])
+
+
 def _key(one: Evolved) -> tuple[bytes, bytes, str]:
     return one.prompt_id, one.parent, one.strategy
 
@@ -159,7 +162,7 @@ def _rewrite_all(plan: Plan, node: Node, progress: Progress) -> list[ShardRef]:
     known = Artifact(storage, f"{folder}/{source.name}").done(inputs)
     items = [(shard, inputs[shard.shard]) for shard in shards if shard.shard not in known]
     if items:
-        work = _rewriting_work(plan, spec, folder, selection)
+        work = _rewriting_work(plan, node, folder, selection)
         run_pool(work, items, progress, sizes={shard.key: chosen[shard.shard].rows for shard, _ in items})
     return shards
 
@@ -168,7 +171,7 @@ def _rewrite_all(plan: Plan, node: Node, progress: Progress) -> list[ShardRef]:
 class RewritingQuestions:
     """The chosen prompts of shards of groups as questions to vLLM, of which they make what `RewriteShards` does."""
 
-    strategies: tuple[str, ...]
+    strategies: tuple[Strategy, ...]
     storage: Storage
     selection: str
     folder: str
@@ -197,14 +200,14 @@ def _chosen(storage: Storage, selection: str, source: str, shard: str) -> pa.Tab
     return chosen_prompts(groups, Artifact(storage, f"{selection}/{source}").read(shard, ["prompt_id"]))
 
 
-def _rewriting_work(plan: Plan, spec: EvolvedPrompts, folder: str, selection: str) -> Work:
+def _rewriting_work(plan: Plan, node: Node, folder: str, selection: str) -> Work:
     """How the engine that the configuration names rewrites what was chosen."""
-    made, storage = plan.made, plan.storage
+    spec, made, storage = node.spec, plan.made, plan.storage
     assert made is not None, "prompts are evolved for a corpus that is made"
     policy = loading(find_model(plan, made.policy))
     options = rewriting_options(made.generation, spec.evolve)
     said: dict[str, Any] = {
-        "strategies": tuple(spec.evolve.strategies),
+        "strategies": _strategies(node),
         "storage": storage,
         "selection": selection,
         "folder": folder,
@@ -228,7 +231,7 @@ class Checks:
     storage: Storage
     answers: str
     """Folder of the answers, without the source."""
-    strategies: tuple[str, ...]
+    strategies: tuple[Strategy, ...]
     length_factor: float | None
     judges: tuple[dict[str, Any], ...]
     """Loading arguments of the models that must be able to read a new prompt."""
@@ -270,11 +273,10 @@ def _checked(shard: ShardRef, shared: tuple[Checks, Met]) -> list[Evolved | str]
         return all(one.encode_groups([(prompt, [answer])], strict=False)[0].status == ["ok"] for one in encoders)
 
     answers = Artifact(checks.storage, f"{checks.answers}/{shard.source}").read(shard.shard)
-    strategies = load_strategies(checks.strategies)
     return list(
         new_prompts(
             answers,
-            strategies,
+            checks.strategies,
             length_factor=checks.length_factor,
             excluded=met.excluded,
             seen=met.seen,

@@ -98,6 +98,8 @@ def chosen_rows(found: Sequence[Drawn], spec: SeedPrompts) -> dict[int, np.ndarr
         found: Of each shard in order. A prompt that stands in several is taken from the first.
         spec: How many, after how many.
     """
+    if not found:  # a part that no source is of
+        return {}
     hash_N = np.concatenate([one.hash_N for one in found])
     row_N = np.concatenate([one.row_N for one in found])
     shard_N = np.concatenate([np.full(len(one.row_N), place) for place, one in enumerate(found)])

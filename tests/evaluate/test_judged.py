@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import tiny_policies
@@ -14,6 +15,7 @@ from prefsel.config import EarlyStop, FormatOptions
 from prefsel.config.file import parse_config
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.evaluate.comparison import Comparison, compare_rewards
+from prefsel.evaluate.intervals import Values
 from prefsel.evaluate.judged import Answers, compared, joined, measured
 from prefsel.ingest.formats import prompt_adapter
 from prefsel.pipeline import why_ended
@@ -24,7 +26,6 @@ from prefsel.plan.nodes import make_plan
 from prefsel.schema import GROUPS
 from prefsel.score.divergence import DivergenceScorer
 from prefsel.score.function import FunctionScorer, reward_judge
-from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
 from prefsel.world.gold import gold
 
@@ -285,14 +286,15 @@ def test_questions_of_benchmarks_are_prompts(question: dict[str, Any]) -> None:
 
 
 def test_rounds_end_when_the_reward_no_longer_rises() -> None:
-    def report(mean: float) -> StageReport:
-        details = {"judges": {"gold": {"reward": {"mean": mean}}}}
-        return StageReport("evaluate", "m", "prompts", 1, 1, {}, 1, 1, 0.0, "", details=details)
+    def rewards(**of_prompts: float) -> Values:
+        names = [*of_prompts]
+        return Values(names, names, np.array([*of_prompts.values()]))
 
-    stop = EarlyStop(judge="gold", min_gain=0.1)
-    assert why_ended(stop, report(1.0), report(1.2)) == ""
-    told = why_ended(stop, report(1.0), report(1.05))
-    assert told == (
-        "the mean reward by gold changed by +0.05, from 1 to 1.05; another round needs a rise of more than 0.1"
+    stop, before = EarlyStop(judge="gold", min_gain=0.1), rewards(a=2.0, b=0.0)
+    assert why_ended(stop, before, rewards(a=2.2, b=0.2)) == ""
+    assert why_ended(stop, before, rewards(b=0.05, a=2.05)) == (
+        "the mean reward by gold changed by +0.05 over 2 prompts; another round needs a rise of more than 0.1"
     )
-    assert why_ended(stop, report(1.0), report(0.5))
+    # The hard prompt has no answer of use any more: the mean over what is left is 1 more, and nothing was gained.
+    assert "changed by +0 over 1 prompts" in why_ended(stop, before, rewards(a=2.0))
+    assert why_ended(stop, rewards(a=1.0), rewards(b=9.0)).startswith("no prompt has a reward by gold")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import unicodedata
 from typing import Any
 
 import pytest
@@ -90,6 +91,15 @@ def test_every_turn_of_the_user_counts_and_turns_stay_apart() -> None:
     different = [first, user("c"), user("a b c"), [*user("a"), *user("b c")], [*user("c"), *user("a b")]]
     assert len({text_key(one) for one in different}) == len(different)
     assert text_key(user("STRASSE")) == text_key(user("straße"))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+def test_the_encoding_of_a_text_makes_no_new_prompt(form: Any) -> None:
+    text = "Où est la ﬁn du café №１ ?"
+    assert text_key(user(unicodedata.normalize(form, text))) == text_key(user(text))
+    hidden = Excluded.of([user(unicodedata.normalize("NFC", ANSWER + " é"))])
+    answer = unicodedata.normalize("NFD", ANSWER + " é")
+    assert made(answer, excluded=hidden) == "excluded_prompt"
 
 
 def test_the_judge_is_asked_about_the_new_prompt_and_a_stub() -> None:

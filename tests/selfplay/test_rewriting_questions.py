@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,14 +14,14 @@ from prefsel.generate.engine import Response
 from prefsel.generate.requests import PolicyText
 from prefsel.generate.shard import PolicyAnswers
 from prefsel.schema import GROUPS, ID
-from prefsel.selfplay.shard import rewrite
+from prefsel.selfplay.shard import rewrite, rewritings
 from prefsel.selfplay.strategies import load_strategies, strategy_prompt
 from prefsel.stages.evolve import RewritingQuestions
 from prefsel.stages.vllm import ShardWork
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
 
-STRATEGIES = ("deepen", "breadth")
+STRATEGIES = tuple(load_strategies(["deepen", "breadth"]))
 IDS = [bytes([number]) * 16 for number in range(4)]
 PROMPTS: list[list[dict[str, str]]] = [
     [{"role": "user", "content": "Why is the sky blue?"}],
@@ -54,13 +56,12 @@ def test_shards_are_rewritten_alike_by_either_engine(tmp_path: Path) -> None:
     Artifact(storage, "selections/top/s").commit("a", chosen, made_from="x", attempt="1")
     questions = RewritingQuestions(STRATEGIES, storage, "selections/top", "rewritten/e")
     asked = questions.ask("s", "a")
-    first, second = load_strategies(STRATEGIES)
     assert [(one.prompt_id, list(one.samples)) for one in asked] == [
         *((IDS[0], [0]), (IDS[3], [0])),
         *((IDS[0], [1]), (IDS[3], [1])),
     ]
     assert [one.messages for one in asked] == [
-        strategy_prompt(strategy, PROMPTS[place]) for strategy in (first, second) for place in (0, 3)
+        strategy_prompt(strategy, PROMPTS[place]) for strategy in STRATEGIES for place in (0, 3)
     ]
     answers = [said(one.prompt_id, one.samples[0]) for one in asked]
     shard = ShardWork("s", "a", "hash", "attempt")
@@ -78,3 +79,13 @@ def test_shards_are_rewritten_alike_by_either_engine(tmp_path: Path) -> None:
         ("breadth", "no_user_turn", "not_asked"),
         ("breadth", "too_long", "not_asked"),
     ]
+
+
+def test_workers_need_no_file_of_a_strategy(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("{name: own, kind: depth, template: 'Longer: {prompt}'}")
+    own = load_strategies([str(file)])
+    file.write_text("{name: own, kind: depth, template: 'Shorter: {prompt}'}")
+    prompts = pa.table({"prompt_id": pa.array(IDS[:1], ID), "prompt": PROMPTS[:1]})
+    (asked,) = pickle.loads(pickle.dumps(partial(rewritings, strategies=own)))(prompts)
+    assert asked.messages == [{"role": "user", "content": "Longer: Why is the sky blue?"}]

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from prefsel.config import SelfPlay
 from prefsel.config.file import parse_config
 from prefsel.errors import UserError
-from prefsel.plan.check import check_names
+from prefsel.plan.check import check_names, check_rounds
 from prefsel.plan.made import EvolvedPrompts, SeedPrompts
 from prefsel.plan.nodes import make_plan
 from prefsel.plan.plan import Plan, in_order
@@ -118,11 +118,59 @@ def test_what_a_metric_needs_comes_from_the_round() -> None:
             {"pairs": {"kind": "by_generator", "strong": "a", "weak": "b"}},
             "selfplay.arm.pairs.strong: got .a.; valid: .policy",
         ),
+        (
+            {"beside": ["start"], "pairs": {"kind": "by_generator", "strong": "$policy", "weak": "start"}},
+            "selfplay.arm.pairs: .*valid: another model than 'start'",
+        ),
+        ({"prompts": {"part": "holdout"}}, "selfplay.arm.prompts.part: got 'holdout'; valid: train"),
     ],
 )
 def test_a_name_that_there_is_not_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         check_names(plan_of(tmp_path, ARM | change))
+
+
+GOODS = {"kind": "function", "function": "counting_judges:goods"}
+
+
+@pytest.mark.parametrize(
+    ("judges", "change", "told"),
+    [
+        (["start"], {}, "judges and policies: the name 'start' stands twice"),
+        (["arm-2"], {}, "judges and policies: the name 'arm-2' stands twice"),
+        (["a", "a"], {}, "judges and policies: the name 'a' stands twice"),
+        (["a"], {"pairs": {"kind": "confidence"}}, "selfplay.arm.judges: got 'rm_a'; valid: two rewards or more"),
+        (["a", "b"], {"pairs": {"kind": "confidence"}, "judge": "c"}, "selfplay.arm.judge: got 'c'; valid: a, b"),
+    ],
+)
+def test_judges_that_cannot_decide_are_refused(
+    tmp_path: Path, judges: list[str], change: dict[str, Any], told: str
+) -> None:
+    plan = plan_of(tmp_path, ARM | {"judges": [GOODS | {"name": name} for name in judges]} | change)
+    with pytest.raises(UserError, match=told):
+        check_rounds(plan, plan.config.selfplay[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"pairs": {"kind": "confidence"}}, "a"),
+        ({"pairs": {"kind": "confidence"}, "judge": "b"}, "b"),
+        ({"pairs": {"kind": "best_worst"}, "judge": "b"}, "b"),
+        ({"pairs": {"kind": "by_generator", "strong": "$policy", "weak": "other"}, "judge": "b"}, "b"),
+    ],
+)
+def test_the_metric_reads_the_reward_that_decides(tmp_path: Path, change: dict[str, Any], found: str) -> None:
+    models = [{"kind": "scratch_policy", "name": name} for name in ("start", "other")]
+    judges = [GOODS | {"name": name} for name in ("a", "b")]
+    first, *_ = played(plan_of(tmp_path, ARM | {"judges": judges, "beside": ["other"]} | change, models=models))
+    assert first.config.metrics[0].params == {"rm": found, "policy": "start"}
+
+
+def test_answers_are_kept_by_model_and_sampling_and_not_by_who_asks(tmp_path: Path) -> None:
+    asked = [{"name": "a", "model": "start", "prompts": {"count": 3}}, {"name": "b", "model": "start"}]
+    settings = [spec.recipe_settings() for spec in plan_of(tmp_path, generate=asked).config.generate]
+    assert settings == [SelfPlay.model_validate(ARM).generation.recipe_settings()] * 2
 
 
 def test_a_round_may_not_be_called_like_a_model(tmp_path: Path) -> None:
@@ -140,6 +188,7 @@ def test_a_round_may_not_be_called_like_a_model(tmp_path: Path) -> None:
         ({"generation": {"samples": 1}}, "a pair needs at least 2"),
         ({"generation": {"temperature": 0}}, "all samples are equal"),
         ({"rounds": 1, "train": None, "mixed_with": "best"}, "only used where a round trains"),
+        ({"stop": {"judge": "gold", "min_gain": float("nan")}}, "finite number"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(change: dict[str, Any], told: str) -> None:
@@ -166,6 +215,7 @@ def test_prompts_are_drawn_by_hash_each_once() -> None:
     after = {place: rows.tolist() for place, rows in chosen_rows(shards, seeds(2, skip=2)).items()}
     assert after == {0: [0, 2]}
     assert chosen_rows(shards, seeds(2, skip=4)) == {}
+    assert chosen_rows([], seeds(None)) == {}
 
 
 def test_rounds_draw_without_replacement_whatever_the_shards() -> None:
