@@ -68,10 +68,15 @@ def evaluation_node(plan: Plan, name: str) -> Node:
             "baseline": other.made.policy if other else None,
             "pairwise": [pairwise_settings(one) for one in options.pairwise] if other else [],
             "warned": list(warnings(plan).values()),
-        }
+        } | _counted(made)
         return recipe("evaluate", settings, upstream=node.upstream)
 
     return Node("evaluation", name, made, tuple(needs), write_recipe, "evaluations")
+
+
+def _counted(made: Made) -> dict[str, str]:
+    """Stands in recipes of several samples, of which earlier versions counted a text once however often it came."""
+    return {"repeated": "counted"} if made.generation.samples > 1 else {}
 
 
 def pairwise_settings(judge: PairwiseFunction) -> dict[str, str]:
@@ -84,7 +89,7 @@ def verdicts_path(plan: Plan, judge: PairwiseFunction) -> str:
     made, evaluated = evaluated_of(plan)
     other = evaluated.baseline
     ours, theirs = plan.node("groups", made.answers), other.node("groups", other.made.answers)
-    settings = {key: value for key, value in pairwise_settings(judge).items() if key != "name"}
+    settings = {key: value for key, value in pairwise_settings(judge).items() if key != "name"} | _counted(made)
     made_of = recipe("verdicts", settings, upstream={"ours": ours.path, "theirs": theirs.path})
     return f"verdicts/{judge.name}@{fingerprint(made_of)}"
 
