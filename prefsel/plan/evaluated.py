@@ -27,7 +27,8 @@ def reward_columns(plan: Plan) -> dict[str, str]:
     """The rewards of an evaluation's judges: column → label of the scorer that makes it.
 
     Raises:
-        UserError: a judge makes other columns than rewards, or two make the same one.
+        UserError: a judge makes other columns than rewards, two make the same one, or one that a pairwise judge is
+            called like.
     """
     options, found = plan.root.config.evaluate, dict[str, str]()
     assert options is not None, "asked of configurations that evaluate"
@@ -38,6 +39,8 @@ def reward_columns(plan: Plan) -> dict[str, str]:
                 why = "is made twice" if column in found else "is no reward (`rm_…`)"
                 raise UserError(f"evaluate.judges: column {column!r} of {judge.label!r} {why}")
             found[column] = judge.label
+    if twice := [one.name for one in options.pairwise if f"rm_{one.name}" in found]:
+        raise UserError(f"evaluate.pairwise: the name {twice[0]!r} is that of a reward already; names must differ")
     return found
 
 
