@@ -178,8 +178,12 @@ class Between(Options):
             )
         if "length_bin" in (self.by or ()):
             raise ValueError("by: got length_bin, whose bins depend on the data; valid: source, aspect, carried fields")
-        if isinstance(self.low, float) and isinstance(self.high, float) and self.low > self.high:
-            raise ValueError(f"low must not be above high: got low={self.low}, high={self.high}")
+        named = {name for one in (self.low, self.high) if isinstance(one, dict) for name in one}
+        for stratum in sorted(named) if self.by else [""]:
+            low, high = (one.get(stratum) if isinstance(one, dict) else one for one in (self.low, self.high))
+            if low is not None and high is not None and low > high:
+                of = f" of {stratum}" if stratum else ""
+                raise ValueError(f"low must not be above high: got low={low}, high={high}{of}")
         return self
 
     def limits(self, stratum: str) -> tuple[float, float]:

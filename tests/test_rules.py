@@ -139,6 +139,10 @@ FUSE = {"kind": "fuse", "scores": ["a", "b"], "how": "rank", "ratio": 0.3}
         ({"kind": "dedupe", "by": "prompt"}, "rule: required, but missing"),
         ({"kind": "threshold", "score": "s"}, "needs low, high, or both"),
         ({"kind": "threshold", "score": "s", "low": 2, "high": 1}, "low must not be above high: got low=2.0, high=1.0"),
+        (
+            {"kind": "threshold", "score": "s", "by": "source", "low": 2, "high": {"hh": 3, "uf": 1}},
+            "low must not be above high: got low=2.0, high=1.0 of uf",
+        ),
         ({"kind": "threshold", "score": "s", "low": {"hh": 1}}, "low: a table of values needs by"),
         ({"kind": "threshold", "score": "s", "low": 1, "by": "source"}, "by: needs a table as low or high"),
         (

@@ -167,17 +167,25 @@ def _rewarded(judge: str, ours: Answers, theirs: Answers | None) -> tuple[Answer
                 f"evaluate.judges: {judge!r} gave none of the {_size(answers.texts)} answers of {answers.model!r} a "
                 "reward; what its columns leave out says why (`too_long`: it needs a larger max_length, or truncation)"
             )
-    if other is not None:
+    told = _unjudged(judge, own, ours, "its")
+    if other is not None and theirs is not None:
+        told += _unjudged(judge, other, theirs, f"{theirs.model}'s")
         both = own.texts.keys() & other.texts.keys()
         if not both:
             raise UserError(
                 f"evaluate.judges: {judge!r} gave answers of both {ours.model!r} and {other.name!r} a reward for no "
                 "prompt; what its columns leave out says why"
             )
+        if apart := len(own.texts.keys() ^ other.texts.keys()):
+            told.append(f"judge {judge!r} leaves out {apart} prompts, of which it read the answers of one model alone")
         own, other = _only(own, both), _only(other, both)
-    lost = _size(ours.texts) - _size(own.texts)
-    told = f"judge {judge!r} says nothing of {lost} of its {_size(ours.texts)} answers"
-    return own, other, [told] if lost else []
+    return own, other, told
+
+
+def _unjudged(judge: str, judged: Answered, answers: Answers, whose: str) -> list[str]:
+    """What to tell where a judge gave some answers no reward."""
+    lost = _size(answers.texts) - _size(judged.texts)
+    return [f"judge {judge!r} says nothing of {lost} of {whose} {_size(answers.texts)} answers"] if lost else []
 
 
 def _only(answered: Answered, prompts: Any) -> Answered:

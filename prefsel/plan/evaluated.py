@@ -27,7 +27,8 @@ def reward_columns(plan: Plan) -> dict[str, str]:
     """The rewards of an evaluation's judges: column → label of the scorer that makes it.
 
     Raises:
-        UserError: a judge makes other columns than rewards, or two make the same one.
+        UserError: a judge makes other columns than rewards, two make the same one, or one that a pairwise judge is
+            called like.
     """
     options, found = plan.root.config.evaluate, dict[str, str]()
     assert options is not None, "asked of configurations that evaluate"
@@ -38,6 +39,8 @@ def reward_columns(plan: Plan) -> dict[str, str]:
                 why = "is made twice" if column in found else "is no reward (`rm_…`)"
                 raise UserError(f"evaluate.judges: column {column!r} of {judge.label!r} {why}")
             found[column] = judge.label
+    if twice := [one.name for one in options.pairwise if f"rm_{one.name}" in found]:
+        raise UserError(f"evaluate.pairwise: the name {twice[0]!r} is that of a reward already; names must differ")
     return found
 
 
@@ -68,10 +71,15 @@ def evaluation_node(plan: Plan, name: str) -> Node:
             "baseline": other.made.policy if other else None,
             "pairwise": [pairwise_settings(one) for one in options.pairwise] if other else [],
             "warned": list(warnings(plan).values()),
-        }
+        } | _counted(made)
         return recipe("evaluate", settings, upstream=node.upstream)
 
     return Node("evaluation", name, made, tuple(needs), write_recipe, "evaluations")
+
+
+def _counted(made: Made) -> dict[str, str]:
+    """Stands in recipes of several samples, of which earlier versions counted a text once however often it came."""
+    return {"repeated": "counted"} if made.generation.samples > 1 else {}
 
 
 def pairwise_settings(judge: PairwiseFunction) -> dict[str, str]:
@@ -84,7 +92,7 @@ def verdicts_path(plan: Plan, judge: PairwiseFunction) -> str:
     made, evaluated = evaluated_of(plan)
     other = evaluated.baseline
     ours, theirs = plan.node("groups", made.answers), other.node("groups", other.made.answers)
-    settings = {key: value for key, value in pairwise_settings(judge).items() if key != "name"}
+    settings = {key: value for key, value in pairwise_settings(judge).items() if key != "name"} | _counted(made)
     made_of = recipe("verdicts", settings, upstream={"ours": ours.path, "theirs": theirs.path})
     return f"verdicts/{judge.name}@{fingerprint(made_of)}"
 

@@ -27,7 +27,7 @@ PROMPTS = "prompts.parquet"
 
 
 def evaluated_sections(
-    storage: Storage, reports: Sequence[StageReport], examples: int, rounds: Mapping[str, tuple[str, int]]
+    storage: Storage, reports: Sequence[StageReport], examples: int, rounds: Mapping[str, tuple[str, int, str]]
 ) -> list[dict[str, Any]]:
     """What the page shows of each evaluation, as plain values.
 
@@ -35,18 +35,18 @@ def evaluated_sections(
         storage: The workspace.
         reports: Of the run's stages; others than evaluations are left out.
         examples: Prompts whose answers are shown beside those of the baseline.
-        rounds: Model → the self-play whose round trained it, and which one.
+        rounds: Model → the self-play whose round trained it, which one, and the policy that it began with.
     """
     found = []
     for report in reports:
         if report.stage == "evaluate":
             details = {key: value for key, value in report.details.items() if key not in ("warnings", "shards")}
             shown = side_by_side(storage, report, examples) if examples and details["baseline"] else []
-            arm, number = rounds.get(report.name, (None, None))
+            arm, number, first = rounds.get(report.name, (None, None, None))
             found.append(
                 details
                 | {"num_prompts": report.rows_out, "dropped": report.dropped, "examples": shown}
-                | {"arm": arm, "round": number}
+                | {"arm": arm, "round": number, "first": first}
             )
     return found
 
@@ -124,6 +124,8 @@ def rewards(found: Sequence[Mapping[str, Any]]) -> Table:
             notes += [one.removeprefix(f"judge {judge!r} ") for one in warned if "also chose" not in one]
             if is_number(turned := wins.get("num_inconsistent")) and turned:
                 notes.append(f"{percent(turned, raw.get('num_items'))} of the verdicts turn with the order")
+            if controlled and wins.get("is_extrapolated"):
+                notes.append("one model's answers are all the longer ones: equal lengths were not seen")
             shown = gain or ({**raw, **_around_half(raw)} if raw else {})
             rows.append(
                 [
@@ -200,12 +202,13 @@ def _interval(found: Mapping[str, Any], shown: Any) -> str:
 
 def points(found: Iterable[Mapping[str, Any]], judge: str) -> list[dict[str, Any]]:
     """What a plot needs of each model by one judge: `model`, `reward`, `difference` (estimates), `kl` per answer."""
-    rows = []
+    found = list(found)
+    baselines, rows = {one.get("baseline") for one in found}, []
     for one in found:
         record = (one.get("judges") or {}).get(judge) or {}
         kl = ((record.get("kl") or {}).get("per_response") or {}).get("mean")
-        # The baseline is no distance from itself.
-        kl = 0.0 if kl is None and one.get("baseline") is None else kl
+        # A baseline is no distance from itself; a model that is compared with none has none.
+        kl = 0.0 if kl is None and one.get("baseline") is None and one.get("model") in baselines else kl
         shown = {"reward": record.get("reward"), "difference": record.get("reward_difference"), "kl": kl}
         rows.append({"model": text_of(one.get("model"))} | shown)
     return rows

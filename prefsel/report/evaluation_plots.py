@@ -77,9 +77,11 @@ def _divergence_figure(judge: str, rows: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def rewards_by_round(found: Sequence[Mapping[str, Any]]) -> list[Markup]:
-    """For every judge the reward of each round's model minus that of the first policy, a line per self-play.
+    """For every judge the reward of each round's model minus that of its baseline, a line per self-play.
 
-    A judge that the rounds were selected by, and one that they never saw, part where only the first is pleased.
+    Round 0 is the policy that the rounds began with: 0 where it is the baseline, else what its own evaluation says, if
+    there is one. A judge that the rounds were selected by, and one that they never saw, part where only the first is
+    pleased.
     """
     by_arm: dict[str, list[Mapping[str, Any]]] = {}
     for one in found:
@@ -93,21 +95,40 @@ def rewards_by_round(found: Sequence[Mapping[str, Any]]) -> list[Markup]:
             figure, axes = new_figure(height=2.2 + 0.2 * -(-len(by_arm) // 2))
             for place, (arm, models) in enumerate(by_arm.items()):
                 colour, marker = SERIES[place % len(SERIES)], "os^Dvx"[place // len(SERIES) % 6]
-                rounds, means = [0], [0.0]
-                for one, shown in zip(models, points(models, judge)):
-                    gain = shown["difference"] or {}
-                    if is_number(gain.get("mean")):
-                        rounds.append(one["round"])
-                        means.append(gain["mean"])
-                        ends = [gain.get(end) for end in ("low", "high")]
-                        if all(map(is_number, ends)):
-                            axes.plot([one["round"]] * 2, ends, color=colour, linewidth=1.0, alpha=0.5)
+                course = gains_by_round(found, models, judge)
+                for number, gain in course:
+                    ends = [gain.get(end) for end in ("low", "high")]
+                    if all(map(is_number, ends)):
+                        axes.plot([number] * 2, ends, color=colour, linewidth=1.0, alpha=0.5)
+                means = [gain["mean"] for _, gain in course]
+                rounds = [number for number, _ in course]
                 axes.plot(rounds, means, marker=marker, color=colour, markersize=4, label=f"\u200b{arm}")
             axes.axhline(0, color=MUTED, linewidth=0.8, linestyle=":")
             axes.set_xlabel("round")
-            axes.set_ylabel(f"reward by {judge}, gained")
+            axes.set_ylabel(f"reward by {judge}, minus the baseline's")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axes.grid(axis="y")
             figure.legend(loc="outside lower center", ncols=2, handlelength=1.4)
-            figures.append(as_svg(figure, f"Reward by {judge} gained over the first policy, by round"))
+            figures.append(as_svg(figure, f"Reward by {judge} of each round's model minus that of its baseline"))
     return figures
+
+
+def gains_by_round(
+    found: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]], judge: str
+) -> list[tuple[int, Mapping[str, Any]]]:
+    """Rounds and their differences to the baseline, round 0 first where it is known.
+
+    Args:
+        found: All evaluations.
+        models: Those of one self-play.
+        judge: Whose rewards.
+    """
+    first, baseline = (models[0].get(key) for key in ("first", "baseline"))
+    course: list[tuple[int, Mapping[str, Any] | None]] = []
+    if first is not None and first == baseline:
+        course.append((0, {"mean": 0.0}))
+    for one, shown in zip(found, points(found, judge)):
+        if one.get("model") == first and one.get("baseline") == baseline:
+            course.append((0, shown["difference"]))
+    course += [(one["round"], shown["difference"]) for one, shown in zip(models, points(models, judge))]
+    return [(number, gain) for number, gain in course if gain and is_number(gain.get("mean"))]

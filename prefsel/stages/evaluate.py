@@ -19,6 +19,7 @@ from prefsel.evaluate.comparison import Comparison, compare_pairwise, merged
 from prefsel.evaluate.judged import Answers, Measured, Numbers, compared, joined, measured
 from prefsel.evaluate.preference import HeldOut, held_out, margins_of
 from prefsel.evaluate.table import as_json, summary
+from prefsel.generate.samples import REPEATED, sample_places
 from prefsel.plan.columns import column_names
 from prefsel.plan.evaluated import evaluated_of, reward_columns, verdicts_path, warnings
 from prefsel.plan.models import model_nodes
@@ -127,11 +128,13 @@ def _plans(plan: Plan) -> dict[str, Plan]:
 
 
 def _answer_counts(plan: Plan) -> dict[str, Any]:
-    """Responses that a model was asked for, and those without use by reason."""
+    """Responses that a model was asked for, and those that nothing is measured of, by reason."""
     source = _source(plan)
     known = Artifact(plan.storage, f"groups/{source}").entries()
     infos = [known[shard.shard].info for shard in plan.catalog.shards]
-    return {"asked": sum(info["asked"] for info in infos), "dropped": merge_counts(info["dropped"] for info in infos)}
+    dropped = merge_counts(info["dropped"] for info in infos)
+    dropped.pop(REPEATED, None)
+    return {"asked": sum(info["asked"] for info in infos), "dropped": dropped}
 
 
 def _source(plan: Plan) -> str:
@@ -170,22 +173,31 @@ def _read(plan: Plan, labels: Sequence[str]) -> Answers:
 
 
 def _read_shard(shard: str, asked_for: _Asked) -> Answers:
-    groups = Artifact(asked_for.storage, f"groups/{asked_for.source}").read(
-        shard, ["prompt_id", "completions", "responses"]
-    )
-    rows = groups.to_pylist()
+    rows, places = _said(asked_for.storage, asked_for.source, shard)
     ids = [row["prompt_id"].hex() for row in rows]
     columns: dict[str, Numbers] = {}
     for folder, names in asked_for.columns:
         table = Artifact(asked_for.storage, f"{folder}/{asked_for.source}").read(shard, ["prompt_id", *names])
-        columns |= {name: dict(zip(ids, table[name].to_pylist())) for name in names}
+        for name in names:
+            many = zip(table[name].to_pylist(), places)
+            columns[name] = dict(zip(ids, ([numbers[place] for place in samples] for numbers, samples in many)))
+    said = list(zip(ids, rows, places))
     return Answers(
         asked_for.model,
-        {key: [answer_text(one["messages"]) for one in row["completions"]] for key, row in zip(ids, rows)},
-        {key: [float(one["num_tokens"]) for one in row["responses"]] for key, row in zip(ids, rows)},
+        {key: [answer_text(row["completions"][n]["messages"]) for n in samples] for key, row, samples in said},
+        {key: [float(row["responses"][n]["num_tokens"]) for n in samples] for key, row, samples in said},
         columns,
         dict.fromkeys(ids, shard),
     )
+
+
+def _said(storage: Storage, source: str, shard: str) -> tuple[list[dict[str, Any]], list[list[int]]]:
+    """The groups of a shard, and of each the completions that the samples said, one as often as it was said."""
+    names = ["prompt_id", "prompt", "completions", "responses"]
+    rows = Artifact(storage, f"groups/{source}").read(shard, names).to_pylist()
+    refused = Artifact(storage, f"quarantine/{source}").read(shard, ["reason", "raw"])
+    found = sample_places(rows, zip(refused["reason"].to_pylist(), refused["raw"].to_pylist()))
+    return rows, [found[row["prompt_id"]] for row in rows]
 
 
 class _Beside(NamedTuple):
@@ -239,14 +251,15 @@ def _judge_shard(item: tuple[str, str], beside: _Beside) -> None:
 
 def _rows_beside(shard: str, beside: _Beside) -> list[tuple[str, Any, str, str]]:
     """Every answer of ours beside every one of theirs to the same prompt: id, prompt, ours, theirs."""
-    tables = [
-        Artifact(beside.storage, f"groups/{source}").read(shard, ["prompt_id", "prompt", "completions"]).to_pylist()
-        for source in beside.sources
-    ]
-    theirs = {row["prompt_id"]: row["completions"] for row in tables[1]}
+    said = []
+    for source in beside.sources:
+        rows, places = _said(beside.storage, source, shard)
+        texts = ([answer_text(row["completions"][n]["messages"]) for n in many] for row, many in zip(rows, places))
+        said.append({row["prompt_id"]: (row["prompt"], answers) for row, answers in zip(rows, texts)})
+    ours, theirs = said
     return [
-        (row["prompt_id"].hex(), asked(row["prompt"]), answer_text(our["messages"]), answer_text(their["messages"]))
-        for row in tables[0]
-        for our in row["completions"]
-        for their in theirs.get(row["prompt_id"], ())
+        (prompt_id.hex(), asked(prompt), our, their)
+        for prompt_id, (prompt, answers) in ours.items()
+        for our in answers
+        for their in theirs.get(prompt_id, (None, ()))[1]
     ]

@@ -219,10 +219,10 @@ def _policy_sections(plan: Plan, trained: Sequence[StageReport]) -> tuple[list[d
     return sections, accuracy
 
 
-def _models_of_rounds(plan: Plan) -> dict[str, tuple[str, int]]:
-    """Model → the self-play whose round trains it, and which one, from 1."""
+def _models_of_rounds(plan: Plan) -> dict[str, tuple[str, int, str]]:
+    """Model → the self-play whose round trains it, which one, from 1, and the policy that it began with."""
     return {
-        arm.trained_in(number): (arm.name, number)
+        arm.trained_in(number): (arm.name, number, arm.policy)
         for arm in plan.config.selfplay
         for number in range(1, arm.rounds + 1)
     }

@@ -11,7 +11,7 @@ import pytest
 import tiny_policies
 from transformers import AutoTokenizer
 
-from prefsel.config import EarlyStop, FormatOptions
+from prefsel.config import EarlyStop, FormatOptions, PairwiseFunction
 from prefsel.config.file import parse_config
 from prefsel.errors import NonFiniteError, UserError
 from prefsel.evaluate.comparison import Comparison, compare_rewards
@@ -20,7 +20,7 @@ from prefsel.evaluate.judged import Answers, compared, joined, measured
 from prefsel.ingest.formats import prompt_adapter
 from prefsel.pipeline import why_ended
 from prefsel.plan.check import check_names
-from prefsel.plan.evaluated import warnings
+from prefsel.plan.evaluated import reward_columns, warnings
 from prefsel.plan.evaluations import baseline_of, evaluation_plan, finals, models_to_evaluate, used_columns
 from prefsel.plan.nodes import make_plan
 from prefsel.schema import GROUPS
@@ -64,6 +64,17 @@ def test_numbers_by_hand() -> None:
     assert rows["baseline_reward_j"] == [2.0, 3.0, 0.0]
     assert rows["win_j"] == [0.5, 0.25, 1.0]
     assert rows["num_tokens"] == [1.5, 1.0, 1.5]
+
+
+def test_what_a_judge_did_not_read_is_told_of_both_models() -> None:
+    ours = answers("m", {"a": [3.0, 1.0], "b": [2.0], "c": [0.5]})
+    theirs = answers("b", {"a": [2.0, None], "b": [None, None], "c": [0.0]})
+    judge = record(ours, theirs).judges["j"]
+    assert (judge.num_prompts, judge.num_answers) == (2, 3)
+    assert judge.warnings == (
+        "judge 'j' says nothing of 3 of b's 5 answers",
+        "judge 'j' leaves out 1 prompts, of which it read the answers of one model alone",
+    )
 
 
 def test_what_is_told_of_a_judge_stands_with_it() -> None:
@@ -225,6 +236,22 @@ def test_every_trained_policy_is_evaluated_against_what_it_started_from(tmp_path
     )
     assert models_to_evaluate(chosen) == ["base", "other"]
     assert [baseline_of(chosen, name) for name in ("base", "other", "dpo")] == ["other", None, "other"]
+
+
+def test_a_pairwise_judge_is_not_called_like_a_reward(tmp_path: Path) -> None:
+    plan = make_plan(parse_config(table(tmp_path)), Storage(str(tmp_path)))
+    duel = PairwiseFunction(name="harmless", function="counting_judges:more_goods")
+    options = plan.config.evaluate.model_copy(update={"pairwise": [duel]})  # type: ignore[union-attr]
+    (column, *_) = reward_columns(plan)
+    same = duel.model_copy(update={"name": column.removeprefix("rm_")})
+    for one, is_refused in ((duel, False), (same, True)):
+        changed = plan.config.model_copy(update={"evaluate": options.model_copy(update={"pairwise": [one]})})
+        other = make_plan(changed, Storage(str(tmp_path)))
+        if is_refused:
+            with pytest.raises(UserError, match=r"evaluate\.pairwise: the name .* is that of a reward already"):
+                reward_columns(other)
+        else:
+            assert column in reward_columns(other)
 
 
 def test_a_judge_that_chose_the_pairs_is_told(tmp_path: Path) -> None:

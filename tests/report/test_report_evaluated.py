@@ -92,6 +92,30 @@ def test_rounds_have_a_course_when_there_are_two() -> None:
     assert evaluation_plots.rewards_by_round(played[:2]) == evaluation_plots.rewards_by_round(FOUND) == []
 
 
+def test_round_zero_is_what_is_known_of_the_first_policy() -> None:
+    def course(*others: dict[str, Any], first: str) -> list[tuple[int, float]]:
+        played = [model(f"arm-{n}", 0.1 * n, arm="arm", round=n, first=first) for n in (1, 2)]
+        found = evaluation_plots.gains_by_round([*others, *played], played, "gold")
+        return [(number, gain["mean"]) for number, gain in found]
+
+    assert course(model("base"), first="base") == [(0, 0.0), (1, 0.1), (2, 0.2)]
+    # Compared with another model than the rounds began with: no difference of 0, but the first policy's own.
+    assert course(model("base"), first="sft") == [(1, 0.1), (2, 0.2)]
+    assert course(model("base"), model("sft", -0.3), first="sft") == [(0, -0.3), (1, 0.1), (2, 0.2)]
+
+
+def test_a_model_without_a_baseline_is_at_no_distance() -> None:
+    assert [one["kl"] for one in points([*FOUND, model("alone")], "gold")] == [0.0, 2.0, None]
+
+
+def test_a_rate_at_lengths_that_were_not_seen_is_told() -> None:
+    found = model("tuned", 0.5)
+    found["judges"]["gold"]["win_rate"] |= {"is_extrapolated": True}
+    assert row(rewards([found]), 0)["Note"].endswith(
+        "; one model's answers are all the longer ones: equal lengths were not seen"
+    )
+
+
 def test_answers_stay_text() -> None:
     example = {"prompt_id": "00", "prompt": "<b>?", "answer": "<script>x</script>", "baseline": "plain", "numbers": {}}
     page = render(
