@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from prefsel.config import GenerationOptions
-from prefsel.errors import TemplateError
+from prefsel.errors import UserError
 from prefsel.generate.engine import Response
 from prefsel.generate.quality import why_unused
 from prefsel.ingest.identity import completion_id
@@ -64,11 +64,9 @@ def prompt_tokens(encoder: Encoder, prompt: Messages, *, max_length: int, max_ne
     """
     try:
         group = encoder.encode_group(prompt, [])
-    except TemplateError as error:
+    except UserError as error:  # of the template, or because nothing is left of the prompt
         return Refusal("template_error", str(error))
     tokens = group.prompt_tokens
-    if not tokens:
-        return Refusal("template_error", "the template writes nothing of the prompt")
     if len(tokens) + max_new_tokens > max_length:
         return Refusal("too_long", f"{len(tokens)} tokens and {max_new_tokens} new ones, max_length {max_length}")
     return tokens

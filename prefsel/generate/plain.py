@@ -25,6 +25,10 @@ from prefsel.models.architecture import model_shape, unwrapped
 from prefsel.models.logps import model_device
 from prefsel.models.rotary import reset
 
+SINGLE = ("rwkv",)
+"""Model types whose rows transformers mixes: RWKV adds states [B, D] to tokens [B, 1, D], of which every row gets all.
+Three equal rows answered otherwise than one alone, from the second token on."""
+
 
 def run(
     model: nn.Module,
@@ -52,6 +56,7 @@ def run(
     """
     counters: dict[str, float] = defaultdict(float)
     shape = model_shape(model)
+    most_rows = 1 if unwrapped(model).config.model_type in SINGLE else most_rows
     longest_first = sorted(rows, key=lambda row: -len(prompts[row.prompt]))
     for length, group in groupby(longest_first, key=lambda row: len(prompts[row.prompt])):
         equal = list(group)

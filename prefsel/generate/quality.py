@@ -18,9 +18,13 @@ LONGEST_PERIOD = 64
 FEWEST_TURNS = 4
 """Times that it must say it."""
 
+LONGEST_RULE = 120
+"""Marks of a drawn line, such as the frame of a table; a longer run is a model that says nothing else."""
+
 # Thai to Tibetan, Burmese, Khmer, kana, Chinese characters.
 _SPACELESS = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _UNIT = re.compile(rf"[{_SPACELESS}]|[^\W{_SPACELESS}]+|[^\w\s]")
+_RULE = re.compile(r"([-=*#.~+─━═—·])\1{3,}")
 
 
 class Said(Protocol):
@@ -52,11 +56,12 @@ def why_unused(
             loop. None: any may repeat itself.
     """
     reasons: list[str | None] = []
-    seen: set[str] = set()
+    kept: set[str] = set()
     for one in responses:
-        reason = _why_alone(one, drop_cut, max_repetition)
-        reasons.append(reason or ("duplicate_response" if one.text in seen else None))
-        seen.add(one.text)
+        reason = _why_alone(one, drop_cut, max_repetition) or ("duplicate_response" if one.text in kept else None)
+        reasons.append(reason)
+        if not reason:
+            kept.add(one.text)
     return reasons
 
 
@@ -68,10 +73,16 @@ def _why_alone(one: Said, drop_cut: bool, max_repetition: float | None) -> str |
     if drop_cut and one.stop == "length":
         return "cut_off"
     if max_repetition is not None:
-        units = _UNIT.findall(one.text.lower())
+        units = units_of(one.text)
         if repetition(units) > max_repetition or ends_in_loop(units):
             return "repetitive"
     return None
+
+
+def units_of(text: str) -> list[str]:
+    """The units of a text, in lower case; a drawn line is one unit, however long it is."""
+    drawn = _RULE.sub(lambda found: found[0] if len(found[0]) > LONGEST_RULE else found[1], text)
+    return _UNIT.findall(drawn.lower())
 
 
 def repetition(units: Sequence[str]) -> float:

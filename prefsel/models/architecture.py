@@ -72,7 +72,7 @@ def supports_packing(model: nn.Module) -> tuple[bool, str]:
         return False, f"model type {config.model_type!r} is not among the tested: {', '.join(PACKED_MODEL_TYPES)}"
     if not type(model).__module__.startswith("transformers."):
         return False, f"{type(model).__name__} is not transformers' own code"
-    if not getattr(config, "is_causal", True):
+    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None):
         return False, "its attention is bidirectional"
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     if layers != {"full_attention"} or getattr(config, "sliding_window", None) is not None:

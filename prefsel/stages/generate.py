@@ -170,7 +170,8 @@ def generate(plan: Plan, node: Node, progress: Progress) -> StageReport:
     inputs = {name: content for name, content in summary.details["shards"]}
     source = node.path.removeprefix("groups/")
     artifact = Artifact(plan.storage, node.path)
-    pending = {name: made_from for name, made_from in inputs.items() if name not in artifact.done(inputs)}
+    before = artifact.done(inputs)
+    pending = {name: made_from for name, made_from in inputs.items() if name not in before}
     if pending:
         work = answering_work(plan, node, prompts)
         items = [(ShardRef(source, name, "", number), pending[name]) for number, name in enumerate(pending)]

@@ -22,6 +22,8 @@ SLOW = {
     ),
     "soft-capping and windows": ("gemma2", {"sliding_window": 8}, "gemma2"),
     "state space": ("mamba", {"num_key_value_heads": None}, "mamba"),
+    "rows that are mixed": ("rwkv", {"attention_hidden_size": 32}, "rwkv"),
+    "looks ahead": ("gemma", {"head_dim": 8, "use_bidirectional_attention": True}, "bidirectional"),
 }
 
 

@@ -45,6 +45,38 @@ def test_the_first_of_equal_responses_stays_and_a_bad_one_keeps_its_own_reason()
     assert why_unused([Said("no " * 200), Said("no " * 200)]) == ["repetitive", "repetitive"]
 
 
+def test_a_response_is_no_duplicate_of_one_that_is_not_kept():
+    responses = [Said("Yes.", "length"), Said("Yes."), Said("Yes.")]
+    assert why_unused(responses, drop_cut=True) == ["cut_off", None, "duplicate_response"]
+    assert why_unused(responses) == [None, *["duplicate_response"] * 2]
+
+
+TABLE = """The rows of the table of all employees:
+
++----+----------+--------+
+| id | name     | salary |
++----+----------+--------+
+|  1 | Alice    |  50000 |
+|  2 | Bob      |  61000 |
++----+----------+--------+"""
+PADDED = f"""| Feature | Basic | Pro |
+|{"-" * 40}|{"-" * 30}|{"-" * 30}|
+| Storage | 10 GB | 1 TB |
+| Users | 1 | unlimited |"""
+HEADINGS = f"RESUME\n{'=' * 60}\nName: Ada\n{'=' * 60}\nWork: mathematics and engines, taught by others.\n{'-' * 60}"
+CONTENTS = f"1. Introduction {'.' * 40} 3\n2. Methods {'.' * 46} 7\n3. Results {'.' * 46} 12"
+
+
+@pytest.mark.parametrize("text", [TABLE, PADDED, HEADINGS, CONTENTS])
+def test_drawn_lines_are_no_repetition(text):
+    assert why_unused([Said(text)]) == [None]
+
+
+@pytest.mark.parametrize("text", ["!" * 200, "." * 200, "=" * 121, "- " * 40, f"so it is {'-' * 200}", "a-" * 40])
+def test_a_model_that_says_one_mark_only_is_found(text):
+    assert why_unused([Said(text)]) == ["repetitive"]
+
+
 def test_repetition_is_the_share_of_runs_of_four_that_came_before():
     assert repetition(WORDS[:100]) == 0
     # 16 units three times: 45 runs, of which 16 are different (the runs across the seam repeat, too).

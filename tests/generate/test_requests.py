@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from prefsel.config import GenerationOptions
 from prefsel.errors import IntegrityError, UserError
-from prefsel.generate.answered import Refusal
+from prefsel.generate.answered import Refusal, prompt_tokens
 from prefsel.generate.requests import (
     PolicyText,
     Question,
@@ -55,6 +55,14 @@ def test_a_request_has_our_tokens_our_stops_and_a_seed_of_its_own() -> None:
     # Nothing else: whatever is not named here is vLLM's own default, which `generation_config: vllm` leaves alone.
     known = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 4, "stop_token_ids": [2, 5], "detokenize": False}
     assert [one["sampling_params"] for one in found] == [known] * 3
+
+
+@pytest.mark.parametrize("template", ["plain", "{% for m in messages %}{{ m.content }}{% endfor %}"])
+def test_a_prompt_of_no_token_is_refused_and_ends_nothing(template: str) -> None:
+    encoder = Encoder(bpe_tokenizer(), template)
+    found = prompt_tokens(encoder, [{"role": "user", "content": ""}], max_length=64, max_new_tokens=4)
+    assert isinstance(found, Refusal)
+    assert found.reason == "template_error"
 
 
 def test_no_two_samples_share_a_seed() -> None:
