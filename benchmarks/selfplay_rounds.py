@@ -2,9 +2,9 @@
 
     python benchmarks/selfplay_rounds.py [--seeds 5] [--workspace FOLDER] [--write] [--quick]
 
-For every seed a world is made (policy, judge, prompts), and `jobs/configs/selfplay/alignment_potential.yaml` is played in
-it by the pipeline that users run, with one arm more that selects nothing. All arms answer equally many prompts and take
-equally many steps; those that select train on equally many pairs. No selector and no judge of the rounds knows the gold
+For every seed a world is made (policy, judge, prompts), and `jobs/configs/selfplay/alignment_potential.yaml` is played
+in it by the pipeline that users run, with one arm more that selects nothing. All arms answer equally many prompts and
+take equally many steps; those that select train on equally many pairs. No selector and no judge of the rounds knows the gold
 reward. It is that of answers to held-out prompts; a gain is the mean over prompts of a model's gold minus that of the
 policy that began, and a seed is one draw of everything, so intervals are Student's over the seeds.
 
@@ -13,7 +13,6 @@ Cost counts floating-point operations in forwards: one is that of the answering 
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -36,7 +35,7 @@ JUDGES = ("gold", "overall")
 
 
 def configured(inputs: Any, seed: int, *, quick: bool) -> dict[str, Any]:
-    """The shipped configuration on a world's inputs, with an arm more that trains on all pairs; every arm by the seed."""
+    """The shipped configuration on a world's inputs, with an arm more that trains on all pairs; all by the seed."""
     table = on_inputs(CONFIG, inputs)
     first = table["selfplay"][0]
     everything = {key: value for key, value in first.items() if key not in ("count", "metric")}
@@ -136,9 +135,7 @@ def check(outcome: Outcome) -> None:
     by_round: dict[int, list[tuple[str, int, int]]] = {}
     for made in outcome.made:
         reports = {one.stage: one for one in made.reports}
-        by_round.setdefault(made.number, []).append(
-            (made.arm, reports["prompts"].rows_out, reports["train"].rows_out)
-        )
+        by_round.setdefault(made.number, []).append((made.arm, reports["prompts"].rows_out, reports["train"].rows_out))
     for rows in by_round.values():
         assert len({prompts for _, prompts, _ in rows}) == 1, rows
         assert len({pairs for arm, _, pairs in rows if arm != "all"}) == 1, rows
