@@ -4,9 +4,9 @@
 
 For every seed a world is made (policy, judge, prompts), and `jobs/configs/selfplay/alignment_potential.yaml` is played
 in it by the pipeline that users run, with one arm more that selects nothing. All arms answer equally many prompts and
-take equally many steps; those that select train on equally many pairs. No selector and no judge of the rounds knows the gold
-reward. It is that of answers to held-out prompts; a gain is the mean over prompts of a model's gold minus that of the
-policy that began, and a seed is one draw of everything, so intervals are Student's over the seeds.
+take equally many steps; those that select train on equally many pairs. No selector and no judge of the rounds knows the
+gold reward. It is that of answers to held-out prompts; a gain is the mean over prompts of a model's gold minus that of
+the policy that began, and a seed is one draw of everything, so intervals are Student's over the seeds.
 
 Cost counts floating-point operations in forwards: one is that of the answering policy over the answers of a round.
 """

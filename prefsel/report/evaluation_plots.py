@@ -109,7 +109,7 @@ def rewards_by_round(found: Sequence[Mapping[str, Any]]) -> list[Markup]:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axes.grid(axis="y")
             figure.legend(loc="outside lower center", ncols=2, handlelength=1.4)
-            figures.append(as_svg(figure, f"Reward by {judge} of each round's model minus that of its baseline"))
+            figures.append(as_svg(figure, f"Reward by {judge} minus the baseline's, by round"))
     return figures
 
 
