@@ -81,7 +81,9 @@ class Response:
 class Generator:
     """Samples responses from one model, several to each prompt."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, *, token_budget: int | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, *, token_budget: int | None = None, ending: str | None = None
+    ) -> None:
         """Look at what the model needs; nothing is computed yet.
 
         Args:
@@ -89,6 +91,7 @@ class Generator:
             tokenizer: Its tokenizer, with an eos token.
             token_budget: Most tokens whose keys and values are kept at once; a single prompt with its responses that
                 needs more runs alone. None: `TOKEN_BUDGET` of the device. Part of what makes a call byte-identical.
+            ending: What the model's template writes after an answer, which may end a response, see `stop_tokens`.
 
         Raises:
             UserError: The budget is not positive, or the model is no decoder.
@@ -103,8 +106,8 @@ class Generator:
         is_packed, reason = supports_packing(model)
         self.slow_because = "" if is_packed else reason
         """Why transformers' own loop runs, without shared prompts and continuous batches; empty: it does not."""
-        self.stops = stop_tokens(own_settings(model), tokenizer)
-        """The tokenizer's end token and those the model's generation settings add."""
+        self.stops = stop_tokens(own_settings(model), tokenizer, ending)
+        """The tokenizer's end token, those the model's generation settings add, and the template's end of a turn."""
         self.ignored_generation_settings = ignored_settings(own_settings(model))
         """What the model's generation settings would change of the distribution, and nobody applies here."""
         self.most_positions = None if any(rope_parameters(inner.config)) else num_positions(inner.config)

@@ -81,8 +81,9 @@ def policy_text(folder: str, template: str, max_length: int, trust_remote_code: 
         settings = declared_settings(folder, config)
     # An engine without a tokenizer would look the embedding up beyond its end.
     check_vocabulary(tokenizer, rows=config.get_text_config().vocab_size, path=folder)
-    stops, ignored = stop_tokens(settings, tokenizer), ignored_settings(settings)
-    return PolicyText(Encoder(tokenizer, template), stops, ignored, max_length)
+    encoder = Encoder(tokenizer, template)
+    stops = stop_tokens(settings, tokenizer, encoder.traits.ending)
+    return PolicyText(encoder, stops, ignored_settings(settings), max_length)
 
 
 def seed_of(seed: int, prompt_id: bytes, sample: int) -> int:

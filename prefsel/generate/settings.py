@@ -43,11 +43,23 @@ def declared_settings(folder: str, config: Any) -> Any:
     return GenerationConfig.from_model_config(config)
 
 
-def stop_tokens(settings: Any, tokenizer: Any) -> list[int]:
-    """The tokenizer's end token and those that generation settings add."""
+def stop_tokens(settings: Any, tokenizer: Any, ending: str | None = None) -> list[int]:
+    """The tokenizer's end token, those that generation settings add, and the one that ends a turn of the template.
+
+    Many a base model that was tuned under ChatML names its old end token alone: it would say `<|im_end|>`, which is no
+    part of the stored text, and go on with turns that it makes up.
+
+    Args:
+        settings: The model's own.
+        tokenizer: Of the model.
+        ending: What the template writes after an answer; its first token counts where it is one of its own, and no
+            text.
+    """
     declared = getattr(settings, "eos_token_id", None)
     declared = declared if isinstance(declared, list) else [declared]
-    return sorted({token for token in (tokenizer.eos_token_id, *declared) if token is not None})
+    last = tokenizer(ending.strip(), add_special_tokens=False)["input_ids"][:1] if ending and ending.strip() else []
+    of_turn = [token for token in last if token in tokenizer.added_tokens_decoder]
+    return sorted({token for token in (tokenizer.eos_token_id, *declared, *of_turn) if token is not None})
 
 
 def ignored_settings(settings: Any) -> dict[str, Any]:

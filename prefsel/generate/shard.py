@@ -40,7 +40,8 @@ class PolicyAnswers:
         self.encoder = Encoder(tokenizer, template)
         model = load_causal(path, **({"device": default_device(device)} | policy))
         check_vocabulary(tokenizer, model, path=path)
-        self.generator = Generator(model, tokenizer, token_budget=options.token_budget)
+        ending = self.encoder.traits.ending
+        self.generator = Generator(model, tokenizer, token_budget=options.token_budget, ending=ending)
         self.options = options
 
     def answer(self, prompts: pa.Table, *, label: str) -> Answered:

@@ -11,6 +11,7 @@ from typing import Any
 
 from prefsel.config import PARTS, Config, MetricSpec, PretrainedModel, Selection, SelfPlay
 from prefsel.config.lookup import find
+from prefsel.config.pairing import ByGenerator
 from prefsel.errors import UserError, invalid
 from prefsel.ingest.formats import FORMATS
 from prefsel.ingest.readers import list_files
@@ -19,7 +20,7 @@ from prefsel.metrics.influence import tangent_names
 from prefsel.metrics.table import find_metric
 from prefsel.plan.columns import carried_names, scorers_by_column, scorers_for
 from prefsel.plan.evaluated import reward_columns
-from prefsel.plan.models import find_model, head_names, scoring_settings
+from prefsel.plan.models import find_model, head_names, model_spec, scoring_settings
 from prefsel.plan.nodes import all_nodes, make_plan
 from prefsel.plan.plan import Plan
 from prefsel.plan.resources import check_resources, cluster_address, given_resources
@@ -214,6 +215,7 @@ def check_rounds(plan: Plan, arm: SelfPlay) -> None:
     judges = [one.label for judge in arm.judges for one in judge.expanded(plan.config)]
     policies = dict.fromkeys([arm.policy, *(arm.model_of(number + 1) for number in range(arm.rounds))])
     _require_unique(f"selfplay.{arm.name}: judges and policies", [*judges, *policies])
+    check_generators(plan, arm)
     try:
         for number in range(1, min(arm.rounds, 2) + 1):
             plans = round_plans(outer, arm, number)
@@ -223,6 +225,17 @@ def check_rounds(plan: Plan, arm: SelfPlay) -> None:
             outer = plans[-1]
     except UserError as error:
         raise UserError(f"selfplay.{arm.name}: {error}") from None
+
+
+def check_generators(plan: Plan, arm: SelfPlay) -> None:
+    """The strong and the weak model of pairs by generator: with the same weights they would give the same answers."""
+    if not isinstance(arm.pairs, ByGenerator):
+        return
+    strong, weak = (arm.policy if one == "$policy" else one for one in (arm.pairs.strong, arm.pairs.weak))
+    paths = [getattr(model_spec(plan, one), "path", one) for one in (strong, weak)]
+    if paths[0] == paths[1]:
+        why = f"a model with other weights than {strong!r}, which are those of {paths[0]}"
+        raise invalid(f"selfplay.{arm.name}.pairs.weak", weak, why)
 
 
 def _is_to_score(plan: Plan, model: str) -> bool:

@@ -23,6 +23,9 @@ class SeedPrompts:
     seed: int
     skip: int = 0
     """So many of the drawn ones were used before."""
+    later: int = 0
+    """So many more the rounds after this one take: what is there is known before the first, whose prompts they are
+    not."""
     per_shard: int = 64
 
     @property

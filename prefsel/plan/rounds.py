@@ -42,6 +42,7 @@ def round_plans(outer: Plan, arm: SelfPlay, number: int) -> list[Plan]:
         count=arm.prompts.count,
         seed=arm.prompts.seed,
         skip=(number - 1) * (arm.prompts.count or 0),
+        later=0 if arm.stop is not None else (arm.rounds - number) * (arm.prompts.count or 0),
         per_shard=arm.generation.prompts_per_shard,
     )
     shared: dict[str, Any] = {"policy": policy, "generation": arm.generation, "judges": judges, "rewards": rewards}

@@ -59,11 +59,27 @@ def seed_prompts(plan: Plan, node: Node, progress: Progress) -> StageReport:
     if not rows:
         used = f"; the rounds before used {spec.skip:,}" if spec.skip else ""
         raise UserError(f"prompts {node.name}: none is left of the {num_found:,} of part {spec.part!r}{used}")
+    require_all_rounds(found, spec)
     work = [(shards[number], row_M) for number, row_M in rows.items()]
     entries = [one for many in map_shards(_commit, work, shared=(storage, path, spec.per_shard)) for one in many]
     report = prompts_report(node, entries, num_found, {}, time.monotonic() - started)
     save_summary(storage, report)
     return report
+
+
+def require_all_rounds(found: Sequence[Drawn], spec: SeedPrompts) -> None:
+    """Refuse, before the first round is trained, rounds that the last of would find too few prompts for.
+
+    Raises:
+        UserError: says how many are asked for, and how many there are.
+    """
+    if spec.skip or not spec.later or spec.count is None:
+        return
+    asked, there = spec.count + spec.later, len({prompt for one in found for prompt in one.ids})
+    if there < asked:
+        valid = f"{there // (asked // spec.count):,} or fewer, or fewer rounds"
+        rounds = f"{asked // spec.count} rounds need {asked:,} prompts, and part {spec.part!r} has {there:,}"
+        raise UserError(f"selfplay.prompts.count: got {spec.count:,}; {rounds}; valid: {valid}")
 
 
 def prompts_report(
@@ -122,7 +138,7 @@ def _draw(shard: ShardRef, shared: Any) -> Drawn:
     row_N = np.flatnonzero(base_codes(table, shard, rules) == CODES[spec.part])
     ids = table["prompt_id"].combine_chunks().take(pa.array(row_N)).to_pylist()
     hash_N = hash_bits(ids, f"draw {spec.seed} ")
-    if spec.count is not None and len(ids) > (most := spec.skip + spec.count):
+    if spec.count is not None and len(ids) > (most := spec.skip + spec.count + spec.later):
         place_M = np.argsort(hash_N, kind="stable")[:most]
         return Drawn(hash_N[place_M], row_N[place_M], [ids[place] for place in place_M], len(ids))
     return Drawn(hash_N, row_N, ids, len(ids))

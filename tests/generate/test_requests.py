@@ -23,6 +23,7 @@ from prefsel.generate.requests import (
     seed_of,
 )
 from prefsel.generate.settings import ignored_settings, own_settings, stop_tokens
+from prefsel.generate.shard import PolicyAnswers
 from prefsel.models.chat import Encoder
 
 FIRST, SECOND, LONG = (bytes([number]) * 16 for number in (1, 2, 3))
@@ -132,6 +133,29 @@ def test_what_ends_a_response_is_what_ends_it_in_transformers(tmp_path: Path, ha
     found = policy_text(str(tmp_path), "auto", 64, False)
     assert found.stops == stop_tokens(loaded, tokenizer) == sorted({3, 4, tokenizer.eos_token_id})
     assert found.ignored == ignored_settings(loaded) == ({"repetition_penalty": 1.5} if has_file else {})
+
+
+@pytest.mark.parametrize(
+    ("ending", "last"),
+    [("<|im_end|>\n", "<|im_end|>"), (" </s>", "</s>"), ("\n\nHuman:", None), ("", None), (None, None)],
+)
+def test_the_end_of_a_turn_ends_a_response_where_it_is_a_token_of_its_own(ending: str | None, last: str | None) -> None:
+    tokenizer = bpe_tokenizer()
+    wanted = {tokenizer.eos_token_id} | ({tokenizer.convert_tokens_to_ids(last)} if last else set())
+    assert stop_tokens(None, tokenizer, ending) == sorted(wanted)
+
+
+def test_the_template_of_a_policy_ends_its_responses(tmp_path: Path) -> None:
+    tokenizer = bpe_tokenizer()
+    model = tiny_causal(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert turn != tokenizer.eos_token_id
+    assert policy_text(str(tmp_path), "auto", 64, False).stops == sorted({tokenizer.eos_token_id, turn})
+    options = GenerationOptions(samples=1, max_new_tokens=4)
+    policy = {"path": str(tmp_path), "max_length": 64, "revision": None, "trust_remote_code": False, "dtype": "fp32"}
+    assert PolicyAnswers(policy=policy, options=options).generator.stops == sorted({tokenizer.eos_token_id, turn})
 
 
 def test_a_token_without_an_embedding_is_refused(tmp_path: Path) -> None:

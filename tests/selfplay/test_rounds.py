@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from prefsel.config import SelfPlay
 from prefsel.config.file import parse_config
 from prefsel.errors import UserError
-from prefsel.plan.check import check_names, check_rounds
+from prefsel.plan.check import check_generators, check_names, check_rounds
 from prefsel.plan.made import EvolvedPrompts, SeedPrompts
 from prefsel.plan.nodes import make_plan
 from prefsel.plan.plan import Plan, in_order
 from prefsel.plan.rounds import filled_params, last_node, round_plans
-from prefsel.stages.prompts import Drawn, chosen_rows
+from prefsel.stages.prompts import Drawn, chosen_rows, require_all_rounds
 from prefsel.workspace.storage import Storage
 
 ARM: dict[str, Any] = {
@@ -216,6 +216,45 @@ def test_prompts_are_drawn_by_hash_each_once() -> None:
     assert after == {0: [0, 2]}
     assert chosen_rows(shards, seeds(2, skip=4)) == {}
     assert chosen_rows([], seeds(None)) == {}
+
+
+def test_too_few_prompts_for_the_last_round_are_told_before_the_first() -> None:
+    shards = [drawn([30, 10, 20], "abc"), drawn([10, 5], "bd")]  # `b` counts once
+    require_all_rounds(shards, SeedPrompts("train", 2, 0, later=2))
+    told = r"count: got 2; 3 rounds need 6 prompts, and part 'train' has 4; valid: 1 or fewer, or fewer rounds"
+    with pytest.raises(UserError, match=told):
+        require_all_rounds(shards, SeedPrompts("train", 2, 0, later=4))
+    require_all_rounds(shards, SeedPrompts("train", None, 0))
+
+
+def test_rounds_know_what_the_later_ones_take_unless_they_may_end_early(tmp_path: Path) -> None:
+    def later(**more: Any) -> list[int]:
+        plans = played(plan_of(tmp_path, ARM | {"prompts": {"count": 5}} | more))
+        return [one.made.prompts.later for one in plans if one.made]
+
+    assert later() == [10, 5, 0]
+    assert later(stop={"judge": "judge"}) == [0, 0, 0]
+
+
+def test_one_model_under_two_names_is_no_pair_of_generators(tmp_path: Path) -> None:
+    models = [
+        *(
+            {"kind": "pretrained", "name": name, "path": path}
+            for name, path in (("start", "a"), ("twin", "a"), ("other", "b"))
+        ),
+        {"kind": "scratch_reward", "name": "judge"},
+    ]
+
+    def check_pair(weak: str) -> None:
+        pairs = {"kind": "by_generator", "strong": "$policy", "weak": weak}
+        plan = plan_of(
+            tmp_path, ARM | {"beside": [weak], "pairs": pairs, "metric": {"metric": "random"}}, models=models
+        )
+        check_generators(plan, plan.config.selfplay[0])
+
+    check_pair("other")
+    with pytest.raises(UserError, match="weak: got 'twin'; valid: a model with other weights than 'start'"):
+        check_pair("twin")
 
 
 def test_rounds_draw_without_replacement_whatever_the_shards() -> None:
