@@ -6,8 +6,10 @@ answers and columns, shard by shard ─▶ `Answers` ─▶ `compared`: prompts 
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -178,8 +180,29 @@ def _rewarded(judge: str, ours: Answers, theirs: Answers | None) -> tuple[Answer
             )
         if apart := len(own.texts.keys() ^ other.texts.keys()):
             told.append(f"judge {judge!r} leaves out {apart} prompts, of which it read the answers of one model alone")
-        own, other = _only(own, both), _only(other, both)
+        own, other = _with_equal_rewards(_only(own, both), _only(other, both))
     return own, other, told
+
+
+def _with_equal_rewards(own: Answered, other: Answered) -> tuple[Answered, Answered]:
+    """Both with one reward for one text: the mean of what the judge gave it wherever it stands.
+
+    A reward moves in its last digits with what else is computed beside it, and two models that say the same would win
+    and lose against each other by that.
+    """
+    averaged = []
+    for prompt in own.texts:
+        given = defaultdict[str, list[float]](list)
+        for answered in (own, other):
+            for text, reward in zip(answered.texts[prompt], (answered.rewards or {})[prompt]):
+                given[text].append(reward)
+        averaged.append({text: math.fsum(many) / len(many) for text, many in given.items()})
+    means = dict(zip(own.texts, averaged))
+    ours, theirs = (
+        replace(one, rewards={prompt: [means[prompt][text] for text in many] for prompt, many in one.texts.items()})
+        for one in (own, other)
+    )
+    return ours, theirs
 
 
 def _unjudged(judge: str, judged: Answered, answers: Answers, whose: str) -> list[str]:

@@ -129,7 +129,9 @@ class _Search:
             self.logit, self.is_done = math.copysign(math.inf, self.logit), True
             return
         self.low, self.high = (self.logit, self.high) if mean > 0 else (self.low, self.logit)
-        step = mean / (bend * _share(self.logit) * _share(-self.logit))
+        curvature = bend * _share(self.logit) * _share(-self.logit)
+        # Squares of margins below 1e-154 are 0: nothing bends, and the logit goes to its end.
+        step = mean / curvature if curvature else math.copysign(math.inf, mean)
         wanted = self.logit + step
         if abs(step) <= SMALL_STEP or self.high - self.low <= SMALL_STEP:
             self.logit, self.is_done = min(max(wanted, self.low), self.high), True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,17 @@ def test_numbers_by_hand() -> None:
     assert rows["baseline_reward_j"] == [2.0, 3.0, 0.0]
     assert rows["win_j"] == [0.5, 0.25, 1.0]
     assert rows["num_tokens"] == [1.5, 1.0, 1.5]
+
+
+def test_one_text_has_one_reward_whoever_said_it() -> None:
+    """What a judge's arithmetic does in the last digits is no victory."""
+    ours, theirs = answers("m", {"a": [1.0, 5.0]}), answers("b", {"a": [1.0 + 1e-12, 2.0]})
+    same = {"a": ["the same", "another"]}, {"a": ["the same", "a third"]}
+    ours, theirs = replace(ours, texts=same[0]), replace(theirs, texts=same[1])
+    rows = record(ours, theirs).prompts.to_pydict()
+    # The same: a tie with itself, a loss against 2; 5 wins twice.
+    assert rows["win_j"] == [(0.5 + 0 + 1 + 1) / 4]
+    assert rows["reward_j"] == [(1.0 + 0.5e-12 + 5) / 2]
 
 
 def test_what_a_judge_did_not_read_is_told_of_both_models() -> None:

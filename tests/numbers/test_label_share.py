@@ -61,3 +61,14 @@ def test_every_group_reaches_the_largest_likelihood() -> None:
         if one.right > 0:
             assert Slope.of(margin_N, logit - 1e-6).total > 0
     assert max(passes) <= 40
+
+
+@pytest.mark.parametrize(("margin", "eta"), [(1e-200, 1.0), (-1e-200, 0.0)])
+def test_margins_whose_squares_vanish_still_have_an_end(margin: float, eta: float) -> None:
+    margin_N, group_N = np.array([margin, margin]), np.array(["a", "a"], object)
+
+    def ask(logits):
+        return [slopes_by_group(margin_N, group_N, logits)]
+
+    found, _ = fit_label_shares([slopes_by_group(margin_N, group_N)], ask)
+    assert found["a"].right == eta
