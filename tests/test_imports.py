@@ -33,6 +33,8 @@ FLOORS = (
     {"report", "selftest", "closing", "status", "draft"},
     {"__init__"},
     {"stages", "environment"},
+    {"making"},
+    {"play"},
     {"pipeline"},
     {"demo"},
     {"cli"},

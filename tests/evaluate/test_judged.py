@@ -19,11 +19,11 @@ from prefsel.evaluate.comparison import Comparison, compare_rewards
 from prefsel.evaluate.intervals import Values
 from prefsel.evaluate.judged import Answers, compared, joined, measured
 from prefsel.ingest.formats import prompt_adapter
-from prefsel.pipeline import why_ended
 from prefsel.plan.check import check_names
 from prefsel.plan.evaluated import reward_columns, warnings
 from prefsel.plan.evaluations import baseline_of, evaluation_plan, finals, models_to_evaluate, used_columns
 from prefsel.plan.nodes import make_plan
+from prefsel.play import why_ended
 from prefsel.schema import GROUPS
 from prefsel.score.divergence import DivergenceScorer
 from prefsel.score.function import FunctionScorer, reward_judge

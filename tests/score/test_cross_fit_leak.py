@@ -14,7 +14,7 @@ import pytest
 from tiny_models import bpe_tokenizer, tiny_causal
 
 from prefsel.config.file import parse_config
-from prefsel.pipeline import make
+from prefsel.making import make
 from prefsel.plan.nodes import make_plan
 from prefsel.plan.plan import Plan, in_order
 from prefsel.progress import Progress
