@@ -7,7 +7,6 @@ Texts stay where they are: ids and hashes of the candidates travel to the corpus
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,96 +14,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from prefsel.config import GenerationOptions
 from prefsel.errors import UserError
-from prefsel.generate.answered import Said
-from prefsel.generate.requests import PolicyText, Question
 from prefsel.models.writer import as_they_came
 from prefsel.plan.generated import prompts_before
 from prefsel.plan.made import EvolvedPrompts
 from prefsel.plan.models import find_model
 from prefsel.plan.node import Node
 from prefsel.plan.plan import Plan
-from prefsel.plugins.failures import naming_plugins
-from prefsel.plugins.registry import loaded
 from prefsel.progress import Progress
 from prefsel.score.job import local
 from prefsel.select.eligible import Rules, base_codes, prompt_ids
 from prefsel.selfplay.evolve import Evolved, Excluded, first_of_each, text_key
 from prefsel.selfplay.shard import (
-    answers_table,
-    chosen_prompts,
     new_prompts,
     prompts_table,
-    rewrite,
-    rewriting_options,
-    rewritings,
 )
 from prefsel.selfplay.strategies import Strategy
-from prefsel.stages.policy import load_policy
-from prefsel.stages.pool import PoolWork, Work, run_pool
 from prefsel.stages.prompts import commit_prompts, prompts_report
+from prefsel.stages.rewrite import answers_folder, rewrite_all, strategies_of
 from prefsel.stages.score import loading
 from prefsel.stages.tasks import map_shards
-from prefsel.stages.vllm import ShardWork, VllmWork
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact, Entry
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
 from prefsel.workspace.storage import Storage
-
-
-def _answers(node: Node) -> str:
-    """Folder of what the policy wrote, beside that of the prompts."""
-    return node.path.replace("prompts/", "rewritten/", 1)
-
-
-class RewriteShards:
-    """Ray Data actor: loads the policy once, then has it rewrite the chosen prompts of shards of groups."""
-
-    def __init__(
-        self,
-        *,
-        policy: Mapping[str, Any],
-        options: GenerationOptions,
-        strategies: Sequence[Strategy],
-        storage: Storage,
-        selection: str,
-        folder: str,
-        plugins: Sequence[str] = (),
-    ) -> None:
-        """Begin to load, and return at once: what fails is told at the first shard.
-
-        Args:
-            policy: Loading arguments of the model.
-            options: How it is asked.
-            strategies: What it is asked for.
-            storage: The workspace.
-            selection: Folder of the selection whose pairs' prompts are rewritten, without the source.
-            folder: Where its answers go, without the source.
-            plugins: Modules to load before the policy.
-        """
-        self._storage, self._strategies, self._selection, self._folder = storage, strategies, selection, folder
-        self._turn = threading.Lock()
-        self._loaded = load_policy(policy, options, storage, plugins)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Rewrite the chosen prompts of one shard (`batch_size=1`); returns its key and its new tokens."""
-        source, shard, made_from = (str(batch[key][0]) for key in ("source", "shard", "made_from"))
-        answers = Artifact(self._storage, f"{self._folder}/{source}")
-        tokens = 0
-        if not answers.is_done(shard, made_from):
-            attempt = answers.log_attempt(shard)
-            chosen = _chosen(self._storage, self._selection, source, shard)
-            with naming_plugins():
-                policy = self._loaded.result()
-                with self._turn:
-                    before = policy.generator.counters["decoded_tokens"]
-                    table = rewrite(policy, chosen, self._strategies)
-                    tokens = int(policy.generator.counters["decoded_tokens"] - before)
-            answers.commit(shard, table, made_from=made_from, attempt=attempt, info={"tokens": tokens})
-        return {"source": [source], "shard": [shard], "tokens": [tokens]}
 
 
 def evolve_prompts(plan: Plan, node: Node, progress: Progress) -> StageReport:
@@ -118,8 +52,8 @@ def evolve_prompts(plan: Plan, node: Node, progress: Progress) -> StageReport:
     storage, path = plan.storage, node.path
     if (done := load_summary(storage, path)) is not None:
         return done
-    shards = _rewrite_all(plan, node, progress)
-    checks = Checks(storage, _answers(node), _strategies(node), spec.evolve.length_factor, _judges(plan, spec))
+    shards = rewrite_all(plan, node, progress)
+    checks = Checks(storage, answers_folder(node), strategies_of(node), spec.evolve.length_factor, _judges(plan, spec))
     found = map_shards(_candidates, shards, shared=checks)
     met = _met(plan, [one for many in found for one in many if isinstance(one, Evolved)])
     checked = map_shards(_checked, shards, shared=(checks, met))
@@ -140,88 +74,8 @@ def evolve_prompts(plan: Plan, node: Node, progress: Progress) -> StageReport:
     return report
 
 
-def _strategies(node: Node) -> tuple[Strategy, ...]:
-    """What is asked, word by word as the prompts are named by it: workers have other files, and files change."""
-    return tuple(Strategy.model_validate(one) for one in node.recipe["settings"]["strategies"])
-
-
 def _key(one: Evolved) -> tuple[bytes, bytes, str]:
     return one.prompt_id, one.parent, one.strategy
-
-
-def _rewrite_all(plan: Plan, node: Node, progress: Progress) -> list[ShardRef]:
-    """Have the policy rewrite what was chosen; returns the shards that have something chosen."""
-    spec, made, storage = node.spec, plan.made, plan.storage
-    assert made is not None, "prompts are evolved for a corpus that is made"
-    selection = spec.seeds.node("selection", spec.selection).path
-    (source,) = spec.seeds.catalog.sources
-    chosen = Artifact(storage, f"{selection}/{source.name}").entries()
-    shards = [shard for shard in spec.seeds.catalog.shards if chosen[shard.shard].rows]
-    folder = _answers(node)
-    inputs = {shard.shard: chosen[shard.shard].content for shard in shards}
-    known = Artifact(storage, f"{folder}/{source.name}").done(inputs)
-    items = [(shard, inputs[shard.shard]) for shard in shards if shard.shard not in known]
-    if items:
-        work = _rewriting_work(plan, node, folder, selection)
-        run_pool(work, items, progress, sizes={shard.key: chosen[shard.shard].rows for shard, _ in items})
-    return shards
-
-
-@dataclass(frozen=True)
-class RewritingQuestions:
-    """The chosen prompts of shards of groups as questions to vLLM, of which they make what `RewriteShards` does."""
-
-    strategies: tuple[Strategy, ...]
-    storage: Storage
-    selection: str
-    folder: str
-
-    def ask(self, source: str, shard: str) -> list[Question]:
-        """Every chosen prompt by every strategy, whose number is that of the sample."""
-        prompts = _chosen(self.storage, self.selection, source, shard)
-        ids = prompts["prompt_id"].to_pylist()
-        return [
-            Question(ids[one.place], one.messages, range(one.number, one.number + 1))
-            for one in rewritings(prompts, self.strategies)
-            if one.messages is not None
-        ]
-
-    def commit(self, shard: ShardWork, said: Sequence[Said], counters: dict[str, float], policy: PolicyText) -> None:
-        """As a table of answers."""
-        prompts = _chosen(self.storage, self.selection, shard.source, shard.shard)
-        table = answers_table(prompts, rewritings(prompts, self.strategies), said)
-        answers = Artifact(self.storage, f"{self.folder}/{shard.source}")
-        info = {"tokens": int(counters["decoded_tokens"])}
-        answers.commit(shard.shard, table, made_from=shard.made_from, attempt=shard.attempt, info=info)
-
-
-def _chosen(storage: Storage, selection: str, source: str, shard: str) -> pa.Table:
-    groups = Artifact(storage, f"groups/{source}").read(shard, ["prompt_id", "prompt"])
-    return chosen_prompts(groups, Artifact(storage, f"{selection}/{source}").read(shard, ["prompt_id"]))
-
-
-def _rewriting_work(plan: Plan, node: Node, folder: str, selection: str) -> Work:
-    """How the engine that the configuration names rewrites what was chosen."""
-    spec, made, storage = node.spec, plan.made, plan.storage
-    assert made is not None, "prompts are evolved for a corpus that is made"
-    policy = loading(find_model(plan, made.policy))
-    options = rewriting_options(made.generation, spec.evolve)
-    said: dict[str, Any] = {
-        "strategies": _strategies(node),
-        "storage": storage,
-        "selection": selection,
-        "folder": folder,
-    }
-    known: dict[str, Any] = {"verb": "evolve", "label": made.policy, "folders": (folder,), "storage": storage}
-    if options.engine == "vllm":
-        return VllmWork(questions=RewritingQuestions(**said), policy=policy, options=options, **known)
-    return PoolWork(
-        actor=RewriteShards,
-        arguments={"policy": policy, "options": options, "plugins": loaded(), **said},
-        pool=options.pool,
-        gpus_per_replica=policy["gpus_per_replica"],
-        **known,
-    )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from prefsel.generate.shard import PolicyAnswers
 from prefsel.schema import GROUPS, ID
 from prefsel.selfplay.shard import rewrite, rewritings
 from prefsel.selfplay.strategies import load_strategies, strategy_prompt
-from prefsel.stages.evolve import RewritingQuestions
+from prefsel.stages.rewrite import RewritingQuestions
 from prefsel.stages.vllm import ShardWork
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
