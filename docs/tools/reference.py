@@ -118,14 +118,19 @@ class Page:
         found = [(key, kind, name) for key, kind, name in found if name not in self.written]
         titles = []
         for key, kind, name in found:
-            # A key that is called like a section of the file is told by the section it stands in.
-            titles.append(
-                f"{key}: `{kind}`" if kind else f"{self.top}: {key}" if key in self.schema["properties"] else key
-            )
+            titles.append(f"{key}: `{kind}`" if kind else self.title(key, name))
             self.place(name, titles[-1].replace("`", ""))
         for title, (_, _, name) in zip(titles, found):
             self.heading(3, title)
             self.record(name, {})
+
+    def title(self, key: str, name: str) -> str:
+        """What the section of a record is called: its key, after that of the file where the key alone says too little.
+
+        That is so of a key that is called like a section of the file, or like the section of another record.
+        """
+        others = {anchor for other, anchor in self.anchors.items() if other != name}
+        return f"{self.top}: {key}" if key in self.schema["properties"] or slug(key) in others else key
 
     def place(self, name: str, title: str) -> None:
         """Remember where a record's section stands."""

@@ -24,14 +24,28 @@ class PairwiseFunction(Options):
     answer is better. What it said is kept, so that it is asked once."""
 
 
+class EvaluatedAnswers(GenerationOptions):
+    """How the models of an evaluation answer: as they are, so that what went wrong with one is judged too."""
+
+    samples: int = Field(1, ge=1, le=1024)
+    """Responses to every prompt."""
+    temperature: float = Field(1.0, ge=0)
+    """Divides the logits before sampling. 1, without a nucleus, samples the model itself, which the divergence is
+    defined on; 0 takes the likeliest token."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus: tokens are drawn from the likeliest ones that make up this probability; 1 keeps all."""
+    max_repetition: float | None = Field(None, gt=0, le=1)
+    """Leave out responses of which more than this share is repeated runs of four words. A model that fell into
+    repetition would then be judged by its other answers alone; null keeps them."""
+
+
 class Evaluation(Options):
     """Every trained policy, rounds of self-play included, and what it is compared with answer the same prompts."""
 
     prompts: PromptChoice = PromptChoice(part="holdout", count=256)
     """The prompts."""
-    generation: GenerationOptions = GenerationOptions(samples=1, temperature=1.0, top_p=1.0)
-    """How they are answered. Temperature 1 without a nucleus samples the model itself, which the divergence is defined
-    on."""
+    generation: EvaluatedAnswers = EvaluatedAnswers()
+    """How they are answered."""
     judges: list[Scorer] = []
     """What the answers are judged by: scorers with a reward, such as `reward_model` or `function`. One that nothing was
     selected by shows whether the others were only pleased."""
