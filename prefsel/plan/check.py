@@ -232,9 +232,10 @@ def check_generators(plan: Plan, arm: SelfPlay) -> None:
     if not isinstance(arm.pairs, ByGenerator):
         return
     strong, weak = (arm.policy if one == "$policy" else one for one in (arm.pairs.strong, arm.pairs.weak))
-    paths = [getattr(model_spec(plan, one), "path", one) for one in (strong, weak)]
-    if paths[0] == paths[1]:
-        why = f"a model with other weights than {strong!r}, which are those of {paths[0]}"
+    specs = [model_spec(plan, one) for one in (strong, weak)]
+    places = [(getattr(one, "path", one.name), getattr(one, "revision", None)) for one in specs]
+    if places[0] == places[1]:
+        why = f"a model with other weights than {strong!r}, which are those of {places[0][0]}"
         raise invalid(f"selfplay.{arm.name}.pairs.weak", weak, why)
 
 

@@ -69,15 +69,11 @@ def _without_training(config: Config, arm: SelfPlay, number: int) -> Config:
 
 def _texts(value: Any) -> set[str]:
     """Every text in a metric's parameters: among them the models whose columns it reads."""
+    if isinstance(value, str):
+        return {value}
     if isinstance(value, Mapping):
         value = list(value.values())
-    return (
-        {value}
-        if isinstance(value, str)
-        else {t for one in value for t in _texts(one)}
-        if isinstance(value, list)
-        else set()
-    )
+    return {text for one in value for text in _texts(one)} if isinstance(value, list) else set()
 
 
 def _pairing(arm: SelfPlay, policy: str) -> Any:
