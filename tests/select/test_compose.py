@@ -102,7 +102,7 @@ limits = st.sampled_from(
 by_source = st.sampled_from(
     [
         {"by": "source", "low": {"hh": 0.5, "uf": 0.0}},
-        {"by": ["source"], "low": {"hh": -2.0, "uf": 1.0, "gone": 9.0}, "high": 3.0},
+        {"by": ["source"], "low": {"hh": -2.0, "uf": 1.0, "gone": 2.5}, "high": 3.0},
         {"by": "aspect", "high": {"help": 0.5, "truth": 1.0, "null": 0.0}},
     ]
 )
