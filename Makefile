@@ -1,4 +1,4 @@
-# make demo | test | test-all | check | docs | bench. The environment is made once, in .venv.
+# make demo | test | test-ci | test-all | check | docs | bench. The environment is made once, in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ WORKSPACE ?= demo-workspace
 BENCHMARKS := score_throughput score_flops influence_cost select_scale select_quota train_step end_to_end \
 	read_through ray_overhead resume_cost ingest_scale generation
 
-.PHONY: demo test test-all test-samples check docs format bench bench-quick
+.PHONY: demo test test-ci test-all test-samples check docs format bench bench-quick
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,11 +19,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/prefsel demo --workspace $(WORKSPACE)
 
-# Two processes: tests that use Ray share one of them, see tests/conftest.py. What is marked slow is left to test-all.
+# Two processes: tests that use Ray share one of them, see tests/conftest.py. What is marked slow or long is left out of
+# `test`; what is long, whole runs of minutes, also of `test-ci`. A change of what they run is tested with `test-all`.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test: $(STAMP)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not long and not samples"
+
+test-ci: $(STAMP)
+	$(PYTEST) -m "not long and not samples"
 
 test-all: $(STAMP)
 	$(PYTEST) -m "not samples"
