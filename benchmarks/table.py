@@ -1,7 +1,7 @@
-"""The table of docs/performance.md, from the newest result file of each benchmark.
+"""The tables of docs/performance.md and docs/selfplay.md, from the newest result file of each benchmark.
 
-python benchmarks/table.py            # prints it
-python benchmarks/table.py --write    # puts it into the page, between its two marks
+python benchmarks/table.py            # prints them
+python benchmarks/table.py --write    # puts them into their pages, between two marks
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCRIPTS = (
     "ingest_scale",
     "generation",
 )
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+DOCS = Path(__file__).parent.parent / "docs"
 BEGIN, END = "<!-- benchmarks: written by benchmarks/table.py -->", "<!-- end of benchmarks -->"
 
 
@@ -58,18 +58,52 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def page() -> str:
-    """The page with the table of today between its marks."""
-    text = PAGE.read_text(encoding="utf-8")
+ROUNDS = {
+    "gold": "gold, gained",
+    "gold over random": "gold over `random`",
+    "overall": "judge, gained",
+    "kl": "KL per answer, nats",
+    "tokens": "tokens",
+}
+"""Numbers of `selfplay_rounds` and what their columns are called."""
+
+
+def rounds() -> str:
+    """What self-play did in the generated world, a row per arm and round, and what a round cost."""
+    *_, newest_file = files_of("selfplay_rounds")
+    result = json.loads(newest_file.read_text(encoding="utf-8"))
+    lines = [" | ".join(["| arm", "round", "pairs", *ROUNDS.values()]) + " |", "|---" * (3 + len(ROUNDS)) + "|"]
+    for name, numbers in result["models"].items():
+        arm, _, number = name.rpartition("-")
+        shown = [with_interval(numbers[key], signed=key not in ("kl", "tokens")) if key in numbers else "" for key in ROUNDS]
+        lines.append(" | ".join([f"| `{arm}`", number, f"{result['cost'][name]['pairs']:.0f}", *shown]) + " |")
+    return "\n".join(lines)
+
+
+def with_interval(found: dict[str, float], *, signed: bool) -> str:
+    """A mean and its interval."""
+    sign = "+" if signed else ""
+    around = f" ({found['low']:{sign}.2f} to {found['high']:{sign}.2f})" if "low" in found else ""
+    return f"{found['mean']:{sign}.2f}{around}"
+
+
+TABLES = {"performance.md": table, "selfplay.md": rounds}
+"""Page → what stands between its marks."""
+
+
+def page(name: str) -> str:
+    """A page with the table of today between its marks."""
+    text = (DOCS / name).read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{TABLES[name]()}\n\n{END}{after}"
 
 
 def main() -> None:
-    if "--write" in sys.argv[1:]:
-        PAGE.write_text(page(), encoding="utf-8")
-    else:
-        print(table())
+    for name, made in TABLES.items():
+        if "--write" in sys.argv[1:]:
+            (DOCS / name).write_text(page(name), encoding="utf-8")
+        else:
+            print(made())
 
 
 if __name__ == "__main__":

@@ -60,10 +60,11 @@ def test_the_configuration_page_has_every_key() -> None:
     assert len(headings) == len(set(headings))  # every anchor means one section
 
 
-def test_the_performance_page_has_the_newest_results(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["performance.md", "selfplay.md"])
+def test_the_pages_have_the_newest_results(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    page = (DOCS / "performance.md").read_text(encoding="utf-8")
-    assert page == module(ROOT / "benchmarks/table.py").page(), "run `python benchmarks/table.py --write`"
+    page = (DOCS / name).read_text(encoding="utf-8")
+    assert page == module(ROOT / "benchmarks/table.py").page(name), "run `python benchmarks/table.py --write`"
 
 
 def test_every_format_has_its_row() -> None:
