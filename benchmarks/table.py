@@ -75,13 +75,15 @@ def rounds() -> str:
     lines = [" | ".join(["| arm", "round", "pairs", *ROUNDS.values()]) + " |", "|---" * (3 + len(ROUNDS)) + "|"]
     for name, numbers in result["models"].items():
         arm, _, number = name.rpartition("-")
-        shown = [with_interval(numbers[key], signed=key not in ("kl", "tokens")) if key in numbers else "" for key in ROUNDS]
+        shown = [with_interval(numbers.get(key), signed=key not in ("kl", "tokens")) for key in ROUNDS]
         lines.append(" | ".join([f"| `{arm}`", number, f"{result['cost'][name]['pairs']:.0f}", *shown]) + " |")
     return "\n".join(lines)
 
 
-def with_interval(found: dict[str, float], *, signed: bool) -> str:
-    """A mean and its interval."""
+def with_interval(found: dict[str, float] | None, *, signed: bool) -> str:
+    """A mean and its interval; empty where there is none."""
+    if found is None:
+        return ""
     sign = "+" if signed else ""
     around = f" ({found['low']:{sign}.2f} to {found['high']:{sign}.2f})" if "low" in found else ""
     return f"{found['mean']:{sign}.2f}{around}"
