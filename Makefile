@@ -19,15 +19,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/prefsel demo --workspace $(WORKSPACE)
 
-# Two processes: tests that use Ray share one of them, see tests/conftest.py. What is marked slow or long is left out of
-# `test`; what is long, whole runs of minutes, also of `test-ci`. A change of what they run is tested with `test-all`.
+# Two processes: tests that use Ray share one of them, see tests/conftest.py. What is marked slow, whole runs, is left out of
+# `test`; CI adds those that kill something. A change of what whole runs go through is tested with `test-all`.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test: $(STAMP)
-	$(PYTEST) -m "not slow and not long and not samples"
+	$(PYTEST) -m "not slow"
 
 test-ci: $(STAMP)
-	$(PYTEST) -m "not long and not samples"
+	$(PYTEST) -m "not slow or fault"
 
 test-all: $(STAMP)
 	$(PYTEST) -m "not samples"

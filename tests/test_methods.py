@@ -28,7 +28,7 @@ from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import verify
 
-pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.long]
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]
 
 WORDS = ["red", "green", "blue", "small", "large", "round", "old", "new"]
 ASPECTS = ["brief", "red"]

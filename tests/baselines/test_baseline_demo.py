@@ -25,7 +25,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads((workspace / "demo-table-demo-0.json").read_text())
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_demo_measures_the_same_gold(table: dict[str, Any], golden: Callable[[str], Golden]) -> None:
     """Every number to a relative 1e-9 where torch and the processor are those that recorded.
 

@@ -12,7 +12,7 @@ from prefsel.config.file import parse_config
 from prefsel.pipeline import run
 from prefsel.progress import Progress
 
-pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.long]
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]
 
 GOODS = {"kind": "function", "name": "goods", "function": "counting_judges:goods", "pool": {"size": 1}}
 GENERATION = {

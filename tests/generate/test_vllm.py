@@ -229,7 +229,7 @@ def greedy(home: Path) -> str:
     return generate(home, configured(home, greedy=GREEDY), "plain")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_greedy_answers_are_those_of_transformers(home: Path, greedy: str) -> None:
     assert greedy.endswith("exit 0"), greedy
     told = generate(home, configured(home, greedy=GREEDY | {"engine": "vllm"}), "greedy")
@@ -246,7 +246,7 @@ def sampled(home: Path) -> str:
     return generate(home, configured(home, sampled=SAMPLED | {"engine": "vllm"}), "sampled")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_every_response_is_asked_for_with_its_own_seed(home: Path, sampled: str) -> None:
     assert sampled.endswith("exit 0"), sampled
     asked, ids = logged(home, "sampled", "request"), list(answers(home, "sampled", 3))
@@ -259,7 +259,7 @@ def test_every_response_is_asked_for_with_its_own_seed(home: Path, sampled: str)
     assert (engine["model"], engine["dtype"], engine["max_model_len"]) == (str(home / "policy"), "float32", 128)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_engine_that_dies_costs_only_what_was_not_committed(home: Path, sampled: str) -> None:
     """The stand-in draws by the seeds alone, so that what a second engine answers is what the first would have."""
     (home / "mark").touch()
@@ -274,7 +274,7 @@ def test_an_engine_that_dies_costs_only_what_was_not_committed(home: Path, sampl
     assert len(logged(home, "dies", "request")) == before
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_answer_that_is_cut_short_is_no_answer(home: Path) -> None:
     table = configured(home, sampled=SAMPLED | {"engine": "vllm"})
     told = generate(home, table, "short", VLLM_STAND_IN_LOSES="12")
@@ -286,7 +286,7 @@ def test_an_answer_that_is_cut_short_is_no_answer(home: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- vLLM
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_vllm_itself_answers_greedily_as_transformers(home: Path, greedy: str) -> None:
     pytest.importorskip("vllm")
     told = generate(home, configured(home, greedy=GREEDY | {"engine": "vllm"}), "vllm", path=None)

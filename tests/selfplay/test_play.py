@@ -190,7 +190,7 @@ def test_a_judge_that_cannot_read_the_answers_is_named(small_world: Any, tmp_pat
         play(tmp_path / "w", table)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_rounds_train_resume_and_evolve(small_world: Any, tmp_path: Path) -> None:
     """Two rounds, prompts rewritten by a strategy of the user's, mixed with pairs of the corpus; killed in between."""
     strategy = tmp_path / "more.yaml"
