@@ -69,7 +69,7 @@ ROUNDS = {
 
 
 def rounds() -> str:
-    """What self-play did in the generated world, a row per arm and round, and what a round cost."""
+    """What self-play did in the generated world, a row per arm and round, means and intervals over seeds."""
     *_, newest_file = files_of("selfplay_rounds")
     result = json.loads(newest_file.read_text(encoding="utf-8"))
     lines = [" | ".join(["| arm", "round", "pairs", *ROUNDS.values()]) + " |", "|---" * (3 + len(ROUNDS)) + "|"]
@@ -81,7 +81,7 @@ def rounds() -> str:
 
 
 def with_interval(found: dict[str, float] | None, *, signed: bool) -> str:
-    """A mean and its interval; empty where there is none."""
+    """A mean and its interval, with a sign where `signed`; empty where there is none."""
     if found is None:
         return ""
     sign = "+" if signed else ""
