@@ -155,16 +155,25 @@ def demo(
 
 @app.command()
 def verify(
-    workspace: Workspace, quick: Annotated[bool, typer.Option("--quick", help="sizes and ledgers only")] = False
+    workspace: Workspace,
+    quick: Annotated[bool, typer.Option("--quick", help="sizes and ledgers only")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="set aside what is damaged, and make it again")] = False,
 ) -> None:
-    """Re-read every artifact against its ledger."""
+    """Re-read every artifact against its ledger; with --repair, make again what is damaged."""
     from prefsel.workspace.storage import Storage, redact
+    from prefsel.workspace.verify import require_clean
     from prefsel.workspace.verify import verify as check
 
     storage = Storage(workspace)
-    if not storage.exists("catalog.json"):
-        raise UserError(f"--workspace: {redact(workspace)!r} is not a workspace: it holds no catalog.json")
-    result = check(storage, quick=quick)
+    if not any(storage.exists(name) for name in ("catalog.json", "config.yaml")):
+        raise UserError(f"--workspace: {redact(workspace)!r} is not a workspace: no catalog.json, no config.yaml")
+    if repair:
+        from prefsel.mend import mend
+        from prefsel.progress import Progress
+
+        result = mend(storage, Progress(), quick=quick)
+    else:
+        result = check(storage, quick=quick)
     for finding in result.findings:
         typer.echo(str(finding))
     state = "clean" if result.is_clean else "NOT CLEAN"
@@ -172,8 +181,7 @@ def verify(
         f"verify: {state}: {result.artifacts:,} artifacts, {result.shards:,} shards, {result.rows:,} rows, "
         f"{result.bytes / 2**20:,.1f} MiB; {result.retried:,} shards begun more than once"
     )
-    if not result.is_clean:
-        raise PrefselError("verify: the workspace does not match its ledgers")
+    require_clean(result)
 
 
 @app.command()

@@ -34,6 +34,27 @@ class IntegrityError(PrefselError):
     """An artifact does not match its ledger, or rows were lost between two stages."""
 
 
+class DamagedError(IntegrityError):
+    """An object of a workspace is gone, or is not what was committed."""
+
+    def __init__(self, workspace: str, path: str, problem: str, detail: str = "") -> None:
+        """Say what is wrong and how it is mended.
+
+        Args:
+            workspace: Directory or URI, without credentials.
+            path: Of the object, relative to the workspace.
+            problem: `missing` or `altered`.
+            detail: What was expected and what was found.
+        """
+        why = f" ({detail})" if detail else ""
+        repair = f"prefsel verify --workspace {workspace} --repair"
+        super().__init__(f"{path}: {problem}{why}; a run sets it aside and makes it again, and so does `{repair}`")
+        self.workspace, self.path, self.problem, self.detail = workspace, path, problem, detail
+
+    def __reduce__(self) -> tuple[type[DamagedError], tuple[str, ...]]:
+        return type(self), (self.workspace, self.path, self.problem, self.detail)
+
+
 class TemplateError(UserError):
     """The chat template of a model cannot be shared as prompt prefix + completions."""
 

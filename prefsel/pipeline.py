@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from prefsel.config import Config
-from prefsel.errors import UserError
+from prefsel.errors import DamagedError, IntegrityError, UserError
 from prefsel.making import Done, make_all, make_corpus
 from prefsel.plan.check import check, check_budgets
 from prefsel.plan.models import model_nodes
@@ -33,7 +33,9 @@ from prefsel.stages.report import MadeCorpus, last_report, write_report
 from prefsel.stages.score import require_imported
 from prefsel.stages.session import connect, is_own
 from prefsel.workspace.manifest import StageReport, config_text
+from prefsel.workspace.repair import set_aside, settle
 from prefsel.workspace.storage import Storage, redact
+from prefsel.workspace.verify import as_finding, check_under
 
 UNTIL: dict[str, Callable[[Node], bool]] = {
     "train-reward": lambda node: node.kind == "model" and node.spec.role == "reward",
@@ -84,8 +86,55 @@ def run(
     Raises:
         UserError: the configuration cannot work; found before anything is started or written.
     """
-    started = time.monotonic()
-    storage = Storage(workspace)
+    storage, begun = Storage(workspace), time.monotonic()
+    met: set[str] = set()
+    while True:
+        try:
+            outcome = _run_once(config, storage, progress, begun, until, tables, always_report)
+            break
+        except DamagedError as error:
+            if error.path in met:
+                raise
+            met.add(error.path)
+            put_aside(storage, error, progress)
+    tell_settled(storage, progress)
+    return outcome
+
+
+def put_aside(storage: Storage, error: DamagedError, progress: Progress) -> None:
+    """Set aside what a stage found damaged, and whatever else of its artifact is: the next pass makes it again."""
+    found = as_finding(error)
+    others = [one for one in check_under(storage, found.root) if one.path != found.path]
+    for note in set_aside(storage, [found, *others]):
+        progress.line(f"damage    {note}")
+
+
+def tell_settled(storage: Storage, progress: Progress) -> None:
+    """Say what was made again.
+
+    Raises:
+        IntegrityError: something has other bytes now than were committed; what was made from those stays as it is.
+    """
+    changed = settle(storage)
+    for note in changed:
+        progress.line(f"repaired  {note}")
+    if others := [note.path for note in changed if note.state == "other"]:
+        raise IntegrityError(
+            f"{', '.join(others)}: made again with other bytes than were committed, as other inputs, versions or "
+            "hardware give. What was made of the former ones stays; remove its folders to have it made again"
+        )
+
+
+def _run_once(
+    config: Config,
+    storage: Storage,
+    progress: Progress,
+    started: float,
+    until: str | None,
+    tables: Tables | None,
+    always_report: bool,
+) -> Outcome:
+    """One pass over the job: everything that is not there."""
     if until == "evaluate" and config.evaluate is None:
         raise UserError("evaluate: the configuration asks for no evaluation; give it `evaluate`, with judges")
     check(config, storage)

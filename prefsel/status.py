@@ -17,8 +17,9 @@ from prefsel.config import Config
 from prefsel.config.file import parse_config
 from prefsel.errors import UserError
 from prefsel.workspace.catalog import PATH, Catalog, read_catalog
+from prefsel.workspace.entries import Entry
 from prefsel.workspace.folders import read_seal
-from prefsel.workspace.ledger import Artifact, Entry
+from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage, redact
 from prefsel.workspace.verify import SEALED, SHARDED
 

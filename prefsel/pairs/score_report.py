@@ -8,7 +8,8 @@ from typing import Any
 
 from prefsel.numbers.histogram import Histogram
 from prefsel.numbers.moments import Covariation, Moments, merge_covariations, merge_moments
-from prefsel.workspace.ledger import Entry, merge_counts
+from prefsel.workspace.entries import Entry
+from prefsel.workspace.ledger import merge_counts
 from prefsel.workspace.manifest import StageReport
 
 

@@ -25,7 +25,8 @@ from prefsel.pairs.rows import Rows
 from prefsel.rules import SCORED_STRATA, Label
 from prefsel.schema import CARRIED, SCORES
 from prefsel.workspace.catalog import Catalog, ShardRef
-from prefsel.workspace.ledger import Artifact, Entry, merge_counts
+from prefsel.workspace.entries import Entry
+from prefsel.workspace.ledger import Artifact, merge_counts
 from prefsel.workspace.storage import Storage
 
 LENGTHS = ("chosen_length", "rejected_length")

@@ -12,6 +12,7 @@ from prefsel.errors import UserError, invalid
 from prefsel.evaluate.answer_formats import FORMATS, Answer
 from prefsel.evaluate.answers import Format, read_questions, write_answers
 from prefsel.report.examples import transcript
+from prefsel.workspace.documents import read_document
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, load_summary
 from prefsel.workspace.storage import Storage, redact
@@ -68,7 +69,7 @@ def find_evaluation(storage: Storage, model: str) -> StageReport:
         return found[model][0]
     runs = sorted(storage.files("runs"), key=lambda name: name.rsplit("-", 3)[-3:])
     for run in reversed(runs):
-        artifacts = {stage["artifact"] for stage in json.loads(storage.read(run))["stages"]}
+        artifacts = {stage["artifact"] for stage in read_document(storage, run)["stages"]}
         if named := [report for report in found[model] if report.artifact in artifacts]:
             return named[0]
     folders = [report.artifact for report in found[model]]

@@ -8,7 +8,6 @@ models and input files are not.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from prefsel.reasons import NOT_SELECTED
 from prefsel.rules import rule_scores
 from prefsel.schema import FLIPPED, with_rest
 from prefsel.workspace.catalog import Catalog, FileRecord, ShardRef, read_catalog
+from prefsel.workspace.documents import read_document
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage, redact
@@ -294,7 +294,7 @@ def _last_manifest(storage: Storage) -> dict[str, Any]:
         # <name>-<date>-<time>-<hash>.json
         stamped = [(match.group(1), name) for name in storage.files("runs") if (match := _STAMP.search(name))]
         for _, name in sorted(stamped, reverse=True):
-            manifest = json.loads(storage.read(name))
+            manifest = read_document(storage, name)
             if manifest["config_yaml"] == text:
                 return manifest
     raise UserError(

@@ -15,6 +15,7 @@ from prefsel.report.examples import transcript
 from prefsel.report.formatting import ABSENT, is_number, number, percent, signed, text_of
 from prefsel.report.tables import Table, table
 from prefsel.report.verdict import judgement
+from prefsel.workspace.folders import SEAL, read_seal, read_sealed
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
@@ -68,7 +69,10 @@ def reward_measures(storage: Storage, reports: Sequence[StageReport]) -> dict[st
 
 def read_prompts(storage: Storage, folder: str) -> pa.Table:
     """The row of every prompt of an evaluation."""
-    return pq.read_table(io.BytesIO(storage.read(f"{folder}/{PROMPTS}")))
+    seal = read_seal(storage, folder)
+    if seal is None:
+        raise storage.damaged(f"{folder}/{SEAL}", "missing")
+    return pq.read_table(io.BytesIO(read_sealed(storage, folder, PROMPTS, seal["files"][PROMPTS])))
 
 
 def side_by_side(storage: Storage, report: StageReport, examples: int) -> list[dict[str, Any]]:

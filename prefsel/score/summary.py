@@ -10,7 +10,8 @@ from prefsel.errors import PrefselError, TemplateError
 from prefsel.reasons import TEMPLATE_NOTES
 from prefsel.score.contract import TemplateUse, join_uses
 from prefsel.score.utilization import span_of, utilization
-from prefsel.workspace.ledger import Entry, merge_counts
+from prefsel.workspace.entries import Entry
+from prefsel.workspace.ledger import merge_counts
 from prefsel.workspace.manifest import StageReport
 
 

@@ -36,8 +36,9 @@ from prefsel.select.evaluate import flipped, kept, stratum_names
 from prefsel.select.percentiles import Percentiles
 from prefsel.select.thresholds import Threshold, Thresholds
 from prefsel.workspace.catalog import ShardRef
+from prefsel.workspace.entries import Entry
 from prefsel.workspace.folders import write_seal
-from prefsel.workspace.ledger import Artifact, Entry
+from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.recipes import hash_hex
 from prefsel.workspace.storage import Storage, digest
 

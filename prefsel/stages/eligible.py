@@ -12,7 +12,8 @@ from prefsel.stages.shuffle import hash_shuffle
 from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact, merge_counts
-from prefsel.workspace.manifest import StageReport, load_summary, save_summary
+from prefsel.workspace.manifest import StageReport, save_summary
+from prefsel.workspace.verify import finished
 
 
 def resolve_eligible(plan: Plan, progress: Progress) -> StageReport:
@@ -24,7 +25,7 @@ def resolve_eligible(plan: Plan, progress: Progress) -> StageReport:
     started = time.monotonic()
     node = plan.node("eligible", "all")
     storage, catalog, folder = plan.storage, plan.catalog, node.path
-    if done := load_summary(storage, folder):
+    if done := finished(storage, folder):
         return done
     excluded, held_out = (prompt_ids(storage, catalog, role) for role in ("exclude", "holdout"))
     rules = Rules(node.spec, excluded, held_out)

@@ -34,6 +34,7 @@ from prefsel.workspace.ledger import Artifact, merge_counts
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
 from prefsel.workspace.recipes import hash_hex
 from prefsel.workspace.storage import Storage
+from prefsel.workspace.verify import finished
 
 RECORD, PROMPTS = "evaluation.json", "prompts.parquet"
 """Files of an evaluation."""
@@ -48,7 +49,7 @@ def evaluate(plan: Plan, node: Node, progress: Progress) -> StageReport:
         UserError: no prompt has an answer of both, or a judge gave none of them a number.
     """
     started = time.monotonic()
-    if (done := load_summary(plan.storage, node.path)) is not None:
+    if (done := finished(plan.storage, node.path)) is not None:
         return done
     made, evaluated = evaluated_of(plan)
     other: Plan | None = evaluated.baseline

@@ -36,9 +36,11 @@ from prefsel.stages.rewrite import answers_folder, rewrite_all, strategies_of
 from prefsel.stages.score import loading
 from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import ShardRef
-from prefsel.workspace.ledger import Artifact, Entry
-from prefsel.workspace.manifest import StageReport, load_summary, save_summary
+from prefsel.workspace.entries import Entry
+from prefsel.workspace.ledger import Artifact
+from prefsel.workspace.manifest import StageReport, save_summary
 from prefsel.workspace.storage import Storage
+from prefsel.workspace.verify import finished
 
 
 def evolve_prompts(plan: Plan, node: Node, progress: Progress) -> StageReport:
@@ -50,7 +52,7 @@ def evolve_prompts(plan: Plan, node: Node, progress: Progress) -> StageReport:
     started = time.monotonic()
     spec: EvolvedPrompts = node.spec
     storage, path = plan.storage, node.path
-    if (done := load_summary(storage, path)) is not None:
+    if (done := finished(storage, path)) is not None:
         return done
     shards = rewrite_all(plan, node, progress)
     checks = Checks(storage, answers_folder(node), strategies_of(node), spec.evolve.length_factor, _judges(plan, spec))

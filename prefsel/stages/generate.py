@@ -27,7 +27,8 @@ from prefsel.stages.score import loading
 from prefsel.stages.tasks import map_shards
 from prefsel.stages.vllm import ShardWork, VllmWork
 from prefsel.workspace.catalog import ShardRef
-from prefsel.workspace.ledger import Artifact, Entry, merge_counts
+from prefsel.workspace.entries import Entry
+from prefsel.workspace.ledger import Artifact, merge_counts
 from prefsel.workspace.manifest import StageReport, load_summary
 from prefsel.workspace.recipes import hash_hex
 from prefsel.workspace.storage import Storage

@@ -2,13 +2,12 @@
 
     file ──hash──▶ known? ──no──▶ windows of rows ──▶ commit groups, pairs, quarantine ──▶ file record ──▶ catalog
 
-One task per file, in flat memory. A file whose record exists is not opened again; a window whose shard was committed by
-an attempt that died is parsed but not written again.
+One task per file, in flat memory. A file whose record exists, and whose shards all lie there, is not opened again; a
+window whose shard was committed by an attempt that died is parsed but not written again.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from prefsel.progress import Progress
 from prefsel.schema import has_rest
 from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import WITHOUT_PAIRS, Catalog, FileRecord, SourceRecord, quarantine_name, write_catalog
+from prefsel.workspace.documents import find_document, read_document, write_document
 from prefsel.workspace.ledger import Artifact, merge_counts
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.recipes import canonical
@@ -58,9 +58,13 @@ def ingest(config: Config, storage: Storage, progress: Progress) -> list[StageRe
         contents = map_shards(_hash_file, [uri for _, uri in uris], counter=counter)
     tasks = [_file_task(source, config, uri, content) for (source, uri), content in zip(uris, contents)]
     first_of = {(task.source, task.record): task for task in reversed(tasks)}
-    pending = [task for task in first_of.values() if not storage.exists(task.record)]
+    there = {
+        (source.name, kind): Artifact(storage, f"{kind}/{source.name}").there() for source in sources for kind in KINDS
+    }
+    pending = [task for task in first_of.values() if not _is_ingested(storage, task, there)]
     with progress.track("ingest", len(pending), "files", commits=True) as counter:
-        shared = {"storage": storage, "config": config, "sources": {source.name: source for source in sources}}
+        by_name = {source.name: source for source in sources}
+        shared = {"storage": storage, "config": config, "sources": by_name, "there": there}
         map_shards(_ingest_file, pending, shared=shared, counter=counter)
     catalog, reports = compose(sources, tasks, storage, {task.record for task in pending})
     for report in reports:
@@ -71,6 +75,20 @@ def ingest(config: Config, storage: Storage, progress: Progress) -> list[StageRe
         for kind in KINDS:
             Artifact(storage, f"{kind}/{source.name}").compact()
     return reports
+
+
+def _is_ingested(storage: Storage, task: FileTask, there: Mapping[tuple[str, str], set[str]]) -> bool:
+    """Whether a file has a record, and all that the record names is there.
+
+    Raises:
+        DamagedError: the record is not what was written.
+    """
+    record = find_document(storage, task.record)
+    if record is None:
+        return False
+    shards = [row["shard"] for row in record["shards"]]
+    names = {kind: shards for kind in KINDS} | {"quarantine": [quarantine_name(one, record["uri"]) for one in shards]}
+    return all(there[task.source, kind].issuperset(names[kind]) for kind in KINDS)
 
 
 def _tell(report: StageReport, progress: Progress) -> None:
@@ -132,7 +150,7 @@ def _ingest_file(task: FileTask, shared: dict[str, Any]) -> None:
     """Stream one file into committed shards, then write its record."""
     started = time.monotonic()
     storage, config = shared["storage"], shared["config"]
-    known = {kind: set(Artifact(storage, f"{kind}/{task.source}").entries()) for kind in KINDS}
+    known = {kind: shared["there"][task.source, kind] for kind in KINDS}
     source: Source = shared["sources"][task.source]
     rows = read_rows(task.uri, max_row_bytes=int(config.ingest.max_row_mib * 2**20))
     windows = ingest_windows(
@@ -157,7 +175,7 @@ def _ingest_file(task: FileTask, shared: dict[str, Any]) -> None:
             }
         )
     seconds = time.monotonic() - started
-    storage.write(task.record, json.dumps({"uri": redact(task.uri), "shards": shards, "seconds": seconds}).encode())
+    write_document(storage, task.record, {"uri": redact(task.uri), "shards": shards, "seconds": seconds})
 
 
 def _window_counts(window: Window) -> dict[str, int]:
@@ -180,12 +198,15 @@ def _window_counts(window: Window) -> dict[str, int]:
 def _commit_window(
     storage: Storage, source: Source, shard: str, quarantine: str, window: Window, known: Mapping[str, set[str]]
 ) -> None:
-    """Commit the three tables of a window, except those that an earlier attempt or an equal file already did."""
+    """Commit the three tables of a window, except those that an earlier attempt or an equal file already did.
+
+    `known` is as of the begin of the run; what a task that died committed since has a ledger object of its own.
+    """
     tables = {"groups": (shard, window.groups), "pairs": (shard, window.pairs)}
     tables["quarantine"] = (quarantine, window.quarantine)
     for kind, (name, table) in tables.items():
         artifact = Artifact(storage, f"{kind}/{source.name}")
-        if name not in known[kind]:
+        if name not in known[kind] and not artifact.is_done(name, window.digest):
             attempt = artifact.log_attempt(name)
             info: dict[str, Any] | None = {"has_rest": True} if kind == "groups" and has_rest(table) else None
             if kind == "pairs" and source.carry:
@@ -201,7 +222,7 @@ def compose(
     for source in sources:
         files, seen, fresh, seconds = [], set(), 0, 0.0
         for task in (task for task in tasks if task.source == source.name):
-            record = json.loads(storage.read(task.record))
+            record = read_document(storage, task.record)
             new = [row for row in record["shards"] if row["shard"] not in seen]
             again = [row for row in record["shards"] if row["shard"] in seen]
             seen |= {row["shard"] for row in new}
@@ -216,6 +237,7 @@ def compose(
                     *(redact(task.uri), task.content, names, counts, reasons, found),
                     examples=_first_examples(new),
                     fields=_all_fields(new),
+                    read_as=record["uri"] if record["uri"] != redact(task.uri) else "",
                 )
             )
         records.append(SourceRecord(source.name, source.role, files))

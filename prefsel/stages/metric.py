@@ -30,8 +30,9 @@ from prefsel.progress import Progress
 from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
-from prefsel.workspace.manifest import StageReport, load_summary, save_summary
+from prefsel.workspace.manifest import StageReport, save_summary
 from prefsel.workspace.recipes import hash_hex
+from prefsel.workspace.verify import finished
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def score_metric(plan: Plan, node: Node, progress: Progress) -> StageReport:
     """
     started = time.monotonic()
     name, spec, folder, storage, catalog = node.name, node.spec, node.path, plan.storage, plan.catalog
-    if (done := load_summary(storage, folder)) is not None:
+    if (done := finished(storage, folder)) is not None:
         return done
     metric, params = find_metric(spec.metric, spec.params)
     reader = pair_reader(plan, scorers_for(plan, metric_columns(plan, name), field=f"metrics.{name}"))

@@ -19,10 +19,12 @@ from prefsel.schema import ID, has_rest, prompts_schema
 from prefsel.select.eligible import EXCLUDED, HOLDOUT, VALIDATION, Rules, base_codes, prompt_ids
 from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import ShardRef
-from prefsel.workspace.ledger import Artifact, Entry
-from prefsel.workspace.manifest import StageReport, load_summary, save_summary
+from prefsel.workspace.entries import Entry
+from prefsel.workspace.ledger import Artifact
+from prefsel.workspace.manifest import StageReport, save_summary
 from prefsel.workspace.recipes import canonical, hash_hex
 from prefsel.workspace.storage import Storage, digest
+from prefsel.workspace.verify import finished
 
 CODES = {"train": -1, "holdout": HOLDOUT, "validation": VALIDATION, "exclude": EXCLUDED}
 """What eligibility says of the prompts of a part."""
@@ -47,7 +49,7 @@ def seed_prompts(plan: Plan, node: Node, progress: Progress) -> StageReport:
     started = time.monotonic()
     spec: SeedPrompts = node.spec
     storage, path = plan.storage, node.path
-    if (done := load_summary(storage, path)) is not None:
+    if (done := finished(storage, path)) is not None:
         return done
     catalog = plan.root.catalog
     excluded, held_out = (prompt_ids(storage, catalog, role) for role in ("exclude", "holdout"))

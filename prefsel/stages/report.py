@@ -33,11 +33,13 @@ from prefsel.select.compose import compile_rule
 from prefsel.select.percentiles import selection_percentiles
 from prefsel.stages.tasks import map_shards
 from prefsel.train.heldout import read_margins
-from prefsel.workspace.folders import read_seal, seal_files
+from prefsel.workspace.documents import read_document
+from prefsel.workspace.folders import SEAL, read_seal, seal_files
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, config_text, hardware, seal, versions
 from prefsel.workspace.recipes import canonical, hash_hex
 from prefsel.workspace.storage import digest, redact
+from prefsel.workspace.verify import finished_folder
 
 
 def _config_hash(plan: Plan) -> str:
@@ -48,10 +50,20 @@ def _config_hash(plan: Plan) -> str:
 
 
 def last_report(plan: Plan) -> str | None:
-    """The page of the newest finished run of this configuration on this corpus, or None."""
+    """The page of the newest finished run of this configuration on this corpus, or None.
+
+    Raises:
+        DamagedError: something of the report, or the record of the run, is not as it was written.
+    """
     suffix = f"-{_config_hash(plan)}.json"
     runs = [name for name in plan.storage.files("runs") if name.endswith(suffix)]
-    return f"reports/{runs[-1].removeprefix('runs/').removesuffix('.json')}/index.html" if runs else None
+    if not runs:
+        return None
+    folder = f"reports/{runs[-1].removeprefix('runs/').removesuffix('.json')}"
+    read_document(plan.storage, runs[-1])
+    if finished_folder(plan.storage, folder) is None:
+        raise plan.storage.damaged(f"{folder}/{SEAL}", "missing")
+    return f"{folder}/index.html"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from prefsel.stages.pool import run_pool, scoring_work
 from prefsel.stages.sharing import shared_passes
 from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import ShardRef
-from prefsel.workspace.ledger import Artifact, Entry
+from prefsel.workspace.entries import Entry
+from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
 

@@ -16,6 +16,7 @@ from prefsel.progress import Progress
 from prefsel.stages.tasks import map_shards
 from prefsel.workspace.folders import commit_folder
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
+from prefsel.workspace.verify import finished
 
 
 def make_scratch_models(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageReport]:
@@ -29,7 +30,7 @@ def make_scratch_models(plan: Plan, nodes: Sequence[Node], progress: Progress) -
     if not eligible.dropped.get("proxy"):
         given = plan.config.split.proxy
         raise invalid("split.proxy", given, f"above 0: model {nodes[0].name!r} is trained on that part")
-    reports = {node.path: load_summary(plan.storage, node.path) for node in nodes}
+    reports = {node.path: finished(plan.storage, node.path) for node in nodes}
     pending = [node for node in nodes if reports[node.path] is None]
     with progress.track("make models", len(pending), "models") as counter:
         items = [(node.spec, node.path) for node in pending]

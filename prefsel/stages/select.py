@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from prefsel.errors import IntegrityError, UserError
+from prefsel.errors import UserError
 from prefsel.numbers.histogram import Histogram
 from prefsel.pairs.score_report import score_report
 from prefsel.pairs.score_shards import ScoreReader, committed, committed_summaries
@@ -67,10 +67,11 @@ from prefsel.stages.derived import (
 from prefsel.stages.shuffle import hash_shuffle, num_partitions
 from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import ShardRef
-from prefsel.workspace.folders import read_seal
-from prefsel.workspace.ledger import Artifact, Entry, merge_counts
+from prefsel.workspace.entries import Entry
+from prefsel.workspace.ledger import Artifact, merge_counts
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
 from prefsel.workspace.recipes import hash_hex
+from prefsel.workspace.verify import finished, finished_folder
 
 SHARDS_PER_TASK = 8
 """Of a pass that takes milliseconds a shard: starting a task takes about one."""
@@ -93,8 +94,8 @@ def select(plan: Plan, node: Node, progress: Progress) -> list[StageReport]:
     reports = [_make_score(plan, one, reader, made, progress) for one in made]
     folder = node.path
     dataset = plan.node("dataset", name).path if writes_dataset(plan, name) else None
-    done = load_summary(storage, folder)
-    if done is not None and (dataset is None or read_seal(storage, dataset) is not None):
+    done = finished(storage, folder)
+    if done is not None and (dataset is None or finished_folder(storage, dataset) is not None):
         return [*reports, replace(done, details={**done.details, "dataset": dataset})]
     summary = load_summary(storage, reader.folders[compiled.score])
     assert summary is not None, "scores are complete before anything is selected"
@@ -171,7 +172,7 @@ def _make_score(
         UserError: a score without spread where its z-score is wanted.
     """
     started = time.monotonic()
-    if (done := load_summary(plan.storage, one.folder)) is not None:
+    if (done := finished(plan.storage, one.folder)) is not None:
         return done
     storage, catalog = plan.storage, plan.catalog
     parts = _cut_into_parts(plan, one, reader) if one.step.is_by_rank else ()
@@ -302,7 +303,7 @@ def write_holdout(plan: Plan, progress: Progress) -> list[StageReport]:
     assert eligible is not None, "eligibility is complete before anything is selected"
     held_out = eligible.dropped.get("holdout", 0)
     dataset = plan.node("dataset", "holdout").path
-    done = load_summary(plan.storage, dataset)
+    done = finished(plan.storage, dataset)
     if not held_out or done is not None:
         return [done] if done else []
     exported, has_rest = pair_reader(plan, dataset_scorers(plan, "holdout")), plan.catalog.has_rest(plan.storage)
@@ -332,14 +333,14 @@ def _shard_entries(plan: Plan, folder: str) -> dict[str, Entry]:
     """Ledger entries of a complete artifact by shard key.
 
     Raises:
-        IntegrityError: a shard of the corpus is not in its ledger.
+        DamagedError: a shard of the corpus is not in its ledger.
     """
     entries = {}
     for source, shards in plan.catalog.sources_of().items():
         known = Artifact(plan.storage, f"{folder}/{source}").entries()
         for shard in shards:
             if shard.shard not in known:
-                raise IntegrityError(f"{folder}/{shard.key}: lost from its ledger; remove {folder} to compute it again")
+                raise plan.storage.damaged(f"{folder}/{shard.key}.parquet", "missing", "it is not in its ledger")
             entries[shard.key] = known[shard.shard]
     return entries
 

@@ -5,9 +5,7 @@ policy, reference ─ same tokens? both fit? ─► one pool that reads, tokenis
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,9 +15,11 @@ from prefsel.progress import Progress
 from prefsel.score.job import Job
 from prefsel.stages.pool import fitting_actors, gpus_per_actor
 from prefsel.stages.tasks import unwrap
-from prefsel.workspace.folders import read_seal
+from prefsel.workspace.folders import fetch_folder
 from prefsel.workspace.storage import Storage
 
+WITHOUT_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
+"""Files of a model that its configuration and tokenizer are read from."""
 MEMORY_SHARE = 0.6
 """Of an actor's memory for the weights of all its models; the rest is for activations and shards."""
 
@@ -72,15 +72,7 @@ def without_weights(job: Job, storage: Storage) -> dict[str, Any]:
     settings = dict(job.models[0][1])
     if not settings["made_here"]:
         return settings
-    if storage.is_local:
-        return settings | {"path": str(storage.local(settings["path"]))}
-    folder = Path(tempfile.mkdtemp(prefix="prefsel-"))
-    seal = read_seal(storage, settings["path"])
-    assert seal is not None, f"{settings['path']} is made before it scores"
-    for name in seal["files"]:
-        if "/" not in name and Path(name).suffix in (".json", ".jinja", ".model", ".txt", ".py"):
-            (folder / name).write_bytes(storage.read(f"{settings['path']}/{name}"))
-    return settings | {"path": str(folder)}
+    return settings | {"path": str(fetch_folder(storage, settings["path"], WITHOUT_WEIGHTS))}
 
 
 def _by_memory(jobs: Sequence[Job], storage: Storage, num_shards: int, progress: Progress) -> list[list[Job]]:

@@ -23,8 +23,9 @@ from prefsel.stages.tasks import unwrap
 from prefsel.stages.training_pairs import corpus_part
 from prefsel.train.pair_source import PairSource
 from prefsel.workspace.folders import commit_folder
-from prefsel.workspace.manifest import StageReport, load_summary, save_summary
+from prefsel.workspace.manifest import StageReport, save_summary
 from prefsel.workspace.storage import Storage
+from prefsel.workspace.verify import finished
 
 
 def make_tangent(plan: Plan, node: Node, progress: Progress) -> StageReport:
@@ -35,7 +36,7 @@ def make_tangent(plan: Plan, node: Node, progress: Progress) -> StageReport:
     """
     started = time.monotonic()
     spec, path = node.spec, node.path
-    if (done := load_summary(plan.storage, path)) is not None:
+    if (done := finished(plan.storage, path)) is not None:
         return done
     part = corpus_part(plan, spec.reference, "validation", field=f"tangents.{node.name}")
     settings = loading(find_model(plan, spec.model))

@@ -37,6 +37,7 @@ from prefsel.workspace.folders import commit_folder, fetch_folder, read_seal
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
 from prefsel.workspace.storage import Storage
+from prefsel.workspace.verify import finished, finished_folder
 
 if TYPE_CHECKING:
     from prefsel.train.objective import Objective
@@ -54,9 +55,9 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
     """
     started = time.monotonic()
     spec, path, storage = node.spec, node.path, plan.storage
-    if (done := load_summary(storage, path)) is not None:
+    if (done := finished(storage, path)) is not None:
         return done
-    seal = read_seal(storage, path)
+    seal = finished_folder(storage, path)
     if seal is None:  # a sealed model without a summary: the driver died after the workers were done
         require_weights(plan, spec)
         Artifact(storage, path).log_attempt("training")

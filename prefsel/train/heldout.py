@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefsel.workspace.folders import read_seal, seal_files
+from prefsel.workspace.folders import read_seal, read_sealed, seal_files
 from prefsel.workspace.storage import Storage
 
 FILE = "margins.parquet"
@@ -67,6 +67,5 @@ def save_margins(storage: Storage, model: str, margins: pa.Table) -> None:
 def read_margins(storage: Storage, model: str) -> pa.Table | None:
     """The margins of a model; None where it was not evaluated pair by pair."""
     folder = margins_folder(model)
-    if read_seal(storage, folder) is None:
-        return None
-    return pq.read_table(io.BytesIO(storage.read(f"{folder}/{FILE}")))
+    seal = read_seal(storage, folder)
+    return None if seal is None else pq.read_table(io.BytesIO(read_sealed(storage, folder, FILE, seal["files"][FILE])))

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from prefsel.config import CrossFit
 from prefsel.errors import IntegrityError
@@ -23,7 +22,7 @@ from prefsel.pairs.export import export_rows
 from prefsel.pairs.reader import PairReader
 from prefsel.schema import FLIPPED
 from prefsel.workspace.catalog import ShardRef
-from prefsel.workspace.folders import fetch_folder
+from prefsel.workspace.folders import SEAL, read_seal
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
 
@@ -40,10 +39,13 @@ class Dataset:
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Its files in order, projected to the columns they have of these."""
-        folder = fetch_folder(self.storage, self.path)
-        for file in sorted((folder / "data").glob("*.parquet")):
-            there = set(pq.read_schema(file).names)
-            yield pq.read_table(file, columns=[name for name in columns if name in there])
+        seal = read_seal(self.storage, self.path)
+        if seal is None:
+            raise self.storage.damaged(f"{self.path}/{SEAL}", "missing", "the dataset is not finished")
+        data = Artifact(self.storage, f"{self.path}/data")
+        for name in sorted(name for name in seal["files"] if name.endswith(".parquet")):
+            table = data.read(name.removeprefix("data/").removesuffix(".parquet"), list(columns))
+            yield table.select([column for column in columns if column in table.column_names])
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,10 @@ class SelectionPairs:
         """Its pairs, one table per shard that has any.
 
         Raises:
-            IntegrityError: a selection shard is lost, or speaks of other pairs than the corpus has.
+            IntegrityError: a selection shard is damaged, or speaks of other pairs than the corpus has.
         """
         for shard in self.shards:
-            try:
-                kept = Artifact(self.reader.storage, f"{self.folder}/{shard.source}").read(shard.shard)
-            except FileNotFoundError:
-                hint = f"remove {self.folder} to select again"
-                raise IntegrityError(f"{self.folder}/{shard.key}: lost; {hint}") from None
+            kept = Artifact(self.reader.storage, f"{self.folder}/{shard.source}").read(shard.shard)
             if not kept.num_rows:
                 continue
             pairs, row_K = self.reader.pairs(shard), kept["row"].to_numpy()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 from prefsel.errors import UserError
-from prefsel.workspace.ledger import Artifact, Entry
+from prefsel.workspace.documents import find_document, write_document
+from prefsel.workspace.entries import Entry
+from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.recipes import corpus_fingerprint
-from prefsel.workspace.storage import Storage, digest
+from prefsel.workspace.storage import Storage, digest, redact
 
 PATH = "catalog.json"
 
@@ -32,6 +33,12 @@ class FileRecord:
     """The first quarantined row of each reason: its number and what was wrong with it."""
     fields: dict[str, dict[str, int]] = field(default_factory=dict)
     """Accepted rows in which each field was `used`, `kept` or `ignored`."""
+    read_as: str = ""
+    """What it was called when it was read, where an equal file of another name was; its quarantine is named by that."""
+
+    def quarantine_of(self, shard: str) -> str:
+        """The quarantine shard of one of its windows."""
+        return quarantine_name(shard, self.read_as or self.uri)
 
 
 def quarantine_name(shard: str, uri: str) -> str:
@@ -130,7 +137,10 @@ class Catalog:
         for source, shards in self.sources_of().items():
             path = f"groups/{source}" if kind == "groups" else shards[0].pairs_path
             known = Artifact(storage, path).entries()
-            entries.update({shard.key: known[shard.shard] for shard in shards})
+            for shard in shards:
+                if shard.shard not in known:
+                    raise storage.damaged(f"{path}/{shard.shard}.parquet", "missing", "it is not in its ledger")
+                entries[shard.key] = known[shard.shard]
         return entries
 
     def has_rest(self, storage: Storage) -> bool:
@@ -149,15 +159,21 @@ class Catalog:
 
 
 def write_catalog(storage: Storage, catalog: Catalog) -> None:
-    """Make `catalog` the corpus; nothing is written when it already is."""
-    data = json.dumps(catalog.to_json(), indent=1).encode()
-    if not storage.exists(PATH) or storage.read(PATH) != data:
-        storage.write(PATH, data)
+    """Make `catalog` the corpus; nothing is written when it already is.
+
+    Raises:
+        DamagedError: the one that is there is not what was written.
+    """
+    there = find_document(storage, PATH)
+    if there is None or there != {"sources": catalog.to_json()}:
+        write_document(storage, PATH, {"sources": catalog.to_json()}, indent=1)
 
 
 def _plain(source: SourceRecord) -> dict[str, Any]:
-    """A source as JSON holds it; the folder of pairs only where it is another one."""
-    return {key: value for key, value in asdict(source).items() if key != "pairs" or value}
+    """A source as JSON holds it; the folder of pairs and what a file was read as only where they are others."""
+    table = {key: value for key, value in asdict(source).items() if key != "pairs" or value}
+    files = [{key: value for key, value in file.items() if key != "read_as" or value} for file in table["files"]]
+    return table | {"files": files}
 
 
 def _record(row: Mapping[str, Any]) -> SourceRecord:
@@ -170,6 +186,7 @@ def read_catalog(storage: Storage) -> Catalog:
     Raises:
         UserError: nothing was ingested yet.
     """
-    if not storage.exists(PATH):
-        raise UserError(f"workspace: {storage.uri} holds no corpus yet; run `prefsel ingest` first")
-    return Catalog.from_json(json.loads(storage.read(PATH)))
+    found = find_document(storage, PATH)
+    if found is None:
+        raise UserError(f"workspace: {redact(storage.uri)} holds no corpus yet; run `prefsel ingest` first")
+    return Catalog.from_json(found["sources"] if isinstance(found, dict) else found)

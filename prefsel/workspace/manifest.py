@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 from dataclasses import asdict, dataclass, field, replace
@@ -13,9 +12,11 @@ import yaml
 
 from prefsel.config import Config
 from prefsel.version import __version__
+from prefsel.workspace.documents import find_document, write_document
 from prefsel.workspace.ledger import require_flow
 from prefsel.workspace.storage import Storage, redact
 
+SUMMARY = "summary.json"
 PACKAGES = ("ray", "torch", "transformers", "pyarrow", "datasets", "deepspeed", "numpy")
 
 
@@ -53,16 +54,17 @@ class StageReport:
 
 def save_summary(storage: Storage, report: StageReport) -> None:
     """Keep a stage's report beside its artifact: the sign that a whole-corpus artifact is complete."""
-    storage.write(f"{report.artifact}/summary.json", json.dumps(asdict(report), indent=1).encode())
+    write_document(storage, f"{report.artifact}/{SUMMARY}", asdict(report), indent=1)
 
 
 def load_summary(storage: Storage, artifact: str) -> StageReport | None:
-    """The report of a complete artifact, as of a run that computed nothing; None while it is incomplete."""
-    path = f"{artifact}/summary.json"
-    if not storage.exists(path):
-        return None
-    report = StageReport(**json.loads(storage.read(path)))
-    return replace(report, computed_shards=0, seconds=0.0)
+    """The report of a complete artifact, as of a run that computed nothing; None while it is incomplete.
+
+    Raises:
+        DamagedError: it is not what was written.
+    """
+    found = find_document(storage, f"{artifact}/{SUMMARY}")
+    return None if found is None else replace(StageReport(**found), computed_shards=0, seconds=0.0)
 
 
 def config_text(config: Config) -> str:
@@ -87,11 +89,5 @@ def hardware() -> dict[str, Any]:
 def seal(storage: Storage, run: str, manifest: dict[str, Any]) -> str:
     """Write the manifest of a finished run; returns its path."""
     path = f"runs/{run}.json"
-    storage.write(path, json.dumps(manifest, indent=1, default=_plain).encode())
+    write_document(storage, path, manifest, indent=1)
     return path
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, StageReport):
-        return asdict(value)
-    raise TypeError(f"a manifest holds plain values, got {type(value).__name__}")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from prefsel.errors import UserError
+from prefsel.errors import DamagedError, UserError
 
 
 def redact(text: str) -> str:
@@ -25,7 +25,7 @@ def redact(text: str) -> str:
     return re.sub(r"((?:secret|token|password|access_key)[\w-]*=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 
-def digest(data: bytes) -> str:
+def digest(data: bytes | memoryview) -> str:
     """blake2b-128 of `data` as 32 hex digits: the content hash used everywhere in a workspace."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
@@ -116,6 +116,12 @@ class Storage:
         infos = [info for info in self.filesystem.get_file_info(selector) if info.is_file]
         return {info.path[prefix:]: (info.mtime_ns or 0) / 1e9 for info in infos}
 
+    def sizes(self, path: str, *, recursive: bool = False) -> dict[str, int]:
+        """Bytes of each file under `path`, by its relative path, in one listing."""
+        selector = pafs.FileSelector(self.full(path), allow_not_found=True, recursive=recursive)
+        prefix = len(self._root[1]) + 1
+        return {info.path[prefix:]: info.size for info in self.filesystem.get_file_info(selector) if info.is_file}
+
     def folders(self, path: str) -> list[str]:
         """Names of the folders directly under `path`, sorted."""
         selector = pafs.FileSelector(self.full(path), allow_not_found=True)
@@ -151,6 +157,20 @@ class Storage:
         except OSError as error:
             error.filename, error.filename2 = str(target), None  # a full disk names no file, the rest the temporary one
             raise
+
+    def move(self, source: str, target: str) -> None:
+        """Put the file at `source` at `target`: a rename on disk, a copy and a deletion in an object store."""
+        if self.is_local:
+            self.local(target).parent.mkdir(parents=True, exist_ok=True)
+        else:
+            self.filesystem.copy_file(self.full(source), self.full(target))
+            self.filesystem.delete_file(self.full(source))
+            return
+        os.replace(self.local(source), self.local(target))
+
+    def damaged(self, path: str, problem: str, detail: str = "") -> DamagedError:
+        """The error of an object that is gone or is not what was committed."""
+        return DamagedError(redact(self.uri), path, problem, detail)
 
     def delete(self, path: str) -> None:
         """Remove the file at `path`; nothing happens when there is none."""

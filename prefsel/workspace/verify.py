@@ -1,25 +1,35 @@
-"""`verify`: re-read every artifact against its ledger, and say what is missing, duplicated or altered."""
+"""`verify`: every object of a workspace against what was committed, and what is missing, altered or duplicated.
+
+The same checks without reading data, listings and ledgers alone, are what a run looks at before it relies on something.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from prefsel.workspace.catalog import PATH, quarantine_name, read_catalog
-from prefsel.workspace.folders import SEAL, check_folder
-from prefsel.workspace.ledger import Artifact, Entry
-from prefsel.workspace.manifest import load_summary
+from prefsel.errors import DamagedError, PrefselError
+from prefsel.workspace.catalog import PATH, read_catalog
+from prefsel.workspace.documents import find_document
+from prefsel.workspace.entries import LEDGER, Entry, checked_entries
+from prefsel.workspace.folders import SEAL, check_folder, read_seal
+from prefsel.workspace.ledger import Artifact
+from prefsel.workspace.manifest import SUMMARY, StageReport, load_summary
 from prefsel.workspace.storage import Storage
 
-SHARDED = (
-    *("groups", "pairs", "quarantine", "eligible", "columns", "pair_columns", "scores", "selections"),
-    *("prompts", "rewritten", "verdicts"),
-)
+CORPUS = ("groups", "pairs", "quarantine")
+SHARDED = (*CORPUS, "eligible", "columns", "pair_columns", "scores", "selections", "prompts", "rewritten", "verdicts")
 SEALED = ("datasets", "models", "evaluations", "tangents", "reports")
+
+
+def root_of(path: str) -> str:
+    """The artifact that a path lies in: kind and name."""
+    return "/".join(path.split("/")[:2])
 
 
 @dataclass(frozen=True)
@@ -27,86 +37,194 @@ class Finding:
     """One thing that is wrong."""
 
     problem: str
-    """`missing`, `altered`, `duplicated` or `uncommitted`."""
+    """`missing`, `altered`, `incomplete`, `duplicated` or `uncommitted`."""
     path: str
     detail: str = ""
+    content: str = ""
+    """Hash of the bytes that were committed there, where it is known."""
+
+    @property
+    def root(self) -> str:
+        """The artifact it is of: kind and name."""
+        return root_of(self.path)
+
+    @property
+    def is_harmless(self) -> bool:
+        """Whether nothing reads it: data that was never committed."""
+        return self.problem == "uncommitted"
 
     def __str__(self) -> str:
         return f"{self.problem:<11} {self.path}" + (f" ({self.detail})" if self.detail else "")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Verification:
     """What `verify` read and found."""
 
-    artifacts: int
-    shards: int
-    rows: int
-    bytes: int
-    retried: int
+    artifacts: int = 0
+    shards: int = 0
+    rows: int = 0
+    bytes: int = 0
+    retried: int = 0
     """Shards begun more than once: not an error, a count."""
-    findings: list[Finding]
+    findings: list[Finding] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:
         """Nothing missing, duplicated or altered; data that was never committed does no harm."""
-        return all(finding.problem == "uncommitted" for finding in self.findings)
+        return all(finding.is_harmless for finding in self.findings)
 
 
 def verify(storage: Storage, *, quick: bool = False) -> Verification:
     """Check a whole workspace.
 
     Args:
-        storage: the workspace.
-        quick: compare sizes and ledgers only, read no data.
+        storage: The workspace.
+        quick: Compare sizes and ledgers only, read no data.
     """
-    findings, entries, retried, artifacts = [], [], 0, 0
-    files = [name for kind in SHARDED for name in storage.files(kind, recursive=True)]
-    for path in sorted({name.split("/_ledger/")[0] for name in files if "/_ledger/" in name}):
-        artifact = Artifact(storage, path)
-        known = artifact.entries()
-        artifacts += 1
-        entries += list(known.values())
-        retried += sum(count > 1 for count in artifact.attempts().values())
-        findings += _check_artifact(artifact, known, files, quick=quick)
+    found = Verification()
+    for kind in (*SHARDED, *SEALED):
+        for name in storage.folders(kind):
+            _check(storage, f"{kind}/{name}", found, quick=quick)
     if not quick:
         for name in storage.folders("selections"):
             paths = [f"selections/{name}/{source}" for source in storage.folders(f"selections/{name}")]
-            findings += _check_unique(f"selections/{name}", [Artifact(storage, path) for path in paths])
-    sealed = [name for kind in SEALED for name in storage.files(kind, recursive=True) if name.endswith(SEAL)]
-    for path in (name.removesuffix(f"/{SEAL}") for name in sealed):
-        artifacts += 1
-        wrong = check_folder(storage, path, quick=quick)
-        findings += [Finding(problem, f"{path}/{name}") for name, problem in wrong.items()]
-    if storage.exists(PATH):
-        findings += _check_catalog(storage)
-    for kind in ("eligible", "scores", "selections"):
-        findings += _check_complete(storage, kind)
-    total_bytes = sum(entry.bytes for entry in entries)
-    return Verification(artifacts, len(entries), sum(e.rows for e in entries), total_bytes, retried, findings)
+            found.findings += _check_unique(f"selections/{name}", [Artifact(storage, path) for path in paths], found)
+    found.findings += _check_catalog(storage)
+    found.findings += _check_runs(storage)
+    return found
 
 
-def _check_artifact(artifact: Artifact, known: dict[str, Entry], files: list[str], *, quick: bool) -> list[Finding]:
-    findings = []
-    for entry in known.values():
-        problem = artifact.check(entry, quick=quick)
-        if problem is None and not quick:
-            problem = _check_rows(artifact, entry)
-        if problem:
-            findings.append(Finding(problem, artifact.file(entry.shard)))
-    data = {n for n in files if n.startswith(f"{artifact.path}/") and n.endswith(".parquet") and "/_ledger/" not in n}
-    for name in sorted(data - {artifact.file(shard) for shard in known}):
-        findings.append(Finding("uncommitted", name, "data without a ledger object: an attempt that died; harmless"))
-    return findings
+def check_under(storage: Storage, root: str, *, quick: bool = True) -> list[Finding]:
+    """What is wrong with one artifact, all that lies below `root`; data that was never committed is left out."""
+    found = Verification()
+    _check(storage, root, found, quick=quick)
+    return [finding for finding in found.findings if not finding.is_harmless]
 
 
-def _check_rows(artifact: Artifact, entry: Entry) -> str | None:
-    with artifact.storage.filesystem.open_input_file(artifact.storage.full(artifact.file(entry.shard))) as source:
-        return None if pq.ParquetFile(source).metadata.num_rows == entry.rows else "altered"
+def finished(storage: Storage, artifact: str) -> StageReport | None:
+    """The report of an artifact that is complete, of which everything lies there; None while it is incomplete.
+
+    Raises:
+        DamagedError: it was complete, and something of it is gone or has another size; nothing is read to see that.
+    """
+    report = load_summary(storage, artifact)
+    if report is not None:
+        require_whole(storage, artifact)
+    return report
 
 
-def _check_unique(selection: str, artifacts: list[Artifact]) -> list[Finding]:
-    """A pair may be selected once, over all sources and shards of a selection."""
+def finished_folder(storage: Storage, path: str) -> dict[str, Any] | None:
+    """The seal of a folder of which everything lies there; None while it is unfinished.
+
+    Raises:
+        DamagedError: something that it lists is gone or has another size.
+    """
+    seal = read_seal(storage, path)
+    if seal is not None:
+        require_whole(storage, path)
+    return seal
+
+
+def require_whole(storage: Storage, artifact: str) -> None:
+    """Refuse an artifact of which something that was committed is gone or has another size; no data is read.
+
+    Raises:
+        DamagedError: names the first of them.
+    """
+    for finding in check_under(storage, artifact):
+        raise storage.damaged(finding.path, finding.problem, finding.detail)
+
+
+def as_finding(error: DamagedError) -> Finding:
+    """What a reader found."""
+    return Finding(error.problem, error.path, error.detail)
+
+
+def _check(storage: Storage, root: str, found: Verification, *, quick: bool) -> None:
+    """Check one artifact of any kind: its ledgers and seals, the data they name, and whether it is complete."""
+    sizes = storage.sizes(root, recursive=True)
+    sealed = sorted(name.removesuffix(f"/{SEAL}") for name in sizes if name.endswith(f"/{SEAL}"))
+    ledgers = {name.split(f"/{LEDGER}/")[0] for name in sizes if f"/{LEDGER}/" in name and not name.endswith(SEAL)}
+    committed: dict[str, Mapping[str, Entry]] = {}
+    named: set[str] = set()
+    for path in sorted(ledgers):
+        entries, damage = checked_entries(storage, path)
+        committed[path] = entries
+        found.findings += map(as_finding, damage)
+        found.artifacts += path not in sealed
+        found.shards += len(entries)
+        found.rows += sum(entry.rows for entry in entries.values())
+        found.bytes += sum(entry.bytes for entry in entries.values())
+        artifact = Artifact(storage, path)
+        found.retried += sum(count > 1 for count in artifact.attempts().values())
+        for entry in entries.values():
+            named.add(artifact.file(entry.shard))
+            if wrong := artifact.check(entry, quick=quick, sizes=sizes):
+                found.findings.append(Finding(wrong[0], artifact.file(entry.shard), wrong[1], entry.content))
+    for path in sealed:
+        found.artifacts += 1
+        named |= _check_sealed(storage, path, found, committed, quick=quick)
+    for name in sorted(sizes):
+        if name.endswith(".parquet") and name not in named and f"/{LEDGER}/" not in name:
+            detail = "data without a ledger object: an attempt that died; harmless"
+            found.findings.append(Finding("uncommitted", name, detail))
+    try:
+        records = [name for name in sizes if name.startswith(f"{root}/_files/") and name.endswith(".json")]
+        for name in records:
+            find_document(storage, name)
+        summary = load_summary(storage, root) if f"{root}/{SUMMARY}" in sizes else None
+    except DamagedError as error:
+        found.findings.append(as_finding(error))
+        return
+    if summary is not None:
+        found.findings += _check_complete(storage, root, summary, committed, sealed)
+
+
+def _check_sealed(
+    storage: Storage, path: str, found: Verification, committed: Mapping[str, Mapping[str, Entry]], *, quick: bool
+) -> set[str]:
+    """Check the files of a sealed folder; returns their paths."""
+    try:
+        seal = read_seal(storage, path)
+    except DamagedError as error:
+        found.findings.append(as_finding(error))
+        return set()
+    assert seal is not None, "it was listed"
+    known = {finding.path for finding in found.findings}
+    for name, (problem, detail) in check_folder(storage, path, seal, quick=quick).items():
+        if f"{path}/{name}" not in known:
+            found.findings.append(Finding(problem, f"{path}/{name}", detail, seal["files"][name]["blake2b"]))
+    shards = committed.get(f"{path}/data")
+    for name in seal["files"]:
+        if name.startswith("data/") and name.endswith(".parquet"):
+            shard = name.removeprefix("data/").removesuffix(".parquet")
+            if shards is None or shard not in shards:
+                found.findings.append(Finding("missing", f"{path}/data/{LEDGER}/{shard}.json", "its seal names it"))
+    return {f"{path}/{name}" for name in seal["files"]}
+
+
+def _check_complete(
+    storage: Storage, root: str, summary: StageReport, committed: Mapping[str, Mapping[str, Entry]], sealed: list[str]
+) -> Iterable[Finding]:
+    """An artifact with a summary is complete: its seal is there, or as many committed shards as the summary counts."""
+    kind = root.split("/")[0]
+    if kind in SEALED:
+        if root not in sealed:
+            yield Finding("missing", f"{root}/{SEAL}", "it has a summary")
+        return
+    count = sum(len(entries) for entries in committed.values())
+    if count != summary.shards:
+        yield Finding("incomplete", root, f"{count:,} of {summary.shards:,} shards in its ledgers")
+    dataset = summary.details.get("dataset")
+    if dataset is not None and not storage.exists(f"{dataset}/{SEAL}"):
+        yield Finding("missing", f"{dataset}/{SEAL}", f"{root} names it")
+
+
+def _check_unique(selection: str, artifacts: list[Artifact], found: Verification) -> list[Finding]:
+    """A pair may be selected once, over all sources and shards of a selection; damaged ones were told already."""
+    if any(finding.path.startswith(f"{selection}/") and not finding.is_harmless for finding in found.findings):
+        return []
     columns = [artifact.read(shard, ["pair_id"])["pair_id"] for artifact in artifacts for shard in artifact.entries()]
     ids = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.binary(16)).combine_chunks()
     words_N2 = np.frombuffer(ids.buffers()[1] or b"", ">u8")[2 * ids.offset :][: 2 * len(ids)].reshape(-1, 2)
@@ -120,29 +238,48 @@ def _check_unique(selection: str, artifacts: list[Artifact]) -> list[Finding]:
 
 def _check_catalog(storage: Storage) -> list[Finding]:
     """Every shard of the corpus must be committed, and stand in the catalog once."""
-    catalog = read_catalog(storage)
+    try:
+        if not storage.exists(PATH):
+            return [Finding("missing", PATH, "there is a corpus")] if storage.folders("groups") else []
+        catalog = read_catalog(storage)
+    except DamagedError as error:
+        return [as_finding(error)]
     findings = []
     for source in catalog.sources:
-        kinds = ("groups", "pairs", "quarantine")
-        known = {kind: Artifact(storage, f"{kind}/{source.name}").entries() for kind in kinds}
+        known = {kind: checked_entries(storage, f"{kind}/{source.name}")[0] for kind in CORPUS}
         for file in source.files:
             for shard in file.shards:
-                names = {"groups": shard, "pairs": shard, "quarantine": quarantine_name(shard, file.uri)}
-                lost = [f"{kind}/{source.name}/{name}" for kind, name in names.items() if name not in known[kind]]
+                names = {"groups": shard, "pairs": shard, "quarantine": file.quarantine_of(shard)}
+                lost = [
+                    f"{kind}/{source.name}/{name}.parquet" for kind, name in names.items() if name not in known[kind]
+                ]
                 findings += [Finding("missing", path, "in the catalog, not in its ledger") for path in lost]
     counted = Counter(shard.key for shard in catalog.shards)
-    return findings + [Finding("duplicated", key, "in the catalog") for key, n in counted.items() if n > 1]
+    return findings + [
+        Finding("duplicated", PATH, f"{key} stands in it {n} times") for key, n in counted.items() if n > 1
+    ]
 
 
-def _check_complete(storage: Storage, kind: str) -> list[Finding]:
-    """An artifact with a summary is complete: it has as many committed shards as the summary counts."""
+def _check_runs(storage: Storage) -> list[Finding]:
+    """Every manifest must be what was written, and its report there."""
     findings = []
-    for name in storage.folders(kind):
-        root = f"{kind}/{name}"
-        summary = load_summary(storage, root)
-        if summary is not None:
-            sources = (folder for folder in storage.folders(root) if folder != "_ledger")
-            found = sum(len(Artifact(storage, f"{root}/{source}").entries()) for source in sources)
-            if found != summary.shards:
-                findings.append(Finding("missing", root, f"{found} of {summary.shards} shards in its ledgers"))
+    for name in storage.files("runs"):
+        try:
+            manifest = find_document(storage, name)
+        except DamagedError as error:
+            findings.append(as_finding(error))
+            continue
+        report = manifest.get("report") if isinstance(manifest, dict) else None
+        if report is not None and not storage.exists(f"{report}/{SEAL}"):
+            findings.append(Finding("missing", f"{report}/{SEAL}", f"{name} names it"))
     return findings
+
+
+def require_clean(result: Verification) -> None:
+    """Refuse a workspace that is not as it was committed.
+
+    Raises:
+        PrefselError: it is not.
+    """
+    if not result.is_clean:
+        raise PrefselError("verify: the workspace does not match its ledgers; --repair sets aside and makes again")

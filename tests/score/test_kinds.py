@@ -23,7 +23,7 @@ from prefsel.score.job import Job
 from prefsel.selftest import lines
 from prefsel.selftest.check import selftest
 from prefsel.stages.score import require_columns, scoring_job
-from prefsel.workspace.ledger import Entry
+from prefsel.workspace.entries import Entry
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
 

@@ -1,0 +1,88 @@
+"""JSON documents of a workspace: ledger objects, seals, summaries, the catalog, records of files, manifests.
+
+The last key of each, `digest`, covers the path and every byte before it: what was cut, altered, or copied from another
+place is found when it is read. Documents of earlier versions have no digest and are read as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from prefsel.workspace.storage import Storage, digest
+
+_LAST = re.compile(rb',\s*"digest": "([0-9a-f]{32})"\s*\}\s*\Z')
+_TAIL_BYTES = 100
+"""The last key lies within them."""
+
+
+def to_document(path: str, table: Mapping[str, Any], *, indent: int | None = None) -> bytes:
+    """`table`, which is not empty, as the bytes of the document at `path`."""
+    body = json.dumps(table, indent=indent).encode()[:-1].rstrip()
+    before, after = (b",\n" + b" " * indent, b"\n}") if indent else (b", ", b"}")
+    return b"".join((body, before, b'"digest": "', _digest_of(path, body).encode(), b'"', after))
+
+
+def parse_document(path: str, data: bytes) -> Any:
+    """What `to_document` was given: a table, or of an earlier version's document any JSON.
+
+    Raises:
+        ValueError: says what is wrong with the bytes.
+    """
+    if not data:
+        raise ValueError("it is empty")
+    last = _LAST.search(data, max(0, len(data) - _TAIL_BYTES))
+    if last is not None and _digest_of(path, data[: last.start()]) != last[1].decode():
+        raise ValueError("its digest is not that of its bytes and its path")
+    try:
+        table = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{len(data):,} bytes that are no JSON") from error
+    if last is not None:
+        del table["digest"]
+    elif isinstance(table, dict) and any(_is_digest(value) for value in list(table.values())[-1:]):
+        raise ValueError("its last key is no digest any more")
+    return table
+
+
+def write_document(storage: Storage, path: str, table: Mapping[str, Any], *, indent: int | None = None) -> None:
+    """Write a document, wholly or not at all."""
+    storage.write(path, to_document(path, table, indent=indent))
+
+
+def read_document(storage: Storage, path: str) -> Any:
+    """A document that must be there.
+
+    Raises:
+        DamagedError: it is gone, or not what was written.
+    """
+    found = find_document(storage, path)
+    if found is None:
+        raise storage.damaged(path, "missing")
+    return found
+
+
+def find_document(storage: Storage, path: str) -> Any | None:
+    """A document, or None where nothing lies at `path`.
+
+    Raises:
+        DamagedError: it is not what was written.
+    """
+    try:
+        data = storage.read(path)
+    except FileNotFoundError:
+        return None
+    try:
+        return parse_document(path, data)
+    except ValueError as error:
+        raise storage.damaged(path, "altered", str(error)) from error
+
+
+def _digest_of(path: str, body: bytes) -> str:
+    return digest(path.encode() + b"\0" + body)
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{32}", value) is not None

@@ -1,0 +1,175 @@
+"""Damaged objects set aside, so that the stage that made them makes them again, and the proof that it did.
+
+    damaged/<number>/note.json      what was wrong, where, and the hash of what was committed there
+    damaged/<number>/<file>         the object as it was found; nothing where it was gone
+
+Nothing is computed here. A stage makes what is not there, so repairing is: away with the damaged object and with what
+says that its artifact is complete, run again, and compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+from prefsel.errors import DamagedError
+from prefsel.workspace.documents import find_document, write_document
+from prefsel.workspace.entries import LEDGER, checked_entries, restore_piece
+from prefsel.workspace.folders import SEAL, read_seal
+from prefsel.workspace.manifest import SUMMARY
+from prefsel.workspace.storage import Storage
+from prefsel.workspace.verify import CORPUS, SEALED, Finding, root_of
+
+DAMAGED = "damaged"
+NOTE = "note.json"
+NOT_REPEATED = ("reports", "runs")
+"""What holds times: made again it is another one."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is known of an object that was set aside."""
+
+    number: int
+    path: str
+    problem: str
+    detail: str
+    content: str
+    """Hash of the bytes that were committed there; empty where nobody knows it."""
+    when: str
+    state: str = "open"
+    """`open` until it is there again: `same` bytes, `restored` (not known what they were), or `other` bytes."""
+
+    @property
+    def root(self) -> str:
+        """The artifact it is of: kind and name."""
+        return root_of(self.path)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is there again and nothing is left to say."""
+        return self.state in ("same", "restored")
+
+    def __str__(self) -> str:
+        told = {
+            "open": "set aside, not made again yet",
+            "same": "made again, the same bytes",
+            "restored": "made again",
+            "other": "made again, with other bytes than were committed",
+        }
+        return f"{self.path}: {self.problem}{f' ({self.detail})' if self.detail else ''}; {told[self.state]}"
+
+
+def set_aside(storage: Storage, findings: Iterable[Finding]) -> list[Note]:
+    """Move damaged objects below `damaged/`, and take away what says that their artifacts are complete.
+
+    Returns:
+        A note for each.
+    """
+    number = max((note.number for note in notes(storage)), default=0)
+    made = []
+    for finding in findings:
+        number += 1
+        note = Note(
+            number,
+            finding.path,
+            finding.problem,
+            finding.detail,
+            finding.content or _committed_content(storage, finding.path),
+            datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        # The note first: a run that is killed between the two finds nothing at the path, and the note.
+        _write(storage, note)
+        if storage.exists(finding.path):
+            storage.move(finding.path, f"{DAMAGED}/{number:06d}/{finding.path.rsplit('/', 1)[-1]}")
+        if not restore_piece(storage, finding.path):
+            _begin_again(storage, note)
+        made.append(note)
+    return made
+
+
+def _begin_again(storage: Storage, note: Note) -> None:
+    """Take away the summary and the seal of an artifact of which something is gone: they say that it is complete."""
+    kind = note.root.split("/")[0]
+    if kind not in CORPUS:
+        storage.delete(f"{note.root}/{SUMMARY}")
+    if kind in SEALED:
+        storage.delete(f"{note.root}/{SEAL}")
+    if kind == "reports":  # a run whose page is gone is to be told once more
+        storage.delete(f"runs/{note.root.removeprefix('reports/')}.json")
+    if kind == "evaluations" and storage.exists(model := f"models/{note.root.removeprefix('evaluations/')}/{SEAL}"):
+        # The margins of a model: made while it is trained.
+        storage.delete(model)
+        storage.delete(f"{model.removesuffix(SEAL)}{SUMMARY}")
+    if note.problem == "duplicated":
+        storage.delete_tree(note.path)
+
+
+def settle(storage: Storage) -> list[Note]:
+    """Compare what was made again since with what was committed; returns the notes whose state changed."""
+    changed = []
+    for note in notes(storage):
+        state = note.state if note.is_settled else _state(storage, note)
+        if state != note.state:
+            changed.append(Note(**(asdict(note) | {"state": state})))
+            _write(storage, changed[-1])
+    return changed
+
+
+def left(storage: Storage) -> list[Note]:
+    """The notes of what is not there again as it was committed."""
+    return [note for note in notes(storage) if not note.is_settled]
+
+
+def notes(storage: Storage) -> Iterator[Note]:
+    """Every note, in order; one that is damaged itself is passed over."""
+    for name in storage.files(DAMAGED, recursive=True):
+        if not name.endswith(f"/{NOTE}"):
+            continue
+        try:
+            found = find_document(storage, name)
+        except DamagedError:
+            continue
+        if found is not None:
+            yield Note(**found)
+
+
+def _write(storage: Storage, note: Note) -> None:
+    write_document(storage, f"{DAMAGED}/{note.number:06d}/{NOTE}", asdict(note), indent=1)
+
+
+def _committed_content(storage: Storage, path: str) -> str:
+    """The hash of what a ledger or a seal says was committed at `path`; empty where none says it."""
+    folder, _, name = path.rpartition("/")
+    if name.endswith(".parquet"):
+        entry = checked_entries(storage, folder)[0].get(name.removesuffix(".parquet"))
+        if entry is not None:
+            return entry.content
+    root = root_of(path)
+    try:
+        seal = read_seal(storage, root)
+    except DamagedError:
+        return ""
+    file = (seal or {"files": {}})["files"].get(path.removeprefix(f"{root}/"))
+    return file["blake2b"] if file else ""
+
+
+def _state(storage: Storage, note: Note) -> str:
+    """What became of an object that was set aside."""
+    kind = note.path.split("/")[0]
+    if kind in NOT_REPEATED:
+        return "restored"  # the next finished run writes one of its own
+    if note.path == note.root and note.problem in ("incomplete", "duplicated"):
+        return "restored" if storage.exists(f"{note.root}/{SUMMARY}") else "open"
+    if f"/{LEDGER}/" in note.path and not note.path.endswith(SEAL):
+        folder, _, name = note.path.partition(f"/{LEDGER}/")
+        shard = name.removesuffix(".json")
+        is_there = storage.exists(note.path) or shard in checked_entries(storage, folder)[0]
+        return "restored" if is_there else "open"
+    if not storage.exists(note.path):
+        return "open"
+    if not note.content:
+        return "restored"
+    found = _committed_content(storage, note.path)
+    return "open" if not found else "same" if found == note.content else "other"
