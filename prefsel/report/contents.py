@@ -75,7 +75,9 @@ class Contents:
             if one.stage == "score":
                 entries = Artifact(self.storage, f"{one.artifact}/{first.source}").entries()
                 if first.shard not in entries:
-                    raise IntegrityError(f"{one.artifact}/{first.key}: lost from its ledger; run again to make it")
+                    raise self.storage.damaged(
+                        f"{one.artifact}/{first.key}.parquet", "missing", "it is not in its ledger"
+                    )
                 found.append((one.artifact, tuple(entries[first.shard].columns)))
         return tuple(found)
 

@@ -90,6 +90,7 @@ def verify(storage: Storage, *, quick: bool = False) -> Verification:
         for name in storage.folders("selections"):
             paths = [f"selections/{name}/{source}" for source in storage.folders(f"selections/{name}")]
             found.findings += _check_unique(f"selections/{name}", [Artifact(storage, path) for path in paths], found)
+    found.findings += _check_datasets(storage)
     found.findings += _check_catalog(storage)
     found.findings += _check_runs(storage)
     return found
@@ -97,6 +98,8 @@ def verify(storage: Storage, *, quick: bool = False) -> Verification:
 
 def check_under(storage: Storage, root: str, *, quick: bool = True) -> list[Finding]:
     """What is wrong with one artifact, all that lies below `root`; data that was never committed is left out."""
+    if root.split("/")[0] not in (*SHARDED, *SEALED):
+        return []
     found = Verification()
     _check(storage, root, found, quick=quick)
     return [finding for finding in found.findings if not finding.is_harmless]
@@ -178,7 +181,7 @@ def _check(storage: Storage, root: str, found: Verification, *, quick: bool) -> 
         found.findings.append(as_finding(error))
         return
     if summary is not None:
-        found.findings += _check_complete(storage, root, summary, committed, sealed)
+        found.findings += _check_complete(root, summary, committed, sealed)
 
 
 def _check_sealed(
@@ -205,7 +208,7 @@ def _check_sealed(
 
 
 def _check_complete(
-    storage: Storage, root: str, summary: StageReport, committed: Mapping[str, Mapping[str, Entry]], sealed: list[str]
+    root: str, summary: StageReport, committed: Mapping[str, Mapping[str, Entry]], sealed: list[str]
 ) -> Iterable[Finding]:
     """An artifact with a summary is complete: its seal is there, or as many committed shards as the summary counts."""
     kind = root.split("/")[0]
@@ -216,9 +219,18 @@ def _check_complete(
     count = sum(len(entries) for entries in committed.values())
     if count != summary.shards:
         yield Finding("incomplete", root, f"{count:,} of {summary.shards:,} shards in its ledgers")
-    dataset = summary.details.get("dataset")
-    if dataset is not None and not storage.exists(f"{dataset}/{SEAL}"):
-        yield Finding("missing", f"{dataset}/{SEAL}", f"{root} names it")
+
+
+def _check_datasets(storage: Storage) -> Iterable[Finding]:
+    """The dataset that the summary of a selection names must be finished."""
+    for name in storage.folders("selections"):
+        try:
+            summary = load_summary(storage, f"selections/{name}")
+        except DamagedError:
+            continue  # told already
+        dataset = summary.details.get("dataset") if summary is not None else None
+        if dataset is not None and not storage.exists(f"{dataset}/{SEAL}"):
+            yield Finding("missing", f"{dataset}/{SEAL}", f"selections/{name} names it")
 
 
 def _check_unique(selection: str, artifacts: list[Artifact], found: Verification) -> list[Finding]:

@@ -8,12 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from prefsel.display import redact
 from prefsel.errors import IntegrityError
 from prefsel.workspace.folders import check_folder, commit_folder, folder_content
 from prefsel.workspace.ledger import Artifact, require_flow
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
-from prefsel.workspace.storage import Storage
+from prefsel.workspace.storage import Storage, redact
 from prefsel.workspace.verify import verify
 
 
@@ -115,10 +114,10 @@ def test_folders_are_sealed_by_content(tmp_path: Path) -> None:
     assert folder_content(storage, "models/m@0") is None
     seal = commit_folder(storage, {"": local}, "models/m@0", {"steps": 3})
     assert folder_content(storage, "models/m@0") == seal["content"]
-    assert check_folder(storage, "models/m@0", quick=False) == {}
+    assert check_folder(storage, "models/m@0", seal, quick=False) == {}
     storage.write("models/m@0/sub/b.txt", b"c")
-    assert check_folder(storage, "models/m@0", quick=True) == {}
-    assert check_folder(storage, "models/m@0", quick=False) == {"sub/b.txt": "altered"}
+    assert check_folder(storage, "models/m@0", seal, quick=True) == {}
+    assert check_folder(storage, "models/m@0", seal, quick=False)["sub/b.txt"][0] == "altered"
 
 
 def test_lost_rows_are_an_error_that_shows_the_sum() -> None:
