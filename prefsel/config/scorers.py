@@ -158,6 +158,12 @@ class ScorerOptions(Options):
         """Whether it may score in one pass with other scorers that need the same tokens."""
         return False
 
+    @property
+    def is_by_completion(self) -> bool:
+        """Whether its numbers follow from a prompt and one completion alone: then they are carried over to the shards
+        that a completion stands in after its file has changed."""
+        return False
+
 
 class PooledScorer(ScorerOptions):
     """What the scorers that run on actors share."""
@@ -251,6 +257,11 @@ class CausalLogps(ModelScorer):
         """With other models that need the same tokens."""
         return not self.unconditional and self.pool.share == "auto"
 
+    @property
+    def is_by_completion(self) -> bool:
+        """They do."""
+        return True
+
 
 class RewardModel(ModelScorer):
     """`rm_<model>`; `rm_<head>` for each of several heads; `rm_<aspect>` for each model of a training with aspects."""
@@ -288,6 +299,11 @@ class RewardModel(ModelScorer):
     def own_aspect(self) -> str | None:
         """Its aspect."""
         return self.aspect
+
+    @property
+    def is_by_completion(self) -> bool:
+        """Unless it leaves out prompts by the aspects that their pairs are labelled with."""
+        return self.aspect is None
 
     def check_kind(self, config: Lookup, field: str) -> None:
         """Heads and aspects that its model has."""
@@ -483,6 +499,11 @@ class DirectionalLogps(TangentScorer):
     def label(self) -> str:
         """`dlogps-` and the tangent."""
         return f"dlogps-{self.tangent}"
+
+    @property
+    def is_by_completion(self) -> bool:
+        """They do."""
+        return True
 
     def columns(self, config: Lookup, heads: Callable[[str], list[str]]) -> list[str]:
         """One derivative per direction."""

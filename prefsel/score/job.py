@@ -33,6 +33,10 @@ class Job:
     reader: PairReader | None = None
     """Of pairs with the reference's log-probs, where the scorer needs them."""
     reference: str = ""
+    carried: str = ""
+    """Folder, without the source, of numbers that completions have from other shards; empty where there are none."""
+    names: tuple[str, ...] = ()
+    """Of the columns, as far as numbers are carried over."""
     is_trained: bool = False
     """Whether the models come from a training: they may have prompts that they must not score."""
 

@@ -43,8 +43,14 @@ def report(node: Any, done: Mapping[str, Entry], computed: int, seconds: float) 
         computed_shards=computed,
         seconds=seconds,
         artifact=node.path,
-        details={"kind": node.spec.kind, **measured(infos), "range": bounds(done.values())},
+        details={"kind": node.spec.kind, **measured(infos), **_carried(infos), "range": bounds(done.values())},
     )
+
+
+def _carried(infos: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Completions whose numbers were made in other shards, before their file changed; nothing where there are none."""
+    total = sum(info.get("carried", 0) for info in infos)
+    return {"carried": total} if total else {}
 
 
 def _require_scored(

@@ -16,9 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from prefsel.errors import PrefselError
 from prefsel.plugins.failures import naming_plugins
 from prefsel.plugins.registry import load as load_plugins
+from prefsel.score.carried import Numbers, completion_ids, joined, without
 from prefsel.score.contract import check_scored
 from prefsel.score.job import Job
 from prefsel.score.kinds import Loaded, load, origin
@@ -88,7 +92,10 @@ class ScoreShards:
         attempts = [artifact.log_attempt(shard.shard) if o else "" for artifact, o in zip(artifacts, is_open)]
         groups = Artifact(self._storage, f"groups/{shard.source}").read(shard.shard)
         loaded = self._loaded.result()
-        compute = loaded.begin(shard, groups)
+        known = [self._known(job, shard, made_from) for job in self._jobs]
+        is_known_N = _known_to_all(known, groups)
+        part, row_M = (groups, None) if is_known_N is None else without(groups, is_known_N)
+        compute = loaded.begin(shard, part)
         with self._turn:
             entered = time.time()
             scored = compute()
@@ -97,17 +104,40 @@ class ScoreShards:
             label, where = self._jobs[0].label, origin(self._jobs[0].scorer)
             raise PrefselError(f"score {label}: {where} gave {len(scored)} results; valid: a list with one per job")
         for job, one in zip(self._jobs, scored):
-            check_scored(job, origin(job.scorer), groups, one)
+            check_scored(job, origin(job.scorer), part, one)
         seconds = sum(one.counters.get("seconds_model", 0.0) for one in scored)
         span = as_info(Span(self._name, began, entered, left, seconds))
         scored[0].counters["groups_read"] = float(groups.num_rows)
+        carried = 0 if is_known_N is None else int(is_known_N.sum())
+        if row_M is not None:
+            scored = [
+                joined(groups, one, job.names, left=(more, is_known_N, row_M))
+                for one, job, more in zip(known, self._jobs, scored)
+                if one is not None
+            ]
         for place in (place for place, o in enumerate(is_open) if o):
             one = scored[place]
             gauges = _add_peak(one, loaded)
-            more = {"made_from": made_from, "attempt": attempts[place]}
+            more = {"made_from": made_from, "attempt": attempts[place], **({"carried": carried} if carried else {})}
             commit_scored(artifacts[place], shard, groups, one, **more, span=span, seconds=time.time() - began)
             self._record(self._jobs[place].label, one.counters, gauges)
         return int(sum(one.counters.get("trunk_tokens", 0.0) for one in scored))
+
+    def _known(self, job: Job, shard: ShardRef, made_from: str) -> Numbers | None:
+        """The numbers that completions of a shard have from other shards; None where there are none."""
+        artifact = Artifact(self._storage, f"{job.carried}/{shard.source}")
+        if not job.carried or not artifact.is_done(shard.shard, made_from):
+            return None
+        return Numbers.from_table(artifact.read(shard.shard), job.names)
+
+
+def _known_to_all(known: Sequence[Numbers | None], groups: pa.Table) -> np.ndarray | None:
+    """Of every completion of a shard whether all jobs of the pass have its numbers; None where that is none."""
+    ids_N, found = completion_ids(groups), [one for one in known if one is not None]
+    if len(found) < len(known):
+        return None
+    is_known_N = np.all([one.places(ids_N) >= 0 for one in found], axis=0)
+    return is_known_N if is_known_N.any() else None
 
 
 def _load(plugins: Sequence[str], jobs: Sequence[Job], storage: Storage) -> Loaded:

@@ -23,6 +23,7 @@ from prefsel.score.imported import RATINGS, imported_columns, rating_names
 from prefsel.score.job import Job
 from prefsel.score.shards import commit_scored
 from prefsel.score.summary import report, template_lines
+from prefsel.stages.carry import carried_folder, carry_over
 from prefsel.stages.pool import run_pool, scoring_work
 from prefsel.stages.sharing import shared_passes
 from prefsel.stages.tasks import map_shards
@@ -39,6 +40,10 @@ class Pending:
 
     node: Node
     shards: Sequence[ShardRef]
+    lacked: int = 0
+    """Shards that were not there."""
+    carried: int = 0
+    """Completions whose numbers come from other shards."""
     seconds: float = 0.0
     shared_with: str = ""
     """Labels of the scorers it shared a pass with."""
@@ -51,14 +56,21 @@ def score(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageRe
         A report per node, in their order, counts in completions. Seconds of a shared pass stand in each.
     """
     groups = plan.catalog.entries(plan.storage, "groups")
-    pending = {node.name: Pending(node, _pending_shards(plan, node.path, groups)[0]) for node in nodes}
+    lacking = {node.name: _pending_shards(plan, node.path, groups)[0] for node in nodes}
+    pending = {node.name: Pending(node, lacking[node.name], len(lacking[node.name])) for node in nodes}
+    for one in pending.values():
+        if one.shards and one.node.spec.runs_models:
+            started = time.monotonic()
+            one.carried = carry_over(plan, one.node, one.shards, groups, progress)
+            one.shards = _pending_shards(plan, one.node.path, groups)[0] if one.carried else one.shards
+            one.seconds = time.monotonic() - started
     work = [one for one in pending.values() if one.shards]
     for one in work:
         if not one.node.spec.runs_models:
             started = time.monotonic()
             _import_all(plan, one.node, [(shard, groups[shard.key].content) for shard in one.shards], progress)
             one.seconds = time.monotonic() - started
-    jobs = [scoring_job(plan, one.node) for one in work if one.node.spec.runs_models]
+    jobs = [_with_carried(plan, one) for one in work if one.node.spec.runs_models]
     for together in shared_passes(jobs, plan.storage, len(groups), progress):
         for members, shards in split_by_pending([pending[job.label] for job in together]):
             started = time.monotonic()
@@ -74,6 +86,9 @@ def score(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageRe
             for one in members:
                 one.seconds += time.monotonic() - started
                 one.shared_with = ", ".join(other for other in labels if other != one.node.name) or one.shared_with
+    for one in pending.values():
+        if one.carried:
+            plan.storage.delete_tree(carried_folder(one.node))
     return [reported(plan, one, groups, progress) for one in pending.values()]
 
 
@@ -97,7 +112,7 @@ def reported(plan: Plan, one: Pending, groups: Mapping[str, Entry], progress: Pr
     for source in plan.catalog.sources_of():
         Artifact(plan.storage, f"{node.path}/{source}").compact()
     require_columns(plan, node, done)
-    found = report(node, done, len(one.shards), one.seconds)
+    found = report(node, done, one.lacked, one.seconds)
     if "padded_because" in found.details:
         progress.line(f"score     {node.name}: rows are padded, not packed: {found.details['padded_because']}")
     for line in template_lines(found.details["template"]) if found.details.get("template") else ():
@@ -169,6 +184,14 @@ def _pending_shards(plan: Plan, folder: str, groups: Mapping[str, Entry]) -> tup
         entries = Artifact(plan.storage, f"{folder}/{source}").done(inputs)
         done.update({f"{source}/{name}": entry for name, entry in entries.items()})
     return [shard for shard in plan.catalog.shards if shard.key not in done], done
+
+
+def _with_carried(plan: Plan, one: Pending) -> Job:
+    """The job of a column set, with where the numbers lie that some of its completions have already."""
+    job = scoring_job(plan, one.node)
+    if not one.carried:
+        return job
+    return replace(job, carried=carried_folder(one.node), names=tuple(column_names(plan, one.node.spec)))
 
 
 # -------------------------------------------------------------------------------------------------------------- jobs
