@@ -11,14 +11,20 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prefsel import interrupts
 from prefsel.errors import PrefselError, UserError, known_error
 from prefsel.version import __version__
+
+if TYPE_CHECKING:
+    from prefsel.config import Config
+    from prefsel.pipeline import Outcome
+    from prefsel.progress import Progress
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,7 +57,25 @@ def options(
     """Options of the program itself."""
 
 
-def _pipeline(file: Path, workspace: str, overrides: list[str], until: str | None, *, page: bool = False) -> None:
+def _pipeline(
+    file: Path,
+    workspace: str,
+    overrides: list[str],
+    until: str | None,
+    *,
+    page: bool = False,
+    work: Callable[[Config, str, Progress], Outcome] | None = None,
+) -> None:
+    """Run the job, or a part of it, and say what came of it.
+
+    Args:
+        file: The configuration.
+        workspace: Directory or URI.
+        overrides: Of `--set`.
+        until: The part; None: all of it.
+        page: Write the report in any case.
+        work: What is done instead of a run.
+    """
     from prefsel.config.file import load_config
     from prefsel.plan.check import check_without_models
     from prefsel.workspace.storage import Storage
@@ -66,7 +90,10 @@ def _pipeline(file: Path, workspace: str, overrides: list[str], until: str | Non
 
     progress = Progress()
     with interrupts.telling(progress.committed):
-        outcome = run(config, workspace, progress, until=until, always_report=page)
+        if work is not None:
+            outcome = work(config, workspace, progress)
+        else:
+            outcome = run(config, workspace, progress, until=until, always_report=page)
     report = storage.full(outcome.page) if outcome.page else None
     if not outcome.is_new:
         progress.line("nothing to do: every artifact of this configuration is already in the workspace")
@@ -88,6 +115,26 @@ def _pipeline(file: Path, workspace: str, overrides: list[str], until: str | Non
 def run(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
     """Run everything: ingest, score, select, train, report."""
     _pipeline(config, workspace, overrides, None)
+
+
+@app.command()
+def refresh(
+    config: ConfigFile,
+    workspace: Workspace,
+    train: Annotated[bool, typer.Option("--train", help="also train, answer and evaluate")] = False,
+    retrain_scorers: Annotated[
+        bool, typer.Option("--retrain-scorers", help="make the models that score anew, and score everything with them")
+    ] = False,
+    overrides: Set = [],  # noqa: B006
+) -> None:
+    """Bring the workspace up to date with its inputs at the cost of what is new, and say what entered and left."""
+
+    def work(settings: Config, place: str, progress: Progress) -> Outcome:
+        from prefsel.refresh import refresh as bring_up_to_date
+
+        return bring_up_to_date(settings, place, progress, retrain_scorers=retrain_scorers, trains=train).outcome
+
+    _pipeline(config, workspace, overrides, None, work=work)
 
 
 @app.command()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
+from prefsel.errors import PrefselError
 from prefsel.plan.made import EvolvedPrompts
 from prefsel.plan.node import Kind, Node
 from prefsel.plan.passes import in_passes
+from prefsel.plan.pinned import PinnedNode
 from prefsel.plan.plan import Plan, in_order
 from prefsel.progress import Progress
 from prefsel.stages.eligible import resolve_eligible
@@ -23,10 +26,14 @@ from prefsel.stages.select import select, write_holdout
 from prefsel.stages.tangent import make_tangent
 from prefsel.stages.train import train
 from prefsel.workspace.manifest import StageReport
+from prefsel.workspace.verify import finished
 
 
 def make(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageReport]:
     """Make nodes that stand together in `passes.in_passes`, as far as they are not there; all that they need is."""
+    if kept := [node for node in nodes if isinstance(node, PinnedNode)]:
+        made = [node for node in nodes if node not in kept]
+        return [*map(partial(_kept, plan), kept), *(make(plan, made, progress) if made else [])]
     kind: Kind = nodes[0].kind
     if kind == "columns":
         return score(plan, nodes, progress)
@@ -53,6 +60,20 @@ def make(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageRep
     if kind == "scratch":
         return make_scratch_models(plan, nodes, progress)
     return write_holdout(plan, progress)
+
+
+def _kept(plan: Plan, node: Node) -> StageReport:
+    """The report of what an earlier run made and this one keeps.
+
+    Raises:
+        PrefselError: it is gone, or was set aside because it was damaged.
+    """
+    if (done := finished(plan.storage, node.path)) is None:
+        raise PrefselError(
+            f"refresh: {node.path}, which scored the corpus before, is gone; --retrain-scorers makes it anew, and "
+            "scores everything with it"
+        )
+    return done
 
 
 class Done:

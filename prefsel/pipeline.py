@@ -22,7 +22,8 @@ from prefsel.plan.check import check, check_budgets
 from prefsel.plan.models import model_nodes
 from prefsel.plan.node import Node
 from prefsel.plan.nodes import all_nodes, make_plan
-from prefsel.plan.plan import Plan
+from prefsel.plan.pinned import Pins
+from prefsel.plan.plan import Plan, in_order
 from prefsel.plan.resources import check_resources, cluster_address
 from prefsel.plan.rounds import generation_plan
 from prefsel.play import Evaluations, play
@@ -72,6 +73,8 @@ def run(
     until: str | None = None,
     tables: Tables | None = None,
     always_report: bool = False,
+    pinned: Pins | None = None,
+    trains: bool = True,
 ) -> Outcome:
     """Run the job, or the part of it that `until` names.
 
@@ -82,6 +85,8 @@ def run(
         until: only `ingest`, or `generate` or a key of `UNTIL`, and what that needs.
         tables: more tables for the report.
         always_report: write the page again although nothing was computed.
+        pinned: models and tangents of an earlier run that are scored with.
+        trains: also train what nothing is scored with, answer and evaluate; otherwise end with the selections.
 
     Raises:
         UserError: the configuration cannot work; found before anything is started or written.
@@ -90,7 +95,7 @@ def run(
     met: set[str] = set()
     while True:
         try:
-            outcome = _run_once(config, storage, progress, begun, until, tables, always_report)
+            outcome = _run_once(config, storage, progress, begun, until, tables, always_report, pinned, trains)
             break
         except DamagedError as error:
             if error.path in met:
@@ -133,6 +138,8 @@ def _run_once(
     until: str | None,
     tables: Tables | None,
     always_report: bool,
+    pinned: Pins | None,
+    trains: bool,
 ) -> Outcome:
     """One pass over the job: everything that is not there."""
     if until == "evaluate" and config.evaluate is None:
@@ -143,7 +150,7 @@ def _run_once(
     done = Done(progress)
     with progress.at("ingest"):
         done.add(ingest(config, storage, progress))
-    plan = make_plan(config, storage)
+    plan = make_plan(config, storage, pinned)
     made, evaluations = list[MadeCorpus](), Evaluations(plan, progress)
     if until != "ingest":
         with progress.at("eligible"):
@@ -152,11 +159,13 @@ def _run_once(
         require_imported(plan)
         answering = [node for spec in config.generate for node in model_nodes(plan, spec.model)]
         asked = [node for node in all_nodes(plan) if until is None or (until in UNTIL and UNTIL[until](node))]
-        make_all(plan, [*asked, *answering] if until in (None, "generate") else asked, done)
-        if until in (None, "generate"):
+        if not trains:
+            asked = in_order(node for node in asked if node.kind in ("columns", "scores", "selection", "dataset"))
+        make_all(plan, [*asked, *answering] if until in (None, "generate") and trains else asked, done)
+        if until in (None, "generate") and trains:
             plans = [generation_plan(plan, spec) for spec in config.generate]
             made += [make_corpus(one, one.node("groups", one.made.policy), progress) for one in plans if one.made]
-        if until in (None, "evaluate"):
+        if until in (None, "evaluate") and trains:
             evaluations.of_trainings()
             made += [one for arm in config.selfplay for one in play(plan, arm, progress, evaluations)]
     reports = done.reports

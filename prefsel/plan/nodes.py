@@ -22,6 +22,7 @@ from prefsel.plan.generated import generated_catalog, groups_node, pairs_node, p
 from prefsel.plan.made import Made
 from prefsel.plan.models import find_model, find_models, model_nodes, model_spec
 from prefsel.plan.node import Kind, Need, Node, by_columns, by_fingerprint, by_part, by_path
+from prefsel.plan.pinned import Pins, pin
 from prefsel.plan.plan import Plan, in_order
 from prefsel.plan.scores import control_metrics, metric_columns, metric_specs
 from prefsel.plugins.registry import code_of
@@ -41,9 +42,22 @@ NON_TRAJECTORY_KEYS = {
 """Keys of a training that move no weight by more than rounding, or that stand in its recipe in another form."""
 
 
-def make_plan(config: Config, storage: Storage) -> Plan:
-    """The plan of a configuration in a workspace."""
-    return Plan(config, storage, BUILDERS)
+def make_plan(config: Config, storage: Storage, pinned: Pins | None = None) -> Plan:
+    """The plan of a configuration in a workspace.
+
+    Args:
+        config: The configuration.
+        storage: The workspace.
+        pinned: (kind, name) → fingerprint of what an earlier run made and this one keeps.
+    """
+    if not pinned:
+        return Plan(config, storage, BUILDERS)
+
+    def keep(node: Node) -> Node:
+        fingerprint = pinned.get((node.kind, node.name))
+        return node if fingerprint is None else pin(node, fingerprint)
+
+    return Plan(config, storage, BUILDERS, pinned=keep)
 
 
 def made_plan(outer: Plan, config: Config, made: Made) -> Plan:

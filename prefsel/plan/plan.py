@@ -36,6 +36,7 @@ class Plan:
         outer: Plan | None = None,
         made: Made | None = None,
         catalog_of: Callable[[Plan], Catalog] | None = None,
+        pinned: Callable[[Node], Node] | None = None,
     ) -> None:
         """Begin without any node.
 
@@ -46,10 +47,12 @@ class Plan:
             outer: The plan that this one stands within: its models may be named here.
             made: How a model makes the corpus; None: it is read from files.
             catalog_of: The catalog of a corpus that is made.
+            pinned: A node as it stands in the plan: itself, or with the artifact of an earlier run.
         """
         self.config, self.storage = config, storage
         self.outer, self.made = outer, made
         self._catalog_of = catalog_of
+        self._pinned = pinned
         self._builders = builders
         self._nodes: dict[tuple[Kind, str], Node] = {}
         self._begun: list[tuple[Kind, str]] = []
@@ -94,7 +97,8 @@ class Plan:
                 raise UserError(f"configuration: {kind} {name} needs itself: {shown}")
             self._begun.append(key)
             try:
-                self._nodes[key] = self._builders[kind](self, name)
+                node = self._builders[kind](self, name)
+                self._nodes[key] = self._pinned(node) if self._pinned else node
             finally:
                 self._begun.pop()
         return self._nodes[key]

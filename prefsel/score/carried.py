@@ -146,8 +146,13 @@ def joined(
                 same_N[left_M[first + at]] = ids_N[left_M[first + place]]
     spans = list(zip(start_G.tolist(), (start_G + sizes_G).tolist()))
     columns = {name: [values[start:end] for start, end in spans] for name, values in flat.items()}
-    found = ScoredShard(columns) if scored is None else replace(scored, columns=columns)
-    same_as = {row: places for row, (start, end) in enumerate(spans) if (places := _first_alike(same_N[start:end]))}
+    found = ScoredShard(columns)
+    if scored is not None:
+        kept = ("dropped", "counters", "poisoned", "padded_because", "template_error", "facts")
+        template = getattr(scored, "template", None)
+        found = replace(found, template=template, **{part: getattr(scored, part) for part in kept})
+    same_as: dict[int, Sequence[int | None]] = {}
+    same_as |= {row: places for row, (start, end) in enumerate(spans) if (places := _first_alike(same_N[start:end]))}
     return replace(found, same_as=same_as)
 
 

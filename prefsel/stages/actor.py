@@ -109,7 +109,7 @@ class ScoreShards:
         span = as_info(Span(self._name, began, entered, left, seconds))
         scored[0].counters["groups_read"] = float(groups.num_rows)
         carried = 0 if is_known_N is None else int(is_known_N.sum())
-        if row_M is not None:
+        if is_known_N is not None and row_M is not None:
             scored = [
                 joined(groups, one, job.names, left=(more, is_known_N, row_M))
                 for one, job, more in zip(known, self._jobs, scored)
@@ -118,7 +118,8 @@ class ScoreShards:
         for place in (place for place, o in enumerate(is_open) if o):
             one = scored[place]
             gauges = _add_peak(one, loaded)
-            more = {"made_from": made_from, "attempt": attempts[place], **({"carried": carried} if carried else {})}
+            more: dict[str, Any] = {"made_from": made_from, "attempt": attempts[place]}
+            more |= {"carried": carried} if carried else {}
             commit_scored(artifacts[place], shard, groups, one, **more, span=span, seconds=time.time() - began)
             self._record(self._jobs[place].label, one.counters, gauges)
         return int(sum(one.counters.get("trunk_tokens", 0.0) for one in scored))

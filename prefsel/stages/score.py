@@ -87,7 +87,7 @@ def score(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageRe
                 one.seconds += time.monotonic() - started
                 one.shared_with = ", ".join(other for other in labels if other != one.node.name) or one.shared_with
     for one in pending.values():
-        if one.carried:
+        if one.lacked:
             plan.storage.delete_tree(carried_folder(one.node))
     return [reported(plan, one, groups, progress) for one in pending.values()]
 

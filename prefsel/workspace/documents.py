@@ -42,7 +42,7 @@ def parse_document(path: str, data: bytes) -> Any:
         raise ValueError(f"{len(data):,} bytes that are no JSON") from error
     if last is not None:
         del table["digest"]
-    elif isinstance(table, dict) and any(_is_digest(value) for value in list(table.values())[-1:]):
+    elif isinstance(table, dict) and ("digest" in table or any(_is_digest(one) for one in list(table.values())[-1:])):
         raise ValueError("its last key is no digest any more")
     return table
 

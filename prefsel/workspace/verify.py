@@ -23,7 +23,10 @@ from prefsel.workspace.manifest import SUMMARY, StageReport, load_summary
 from prefsel.workspace.storage import Storage
 
 CORPUS = ("groups", "pairs", "quarantine")
-SHARDED = (*CORPUS, "eligible", "columns", "pair_columns", "scores", "selections", "prompts", "rewritten", "verdicts")
+SHARDED = (
+    *(*CORPUS, "eligible", "columns", "pair_columns", "scores", "selections"),
+    *("prompts", "rewritten", "verdicts", "diffs"),
+)
 SEALED = ("datasets", "models", "evaluations", "tangents", "reports")
 
 

@@ -1,0 +1,142 @@
+"""The corpus has changed: bring a workspace up to date at the cost of what is new, and say what that did.
+
+    inputs ─▶ new, changed and removed files ─▶ new shards ─▶ numbers of new completions, by the models of the last run
+           ─▶ selections over all ─▶ what entered and left ─▶ trained, where asked
+
+Everything but the models is what `run` does: shards are found again by their content, and completions whose numbers
+are known from shards that left the corpus are not scored again. Models and tangents that score are those of the last
+run of the same name; without that every corpus would be scored by models of its own, all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from prefsel.config import Config
+from prefsel.config.file import parse_config
+from prefsel.errors import UserError
+from prefsel.pipeline import Outcome, run
+from prefsel.plan.nodes import make_plan
+from prefsel.plan.pinned import Pins, pins
+from prefsel.progress import Progress
+from prefsel.stages.changes import Selected, compare_selections, lines
+from prefsel.workspace.catalog import PATH, read_catalog
+from prefsel.workspace.documents import read_document
+from prefsel.workspace.manifest import StageReport, load_summary
+from prefsel.workspace.storage import Storage
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What a refresh did."""
+
+    outcome: Outcome
+    diffs: list[StageReport] = field(default_factory=list)
+    """One per selection that the run before had too."""
+    former: Mapping[str, Any] | None = None
+    """The manifest of that run."""
+
+
+def refresh(
+    config: Config, workspace: str, progress: Progress, *, retrain_scorers: bool = False, trains: bool = False
+) -> Refreshed:
+    """Bring a workspace up to date with its inputs. The first time this is a run.
+
+    Args:
+        config: The run.
+        workspace: Directory or URI.
+        progress: Where it is told.
+        retrain_scorers: Make the models that score anew, for the corpus as it is now; everything is scored again.
+        trains: Also train, answer and evaluate what the configuration asks for.
+
+    Raises:
+        UserError: the configuration cannot work.
+        PrefselError: a model of the run before is gone.
+    """
+    storage = Storage(workspace)
+    former, files = last_manifest(storage, config.name), _files(storage)
+    if former is None:
+        progress.line(f"refresh: no finished run of {config.name!r} is here; everything is made")
+        return Refreshed(run(config, workspace, progress, trains=trains))
+    pinned = {} if retrain_scorers else _pins(config, storage, former, progress)
+    outcome = run(config, workspace, progress, pinned=pinned, trains=trains)
+    for line in _changed_files(files, _files(storage)):
+        progress.line(line)
+    diffs = []
+    for now in (report for report in outcome.reports if report.stage == "select"):
+        before = next((one for one in former["stages"] if (one["stage"], one["name"]) == ("select", now.name)), None)
+        if before is None or before["artifact"] == now.artifact:
+            continue
+        sides = [_selected(storage, former["stages"], before["artifact"]), _now(outcome, now)]
+        if (side := sides[0]) is None or sides[1] is None:
+            progress.line(f"diff      {now.name}: the selection of the run before is not here any more")
+            continue
+        diffs.append(compare_selections(storage, side, sides[1], progress))
+        for line in lines(diffs[-1]):
+            progress.line(line)
+    return Refreshed(outcome, diffs, former)
+
+
+def _files(storage: Storage) -> dict[str, str]:
+    """The files of the corpus as it is: name → hash of the content; none where there is no corpus yet."""
+    if not storage.exists(PATH):
+        return {}
+    return {file.uri: file.content for source in read_catalog(storage).sources for file in source.files}
+
+
+def _changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What became of the inputs, one line each kind; nothing where they are the same."""
+    kinds = {
+        "new": [uri for uri in now if uri not in before],
+        "changed": [uri for uri in now if uri in before and now[uri] != before[uri]],
+        "gone": [uri for uri in before if uri not in now],
+    }
+    shown = {kind: ", ".join(uris[:3]) + (" …" if len(uris) > 3 else "") for kind, uris in kinds.items()}
+    return [f"refresh: {len(uris):,} files {kind}: {shown[kind]}" for kind, uris in kinds.items() if uris]
+
+
+def last_manifest(storage: Storage, name: str) -> Mapping[str, Any] | None:
+    """The manifest of the newest finished run of a name.
+
+    Raises:
+        DamagedError: it is not what was written.
+    """
+    # <name>-<date>-<time>-<hash>.json
+    runs = [run for run in storage.files("runs") if run.removeprefix("runs/").rsplit("-", 3)[0] == name]
+    return read_document(storage, max(runs, key=lambda run: run.rsplit("-", 3)[1:3])) if runs else None
+
+
+def _pins(config: Config, storage: Storage, former: Mapping[str, Any], progress: Progress) -> Pins:
+    """The models that score, of the run before; those asked for in other words than then are made anew, and told."""
+    try:
+        then = parse_config(yaml.safe_load(former["config_yaml"]))
+    except (yaml.YAMLError, UserError) as error:
+        progress.line(f"refresh: the configuration of the run before cannot be read, so all models are made: {error}")
+        return {}
+    kept, anew = pins(make_plan(config, storage), make_plan(then, storage), former["stages"])
+    if kept:
+        progress.line(f"refresh: scored with the models of {former['run']}: {', '.join(name for _, name in kept)}")
+    if anew:
+        progress.line(f"refresh: made anew, as the configuration asks for others now: {', '.join(anew)}")
+    return kept
+
+
+def _selected(storage: Storage, stages: list[dict[str, Any]], artifact: str) -> Selected | None:
+    """A selection of the run before, with its scores; None where they are not there any more."""
+    selection = load_summary(storage, artifact)
+    if selection is None:
+        return None
+    wanted = selection.details["metric"]
+    paths = [one["artifact"] for one in stages if one["stage"] in ("metric", "fuse") and one["name"] == wanted]
+    scores = load_summary(storage, paths[0]) if paths else None
+    return Selected(selection, scores) if scores else None
+
+
+def _now(outcome: Outcome, selection: StageReport) -> Selected | None:
+    wanted = selection.details["metric"]
+    found = [one for one in outcome.reports if one.stage in ("metric", "fuse") and one.name == wanted]
+    return Selected(selection, found[0]) if found else None
