@@ -22,7 +22,7 @@ from prefsel.plan.check import check, check_budgets
 from prefsel.plan.models import model_nodes
 from prefsel.plan.node import Node
 from prefsel.plan.nodes import all_nodes, make_plan
-from prefsel.plan.pinned import Pins
+from prefsel.plan.pinned import Former
 from prefsel.plan.plan import Plan, in_order
 from prefsel.plan.resources import check_resources, cluster_address
 from prefsel.plan.rounds import generation_plan
@@ -73,7 +73,7 @@ def run(
     until: str | None = None,
     tables: Tables | None = None,
     always_report: bool = False,
-    pinned: Pins | None = None,
+    former: Former | None = None,
     trains: bool = True,
 ) -> Outcome:
     """Run the job, or the part of it that `until` names.
@@ -85,7 +85,7 @@ def run(
         until: only `ingest`, or `generate` or a key of `UNTIL`, and what that needs.
         tables: more tables for the report.
         always_report: write the page again although nothing was computed.
-        pinned: models and tangents of an earlier run that are scored with.
+        former: what an earlier run made and this one goes by.
         trains: also train what nothing is scored with, answer and evaluate; otherwise end with the selections.
 
     Raises:
@@ -95,7 +95,7 @@ def run(
     met: set[str] = set()
     while True:
         try:
-            outcome = _run_once(config, storage, progress, begun, until, tables, always_report, pinned, trains)
+            outcome = _run_once(config, storage, progress, begun, until, tables, always_report, former, trains)
             break
         except DamagedError as error:
             if error.path in met:
@@ -138,7 +138,7 @@ def _run_once(
     until: str | None,
     tables: Tables | None,
     always_report: bool,
-    pinned: Pins | None,
+    former: Former | None,
     trains: bool,
 ) -> Outcome:
     """One pass over the job: everything that is not there."""
@@ -150,7 +150,7 @@ def _run_once(
     done = Done(progress)
     with progress.at("ingest"):
         done.add(ingest(config, storage, progress))
-    plan = make_plan(config, storage, pinned)
+    plan = make_plan(config, storage, former)
     made, evaluations = list[MadeCorpus](), Evaluations(plan, progress)
     if until != "ingest":
         with progress.at("eligible"):

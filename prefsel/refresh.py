@@ -21,7 +21,7 @@ from prefsel.config.file import parse_config
 from prefsel.errors import UserError
 from prefsel.pipeline import Outcome, run
 from prefsel.plan.nodes import make_plan
-from prefsel.plan.pinned import Pins, pins
+from prefsel.plan.pinned import Former, former
 from prefsel.progress import Progress
 from prefsel.stages.changes import Selected, compare_selections, lines
 from prefsel.workspace.catalog import PATH, read_catalog
@@ -58,27 +58,27 @@ def refresh(
         PrefselError: a model of the run before is gone.
     """
     storage = Storage(workspace)
-    former, files = last_manifest(storage, config.name), _files(storage)
-    if former is None:
+    manifest, files = last_manifest(storage, config.name), _files(storage)
+    if manifest is None:
         progress.line(f"refresh: no finished run of {config.name!r} is here; everything is made")
         return Refreshed(run(config, workspace, progress, trains=trains))
-    pinned = {} if retrain_scorers else _pins(config, storage, former, progress)
-    outcome = run(config, workspace, progress, pinned=pinned, trains=trains)
+    goes_by = None if retrain_scorers else _former(config, storage, manifest, progress)
+    outcome = run(config, workspace, progress, former=goes_by, trains=trains)
     for line in _changed_files(files, _files(storage)):
         progress.line(line)
     diffs = []
     for now in (report for report in outcome.reports if report.stage == "select"):
-        before = next((one for one in former["stages"] if (one["stage"], one["name"]) == ("select", now.name)), None)
+        before = next((one for one in manifest["stages"] if (one["stage"], one["name"]) == ("select", now.name)), None)
         if before is None or before["artifact"] == now.artifact:
             continue
-        sides = [_selected(storage, former["stages"], before["artifact"]), _now(outcome, now)]
+        sides = [_selected(storage, manifest["stages"], before["artifact"]), _now(outcome, now)]
         if (side := sides[0]) is None or sides[1] is None:
             progress.line(f"diff      {now.name}: the selection of the run before is not here any more")
             continue
         diffs.append(compare_selections(storage, side, sides[1], progress))
         for line in lines(diffs[-1]):
             progress.line(line)
-    return Refreshed(outcome, diffs, former)
+    return Refreshed(outcome, diffs, manifest)
 
 
 def _files(storage: Storage) -> dict[str, str]:
@@ -110,19 +110,20 @@ def last_manifest(storage: Storage, name: str) -> Mapping[str, Any] | None:
     return read_document(storage, max(runs, key=lambda run: run.rsplit("-", 3)[1:3])) if runs else None
 
 
-def _pins(config: Config, storage: Storage, former: Mapping[str, Any], progress: Progress) -> Pins:
+def _former(config: Config, storage: Storage, manifest: Mapping[str, Any], progress: Progress) -> Former | None:
     """The models that score, of the run before; those asked for in other words than then are made anew, and told."""
     try:
-        then = parse_config(yaml.safe_load(former["config_yaml"]))
+        then = parse_config(yaml.safe_load(manifest["config_yaml"]))
     except (yaml.YAMLError, UserError) as error:
         progress.line(f"refresh: the configuration of the run before cannot be read, so all models are made: {error}")
-        return {}
-    kept, anew = pins(make_plan(config, storage), make_plan(then, storage), former["stages"])
-    if kept:
-        progress.line(f"refresh: scored with the models of {former['run']}: {', '.join(name for _, name in kept)}")
+        return None
+    found, anew = former(make_plan(config, storage), make_plan(then, storage), manifest)
+    if found.kept:
+        names = ", ".join(name for _, name in found.kept)
+        progress.line(f"refresh: scored with the models of {manifest['run']}: {names}")
     if anew:
         progress.line(f"refresh: made anew, as the configuration asks for others now: {', '.join(anew)}")
-    return kept
+    return found
 
 
 def _selected(storage: Storage, stages: list[dict[str, Any]], artifact: str) -> Selected | None:

@@ -22,7 +22,7 @@ from prefsel.plan.generated import generated_catalog, groups_node, pairs_node, p
 from prefsel.plan.made import Made
 from prefsel.plan.models import find_model, find_models, model_nodes, model_spec
 from prefsel.plan.node import Kind, Need, Node, by_columns, by_fingerprint, by_part, by_path
-from prefsel.plan.pinned import Pins, pin
+from prefsel.plan.pinned import Former, pin
 from prefsel.plan.plan import Plan, in_order
 from prefsel.plan.scores import control_metrics, metric_columns, metric_specs
 from prefsel.plugins.registry import code_of
@@ -42,22 +42,22 @@ NON_TRAJECTORY_KEYS = {
 """Keys of a training that move no weight by more than rounding, or that stand in its recipe in another form."""
 
 
-def make_plan(config: Config, storage: Storage, pinned: Pins | None = None) -> Plan:
+def make_plan(config: Config, storage: Storage, former: Former | None = None) -> Plan:
     """The plan of a configuration in a workspace.
 
     Args:
         config: The configuration.
         storage: The workspace.
-        pinned: (kind, name) → fingerprint of what an earlier run made and this one keeps.
+        former: What an earlier run made and this one goes by.
     """
-    if not pinned:
+    if former is None:
         return Plan(config, storage, BUILDERS)
 
     def keep(node: Node) -> Node:
-        fingerprint = pinned.get((node.kind, node.name))
+        fingerprint = former.kept.get((node.kind, node.name))
         return node if fingerprint is None else pin(node, fingerprint)
 
-    return Plan(config, storage, BUILDERS, pinned=keep)
+    return Plan(config, storage, BUILDERS, pinned=keep, former_shards=former.shards)
 
 
 def made_plan(outer: Plan, config: Config, made: Made) -> Plan:

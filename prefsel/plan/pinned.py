@@ -6,7 +6,7 @@ numbers anew. A refresh keeps the former ones instead, as long as the configurat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -18,8 +18,14 @@ STAGES: Mapping[str, Kind] = {"train": "model", "reward": "model", "scratch": "s
 """Stages of a manifest, and the kinds of nodes that they make."""
 
 
-Pins = Mapping[tuple[Kind, str], str]
-"""(kind, name) → fingerprint of an artifact that is kept."""
+@dataclass(frozen=True)
+class Former:
+    """What an earlier run made and this one goes by."""
+
+    kept: Mapping[tuple[Kind, str], str]
+    """(kind, name) → fingerprint of a model or tangent that is scored with again."""
+    shards: frozenset[str]
+    """Keys of the shards that the corpus had: numbers of their completions are not computed again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,30 +53,29 @@ def scoring_models(plan: Plan) -> list[Node]:
     return [node for node in in_order(columns) if node.kind in STAGES.values()]
 
 
-def pins(
-    plan: Plan, former: Plan, stages: Sequence[Mapping[str, Any]]
-) -> tuple[dict[tuple[Kind, str], str], list[str]]:
-    """What of an earlier run is scored with again.
+def former(plan: Plan, then: Plan, manifest: Mapping[str, Any]) -> tuple[Former, list[str]]:
+    """What of an earlier run this one goes by.
 
     Args:
         plan: Of the configuration as it is now.
-        former: Of that run's configuration; nothing of it is computed.
-        stages: Of its manifest.
+        then: Of that run's configuration; nothing of it is computed.
+        manifest: Of that run.
 
     Returns:
-        (kind, name) → fingerprint, and the names of models that are asked for in other words than then, or that it did
-        not make: they are made anew, and score everything.
+        It, and the names of models that are asked for in other words than then, or that it did not make: they are made
+        anew, and score everything.
     """
-    made = {(STAGES[one["stage"]], one["name"]): one["fingerprint"] for one in stages if one["stage"] in STAGES}
-    found: dict[tuple[Kind, str], str] = {}
+    stages = [one for one in manifest["stages"] if one["stage"] in STAGES]
+    made = {(STAGES[one["stage"]], one["name"]): one["fingerprint"] for one in stages}
+    kept: dict[tuple[Kind, str], str] = {}
     anew = []
     for node in scoring_models(plan):
         key = (node.kind, node.name)
-        if key in made and asked_alike(node, former.node(*key)):
-            found[key] = made[key]
+        if key in made and asked_alike(node, then.node(*key)):
+            kept[key] = made[key]
         else:
             anew.append(node.name)
-    return found, anew
+    return Former(kept, frozenset(manifest.get("shards", ()))), anew
 
 
 def asked_alike(left: Node, right: Node) -> bool:

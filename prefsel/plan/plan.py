@@ -37,6 +37,7 @@ class Plan:
         made: Made | None = None,
         catalog_of: Callable[[Plan], Catalog] | None = None,
         pinned: Callable[[Node], Node] | None = None,
+        former_shards: frozenset[str] = frozenset(),
     ) -> None:
         """Begin without any node.
 
@@ -48,11 +49,12 @@ class Plan:
             made: How a model makes the corpus; None: it is read from files.
             catalog_of: The catalog of a corpus that is made.
             pinned: A node as it stands in the plan: itself, or with the artifact of an earlier run.
+            former_shards: Keys of the shards that the corpus had in that run.
         """
         self.config, self.storage = config, storage
         self.outer, self.made = outer, made
         self._catalog_of = catalog_of
-        self._pinned = pinned
+        self._pinned, self.former_shards = pinned, former_shards
         self._builders = builders
         self._nodes: dict[tuple[Kind, str], Node] = {}
         self._begun: list[tuple[Kind, str]] = []

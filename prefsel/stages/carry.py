@@ -4,9 +4,10 @@
                                                                        all of a shard: its columns, committed
                                                                        some of it: carried/, read by the actor
 
-Only shards that are no longer of the corpus are looked through: after a file has grown, shrunk or been replaced they
-hold what its new windows repeat. A corpus that is only added to has none, and a run that was killed and goes on finds
-the same ones, so its bytes are those of a run that was not.
+Only shards of an earlier corpus are looked through: in a refresh those of the run before, else those that have left.
+After a file has grown, shrunk or been replaced they hold what its new windows repeat. What this very run has committed
+is not among them, so a run that was killed and goes on finds the same numbers, and its bytes are those of one that was
+not.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ def carried_folder(node: Node) -> str:
 
 
 def _former_shards(plan: Plan, node: Node) -> list[ShardRef]:
-    """Shards of a column set whose groups are no longer of the corpus; their sources may be gone too."""
-    live = {shard.key for shard in plan.catalog.shards}
+    """Shards of a column set that were scored for an earlier corpus; their sources may be gone."""
+    live = {shard.key for shard in plan.catalog.shards} - plan.former_shards
     found = []
     for source in plan.storage.folders(node.path):
         artifact = Artifact(plan.storage, f"{node.path}/{source}")

@@ -132,6 +132,7 @@ def write_report(
     seal_files(storage, folder, files, {"run": run})
     storage.write("config.yaml", config_yaml.encode())
     manifest = {**header, "corpus": plan.corpus, "report": folder, "artifacts": page["artifacts"]}
+    manifest["shards"] = [shard.key for shard in plan.catalog.shards]
     if made:
         manifest["made"] = [_corpus_record(one) for one in made]
     seal(storage, run, {**manifest, "stages": [asdict(report) for report in reports]})
