@@ -1,6 +1,7 @@
 """The command line.
 
-Exit codes: 0 done; 1 a fault; 2 the user's input is wrong; 130 and 143 interrupted.
+Exit codes: 0 done; 1 a fault; 2 the user's input is wrong; 3 refused, as while another run writes to the workspace;
+130 and 143 interrupted.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Choose the preference data worth training on: score, select exactly, train on what was kept.",
-    epilog="Exit codes: 0 done; 1 a fault; 2 the input is wrong; 130 and 143 interrupted.",
+    epilog="Exit codes: 0 done; 1 a fault; 2 the input is wrong; 3 refused; 130 and 143 interrupted.",
 )
 
 # Typer's command-line errors (unknown option, missing argument) share a base that it does not export.
@@ -34,6 +35,8 @@ CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__
 ConfigFile = Annotated[Path, typer.Argument(help="configuration, YAML")]
 Workspace = Annotated[str, typer.Option("--workspace", "-w", help="directory or URI (s3://, gs://)")]
 Set = Annotated[list[str], typer.Option("--set", help="dotted.key=value, overrides the file; repeatable")]
+
+Wait = Annotated[bool, typer.Option("--wait", help="wait while another run writes to the workspace")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -51,7 +54,9 @@ def options(
     """Options of the program itself."""
 
 
-def _pipeline(file: Path, workspace: str, overrides: list[str], until: str | None, *, page: bool = False) -> None:
+def _pipeline(
+    file: Path, workspace: str, overrides: list[str], wait: bool, until: str | None, *, page: bool = False
+) -> None:
     from prefsel.config.file import load_config
     from prefsel.plan.check import check_without_models
     from prefsel.workspace.storage import Storage
@@ -66,7 +71,7 @@ def _pipeline(file: Path, workspace: str, overrides: list[str], until: str | Non
 
     progress = Progress()
     with interrupts.telling(progress.committed):
-        outcome = run(config, workspace, progress, until=until, always_report=page)
+        outcome = run(config, workspace, progress, until=until, always_report=page, wait=wait)
     report = storage.full(outcome.page) if outcome.page else None
     if not outcome.is_new:
         progress.line("nothing to do: every artifact of this configuration is already in the workspace")
@@ -85,57 +90,57 @@ def _pipeline(file: Path, workspace: str, overrides: list[str], until: str | Non
 
 
 @app.command()
-def run(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+def run(config: ConfigFile, workspace: Workspace, overrides: Set = [], wait: Wait = False) -> None:  # noqa: B006
     """Run everything: ingest, score, select, train, report."""
-    _pipeline(config, workspace, overrides, None)
+    _pipeline(config, workspace, overrides, wait, None)
 
 
 @app.command()
-def ingest(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+def ingest(config: ConfigFile, workspace: Workspace, overrides: Set = [], wait: Wait = False) -> None:  # noqa: B006
     """Bring the sources into the workspace: groups, pairs, quarantine."""
-    _pipeline(config, workspace, overrides, "ingest")
+    _pipeline(config, workspace, overrides, wait, "ingest")
 
 
 @app.command("train-reward")
-def train_reward(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+def train_reward(config: ConfigFile, workspace: Workspace, overrides: Set = [], wait: Wait = False) -> None:  # noqa: B006
     """Train the reward models of the configuration (and what must come before)."""
-    _pipeline(config, workspace, overrides, "train-reward")
+    _pipeline(config, workspace, overrides, wait, "train-reward")
 
 
 @app.command()
-def score(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+def score(config: ConfigFile, workspace: Workspace, overrides: Set = [], wait: Wait = False) -> None:  # noqa: B006
     """Run the models over the corpus (and what must come before)."""
-    _pipeline(config, workspace, overrides, "score")
+    _pipeline(config, workspace, overrides, wait, "score")
 
 
 @app.command()
-def select(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+def select(config: ConfigFile, workspace: Workspace, overrides: Set = [], wait: Wait = False) -> None:  # noqa: B006
     """Score the pairs and keep the subsets (and what must come before)."""
-    _pipeline(config, workspace, overrides, "select")
+    _pipeline(config, workspace, overrides, wait, "select")
 
 
 @app.command()
-def train(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+def train(config: ConfigFile, workspace: Workspace, overrides: Set = [], wait: Wait = False) -> None:  # noqa: B006
     """Train on the subsets (and what must come before)."""
-    _pipeline(config, workspace, overrides, "train")
+    _pipeline(config, workspace, overrides, wait, "train")
 
 
 @app.command()
-def generate(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+def generate(config: ConfigFile, workspace: Workspace, overrides: Set = [], wait: Wait = False) -> None:  # noqa: B006
     """Answer prompts with the models of `generate` (and what must come before)."""
-    _pipeline(config, workspace, overrides, "generate")
+    _pipeline(config, workspace, overrides, wait, "generate")
 
 
 @app.command()
-def evaluate(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+def evaluate(config: ConfigFile, workspace: Workspace, overrides: Set = [], wait: Wait = False) -> None:  # noqa: B006
     """Measure what the trained policies answer (and make what that needs), as `evaluate` says."""
-    _pipeline(config, workspace, overrides, "evaluate")
+    _pipeline(config, workspace, overrides, wait, "evaluate")
 
 
 @app.command()
-def report(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+def report(config: ConfigFile, workspace: Workspace, overrides: Set = [], wait: Wait = False) -> None:  # noqa: B006
     """Write the page again from what the workspace holds; computes only what is missing."""
-    _pipeline(config, workspace, overrides, None, page=True)
+    _pipeline(config, workspace, overrides, wait, None, page=True)
 
 
 @app.command()
@@ -143,6 +148,7 @@ def demo(
     workspace: Workspace = "demo-workspace",
     seed: Annotated[int, typer.Option(help="of the world, the models and the training")] = 0,
     config: Annotated[Path | None, typer.Option(help="run this configuration on the demo's inputs")] = None,
+    wait: Wait = False,
 ) -> None:
     """A generated corpus with a known gold reward, small models made on the spot, and the whole job on it."""
     from prefsel.demo import run_demo
@@ -150,7 +156,7 @@ def demo(
 
     progress = Progress()
     with interrupts.telling(progress.committed):
-        run_demo(workspace, seed=seed, progress=progress, config_file=config)
+        run_demo(workspace, seed=seed, progress=progress, config_file=config, wait=wait)
 
 
 @app.command()

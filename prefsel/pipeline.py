@@ -32,6 +32,7 @@ from prefsel.stages.ingest import ingest
 from prefsel.stages.report import MadeCorpus, last_report, write_report
 from prefsel.stages.score import require_imported
 from prefsel.stages.session import connect, is_own
+from prefsel.workspace.lease import hold
 from prefsel.workspace.manifest import StageReport, config_text
 from prefsel.workspace.storage import Storage, redact
 
@@ -70,8 +71,9 @@ def run(
     until: str | None = None,
     tables: Tables | None = None,
     always_report: bool = False,
+    wait: bool = False,
 ) -> Outcome:
-    """Run the job, or the part of it that `until` names.
+    """Run the job, or the part of it that `until` names, as the only writer of the workspace.
 
     Args:
         config: the run.
@@ -80,15 +82,25 @@ def run(
         until: only `ingest`, or `generate` or a key of `UNTIL`, and what that needs.
         tables: more tables for the report.
         always_report: write the page again although nothing was computed.
+        wait: wait for the end of another run that writes to the workspace.
 
     Raises:
         UserError: the configuration cannot work; found before anything is started or written.
+        RefusedError: another run writes to the workspace.
     """
-    started = time.monotonic()
     storage = Storage(workspace)
     if until == "evaluate" and config.evaluate is None:
         raise UserError("evaluate: the configuration asks for no evaluation; give it `evaluate`, with judges")
     check(config, storage)
+    with hold(storage, wait=wait, tell=progress.line) as held:
+        return _run(config, held, progress, until, tables, always_report)
+
+
+def _run(
+    config: Config, storage: Storage, progress: Progress, until: str | None, tables: Tables | None, always_report: bool
+) -> Outcome:
+    """The run itself, on a workspace that is held."""
+    started = time.monotonic()
     _start_ray(config, progress)
     _keep_config(config, storage)
     done = Done(progress)

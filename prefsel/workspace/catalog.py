@@ -12,6 +12,7 @@ from prefsel.errors import UserError
 from prefsel.workspace.ledger import Artifact, Entry
 from prefsel.workspace.recipes import corpus_fingerprint
 from prefsel.workspace.storage import Storage, digest
+from prefsel.workspace.swap import read, swap
 
 PATH = "catalog.json"
 
@@ -149,10 +150,15 @@ class Catalog:
 
 
 def write_catalog(storage: Storage, catalog: Catalog) -> None:
-    """Make `catalog` the corpus; nothing is written when it already is."""
+    """Make `catalog` the corpus; nothing is written when it already is.
+
+    Raises:
+        Conflict: another writer changed it meanwhile.
+    """
     data = json.dumps(catalog.to_json(), indent=1).encode()
-    if not storage.exists(PATH) or storage.read(PATH) != data:
-        storage.write(PATH, data)
+    there, version = read(storage, PATH) or (None, None)
+    if there != data:
+        swap(storage, PATH, data, version)
 
 
 def _plain(source: SourceRecord) -> dict[str, Any]:
