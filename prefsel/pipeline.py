@@ -32,7 +32,7 @@ from prefsel.stages.ingest import ingest
 from prefsel.stages.report import MadeCorpus, last_report, write_report
 from prefsel.stages.score import require_imported
 from prefsel.stages.session import connect, is_own
-from prefsel.workspace.lease import hold
+from prefsel.workspace.lease import hold, require_no_writer
 from prefsel.workspace.manifest import StageReport, config_text
 from prefsel.workspace.storage import Storage, redact
 
@@ -92,16 +92,24 @@ def run(
     if until == "evaluate" and config.evaluate is None:
         raise UserError("evaluate: the configuration asks for no evaluation; give it `evaluate`, with judges")
     check(config, storage)
+    started = time.monotonic()
+    if not wait:
+        require_no_writer(storage)
+    _start_ray(config, progress)
     with hold(storage, wait=wait, tell=progress.line) as held:
-        return _run(config, held, progress, until, tables, always_report)
+        return _run(config, held, progress, until, tables, always_report, started)
 
 
 def _run(
-    config: Config, storage: Storage, progress: Progress, until: str | None, tables: Tables | None, always_report: bool
+    config: Config,
+    storage: Storage,
+    progress: Progress,
+    until: str | None,
+    tables: Tables | None,
+    always_report: bool,
+    started: float,
 ) -> Outcome:
     """The run itself, on a workspace that is held."""
-    started = time.monotonic()
-    _start_ray(config, progress)
     _keep_config(config, storage)
     done = Done(progress)
     with progress.at("ingest"):

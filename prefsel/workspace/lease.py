@@ -64,6 +64,17 @@ def holder(storage: Storage) -> Lease | None:
     return None if found is None or found[0].is_released else found[0]
 
 
+def require_no_writer(storage: Storage) -> None:
+    """Refuse at once, before anything is started, where another process of this machine is known to write.
+
+    Raises:
+        RefusedError: one does.
+    """
+    lease = None if storage.uri in _held else holder(storage)
+    if lease is not None and lease.owner.is_at_work() and not _is_free(lease, this_process()):
+        raise _refusal(storage, lease)
+
+
 @contextmanager
 def hold(
     storage: Storage, *, wait: bool = False, tell: Callable[[str], None] = print, expiry_s: float | None = None
@@ -147,10 +158,7 @@ def _take(storage: Storage, expiry_s: float, wait: bool, tell: Callable[[str], N
             continue
         is_alive = there.owner.is_at_work() or seen not in (None, _count(there))
         if is_alive and not wait:
-            raise RefusedError(
-                f"workspace: {redact(storage.uri)!r} is being written by {there}; wait for its end with --wait, or end"
-                " it. Commands that only read go on meanwhile"
-            )
+            raise _refusal(storage, there)
         if not is_told:
             for_what = "waiting for its end" if wait else f"watching up to {there.expiry_s:g} s whether it is alive"
             tell(f"workspace: held by {there}; {for_what}")
@@ -158,6 +166,13 @@ def _take(storage: Storage, expiry_s: float, wait: bool, tell: Callable[[str], N
         if _count(there) != seen:
             seen, seen_s = _count(there), time.monotonic()
         time.sleep(min(2.0, there.expiry_s / 30))
+
+
+def _refusal(storage: Storage, lease: Lease) -> RefusedError:
+    return RefusedError(
+        f"workspace: {redact(storage.uri)!r} is being written by {lease}; wait for its end with --wait, or end it."
+        " Commands that only read go on meanwhile"
+    )
 
 
 def _is_free(lease: Lease, me: Owner) -> bool:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from prefsel.workspace.lease import hold
+from prefsel.workspace.storage import Storage
+
 PREFSEL = [sys.executable, "-c", "from prefsel.cli import main; main()"]
 TABLE = {
     "name": "t",
     "sources": [{"name": "a", "paths": ["a.jsonl"]}],
-    "ingest": {"rows_per_shard": 10},
+    "ingest": {"rows_per_shard": 1000},
     "ray": {"num_cpus": 2, "object_store_gib": 0.25},
 }
 
@@ -47,28 +52,31 @@ def status(folder: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.fault
 def test_one_writes_and_others_are_refused_or_wait(tmp_path: Path) -> None:
-    rows = [{"prompt": f"name {n}", "chosen": f"red {n}", "rejected": "blue"} for n in range(40)]
+    rows = [{"prompt": f"name {n}", "chosen": f"red {n}", "rejected": "blue"} for n in range(100_000)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(TABLE))
-    runs = [begin(tmp_path), begin(tmp_path)]
-    (done, told, nothing), (refused, _, stderr) = sorted(end(run) for run in runs)
-    assert (done, nothing, refused) == (0, "", 3), told
-    assert stderr.startswith("prefsel: workspace: ")
-    assert any(f"is being written by process {run.pid} of" in stderr for run in runs)
-    assert stderr.count("\n") == 1
-
-    waited = [end(run) for run in [begin(tmp_path, "--wait"), begin(tmp_path, "--wait")]]
-    assert [(code, stderr) for code, _, stderr in waited] == [(0, ""), (0, "")], waited
-    assert sorted(told.count("waiting for its end") for _, told, _ in waited) == [0, 1]
-    assert "writer    none" in status(tmp_path)
-
-    killed = begin(tmp_path)
-    hear(killed, "starting Ray")
-    killed.kill()
-    killed.wait()
-    shown = status(tmp_path)
-    assert f"writer    process {killed.pid} of" in shown
-    assert "it has ended without a word" in shown
+    first = begin(tmp_path)
+    while not (tmp_path / "w/lease.json").exists():
+        assert first.poll() is None
+        time.sleep(0.05)
     code, told, stderr = end(begin(tmp_path))
+    assert (code, told) == (3, ""), stderr
+    assert first.poll() is None
+    assert stderr.startswith("prefsel: workspace: ")
+    assert f"is being written by process {first.pid} of" in stderr
+    assert stderr.count("\n") == 1
+    first.kill()
+    first.wait()
+    shown = status(tmp_path)
+    assert f"writer    process {first.pid} of" in shown
+    assert "it has ended without a word" in shown
+
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:40]))
+    with hold(Storage(str(tmp_path / "w"))) as held:  # at once
+        assert held.epoch == 2
+        waiting = begin(tmp_path, "--wait")
+        hear(waiting, f"held by process {os.getpid()} of")
+    code, told, stderr = end(waiting)
     assert (code, stderr) == (0, ""), told
-    assert "watching" not in told
+    assert "40 rows in, 40 out" in told
+    assert "writer    none" in status(tmp_path)
