@@ -19,6 +19,7 @@ import typer
 
 from prefsel import interrupts
 from prefsel.errors import PrefselError, UserError, known_error
+from prefsel.publishing import commands
 from prefsel.version import __version__
 
 app = typer.Typer(
@@ -382,6 +383,11 @@ def config_schema() -> None:
     from prefsel.plan.config_schema import full_schema
 
     typer.echo(json.dumps(full_schema(), indent=1))
+
+
+app.command()(commands.publish)
+app.command()(commands.rollback)
+app.command()(commands.diff)
 
 
 def guarded(call: typer.Typer, arguments: list[str] | None = None) -> int:
