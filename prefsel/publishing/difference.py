@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from prefsel.errors import UserError, invalid
 from prefsel.publishing.versions import folder, require_pointer, versions
 from prefsel.report.opened import Workspace
+from prefsel.workspace.folders import read_seal
 from prefsel.workspace.storage import Storage
 
 LENGTHS = ("num_tokens_chosen", "num_tokens_rejected")
@@ -90,6 +91,9 @@ def _pairs(opened: Workspace, storage: Storage, what: str) -> pa.Table:
     name, _, version = what.partition("/")
     if not version:
         report = opened.contents.selection(name)
+        dataset = report.details.get("dataset")
+        if dataset and read_seal(storage, dataset):
+            return _rows(storage, dataset)
         score = f"score_{report.details.get('metric')}"
         table = opened.pairs(selection=name)
         wanted = [one for one in ("pair_id", score, *LENGTHS) if one in table.schema.names]
@@ -100,9 +104,12 @@ def _pairs(opened: Workspace, storage: Storage, what: str) -> pa.Table:
     there = versions(storage, name)
     if version not in there:
         raise invalid(what, version, there or f"none: {name!r} is not published")
-    files = [file for file in storage.files(f"{folder(name, version)}/data") if file.endswith(".parquet")]
+    return _rows(storage, folder(name, version))
+
+
+def _rows(storage: Storage, dataset: str) -> pa.Table:
     tables = []
-    for file in files:
+    for file in (one for one in storage.files(f"{dataset}/data") if one.endswith(".parquet")):
         with storage.filesystem.open_input_file(storage.full(file)) as source:
             parquet = pq.ParquetFile(source)
             wanted = [one for one in ("pair_id", "score", *LENGTHS) if one in parquet.schema_arrow.names]

@@ -51,6 +51,8 @@ def _commit(repo: str, kind: str, files: dict[str, bytes], message: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     api: Any = HfApi()
+    # Of the HTTP client that the library uses, which has changed between its versions.
+    failures: Any = (*HfHubHTTPError.__bases__, OfflineModeIsEnabled)
     try:
         api.create_repo(repo, repo_type=kind, exist_ok=True)
         seen = api.repo_info(repo, repo_type=kind)
@@ -60,7 +62,7 @@ def _commit(repo: str, kind: str, files: dict[str, bytes], message: str) -> str:
         made = api.create_commit(
             repo, operations, commit_message=message, repo_type=kind, parent_commit=seen.sha, num_threads=1
         )
-    except (*HfHubHTTPError.__bases__, OfflineModeIsEnabled) as error:  # those of its HTTP client, whichever it uses
+    except failures as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         told = redact(str(error).strip().partition("\n")[0])
         if status in CONFLICT:

@@ -9,8 +9,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import datasets
+import pyarrow.fs as pafs
 import pytest
 from finished_runs import run_again
+from moto.server import ThreadedMotoServer
 
 from prefsel.cli import app, guarded
 from prefsel.errors import IntegrityError, UserError
@@ -127,6 +129,33 @@ def test_old_versions_are_removed_when_nobody_can_read_them(
     assert versions(storage, "top") == ["v0002", "v0004"]
     assert prune(storage, "top", 1, grace_h=0) == []
     assert not (place / "published/top/v0001").exists()
+
+
+def test_selections_without_a_dataset_are_compared_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded(app, ["diff", "top", "unwritten", "-w", str(place)]) == 0
+    assert "diff top -> unwritten: 0 entered, 8 left, 4 unchanged" in capsys.readouterr().out
+    assert guarded(app, ["diff", "top", "top/v0001", "-w", str(place)]) == 2
+    assert "top/v0001: got 'v0001'; valid: none: 'top' is not published" in capsys.readouterr().err
+
+
+def test_an_object_store_holds_what_a_directory_holds(place: Path, storage: Storage) -> None:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        options = f"scheme=http&endpoint_override={host}:{port}&region=us-east-1"
+        pafs.FileSystem.from_uri(f"s3://key:secret@bucket?{options}&allow_bucket_creation=true")[0].create_dir("bucket")
+        uri = f"s3://key:secret@bucket/w?{options}"
+        for name in storage.files("", recursive=True):
+            Storage(uri).write(name.lstrip("/"), storage.read(name.lstrip("/")))
+        assert guarded(app, ["publish", "top", "-w", uri]) == 0
+        publish(storage, "top", "top")
+        names = storage.files("published/top/v0001", recursive=True)
+        assert Storage(uri).files("published/top/v0001", recursive=True) == names
+        assert [Storage(uri).read(name) for name in names] == [storage.read(name) for name in names]
+        assert Storage(uri).exists("published/top/current.json")
+    finally:
+        server.stop()
 
 
 KILLED = """
