@@ -1,6 +1,7 @@
 """The command line.
 
-Exit codes: 0 done; 1 a fault; 2 the user's input is wrong; 130 and 143 interrupted.
+Exit codes: 0 done; 1 a fault; 2 the user's input is wrong; 3 refused, as while another run writes to the workspace;
+130 and 143 interrupted.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import typer
 
 from prefsel import interrupts
 from prefsel.errors import PrefselError, UserError, known_error
+from prefsel.publishing import commands
 from prefsel.version import __version__
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Choose the preference data worth training on: score, select exactly, train on what was kept.",
-    epilog="Exit codes: 0 done; 1 a fault; 2 the input is wrong; 130 and 143 interrupted.",
+    epilog="Exit codes: 0 done; 1 a fault; 2 the input is wrong; 3 refused; 130 and 143 interrupted.",
 )
 
 # Typer's command-line errors (unknown option, missing argument) share a base that it does not export.
@@ -40,6 +42,8 @@ CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__
 ConfigFile = Annotated[Path, typer.Argument(help="configuration, YAML")]
 Workspace = Annotated[str, typer.Option("--workspace", "-w", help="directory or URI (s3://, gs://)")]
 Set = Annotated[list[str], typer.Option("--set", help="dotted.key=value, overrides the file; repeatable")]
+
+Wait = Annotated[bool, typer.Option("--wait", help="wait while another run writes to the workspace")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -61,6 +65,7 @@ def _pipeline(
     file: Path,
     workspace: str,
     overrides: list[str],
+    wait: bool,
     until: str | None,
     *,
     page: bool = False,
@@ -72,6 +77,7 @@ def _pipeline(
         file: The configuration.
         workspace: Directory or URI.
         overrides: Of `--set`.
+        wait: For the end of another run that writes to the workspace.
         until: The part; None: all of it.
         page: Write the report in any case.
         work: What is done instead of a run.
@@ -93,7 +99,7 @@ def _pipeline(
         if work is not None:
             outcome = work(config, workspace, progress)
         else:
-            outcome = run(config, workspace, progress, until=until, always_report=page)
+            outcome = run(config, workspace, progress, until=until, always_report=page, wait=wait)
     report = storage.full(outcome.page) if outcome.page else None
     if not outcome.is_new:
         progress.line("nothing to do: every artifact of this configuration is already in the workspace")
@@ -112,9 +118,9 @@ def _pipeline(
 
 
 @app.command()
-def run(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+def run(config: ConfigFile, workspace: Workspace, overrides: Set = [], wait: Wait = False) -> None:  # noqa: B006
     """Run everything: ingest, score, select, train, report."""
-    _pipeline(config, workspace, overrides, None)
+    _pipeline(config, workspace, overrides, wait, None)
 
 
 @app.command()
@@ -126,63 +132,66 @@ def refresh(
         bool, typer.Option("--retrain-scorers", help="make the models that score anew, and score everything with them")
     ] = False,
     overrides: Set = [],  # noqa: B006
+    wait: Wait = False,
 ) -> None:
     """Bring the workspace up to date with its inputs at the cost of what is new, and say what entered and left."""
 
     def work(settings: Config, place: str, progress: Progress) -> Outcome:
         from prefsel.refresh import refresh as bring_up_to_date
 
-        return bring_up_to_date(settings, place, progress, retrain_scorers=retrain_scorers, trains=train).outcome
+        return bring_up_to_date(
+            settings, place, progress, retrain_scorers=retrain_scorers, trains=train, wait=wait
+        ).outcome
 
-    _pipeline(config, workspace, overrides, None, work=work)
+    _pipeline(config, workspace, overrides, wait, None, work=work)
 
 
 @app.command()
-def ingest(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+def ingest(config: ConfigFile, workspace: Workspace, overrides: Set = [], wait: Wait = False) -> None:  # noqa: B006
     """Bring the sources into the workspace: groups, pairs, quarantine."""
-    _pipeline(config, workspace, overrides, "ingest")
+    _pipeline(config, workspace, overrides, wait, "ingest")
 
 
 @app.command("train-reward")
-def train_reward(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+def train_reward(config: ConfigFile, workspace: Workspace, overrides: Set = [], wait: Wait = False) -> None:  # noqa: B006
     """Train the reward models of the configuration (and what must come before)."""
-    _pipeline(config, workspace, overrides, "train-reward")
+    _pipeline(config, workspace, overrides, wait, "train-reward")
 
 
 @app.command()
-def score(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+def score(config: ConfigFile, workspace: Workspace, overrides: Set = [], wait: Wait = False) -> None:  # noqa: B006
     """Run the models over the corpus (and what must come before)."""
-    _pipeline(config, workspace, overrides, "score")
+    _pipeline(config, workspace, overrides, wait, "score")
 
 
 @app.command()
-def select(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+def select(config: ConfigFile, workspace: Workspace, overrides: Set = [], wait: Wait = False) -> None:  # noqa: B006
     """Score the pairs and keep the subsets (and what must come before)."""
-    _pipeline(config, workspace, overrides, "select")
+    _pipeline(config, workspace, overrides, wait, "select")
 
 
 @app.command()
-def train(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+def train(config: ConfigFile, workspace: Workspace, overrides: Set = [], wait: Wait = False) -> None:  # noqa: B006
     """Train on the subsets (and what must come before)."""
-    _pipeline(config, workspace, overrides, "train")
+    _pipeline(config, workspace, overrides, wait, "train")
 
 
 @app.command()
-def generate(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+def generate(config: ConfigFile, workspace: Workspace, overrides: Set = [], wait: Wait = False) -> None:  # noqa: B006
     """Answer prompts with the models of `generate` (and what must come before)."""
-    _pipeline(config, workspace, overrides, "generate")
+    _pipeline(config, workspace, overrides, wait, "generate")
 
 
 @app.command()
-def evaluate(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+def evaluate(config: ConfigFile, workspace: Workspace, overrides: Set = [], wait: Wait = False) -> None:  # noqa: B006
     """Measure what the trained policies answer (and make what that needs), as `evaluate` says."""
-    _pipeline(config, workspace, overrides, "evaluate")
+    _pipeline(config, workspace, overrides, wait, "evaluate")
 
 
 @app.command()
-def report(config: ConfigFile, workspace: Workspace, overrides: Set = []) -> None:  # noqa: B006
+def report(config: ConfigFile, workspace: Workspace, overrides: Set = [], wait: Wait = False) -> None:  # noqa: B006
     """Write the page again from what the workspace holds; computes only what is missing."""
-    _pipeline(config, workspace, overrides, None, page=True)
+    _pipeline(config, workspace, overrides, wait, None, page=True)
 
 
 @app.command()
@@ -190,6 +199,7 @@ def demo(
     workspace: Workspace = "demo-workspace",
     seed: Annotated[int, typer.Option(help="of the world, the models and the training")] = 0,
     config: Annotated[Path | None, typer.Option(help="run this configuration on the demo's inputs")] = None,
+    wait: Wait = False,
 ) -> None:
     """A generated corpus with a known gold reward, small models made on the spot, and the whole job on it."""
     from prefsel.demo import run_demo
@@ -197,7 +207,7 @@ def demo(
 
     progress = Progress()
     with interrupts.telling(progress.committed):
-        run_demo(workspace, seed=seed, progress=progress, config_file=config)
+        run_demo(workspace, seed=seed, progress=progress, config_file=config, wait=wait)
 
 
 @app.command()
@@ -205,6 +215,7 @@ def verify(
     workspace: Workspace,
     quick: Annotated[bool, typer.Option("--quick", help="sizes and ledgers only")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="set aside what is damaged, and make it again")] = False,
+    wait: Wait = False,
 ) -> None:
     """Re-read every artifact against its ledger; with --repair, make again what is damaged."""
     from prefsel.workspace.storage import Storage, redact
@@ -218,7 +229,9 @@ def verify(
         from prefsel.mend import mend
         from prefsel.progress import Progress
 
-        result = mend(storage, Progress(), quick=quick)
+        progress = Progress()
+        with interrupts.telling(progress.committed):
+            result = mend(storage, progress, quick=quick, wait=wait)
     else:
         result = check(storage, quick=quick)
     for finding in result.findings:
@@ -431,6 +444,11 @@ def config_schema() -> None:
     from prefsel.plan.config_schema import full_schema
 
     typer.echo(json.dumps(full_schema(), indent=1))
+
+
+app.command()(commands.publish)
+app.command()(commands.rollback)
+app.command()(commands.diff)
 
 
 def guarded(call: typer.Typer, arguments: list[str] | None = None) -> int:

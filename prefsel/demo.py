@@ -16,13 +16,16 @@ from prefsel.pipeline import run
 from prefsel.plan.evaluations import finals
 from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
+from prefsel.workspace.lease import hold
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.storage import Storage
 
 SELECTIONS = ("random30", "pd30", "potential30")
 
 
-def run_demo(workspace: str, *, seed: int, progress: Progress, config_file: Path | None = None) -> None:
+def run_demo(
+    workspace: str, *, seed: int, progress: Progress, config_file: Path | None = None, wait: bool = False
+) -> None:
     """Make the inputs, run the pipeline, measure the gold reward of every model, print the table.
 
     Args:
@@ -30,13 +33,20 @@ def run_demo(workspace: str, *, seed: int, progress: Progress, config_file: Path
         seed: Of the world and the models.
         progress: Where it is told.
         config_file: Run this configuration on the inputs; None: the demonstration's own.
+        wait: Wait for the end of another run that writes to the workspace.
 
     Raises:
+        RefusedError: another run writes to the workspace.
         UserError: the workspace is not a local directory, or the configuration does not fit the inputs.
     """
     storage = Storage(workspace)
     if not storage.is_local:
         raise UserError(f"--workspace: got {workspace!r}; the demo writes models beside it, so: a local directory")
+    with hold(storage, wait=wait, tell=progress.line) as held:
+        _run_demo(held, seed, progress, config_file)
+
+
+def _run_demo(storage: Storage, seed: int, progress: Progress, config_file: Path | None) -> None:
     inputs = prepare(storage.local(f"inputs-{seed}"), seed, progress)
     config = parse_config(demo_config(inputs, seed) if config_file is None else on_inputs(config_file, inputs))
     table_file = f"demo-table-{config.name}-{seed}.json"
@@ -47,7 +57,7 @@ def run_demo(workspace: str, *, seed: int, progress: Progress, config_file: Path
         storage.write(table_file, json.dumps(kept, indent=1).encode())
         return [table]
 
-    outcome = run(config, workspace, progress, tables=measure)
+    outcome = run(config, storage.uri, progress, tables=measure)
     if not outcome.is_new:
         progress.line("nothing to do: the demo is complete; what it measured then:")
     show(json.loads(storage.read(table_file)), progress)

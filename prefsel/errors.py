@@ -26,6 +26,16 @@ class UserError(PrefselError):
     exit_code = 2
 
 
+class RefusedError(PrefselError):
+    """The command may not run now (exit code 3), such as while another run writes to the workspace."""
+
+    exit_code = 3
+
+
+class LostLeaseError(PrefselError):
+    """Another run took the workspace over while this one was silent; nothing more was written to it."""
+
+
 class NonFiniteError(PrefselError):
     """A NaN or infinity where only finite numbers are allowed; names the column and the first offenders."""
 

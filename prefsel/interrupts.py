@@ -21,6 +21,7 @@ GONE_WITHIN_S = 5.0
 """How long the ended processes are waited for; they got SIGKILL, so this only runs out for one stuck in the kernel."""
 
 _told_by: list[Callable[[], str]] = []
+_at_end: list[Callable[[], None]] = []
 _is_ending = threading.Event()
 
 
@@ -38,6 +39,19 @@ def telling(committed: Callable[[], str]) -> Iterator[None]:
         yield
     finally:
         _told_by.remove(committed)
+
+
+@contextmanager
+def ending(call: Callable[[], None]) -> Iterator[None]:
+    """While the block runs, an interruption calls `call` when nothing else runs any more.
+
+    A handler calls it: it may take no lock that the interrupted code could hold, and should not take long.
+    """
+    _at_end.append(call)
+    try:
+        yield
+    finally:
+        _at_end.remove(call)
 
 
 @contextmanager
@@ -80,6 +94,8 @@ def _end(number: int, frame: object) -> None:
         os.write(2, f"prefsel: {name}; committed so far: {committed}; run again to continue\n".encode())
     _mute()
     _end_children()
+    for call in _at_end:
+        call()
     os._exit(code)
 
 

@@ -12,22 +12,36 @@ from prefsel.errors import DamagedError, PrefselError, UserError
 from prefsel.pipeline import run
 from prefsel.progress import Progress
 from prefsel.workspace.documents import find_document
+from prefsel.workspace.lease import hold
 from prefsel.workspace.repair import left, set_aside
 from prefsel.workspace.storage import Storage
-from prefsel.workspace.verify import Verification, verify
+from prefsel.workspace.verify import PUBLISHED, Verification, verify
 
 
-def mend(storage: Storage, progress: Progress, *, quick: bool = False) -> Verification:
-    """Repair a workspace, and check it once more.
+def mend(storage: Storage, progress: Progress, *, quick: bool = False, wait: bool = False) -> Verification:
+    """Repair a workspace, as its only writer, and check it once more.
 
     Args:
         storage: The workspace.
         progress: Where it is told: what was set aside, what was made again, and what could not be and why.
         quick: Look at sizes and ledgers only.
+        wait: For the end of another run that writes to it.
+
+    Raises:
+        RefusedError: another run writes to it.
     """
+    with hold(storage, wait=wait, tell=progress.line) as held:
+        return _mend(held, progress, quick=quick)
+
+
+def _mend(storage: Storage, progress: Progress, *, quick: bool) -> Verification:
     before = verify(storage, quick=quick)
     configs = list(kept_configs(storage))
     damage = [finding for finding in before.findings if not finding.is_harmless]
+    served = [finding for finding in damage if finding.path.startswith(f"{PUBLISHED}/")]
+    for finding in served:
+        progress.line(f"damage    {finding}; publish once more, or roll back to a version that is whole")
+    damage = [finding for finding in damage if finding not in served]
     for note in set_aside(storage, damage):
         progress.line(f"damage    {note}")
     if not damage and not left(storage):

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
 from prefsel.config import Config
-from prefsel.errors import DamagedError, IntegrityError, UserError
+from prefsel.damage import until_whole
+from prefsel.errors import DamagedError, UserError
 from prefsel.making import Done, make_all, make_corpus
 from prefsel.plan.check import check, check_budgets
 from prefsel.plan.models import model_nodes
@@ -33,10 +35,9 @@ from prefsel.stages.ingest import ingest
 from prefsel.stages.report import MadeCorpus, last_report, write_report
 from prefsel.stages.score import require_imported
 from prefsel.stages.session import connect, is_own
+from prefsel.workspace.lease import hold, require_no_writer
 from prefsel.workspace.manifest import StageReport, config_text
-from prefsel.workspace.repair import set_aside, settle
 from prefsel.workspace.storage import Storage, redact
-from prefsel.workspace.verify import as_finding, check_under
 
 UNTIL: dict[str, Callable[[Node], bool]] = {
     "train-reward": lambda node: node.kind == "model" and node.spec.role == "reward",
@@ -75,8 +76,9 @@ def run(
     always_report: bool = False,
     former: Former | None = None,
     trains: bool = True,
+    wait: bool = False,
 ) -> Outcome:
-    """Run the job, or the part of it that `until` names.
+    """Run the job, or the part of it that `until` names, as the only writer of the workspace.
 
     Args:
         config: the run.
@@ -87,65 +89,47 @@ def run(
         always_report: write the page again although nothing was computed.
         former: what an earlier run made and this one goes by.
         trains: also train what nothing is scored with, answer and evaluate; otherwise end with the selections.
+        wait: wait for the end of another run that writes to the workspace.
 
     Raises:
         UserError: the configuration cannot work; found before anything is started or written.
+        RefusedError: another run writes to the workspace.
     """
-    storage, begun = Storage(workspace), time.monotonic()
-    met: set[str] = set()
-    while True:
-        try:
-            outcome = _run_once(config, storage, progress, begun, until, tables, always_report, former, trains)
-            break
-        except DamagedError as error:
-            if error.path in met:
-                raise
-            met.add(error.path)
-            put_aside(storage, error, progress)
-    tell_settled(storage, progress)
-    return outcome
+    storage = Storage(workspace)
+    if until == "evaluate" and config.evaluate is None:
+        raise UserError("evaluate: the configuration asks for no evaluation; give it `evaluate`, with judges")
+    is_checked = False
+    with suppress(DamagedError):  # checked again where it may be set aside
+        check(config, storage)
+        is_checked = True
+    started = time.monotonic()
+    if not wait:
+        require_no_writer(storage)
+    _start_ray(config, progress)
+
+    def once() -> Outcome:
+        nonlocal is_checked
+        if not is_checked:
+            check(config, held)
+        is_checked = False
+        return _run(config, held, progress, until, tables, always_report, started, former, trains)
+
+    with hold(storage, wait=wait, tell=progress.line) as held:
+        return until_whole(held, progress, once)
 
 
-def put_aside(storage: Storage, error: DamagedError, progress: Progress) -> None:
-    """Set aside what a stage found damaged, and whatever else of its artifact is: the next pass makes it again."""
-    found = as_finding(error)
-    others = [one for one in check_under(storage, found.root) if one.path != found.path]
-    for note in set_aside(storage, [found, *others]):
-        progress.line(f"damage    {note}")
-
-
-def tell_settled(storage: Storage, progress: Progress) -> None:
-    """Say what was made again.
-
-    Raises:
-        IntegrityError: something has other bytes now than were committed; what was made from those stays as it is.
-    """
-    changed = settle(storage)
-    for note in changed:
-        progress.line(f"repaired  {note}")
-    if others := [note.path for note in changed if note.state == "other"]:
-        raise IntegrityError(
-            f"{', '.join(others)}: made again with other bytes than were committed, as other inputs, versions or "
-            "hardware give. What was made of the former ones stays; remove its folders to have it made again"
-        )
-
-
-def _run_once(
+def _run(
     config: Config,
     storage: Storage,
     progress: Progress,
-    started: float,
     until: str | None,
     tables: Tables | None,
     always_report: bool,
+    started: float,
     former: Former | None,
     trains: bool,
 ) -> Outcome:
-    """One pass over the job: everything that is not there."""
-    if until == "evaluate" and config.evaluate is None:
-        raise UserError("evaluate: the configuration asks for no evaluation; give it `evaluate`, with judges")
-    check(config, storage)
-    _start_ray(config, progress)
+    """One pass over the job, on a workspace that is held: everything that is not there."""
     _keep_config(config, storage)
     done = Done(progress)
     with progress.at("ingest"):

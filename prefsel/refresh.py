@@ -26,6 +26,7 @@ from prefsel.progress import Progress
 from prefsel.stages.changes import Selected, compare_selections, lines
 from prefsel.workspace.catalog import PATH, read_catalog
 from prefsel.workspace.documents import read_document
+from prefsel.workspace.lease import hold, require_no_writer
 from prefsel.workspace.manifest import StageReport, load_summary
 from prefsel.workspace.storage import Storage
 
@@ -42,9 +43,15 @@ class Refreshed:
 
 
 def refresh(
-    config: Config, workspace: str, progress: Progress, *, retrain_scorers: bool = False, trains: bool = False
+    config: Config,
+    workspace: str,
+    progress: Progress,
+    *,
+    retrain_scorers: bool = False,
+    trains: bool = False,
+    wait: bool = False,
 ) -> Refreshed:
-    """Bring a workspace up to date with its inputs. The first time this is a run.
+    """Bring a workspace up to date with its inputs, as its only writer. The first time this is a run.
 
     Args:
         config: The run.
@@ -52,18 +59,27 @@ def refresh(
         progress: Where it is told.
         retrain_scorers: Make the models that score anew, for the corpus as it is now; everything is scored again.
         trains: Also train, answer and evaluate what the configuration asks for.
+        wait: For the end of another run that writes to the workspace.
 
     Raises:
+        RefusedError: another run writes to it.
         UserError: the configuration cannot work.
         PrefselError: a model of the run before is gone.
     """
     storage = Storage(workspace)
+    if not wait:
+        require_no_writer(storage)
+    with hold(storage, wait=wait, tell=progress.line) as held:
+        return _refresh(config, held, progress, retrain_scorers=retrain_scorers, trains=trains)
+
+
+def _refresh(config: Config, storage: Storage, progress: Progress, *, retrain_scorers: bool, trains: bool) -> Refreshed:
     manifest, files = last_manifest(storage, config.name), _files(storage)
     if manifest is None:
         progress.line(f"refresh: no finished run of {config.name!r} is here; everything is made")
-        return Refreshed(run(config, workspace, progress, trains=trains))
+        return Refreshed(run(config, storage.uri, progress, trains=trains))
     goes_by = None if retrain_scorers else _former(config, storage, manifest, progress)
-    outcome = run(config, workspace, progress, former=goes_by, trains=trains)
+    outcome = run(config, storage.uri, progress, former=goes_by, trains=trains)
     for line in _changed_files(files, _files(storage)):
         progress.line(line)
     diffs = []

@@ -19,6 +19,7 @@ from prefsel.errors import UserError
 from prefsel.workspace.catalog import PATH, Catalog, read_catalog
 from prefsel.workspace.entries import Entry
 from prefsel.workspace.folders import read_seal
+from prefsel.workspace.lease import holder
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage, redact
 from prefsel.workspace.verify import SEALED, SHARDED
@@ -73,6 +74,8 @@ class Status:
     """What that configuration asks for and the workspace has not, or not wholly."""
     reports: list[str]
     """Pages, the newest last."""
+    writer: str | None = None
+    """Who writes to it now, or was killed while it did."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -103,7 +106,14 @@ def status(storage: Storage) -> Status:
     reports = [f"reports/{name}/index.html" for name in storage.folders("reports")]
     known = [path for path in reports if storage.exists(path)]
     named = config.name if config else None
-    return Status(redact(storage.uri), named, artifacts, _missing(config, catalog, artifacts), known)
+    return Status(redact(storage.uri), named, artifacts, _missing(config, catalog, artifacts), known, _writer(storage))
+
+
+def _writer(storage: Storage) -> str | None:
+    lease = holder(storage)
+    if lease is None:
+        return None
+    return f"{lease}" + ("; it has ended without a word" if lease.owner.is_dead() else f"; heartbeat {lease.beat:,}")
 
 
 def _last_config(storage: Storage) -> Config | None:
@@ -239,6 +249,7 @@ def lines(found: Status) -> Iterator[str]:
     yield f"  {len(found.artifacts):,} artifacts, {size_text(total)}"
     running = [one for one in found.artifacts if one.running]
     yield f"running   {'; '.join(_running(one) for one in running) or 'nothing was begun and left open lately'}"
+    yield f"writer    {found.writer or 'none'}"
     yield f"missing   {', '.join(found.missing) or 'nothing that the configuration asks for'}"
     yield f"report    {found.reports[-1] if found.reports else 'none yet'}"
 

@@ -31,6 +31,7 @@ FLOORS = (
     {"score"},
     {"plan"},
     {"report", "selftest", "closing", "status", "draft"},
+    {"publishing"},
     {"__init__"},
     {"stages", "environment"},
     {"making"},

@@ -78,6 +78,8 @@ class GenerationOptions(Options):
             raise UserError(f"{field}.engine: 'vllm' needs the extra: pip install 'prefsel[vllm]'")
         if self.token_budget is not None:
             raise invalid(f"{field}.token_budget", self.token_budget, "null: vLLM sizes its caches by the GPU")
+        if self.pool.silence_s is not None:
+            raise invalid(f"{field}.pool.silence_s", self.pool.silence_s, "null: vLLM watches its own engines")
 
 
 class Generation(GenerationOptions):

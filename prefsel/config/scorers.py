@@ -37,6 +37,10 @@ class Pool(Options):
     elsewhere."""
     num_cpus: float = Field(1.0, gt=0)
     """CPUs that each actor reserves."""
+    silence_s: float | None = Field(None, gt=0)
+    """Seconds after which an actor that neither began nor finished a shard is taken to hang: it is ended, and its
+    shards are begun again by another one, as those of an actor that died. More than loading the models and one shard
+    take; null means that nothing is ended."""
     share: Literal["auto", "never"] = "auto"
     """`auto` computes the log-probs of several models that need the same tokens in one pass over the shards, where all
     of their weights fit into 0.6 of an actor's memory. `never` runs one model after another. The numbers are the

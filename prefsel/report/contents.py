@@ -258,7 +258,7 @@ def _texts(pairs: pa.Table, flat: pa.Table, groups: pa.Table, flipped: pa.Array 
 
 def all_contents(storage: Storage) -> list[Contents]:
     """The contents of the corpus that was read from files, then of those that models answered; errors as there."""
-    made = [one["name"] for one in _last_manifest(storage).get("made", ())]
+    made = [one["name"] for one in last_manifest(storage).get("made", ())]
     return [read_contents(storage, name) for name in (None, *made)]
 
 
@@ -272,7 +272,7 @@ def read_contents(storage: Storage, corpus: str | None = None) -> Contents:
     Raises:
         UserError: No run has finished here, the corpus changed since then, or there is none of this name.
     """
-    manifest = _last_manifest(storage)
+    manifest = last_manifest(storage)
     if corpus is not None:
         made = {one["name"]: one for one in manifest.get("made", ())}
         if corpus not in made:
@@ -285,7 +285,7 @@ def read_contents(storage: Storage, corpus: str | None = None) -> Contents:
     return Contents(storage, catalog, tuple(StageReport(**stage) for stage in manifest["stages"]))
 
 
-def _last_manifest(storage: Storage) -> dict[str, Any]:
+def last_manifest(storage: Storage) -> dict[str, Any]:
     """The manifest of the newest run that left the workspace's `config.yaml`.
 
     Raises:

@@ -29,6 +29,7 @@ from prefsel.progress import Progress
 from prefsel.score.job import Job
 from prefsel.stages.actor import SHARDS_IN_HAND, ScoreShards
 from prefsel.stages.session import is_own
+from prefsel.stages.silence import EndedWhenSilent
 from prefsel.stages.tasks import known_errors
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.ledger import Artifact
@@ -48,6 +49,10 @@ class Work(Protocol):
     @property
     def label(self) -> str:
         """What it is done for."""
+
+    @property
+    def silence_s(self) -> float | None:
+        """Seconds after which an actor that says nothing is ended."""
 
     def is_done(self, shard: ShardRef, made_from: str) -> bool:
         """Whether all of a shard is committed."""
@@ -72,6 +77,11 @@ class PoolWork:
     storage: Storage
     pool: Pool
     gpus_per_replica: float
+
+    @property
+    def silence_s(self) -> float | None:
+        """Seconds after which an actor that says nothing is ended."""
+        return self.pool.silence_s
 
     def is_done(self, shard: ShardRef, made_from: str) -> bool:
         """Whether all of a shard is committed."""
@@ -132,8 +142,9 @@ def run_pool(
             left = [item for item in left if not work.is_done(*item)]
             for key in waiting - {shard.key for shard, _ in left}:  # committed, but not told any more
                 counter.advance(size=sizes[key])
+            silent = f", or said nothing for {work.silence_s:g} s" if work.silence_s else ""
             told = f"{len(left)} shards left, begun again with a new one"
-            progress.line(f"{work.verb:<9} {work.label}: an actor died; {told}")
+            progress.line(f"{work.verb:<9} {work.label}: an actor died{silent}; {told}")
 
 
 def _stream(work: PoolWork, items: Sequence[tuple[ShardRef, str]]) -> Iterator[dict[str, Any]]:
@@ -148,14 +159,18 @@ def _stream(work: PoolWork, items: Sequence[tuple[ShardRef, str]]) -> Iterator[d
         max_concurrent_calls_per_actor=SHARDS_IN_HAND,
         enable_true_multi_threading=True,
     )
+    actor, arguments = work.actor, dict(work.arguments)
+    if pool.silence_s is not None:
+        arguments = {"actor": actor, "arguments": arguments, "silence_s": pool.silence_s}
+        actor = EndedWhenSilent
     rows = [{"source": shard.source, "shard": shard.shard, "made_from": made_from} for shard, made_from in items]
     # Else what an actor raised is wrapped, and its cause is lost on the way: a hundred lines instead of its one.
     ray.data.DataContext.get_current().raise_original_map_exception = True
     shards = ray.data.from_items(rows, override_num_blocks=len(rows))
     with warnings.catch_warnings(category=RayDeprecationWarning, action="ignore"):  # of `_without_restarts`
         dataset = shards.map_batches(
-            work.actor,
-            fn_constructor_kwargs=dict(work.arguments),
+            actor,
+            fn_constructor_kwargs=arguments,
             batch_size=1,
             compute=strategy,
             num_gpus=num_gpus,

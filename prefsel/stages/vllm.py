@@ -108,6 +108,8 @@ class VllmWork:
     folders: tuple[str, ...]
     """What is committed to, each with a folder per source; the one that is committed last comes first."""
     storage: Storage
+    silence_s: None = None
+    """Its engines watch themselves."""
 
     def is_done(self, shard: ShardRef, made_from: str) -> bool:
         """Whether all of a shard is committed."""

@@ -8,11 +8,12 @@ from functools import cached_property
 from typing import Any, Literal
 
 from prefsel.errors import UserError
-from prefsel.workspace.documents import find_document, write_document
+from prefsel.workspace.documents import find_document, read_document, to_document
 from prefsel.workspace.entries import Entry
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.recipes import corpus_fingerprint
 from prefsel.workspace.storage import Storage, digest, redact
+from prefsel.workspace.swap import read, swap
 
 PATH = "catalog.json"
 
@@ -163,10 +164,14 @@ def write_catalog(storage: Storage, catalog: Catalog) -> None:
 
     Raises:
         DamagedError: the one that is there is not what was written.
+        Conflict: another writer changed it meanwhile.
     """
-    there = find_document(storage, PATH)
-    if there is None or there != {"sources": catalog.to_json()}:
-        write_document(storage, PATH, {"sources": catalog.to_json()}, indent=1)
+    data = to_document(PATH, {"sources": catalog.to_json()}, indent=1)
+    there, version = read(storage, PATH) or (None, None)
+    if there is not None:
+        read_document(storage, PATH)
+    if there != data:
+        swap(storage, PATH, data, version)
 
 
 def _plain(source: SourceRecord) -> dict[str, Any]:

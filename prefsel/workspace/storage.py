@@ -1,7 +1,14 @@
 """Bytes of a workspace: one directory, local or in an object store, addressed by relative paths.
 
 Nothing written here is ever visible in part: local files are written beside their target and renamed, objects are
-sent by one call after all their bytes exist.
+sent by one call after all their bytes exist. A storage that carries an epoch (`lease.hold` gives it) writes and deletes
+only while the lease of that epoch is in force.
+
+Between that check and the write lies a window, which a process would have to be stopped in for as long as a lease takes
+to expire. In a directory it is the time between two system calls, and closed where the new writer has begun: it removes
+the unfinished files of the old one, whose rename then fails. In a store it is the time of one PUT. What may be written
+in it does no harm: shards and sealed folders are named by what they were made from, so that the new writer would write
+the same, and the catalog and the pointers to published versions are swapped against what was read.
 """
 
 from __future__ import annotations
@@ -10,13 +17,16 @@ import hashlib
 import os
 import re
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
 
 from prefsel.errors import DamagedError, UserError
+from prefsel.workspace import fence
 
 
 def redact(text: str) -> str:
@@ -32,20 +42,32 @@ def digest(data: bytes | memoryview) -> str:
 
 @dataclass(frozen=True)
 class Storage:
-    """A directory given as a path or a URI (`s3://`, `gs://`, `file://`). Cheap to pickle: only the URI travels."""
+    """A directory given as a path or a URI (`s3://`, `gs://`, `file://`). Cheap to pickle: only its fields travel."""
 
     uri: str
+    epoch: int | None = None
+    """Of the lease that this process writes under; None: nobody checks."""
 
     def __post_init__(self) -> None:
         # Workers have another working directory: a relative path must not travel.
         if "://" not in self.uri:
             object.__setattr__(self, "uri", str(Path(self.uri).expanduser().absolute()))
 
-    def __getstate__(self) -> dict[str, str]:
-        return {"uri": self.uri}
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri, "epoch": self.epoch}
 
-    def __setstate__(self, state: dict[str, str]) -> None:
-        object.__setattr__(self, "uri", state["uri"])
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
+    def require_epoch(self) -> None:
+        """Check, before something is changed, that the lease this process writes under is in force.
+
+        Raises:
+            LostLeaseError: it is not.
+        """
+        if self.epoch is not None:
+            fence.require_epoch(self.uri, self.epoch, self.read)
 
     @cached_property
     def _root(self) -> tuple[pafs.FileSystem, str]:
@@ -109,6 +131,24 @@ class Storage:
         found = [info.path[prefix:] for info in self.filesystem.get_file_info(selector) if info.is_file]
         return sorted(name for name in found if not name.rsplit("/", 1)[-1].startswith(".tmp-"))
 
+    def sweep(self) -> int:
+        """Remove the unfinished files that writers left in a directory when they were killed; returns how many.
+
+        Only for the holder of the lease, before it writes: younger ones than the lease object are another's, who will
+        find that out. Parts of an upload that a store never completed are not objects; its lifecycle rules remove them.
+        """
+        if not self.is_local:
+            return 0
+        taken = self.local(fence.LEASE).stat().st_mtime_ns
+        count = 0
+        for folder, _, names in os.walk(self.local("")):
+            for file in (Path(folder) / name for name in names if name.startswith(".tmp-")):
+                with suppress(FileNotFoundError):
+                    if file.stat().st_mtime_ns <= taken:
+                        file.unlink()
+                        count += 1
+        return count
+
     def modified(self, path: str, *, recursive: bool = False) -> dict[str, float]:
         """When each file under `path` was written last, in seconds since 1970, by its relative path."""
         selector = pafs.FileSelector(self.full(path), allow_not_found=True, recursive=recursive)
@@ -138,8 +178,13 @@ class Storage:
             return stream.read()
 
     def write(self, path: str, data: bytes) -> None:
-        """Put `data` at `path`, wholly or not at all, replacing what was there."""
+        """Put `data` at `path`, wholly or not at all, replacing what was there.
+
+        Raises:
+            LostLeaseError: the workspace has another writer now.
+        """
         if not self.is_local:
+            self.require_epoch()
             # The bytes exist before the stream opens: an object store shows an object only when its upload is closed.
             with self.filesystem.open_output_stream(self.full(path), compression=None) as stream:
                 stream.write(data)
@@ -153,20 +198,24 @@ class Storage:
                 if data:  # an empty file is a name alone, such as that of an attempt: nothing to wait for the disk for
                     stream.flush()
                     os.fsync(stream.fileno())
+            self.require_epoch()
             os.replace(temporary, target)
-        except OSError as error:
-            error.filename, error.filename2 = str(target), None  # a full disk names no file, the rest the temporary one
+        except BaseException as error:
+            with suppress(OSError):
+                temporary.unlink()
+            if isinstance(error, OSError):  # a full disk names no file, the rest the temporary one
+                error.filename, error.filename2 = str(target), None
             raise
 
     def move(self, source: str, target: str) -> None:
         """Put the file at `source` at `target`: a rename on disk, a copy and a deletion in an object store."""
+        self.require_epoch()
         if self.is_local:
             self.local(target).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self.local(source), self.local(target))
         else:
             self.filesystem.copy_file(self.full(source), self.full(target))
             self.filesystem.delete_file(self.full(source))
-            return
-        os.replace(self.local(source), self.local(target))
 
     def damaged(self, path: str, problem: str, detail: str = "") -> DamagedError:
         """The error of an object that is gone or is not what was committed."""
@@ -175,9 +224,11 @@ class Storage:
     def delete(self, path: str) -> None:
         """Remove the file at `path`; nothing happens when there is none."""
         if self.exists(path):
+            self.require_epoch()
             self.filesystem.delete_file(self.full(path))
 
     def delete_tree(self, path: str) -> None:
         """Remove everything under `path`; nothing happens when there is none."""
         if self.filesystem.get_file_info(self.full(path)).type == pafs.FileType.Directory:
+            self.require_epoch()
             self.filesystem.delete_dir(self.full(path))

@@ -27,6 +27,8 @@ SHARDED = (
     *(*CORPUS, "eligible", "columns", "pair_columns", "scores", "selections"),
     *("prompts", "rewritten", "verdicts", "diffs"),
 )
+PUBLISHED = "published"
+"""Versions of data sets below it, each sealed: what is served is never set aside, but published anew."""
 SEALED = ("datasets", "models", "evaluations", "tangents", "reports")
 
 
@@ -89,6 +91,9 @@ def verify(storage: Storage, *, quick: bool = False) -> Verification:
     for kind in (*SHARDED, *SEALED):
         for name in storage.folders(kind):
             _check(storage, f"{kind}/{name}", found, quick=quick)
+    for name in storage.folders(PUBLISHED):
+        for version in storage.folders(f"{PUBLISHED}/{name}"):
+            _check(storage, f"{PUBLISHED}/{name}/{version}", found, quick=quick)
     if not quick:
         for name in storage.folders("selections"):
             paths = [f"selections/{name}/{source}" for source in storage.folders(f"selections/{name}")]

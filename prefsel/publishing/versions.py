@@ -1,0 +1,172 @@
+"""Versions and the pointer to the current one: what is there, moving it, removing what nobody reads."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+
+from prefsel.errors import IntegrityError, UserError, invalid
+from prefsel.workspace import swap
+from prefsel.workspace.folders import SEAL, check_folder, read_seal
+from prefsel.workspace.storage import Storage
+
+GRACE_H = 24.0
+"""How long a version stays after it was current: whoever opened it then may still read it."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """A version became current."""
+
+    version: str
+    at: str
+    """When, as ISO 8601 in UTC."""
+    how: str
+    """`publish` or `rollback`."""
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What `current.json` holds."""
+
+    version: str
+    path: str
+    """Folder of the version, relative to the workspace."""
+    moves: Sequence[Move]
+    """Every move, the last one to `version`."""
+
+
+def folder(name: str, version: str = "") -> str:
+    """Where a published name, or one of its versions, lies in the workspace.
+
+    Raises:
+        UserError: it is no name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise invalid("name", name, "letters, digits, '.', '_' and '-', a letter or digit first")
+    return f"published/{name}/{version}" if version else f"published/{name}"
+
+
+def read_pointer(storage: Storage, name: str) -> tuple[Pointer, swap.Version] | None:
+    """The pointer of a name with its version for a swap; None while nothing is published."""
+    found = swap.read(storage, f"{folder(name)}/current.json")
+    if found is None:
+        return None
+    fields = json.loads(found[0])
+    return Pointer(**fields | {"moves": [Move(**move) for move in fields["moves"]]}), found[1]
+
+
+def require_pointer(storage: Storage, name: str) -> tuple[Pointer, swap.Version]:
+    """`read_pointer`, of a name that must be published.
+
+    Raises:
+        UserError: it is not.
+    """
+    found = read_pointer(storage, name)
+    if found is None:
+        raise invalid("name", name, storage.folders("published") or "none: nothing is published here")
+    return found
+
+
+def versions(storage: Storage, name: str) -> list[str]:
+    """The finished versions of a name, oldest first."""
+    return [one for one in _folders(storage, name) if read_seal(storage, folder(name, one)) is not None]
+
+
+def _folders(storage: Storage, name: str) -> list[str]:
+    found = [one for one in storage.folders(folder(name)) if re.fullmatch(r"v\d{4,}", one)]
+    return sorted(found, key=_number)
+
+
+def _number(version: str) -> int:
+    return int(version[1:])
+
+
+def new_version(storage: Storage, name: str) -> str:
+    """The name of the next version; what a publishing that was killed left unfinished is removed."""
+    sealed = versions(storage, name)
+    for one in set(_folders(storage, name)) - set(sealed):
+        storage.delete_tree(folder(name, one))
+    found = read_pointer(storage, name)
+    seen = [*sealed, *(move.version for move in found[0].moves)] if found else sealed
+    return f"v{max(map(_number, seen), default=0) + 1:04}"
+
+
+def point(storage: Storage, name: str, version: str, how: str) -> None:
+    """Make a version the current one.
+
+    Raises:
+        Conflict: the pointer was moved meanwhile.
+    """
+    pointer, known = read_pointer(storage, name) or (None, None)
+    moves = [*(pointer.moves if pointer else ()), Move(version, _now().isoformat(timespec="seconds"), how)]
+    made = Pointer(version, folder(name, version), moves)
+    swap.swap(storage, f"{folder(name)}/current.json", json.dumps(asdict(made), indent=1).encode(), known)
+
+
+def rollback(storage: Storage, name: str, to: str | None = None) -> tuple[str, str]:
+    """Make an earlier version the current one again, after its files were checked against its seal.
+
+    Args:
+        storage: The workspace, held.
+        name: What is published.
+        to: The version; None: the newest one that is older than the current one.
+
+    Returns:
+        The version that was current, and the one that is now.
+
+    Raises:
+        UserError: there is no such version.
+        IntegrityError: its files are not what was published.
+    """
+    pointer, _ = require_pointer(storage, name)
+    there = versions(storage, name)
+    if to is None:
+        before = [one for one in there if _number(one) < _number(pointer.version)]
+        if not before:
+            raise UserError(f"rollback {name}: {pointer.version} is current, and no version before it is left")
+        to = before[-1]
+    if to not in there:
+        raise invalid("--to", to, there)
+    seal = read_seal(storage, folder(name, to))
+    wrong = {SEAL: ("missing", "")} if seal is None else check_folder(storage, folder(name, to), seal, quick=False)
+    if wrong:
+        lost = ", ".join(f"{file}: {problem}" for file, (problem, _) in wrong.items())
+        raise IntegrityError(f"{folder(name, to)}: {lost}; {pointer.version} stays current")
+    if to != pointer.version:
+        point(storage, name, to, "rollback")
+    return pointer.version, to
+
+
+def prune(storage: Storage, name: str, keep: int, grace_h: float = GRACE_H) -> list[str]:
+    """Remove old versions.
+
+    Nobody can know who reads a folder, but a reader comes through the pointer: a version that it has not named for
+    `grace_h` is opened by nobody anew, and what was opened before has had that long.
+
+    Args:
+        storage: The workspace, held.
+        name: What is published.
+        keep: How many of the newest versions stay; the current one stays in any case.
+        grace_h: Hours that a version stays after it was current.
+
+    Returns:
+        What was removed.
+    """
+    pointer, _ = require_pointer(storage, name)
+    since = _now() - timedelta(hours=grace_h)
+    ends = [datetime.fromisoformat(move.at) for move in pointer.moves[1:]]
+    recent = {move.version for move, end in zip(pointer.moves, ends) if end > since}
+    there = versions(storage, name)
+    gone = [one for one in there[: max(0, len(there) - keep)] if one not in {pointer.version, *recent}]
+    for one in gone:
+        storage.delete(f"{folder(name, one)}/_ledger/files.json")  # first, so that half a version is none
+        storage.delete_tree(folder(name, one))
+    return gone
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
