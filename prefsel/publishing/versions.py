@@ -51,12 +51,22 @@ def folder(name: str, version: str = "") -> str:
 
 
 def read_pointer(storage: Storage, name: str) -> tuple[Pointer, swap.Version] | None:
-    """The pointer of a name with its version for a swap; None while nothing is published."""
-    found = swap.read(storage, f"{folder(name)}/current.json")
+    """The pointer of a name with its version for a swap; None while nothing is published.
+
+    Raises:
+        IntegrityError: it was written by something else.
+    """
+    path = f"{folder(name)}/current.json"
+    found = swap.read(storage, path)
     if found is None:
         return None
-    fields = json.loads(found[0])
-    return Pointer(**fields | {"moves": [Move(**move) for move in fields["moves"]]}), found[1]
+    try:
+        fields = json.loads(found[0])
+        return Pointer(**fields | {"moves": [Move(**move) for move in fields["moves"]]}), found[1]
+    except (ValueError, TypeError, KeyError) as error:
+        raise IntegrityError(
+            f"{path}: not what `prefsel publish` writes; remove it and publish again: {error}"
+        ) from error
 
 
 def require_pointer(storage: Storage, name: str) -> tuple[Pointer, swap.Version]:

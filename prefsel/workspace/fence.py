@@ -37,13 +37,16 @@ def require_epoch(uri: str, epoch: int, read: Callable[[str], bytes]) -> None:
     _checked.pop(uri, None)
     try:
         lease = json.loads(read(LEASE))
+        in_force, is_released = lease["epoch"], lease["is_released"]
     except FileNotFoundError:
         raise LostLeaseError(f"workspace: its {LEASE} is gone, so nothing more is written to it") from None
-    if lease["epoch"] != epoch:
+    except (ValueError, TypeError, KeyError):
+        raise LostLeaseError(f"workspace: its {LEASE} is no lease any more, so nothing more is written to it") from None
+    if in_force != epoch:
         raise LostLeaseError(
             "workspace: another run has taken it over while this one was silent for too long; this one writes nothing"
             " more to it, and what it had committed is kept"
         )
-    if lease["is_released"]:
+    if is_released:
         raise LostLeaseError("workspace: the run that this process worked for has ended; nothing more is written to it")
     _checked[uri] = (epoch, now)

@@ -112,6 +112,16 @@ def test_damage_is_neither_published_nor_gone_back_to(
     assert read_pointer(storage, "another") is None
 
 
+def test_a_pointer_of_another_hand_is_told(place: Path, storage: Storage) -> None:
+    publish(storage, "top", "top")
+    for text in ("v0001", '{"version": "v0001"}'):
+        (place / "published/top/current.json").write_text(text)
+        with pytest.raises(IntegrityError, match=r"published/top/current\.json: not what `prefsel publish` writes"):
+            publish(storage, "top", "top")
+    (place / "published/top/current.json").unlink()
+    assert publish(storage, "top", "top").version == "v0001"  # it is sealed, and pointed to again
+
+
 def test_old_versions_are_removed_when_nobody_can_read_them(
     finished: tuple[Path, Path], place: Path, storage: Storage
 ) -> None:

@@ -18,7 +18,7 @@ import pyarrow.fs as pafs
 import pytest
 from moto.server import ThreadedMotoServer
 
-from prefsel.errors import LostLeaseError, RefusedError, UserError
+from prefsel.errors import LostLeaseError, PrefselError, RefusedError, UserError
 from prefsel.workspace.fence import FRESH_S
 from prefsel.workspace.lease import Lease, hold, holder
 from prefsel.workspace.owner import Owner, this_process
@@ -26,6 +26,7 @@ from prefsel.workspace.storage import Storage
 
 HOLDER = """
 import sys
+from prefsel import interrupts
 from prefsel.cli import guarded
 from prefsel.workspace.lease import hold
 from prefsel.workspace.storage import Storage
@@ -37,6 +38,7 @@ def work(args, standalone_mode):
             held.write("data", line.encode())
             print("wrote", flush=True)
 
+interrupts.install()
 sys.exit(guarded(work))
 """
 
@@ -120,6 +122,28 @@ def test_a_killed_writer_of_this_machine_is_followed_at_once(uri: str) -> None:
         with hold(Storage(uri)) as held:
             assert held.epoch == 2
         assert time.monotonic() - began < 3
+
+
+@pytest.mark.fault
+def test_an_interrupted_writer_gives_the_lease_back(uri: str) -> None:
+    """So that other machines need not wait until it expires."""
+    with holding(uri, 60) as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143
+        assert holder(Storage(uri)) is None
+
+
+def test_a_lease_of_another_hand_is_told(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    for text in (b"mine", b"{}", b"[]"):
+        with hold(storage) as held:
+            time.sleep(FRESH_S)
+            (tmp_path / "lease.json").write_bytes(text)
+            with pytest.raises(LostLeaseError, match=r"lease\.json is no lease any more"):
+                held.write("data", b"1")
+        with pytest.raises(PrefselError, match=r"lease\.json: not a lease; if no run writes"):
+            hold(storage).__enter__()
+        storage.delete("lease.json")
 
 
 def test_a_retry_of_the_same_slot_takes_over_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
