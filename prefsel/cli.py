@@ -131,16 +131,32 @@ def refresh(
     retrain_scorers: Annotated[
         bool, typer.Option("--retrain-scorers", help="make the models that score anew, and score everything with them")
     ] = False,
+    publish: Annotated[str | None, typer.Option(help="publish what this selection kept, see `prefsel publish`")] = None,
+    name: Annotated[str | None, typer.Option(help="what consumers know it by; default: the selection's name")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="a training published along, unless it is worse than the published one")
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", min=0, help="points of held-out accuracy that it may lose")
+    ] = 1.0,
+    keep: Annotated[int | None, typer.Option(min=1, help="remove all but this many of the newest versions")] = None,
     overrides: Set = [],  # noqa: B006
     wait: Wait = False,
 ) -> None:
     """Bring the workspace up to date with its inputs at the cost of what is new, and say what entered and left."""
 
+    if publish is None and (name or model or keep):
+        raise UserError("--name, --model and --keep say what is published; name the selection with --publish")
+
     def work(settings: Config, place: str, progress: Progress) -> Outcome:
+        from prefsel.refresh import Publishing
         from prefsel.refresh import refresh as bring_up_to_date
 
+        asked = None
+        if publish is not None:
+            asked = Publishing(publish, name or publish, model, max_drop, keep)
         return bring_up_to_date(
-            settings, place, progress, retrain_scorers=retrain_scorers, trains=train, wait=wait
+            settings, place, progress, retrain_scorers=retrain_scorers, trains=train, publishing=asked, wait=wait
         ).outcome
 
     _pipeline(config, workspace, overrides, wait, None, work=work)

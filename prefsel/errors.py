@@ -36,6 +36,10 @@ class LostLeaseError(PrefselError):
     """Another run took the workspace over while this one was silent; nothing more was written to it."""
 
 
+class GateError(PrefselError):
+    """A new model is worse than the published one, or cannot be compared with it; what is served stays."""
+
+
 class NonFiniteError(PrefselError):
     """A NaN or infinity where only finite numbers are allowed; names the column and the first offenders."""
 

@@ -18,17 +18,34 @@ import yaml
 
 from prefsel.config import Config
 from prefsel.config.file import parse_config
-from prefsel.errors import UserError
+from prefsel.errors import UserError, invalid
 from prefsel.pipeline import Outcome, run
 from prefsel.plan.nodes import make_plan
 from prefsel.plan.pinned import Former, former
 from prefsel.progress import Progress
+from prefsel.publishing.gate import MAX_DROP, require_no_worse
+from prefsel.publishing.publish import publish
+from prefsel.publishing.versions import prune
 from prefsel.stages.changes import Selected, compare_selections, lines
 from prefsel.workspace.catalog import PATH, read_catalog
 from prefsel.workspace.documents import read_document
 from prefsel.workspace.lease import hold, require_no_writer
 from prefsel.workspace.manifest import StageReport, load_summary
 from prefsel.workspace.storage import Storage
+
+
+@dataclass(frozen=True)
+class Publishing:
+    """What a refresh publishes."""
+
+    selection: str
+    name: str
+    model: str | None = None
+    """A training that goes along, and must not be worse than the published one."""
+    max_drop: float = MAX_DROP
+    """Points of held-out accuracy that it may lose."""
+    keep: int | None = None
+    """Versions that stay; None: all."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,7 @@ def refresh(
     *,
     retrain_scorers: bool = False,
     trains: bool = False,
+    publishing: Publishing | None = None,
     wait: bool = False,
 ) -> Refreshed:
     """Bring a workspace up to date with its inputs, as its only writer. The first time this is a run.
@@ -59,10 +77,12 @@ def refresh(
         progress: Where it is told.
         retrain_scorers: Make the models that score anew, for the corpus as it is now; everything is scored again.
         trains: Also train, answer and evaluate what the configuration asks for.
+        publishing: What is published in the end, where the gate lets it through; None: nothing.
         wait: For the end of another run that writes to the workspace.
 
     Raises:
         RefusedError: another run writes to it.
+        GateError: the new model is worse than the published one; everything is made, and nothing published.
         UserError: the configuration cannot work.
         PrefselError: a model of the run before is gone.
     """
@@ -70,7 +90,10 @@ def refresh(
     if not wait:
         require_no_writer(storage)
     with hold(storage, wait=wait, tell=progress.line) as held:
-        return _refresh(config, held, progress, retrain_scorers=retrain_scorers, trains=trains)
+        done = _refresh(config, held, progress, retrain_scorers=retrain_scorers, trains=trains)
+        if publishing is not None:
+            _publish(held, done, publishing, progress)
+    return done
 
 
 def _refresh(config: Config, storage: Storage, progress: Progress, *, retrain_scorers: bool, trains: bool) -> Refreshed:
@@ -95,6 +118,20 @@ def _refresh(config: Config, storage: Storage, progress: Progress, *, retrain_sc
         for line in lines(diffs[-1]):
             progress.line(line)
     return Refreshed(outcome, diffs, manifest)
+
+
+def _publish(storage: Storage, done: Refreshed, what: Publishing, progress: Progress) -> None:
+    if what.model is not None:
+        made = {one.name: one.artifact for one in done.outcome.reports if one.artifact.startswith("models/")}
+        if what.model not in made:
+            raise invalid("--model", what.model, sorted(made) or "none: this refresh made no model; add --train")
+        line = require_no_worse(storage, what.name, what.model, made[what.model], what.max_drop)
+        progress.line(line)
+    published = publish(storage, what.selection, what.name, what.model)
+    state = "is current now" if published.is_new else "is current and holds this already"
+    progress.line(f"publish   {what.name} {published.version} {state}: {published.rows:,} pairs")
+    if what.keep is not None and (gone := prune(storage, what.name, what.keep)):
+        progress.line(f"publish   {what.name}: removed {', '.join(gone)}")
 
 
 def _files(storage: Storage) -> dict[str, str]:
