@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from prefsel.errors import IntegrityError, UserError, invalid
 from prefsel.workspace import swap
-from prefsel.workspace.folders import SEAL, check_folder, read_seal
+from prefsel.workspace.folders import check_folder
 from prefsel.workspace.storage import Storage
 
 GRACE_H = 24.0
@@ -141,9 +141,7 @@ def rollback(storage: Storage, name: str, to: str | None = None) -> tuple[str, s
         to = before[-1]
     if to not in there:
         raise invalid("--to", to, there)
-    seal = read_seal(storage, folder(name, to))
-    wrong = {SEAL: ("missing", "")} if seal is None else check_folder(storage, folder(name, to), seal, quick=False)
-    if wrong:
+    if wrong := check_folder(storage, folder(name, to), quick=False):
         lost = ", ".join(f"{file}: {problem}" for file, (problem, _) in wrong.items())
         raise IntegrityError(f"{folder(name, to)}: {lost}; {pointer.version} stays current")
     if to != pointer.version:

@@ -71,8 +71,15 @@ def seal_files(storage: Storage, path: str, files: Mapping[str, bytes], info: Ma
     return write_seal(storage, path, {name: described(data) for name, data in files.items()}, info)
 
 
-def check_folder(storage: Storage, path: str, seal: Mapping[str, Any], *, quick: bool) -> dict[str, tuple[str, str]]:
-    """What is wrong with the files of a sealed folder: file → `missing` or `altered`, and how it shows."""
+def check_folder(storage: Storage, path: str, *, quick: bool) -> dict[str, tuple[str, str]]:
+    """What is wrong with the files of a sealed folder: file → `missing` or `altered`, and how it shows.
+
+    Raises:
+        DamagedError: the seal is not what was written.
+    """
+    seal = read_seal(storage, path)
+    if seal is None:
+        return {SEAL: ("missing", "")}
     sizes = storage.sizes(path, recursive=True)
     wrong = {}
     for name, file in seal["files"].items():

@@ -162,7 +162,7 @@ def _state(storage: Storage, note: Note) -> str:
     kind = note.path.split("/")[0]
     if kind in NOT_REPEATED:
         return "restored"  # the next finished run writes one of its own
-    if note.path == note.root and note.problem in ("incomplete", "duplicated"):
+    if note.path == note.root:
         return "restored" if storage.exists(f"{note.root}/{SUMMARY}") else "open"
     if f"/{LEDGER}/" in note.path and not note.path.endswith(SEAL):
         folder, _, name = note.path.partition(f"/{LEDGER}/")

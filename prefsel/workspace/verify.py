@@ -42,7 +42,7 @@ class Finding:
     """One thing that is wrong."""
 
     problem: str
-    """`missing`, `altered`, `incomplete`, `duplicated` or `uncommitted`."""
+    """`missing`, `altered`, `duplicated` or `uncommitted`."""
     path: str
     detail: str = ""
     content: str = ""
@@ -203,7 +203,7 @@ def _check_sealed(
         return set()
     assert seal is not None, "it was listed"
     known = {finding.path for finding in found.findings}
-    for name, (problem, detail) in check_folder(storage, path, seal, quick=quick).items():
+    for name, (problem, detail) in check_folder(storage, path, quick=quick).items():
         if f"{path}/{name}" not in known:
             found.findings.append(Finding(problem, f"{path}/{name}", detail, seal["files"][name]["blake2b"]))
     shards = committed.get(f"{path}/data")
@@ -226,7 +226,7 @@ def _check_complete(
         return
     count = sum(len(entries) for entries in committed.values())
     if count != summary.shards:
-        yield Finding("incomplete", root, f"{count:,} of {summary.shards:,} shards in its ledgers")
+        yield Finding("missing", root, f"{count:,} of {summary.shards:,} shards in its ledgers")
 
 
 def _check_datasets(storage: Storage) -> Iterable[Finding]:

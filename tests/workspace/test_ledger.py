@@ -114,10 +114,10 @@ def test_folders_are_sealed_by_content(tmp_path: Path) -> None:
     assert folder_content(storage, "models/m@0") is None
     seal = commit_folder(storage, {"": local}, "models/m@0", {"steps": 3})
     assert folder_content(storage, "models/m@0") == seal["content"]
-    assert check_folder(storage, "models/m@0", seal, quick=False) == {}
+    assert check_folder(storage, "models/m@0", quick=False) == {}
     storage.write("models/m@0/sub/b.txt", b"c")
-    assert check_folder(storage, "models/m@0", seal, quick=True) == {}
-    assert check_folder(storage, "models/m@0", seal, quick=False)["sub/b.txt"][0] == "altered"
+    assert check_folder(storage, "models/m@0", quick=True) == {}
+    assert check_folder(storage, "models/m@0", quick=False)["sub/b.txt"][0] == "altered"
 
 
 def test_lost_rows_are_an_error_that_shows_the_sum() -> None:
