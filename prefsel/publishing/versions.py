@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from prefsel.errors import IntegrityError, UserError, invalid
 from prefsel.workspace import swap
-from prefsel.workspace.folders import check_folder
+from prefsel.workspace.folders import check_folder, read_seal
 from prefsel.workspace.storage import Storage
 
 GRACE_H = 24.0
