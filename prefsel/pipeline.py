@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from prefsel.config import Config
+from prefsel.display import redact
 from prefsel.errors import UserError
 from prefsel.making import Done, make_all, make_corpus
 from prefsel.plan.check import check, check_budgets
@@ -33,7 +34,7 @@ from prefsel.stages.report import MadeCorpus, last_report, write_report
 from prefsel.stages.score import require_imported
 from prefsel.stages.session import connect, is_own
 from prefsel.workspace.manifest import StageReport, config_text
-from prefsel.workspace.storage import Storage, redact
+from prefsel.workspace.storage import Storage
 
 UNTIL: dict[str, Callable[[Node], bool]] = {
     "train-reward": lambda node: node.kind == "model" and node.spec.role == "reward",

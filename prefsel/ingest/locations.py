@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from prefsel.display import redact
 from prefsel.errors import UserError
 from prefsel.ingest.remote import reachable
-from prefsel.workspace.storage import redact
 
 TEXT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 COMPRESSED = ("", ".gz", ".zst", ".xz", ".bz2")

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from prefsel.display import redact
 from prefsel.errors import PrefselError, UserError
-from prefsel.workspace.storage import redact
 
 Row = TypeVar("Row")
 

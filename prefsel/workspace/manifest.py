@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from prefsel.config import Config
+from prefsel.display import redacted
 from prefsel.version import __version__
 from prefsel.workspace.ledger import require_flow
-from prefsel.workspace.storage import Storage, redact
+from prefsel.workspace.storage import Storage
 
 PACKAGES = ("ray", "torch", "transformers", "pyarrow", "datasets", "deepspeed", "numpy")
 
@@ -67,7 +68,7 @@ def load_summary(storage: Storage, artifact: str) -> StageReport | None:
 
 def config_text(config: Config) -> str:
     """`config` as YAML with every default written out and without secrets: what a workspace keeps."""
-    return redact(yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False))
+    return yaml.safe_dump(redacted(config.model_dump(mode="json", by_alias=True)), sort_keys=False)
 
 
 def versions() -> dict[str, str]:
@@ -85,9 +86,10 @@ def hardware() -> dict[str, Any]:
 
 
 def seal(storage: Storage, run: str, manifest: dict[str, Any]) -> str:
-    """Write the manifest of a finished run; returns its path."""
+    """Write the manifest of a finished run, without secrets; returns its path."""
     path = f"runs/{run}.json"
-    storage.write(path, json.dumps(manifest, indent=1, default=_plain).encode())
+    plain = json.loads(json.dumps(manifest, default=_plain))
+    storage.write(path, json.dumps(redacted(plain), indent=1).encode())
     return path
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import uuid
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,13 +15,8 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
+from prefsel.display import redact
 from prefsel.errors import UserError
-
-
-def redact(text: str) -> str:
-    """`text` without credentials in URIs (`s3://KEY:SECRET@bucket`) or in `secret`/`token`-like query fields."""
-    text = re.sub(r"(\w+://)[^\s'\"]*@", r"\1***@", text)  # up to the last @: secrets hold slashes
-    return re.sub(r"((?:secret|token|password|access_key)[\w-]*=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 
 def digest(data: bytes) -> str:
