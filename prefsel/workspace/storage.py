@@ -17,6 +17,7 @@ import pyarrow.fs as pafs
 
 from prefsel.display import redact
 from prefsel.errors import UserError
+from prefsel.workspace.places import checked_place, readable_names
 
 
 def digest(data: bytes) -> str:
@@ -32,8 +33,9 @@ class Storage:
 
     def __post_init__(self) -> None:
         # Workers have another working directory: a relative path must not travel.
+        checked_place(self.uri, "workspace")
         if "://" not in self.uri:
-            object.__setattr__(self, "uri", str(Path(self.uri).expanduser().absolute()))
+            object.__setattr__(self, "uri", os.path.abspath(os.path.expanduser(self.uri)))
 
     def __getstate__(self) -> dict[str, str]:
         return {"uri": self.uri}
@@ -100,7 +102,8 @@ class Storage:
         """Relative paths of the files under `path`, sorted; unfinished temporary files are not listed."""
         selector = pafs.FileSelector(self.full(path), allow_not_found=True, recursive=recursive)
         prefix = len(self._root[1]) + 1
-        found = [info.path[prefix:] for info in self.filesystem.get_file_info(selector) if info.is_file]
+        with readable_names(self.full(path)):
+            found = [info.path[prefix:] for info in self.filesystem.get_file_info(selector) if info.is_file]
         return sorted(name for name in found if not name.rsplit("/", 1)[-1].startswith(".tmp-"))
 
     def modified(self, path: str, *, recursive: bool = False) -> dict[str, float]:
@@ -108,13 +111,15 @@ class Storage:
         selector = pafs.FileSelector(self.full(path), allow_not_found=True, recursive=recursive)
         prefix = len(self._root[1]) + 1
         infos = [info for info in self.filesystem.get_file_info(selector) if info.is_file]
-        return {info.path[prefix:]: (info.mtime_ns or 0) / 1e9 for info in infos}
+        with readable_names(self.full(path)):
+            return {info.path[prefix:]: (info.mtime_ns or 0) / 1e9 for info in infos}
 
     def folders(self, path: str) -> list[str]:
         """Names of the folders directly under `path`, sorted."""
         selector = pafs.FileSelector(self.full(path), allow_not_found=True)
         infos = self.filesystem.get_file_info(selector)
-        return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+        with readable_names(self.full(path)):
+            return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
 
     def read(self, path: str) -> bytes:
         """All bytes of the file at `path`.
