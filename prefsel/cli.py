@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prefsel import interrupts
+from prefsel import display, interrupts
+from prefsel.display import say
 from prefsel.errors import PrefselError, UserError, known_error
 from prefsel.publishing import commands
 from prefsel.version import __version__
@@ -48,7 +49,7 @@ Wait = Annotated[bool, typer.Option("--wait", help="wait while another run write
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"prefsel {__version__}")
+        say(f"prefsel {__version__}")
         raise typer.Exit
 
 
@@ -234,13 +235,15 @@ def verify(
     wait: Wait = False,
 ) -> None:
     """Re-read every artifact against its ledger; with --repair, make again what is damaged."""
-    from prefsel.workspace.storage import Storage, redact
+    from prefsel.workspace.storage import Storage
     from prefsel.workspace.verify import require_clean
     from prefsel.workspace.verify import verify as check
 
     storage = Storage(workspace)
     if not any(storage.exists(name) for name in ("catalog.json", "config.yaml")):
-        raise UserError(f"--workspace: {redact(workspace)!r} is not a workspace: no catalog.json, no config.yaml")
+        raise UserError(
+            f"--workspace: {display.redact(workspace)!r} is not a workspace: no catalog.json, no config.yaml"
+        )
     if repair:
         from prefsel.mend import mend
         from prefsel.progress import Progress
@@ -251,9 +254,9 @@ def verify(
     else:
         result = check(storage, quick=quick)
     for finding in result.findings:
-        typer.echo(str(finding))
+        say(str(finding))
     state = "clean" if result.is_clean else "NOT CLEAN"
-    typer.echo(
+    say(
         f"verify: {state}: {result.artifacts:,} artifacts, {result.shards:,} shards, {result.rows:,} rows, "
         f"{result.bytes / 2**20:,.1f} MiB; {result.retried:,} shards begun more than once"
     )
@@ -279,9 +282,9 @@ def init(
     except OSError as error:
         raise UserError(f"init: cannot write {target}: {error.strerror}; give another --output") from error
     for line in drafted.seen:
-        typer.echo(line)
+        say(line)
     place = shlex.quote(str(target))
-    typer.echo(f"\nwrote {target}; next: prefsel run {place} --workspace {drafted.name}-workspace")
+    say(f"\nwrote {target}; next: prefsel run {place} --workspace {drafted.name}-workspace")
 
 
 @app.command("status")
@@ -298,7 +301,7 @@ def show_status(
         typer.echo(json.dumps(found.to_json(), indent=1))
         return
     for line in lines(found):
-        typer.echo(line)
+        say(line)
 
 
 @app.command()
@@ -310,7 +313,7 @@ def explain(
     from prefsel.workspace.storage import Storage
 
     for line in explain_pair(Storage(workspace), pair_id):
-        typer.echo(line)
+        say(line)
 
 
 @app.command()
@@ -356,10 +359,10 @@ def export(
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     rows = export_file(pairs.schema, pairs, output)
-    typer.echo(f"export: {rows:,} pairs, {len(pairs.schema)} columns: {output}")
+    say(f"export: {rows:,} pairs, {len(pairs.schema)} columns: {output}")
     if any(name == "dropped" or name.startswith("reason_") for name in pairs.schema.names):
         for reason, meaning in opened.reasons.items():
-            typer.echo(f"  {reason}: {meaning}")
+            say(f"  {reason}: {meaning}")
 
 
 def _export_for(
@@ -378,11 +381,11 @@ def _export_for(
     if output is None or selection is None or columns:
         raise UserError(f"--for {trainer}: it needs --selection and --output FOLDER, and takes no --columns")
     written = write_folder(open_workspace(workspace, corpus), selection, trainer, output, leave_out=leave_out)
-    typer.echo(f"export: {written.rows:,} pairs for {TRAINERS[trainer].title}: {output}")
+    say(f"export: {written.rows:,} pairs for {TRAINERS[trainer].title}: {output}")
     if written.refused:
-        typer.echo(f"  left out {written.refused.total():,}: {written.reasons()}")
+        say(f"  left out {written.refused.total():,}: {written.reasons()}")
     lines = TRAINERS[trainer].lines(str(Path(output).expanduser()), selection)
-    typer.echo(f"  README.md in it shows the lines that read it:\n\n{lines}")
+    say(f"  README.md in it shows the lines that read it:\n\n{lines}")
 
 
 @app.command("answers")
@@ -400,7 +403,7 @@ def write_answers(
     from prefsel.workspace.storage import Storage
 
     written = write_answers_file(Storage(workspace), model, judge, output, questions=questions)
-    typer.echo(f"answers: {written:,} of {model}, for {judge}: {output}")
+    say(f"answers: {written:,} of {model}, for {judge}: {output}")
 
 
 @app.command()
@@ -418,7 +421,7 @@ def selftest(config: ConfigFile, overrides: Set = []) -> None:  # noqa: B006
         check(settings, Storage(no_workspace))
     checks = check_models(settings, Progress())
     for line in lines(checks):
-        typer.echo(line)
+        say(line)
     require_agreement(checks)
 
 
@@ -442,7 +445,7 @@ def graph(
         plan = make_plan(load_config(config, overrides), storage)
         check_names(plan)
         for line in show.dot(plan) if dot else show.text(plan):
-            typer.echo(line)
+            say(line)
 
 
 @app.command("env")
@@ -451,7 +454,7 @@ def show_environment() -> None:
     from prefsel.environment import lines
 
     for line in lines():
-        typer.echo(line)
+        say(line)
 
 
 @app.command("config-schema")
@@ -468,7 +471,7 @@ app.command()(commands.diff)
 
 
 def guarded(call: typer.Typer, arguments: list[str] | None = None) -> int:
-    """Run a command; a known error becomes one message and its exit code, an unknown one keeps its traceback."""
+    """Run a command; a known error becomes one message and its exit code, an unknown one is raised."""
     try:
         call(args=arguments, standalone_mode=False)
     except CommandLineError as error:
@@ -480,12 +483,11 @@ def guarded(call: typer.Typer, arguments: list[str] | None = None) -> int:
         return 130
     except Exception as error:
         from prefsel.plugins.failures import failure_of_plugin
-        from prefsel.workspace.storage import redact
 
         known = error if isinstance(error, PrefselError) else failure_of_plugin(error) or known_error(error)
         if known is None:
             raise
-        print(f"prefsel: {redact(str(known))}", file=sys.stderr)
+        print(f"prefsel: {display.message(str(known))}", file=sys.stderr)
         return known.exit_code
     return 0
 
@@ -493,6 +495,7 @@ def guarded(call: typer.Typer, arguments: list[str] | None = None) -> int:
 def main() -> None:
     """The console script."""
     interrupts.install()
+    sys.excepthook = display.show_fault
     sys.exit(guarded(app))
 
 

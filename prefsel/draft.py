@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from prefsel.config import Ingest
 from prefsel.config.file import parse_config
+from prefsel.config.yaml_text import read_yaml
 from prefsel.errors import UserError
 from prefsel.ingest.sniff import FieldUse, Sniffed, sniff
 from prefsel.reasons import QUARANTINE
@@ -89,7 +89,7 @@ def draft(paths: Sequence[str], *, name: str | None = None, file: str | None = N
         ratio=RATIO if num_pairs >= 40 else 0.5,
         holdout=0.05 if num_prompts >= MIN_PROMPTS else 0.0,
     )
-    parse_config(yaml.safe_load(text))  # a name that the user gave may be none
+    parse_config(read_yaml(text, "draft"))  # a name that the user gave may be none
     return Draft(name, text, seen)
 
 

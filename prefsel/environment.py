@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 import prefsel
-from prefsel.workspace.storage import redact
+from prefsel.display import redact
 
 PACKAGES = (
     *("ray", "torch", "transformers", "tokenizers", "datasets", "deepspeed", "accelerate", "peft", "pyarrow", "numpy"),

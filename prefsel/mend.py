@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import yaml
-
 from prefsel.config import Config
 from prefsel.config.file import parse_config
+from prefsel.config.yaml_text import read_yaml
 from prefsel.errors import DamagedError, PrefselError, UserError
 from prefsel.pipeline import run
 from prefsel.progress import Progress
@@ -82,8 +81,8 @@ def kept_configs(storage: Storage) -> Iterator[tuple[Config, str | None]]:
 def _parsed(text: str) -> Config | None:
     """The configuration that a workspace keeps; None where it can no longer be read."""
     try:
-        return parse_config(yaml.safe_load(text))
-    except (yaml.YAMLError, UserError, AttributeError):
+        return parse_config(read_yaml(text, "config_yaml"))
+    except (UserError, AttributeError):
         return None
 
 

@@ -18,6 +18,7 @@ import ray
 
 from prefsel.config import Config
 from prefsel.damage import until_whole
+from prefsel.display import redact
 from prefsel.errors import DamagedError, UserError
 from prefsel.making import Done, make_all, make_corpus
 from prefsel.plan.check import check, check_budgets
@@ -37,7 +38,7 @@ from prefsel.stages.score import require_imported
 from prefsel.stages.session import connect, is_own
 from prefsel.workspace.lease import hold, require_no_writer
 from prefsel.workspace.manifest import StageReport, config_text
-from prefsel.workspace.storage import Storage, redact
+from prefsel.workspace.storage import Storage
 
 UNTIL: dict[str, Callable[[Node], bool]] = {
     "train-reward": lambda node: node.kind == "model" and node.spec.role == "reward",

@@ -14,6 +14,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from prefsel.display import shown
+
 LOG_INTERVAL_S = 30.0
 """A log gets a line this often, also when nothing advances: silence and a hang look alike."""
 
@@ -89,7 +91,7 @@ class _Told(ProgressColumn):
     def render(self, task: Task) -> Text:
         counter: Counter = task.fields["counter"]
         task.completed = counter.share
-        return Text(f"{counter.text()}  {clock(counter.elapsed_s)}")
+        return Text(f"{shown(counter.text())}  {clock(counter.elapsed_s)}")
 
 
 class Progress:
@@ -102,8 +104,8 @@ class Progress:
         self._voices: list[Callable[[], str]] = []
 
     def line(self, text: str) -> None:
-        """Print one line."""
-        self._console.print(text, markup=False)
+        """Print one line, whatever its text came from: what acts on a terminal as its escape, and no secrets."""
+        self._console.print(shown(text), markup=False)
 
     def show(self, table: Table) -> None:
         """Print a table."""
@@ -130,8 +132,10 @@ class Progress:
             with self._beating(lambda: f"{text} … {clock(time.monotonic() - began)}"):
                 yield
             return
-        with Bars(SpinnerColumn(), TextColumn("{task.description} …"), console=self._console, transient=True) as bars:
-            bars.add_task(text)
+        with Bars(
+            SpinnerColumn(), TextColumn("{task.description} …", markup=False), console=self._console, transient=True
+        ) as bars:
+            bars.add_task(shown(text))
             yield
 
     @contextmanager
@@ -163,9 +167,9 @@ class Progress:
             with self._beating(lambda: f"  {label}: {counter.text()}  {clock(counter.elapsed_s)}"):
                 yield counter
         else:
-            columns = (TextColumn("  {task.description}"), BarColumn(bar_width=20), _Told())
+            columns = (TextColumn("  {task.description}", markup=False), BarColumn(bar_width=20), _Told())
             with Bars(*columns, console=self._console, transient=True) as bars:
-                bars.add_task(label, total=1.0, counter=counter)
+                bars.add_task(shown(label), total=1.0, counter=counter)
                 yield counter
         self._committing = before
 

@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from prefsel.config import Config
 from prefsel.config.file import parse_config
+from prefsel.config.yaml_text import read_yaml
 from prefsel.errors import UserError, invalid
 from prefsel.pipeline import Outcome, run
 from prefsel.plan.nodes import make_plan
@@ -166,8 +165,8 @@ def last_manifest(storage: Storage, name: str) -> Mapping[str, Any] | None:
 def _former(config: Config, storage: Storage, manifest: Mapping[str, Any], progress: Progress) -> Former | None:
     """The models that score, of the run before; those asked for in other words than then are made anew, and told."""
     try:
-        then = parse_config(yaml.safe_load(manifest["config_yaml"]))
-    except (yaml.YAMLError, UserError) as error:
+        then = parse_config(read_yaml(manifest["config_yaml"], "config_yaml"))
+    except UserError as error:
         progress.line(f"refresh: the configuration of the run before cannot be read, so all models are made: {error}")
         return None
     found, anew = former(make_plan(config, storage), make_plan(then, storage), manifest)

@@ -11,17 +11,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import yaml
-
 from prefsel.config import Config
 from prefsel.config.file import parse_config
+from prefsel.config.yaml_text import read_yaml
+from prefsel.display import redact
 from prefsel.errors import UserError
 from prefsel.workspace.catalog import PATH, Catalog, read_catalog
 from prefsel.workspace.entries import Entry
 from prefsel.workspace.folders import read_seal
 from prefsel.workspace.lease import holder
 from prefsel.workspace.ledger import Artifact
-from prefsel.workspace.storage import Storage, redact
+from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import SEALED, SHARDED
 
 CORPUS = ("groups", "pairs", "quarantine")
@@ -119,12 +119,10 @@ def _writer(storage: Storage) -> str | None:
 def _last_config(storage: Storage) -> Config | None:
     if not storage.exists("config.yaml"):
         return None
-    try:
-        table = yaml.safe_load(storage.read("config.yaml"))
-    except yaml.YAMLError as error:
-        raise UserError(f"status: {redact(storage.uri)}/config.yaml is no YAML: {error}") from error
+    table = read_yaml(storage.read("config.yaml"), f"status: {redact(storage.uri)}/config.yaml")
     if not isinstance(table, dict):
-        raise UserError(f"status: {redact(storage.uri)}/config.yaml: got {table!r}; valid: the keys of a configuration")
+        place = f"status: {redact(storage.uri)}/config.yaml"
+        raise UserError(f"{place}: got {type(table).__name__}; valid: the keys of a configuration")
     return parse_config(table)
 
 

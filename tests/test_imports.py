@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "prefsel"
 
 # From the ground up: a room imports only itself and rooms of lines above its own.
 FLOORS = (
+    {"display"},
     {"errors", "reasons", "schema", "progress", "interrupts", "version"},
     {"plugins"},
     {"config"},

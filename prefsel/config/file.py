@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import types
 import typing
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from prefsel.config import Config
 from prefsel.config.models import DEFAULT_MODEL
-from prefsel.config.problems import problem
+from prefsel.config.problems import SHOWN_CHARACTERS, problem
 from prefsel.config.training import DEFAULT_TRAINING
+from prefsel.config.yaml_text import read_yaml
 from prefsel.errors import UserError
 from prefsel.plugins.registry import find as find_plugin
 from prefsel.plugins.registry import load as load_plugins
@@ -64,9 +65,9 @@ def read_table(file: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     if file.resolve() in below:
         raise UserError(f"config: base: {file} is laid over itself")
     try:
-        table = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config: {file} is not YAML: {error}") from error
+        table = read_yaml(file.read_bytes(), f"config: {file}")
+    except OSError as error:
+        raise UserError(f"config: cannot read {file}: {error.strerror}") from error
     if not isinstance(table, dict):
         raise UserError(f"config: {file} must hold a table of keys, got {type(table).__name__}")
     base = table.pop("base", None)
@@ -111,10 +112,7 @@ def apply_override(table: dict[str, Any], override: str) -> None:
     node: Any = table
     for part in parents:
         node = _child(node, part, key)
-    try:
-        value = _yaml_value(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {key}: {text!r} is not a YAML value: {error}") from error
+    value = _yaml_value(text, f"--set {key}: {text[:SHOWN_CHARACTERS]!r}")
     if isinstance(node, list):
         node[_index(node, last, key)] = value
     elif isinstance(node, dict):
@@ -123,8 +121,8 @@ def apply_override(table: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {key}: {parents[-1]!r} holds {node!r}, not a table")
 
 
-def _yaml_value(text: str) -> Any:
-    value = yaml.safe_load(text)
+def _yaml_value(text: str, what: str) -> Any:
+    value = read_yaml(text, what)
     if isinstance(value, str):
         try:  # YAML 1.1 reads 1e-4 as a string; people mean the number.
             return float(value)
@@ -145,7 +143,7 @@ def _index(items: list[Any], part: str, key: str) -> int:
     names = [_name_of(item) for item in items]
     if part in names:
         return names.index(part)
-    if part.isdigit() and int(part) < len(items):
+    if re.fullmatch(r"[0-9]{1,9}", part) and int(part) < len(items):
         return int(part)
     valid = [name for name in names if name] + [f"0..{len(items) - 1}"]
     raise UserError(f"--set {key}: got {part!r}; valid: {', '.join(valid)}")

@@ -10,9 +10,11 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from prefsel.display import redact
 from prefsel.errors import UserError
+from prefsel.ingest.globs import WILDCARD, glob_matcher
 from prefsel.ingest.remote import reachable
-from prefsel.workspace.storage import redact
+from prefsel.workspace.places import checked_place, files_below
 
 TEXT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 COMPRESSED = ("", ".gz", ".zst", ".xz", ".bz2")
@@ -28,7 +30,6 @@ _NOT_DATA = {"dataset_info.json", "dataset_dict.json", "dataset_infos.json", "st
 # Results that `datasets` keeps beside the data of a folder.
 _CACHE = re.compile(r"(cache-|tmp)\w+\.arrow")
 _NUMBERED = re.compile(r"(.+)-\d{5}-of-\d{5}\b")
-_WILDCARD = re.compile(r"(\*\*/|\*\*|\*|\?|\[[^\]/]+\])")
 
 
 def is_dataset_name(uri: str) -> bool:
@@ -52,8 +53,9 @@ def resolve(uri: str, filesystem: pafs.FileSystem | None = None) -> tuple[pafs.F
     """The file system and the path in it that `uri` means; with a `filesystem` the path is `uri` itself.
 
     Raises:
-        UserError: a URI scheme that pyarrow does not know.
+        UserError: a URI scheme that pyarrow does not know, or no path at all.
     """
+    checked_place(uri, "source")
     if filesystem is not None:
         return filesystem, uri
     if "://" not in uri:
@@ -106,7 +108,7 @@ def list_files(uri: str, *, filesystem: pafs.FileSystem | None = None) -> list[s
     Raises:
         UserError: nothing matches, or a folder holds several splits.
     """
-    if is_dataset_name(uri):
+    if is_dataset_name(checked_place(uri, "source")):
         return [uri]
     path, query = _without_query(uri)
     found, exact = resolve(uri, filesystem)
@@ -119,8 +121,10 @@ def list_files(uri: str, *, filesystem: pafs.FileSystem | None = None) -> list[s
         below = [name for name in _walk(path, query, filesystem, is_deep=True) if _is_data(name)]
         _require_one_split(redact(prefix), below)
         names = [prefix + name for name in below]
-    elif _WILDCARD.search(path):
+    elif WILDCARD.search(path):
         names = _glob(path, query, filesystem)
+    elif kind == pafs.FileType.Unknown:
+        raise UserError(f"source: {redact(uri)!r} is a pipe or a device; valid: files, folders, globs and URIs")
     else:
         raise _nothing_at(uri, "nothing")
     if not names:
@@ -190,30 +194,27 @@ def _pattern(split: str, names: Sequence[str]) -> str:
 
 def _glob(path: str, query: str, filesystem: pafs.FileSystem | None) -> list[str]:
     base, pattern = _base(path)
-    expression = re.compile("".join(_regex(token) for token in _WILDCARD.split(pattern)))
+    matches = glob_matcher(pattern)
     prefix = path[: len(path) - len(pattern)]
     names = _walk(base, query, filesystem, is_deep="/" in pattern or "**" in pattern)
-    return [prefix + name for name in names if expression.fullmatch(name)]
+    return [prefix + name for name in names if matches(name)]
 
 
 def _base(path: str) -> tuple[str, str]:
     """The folder above the first wildcard, and the pattern below it."""
-    wildcard = _WILDCARD.search(path)
+    wildcard = WILDCARD.search(path)
     assert wildcard is not None
     cut = path.rfind("/", 0, wildcard.start()) + 1
     return path[:cut].rstrip("/") or ("/" if cut else "."), path[cut:]
 
 
-def _regex(token: str) -> str:
-    if token.startswith("[") and token.endswith("]"):
-        inside = token[1:-1].replace("\\", r"\\")
-        return f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
-    return {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(token, re.escape(token))
-
-
 def _walk(folder: str, query: str, filesystem: pafs.FileSystem | None, *, is_deep: bool) -> Iterator[str]:
     """The path below `folder` of every file in it; hidden files and folders are left out."""
     found, base = resolve(folder + query, filesystem)
+    if isinstance(found, pafs.LocalFileSystem):
+        with reachable(folder):
+            yield from files_below(base, is_deep=is_deep)
+        return
     selector = pafs.FileSelector(base.rstrip("/") or "/", recursive=is_deep, allow_not_found=True)
     with reachable(folder):
         infos = found.get_file_info(selector)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from prefsel.display import redact
 from prefsel.errors import UserError, invalid
 from prefsel.ingest import hub
 from prefsel.ingest.columnar import guarded, read_arrow, read_parquet
@@ -22,7 +23,6 @@ from prefsel.ingest.jsonl import BYTE_ORDER_MARK, read_jsonl
 from prefsel.ingest.locations import is_dataset_name, list_files, open_random, open_stream, plain_name
 from prefsel.ingest.remote import reachable, reached
 from prefsel.ingest.rows import OVERSIZE_KEPT_BYTES, BadRow, RawRow
-from prefsel.workspace.storage import redact
 
 __all__ = ["OVERSIZE_KEPT_BYTES", "BadRow", "RawRow", "list_files", "read_rows"]
 

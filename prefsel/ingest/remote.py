@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from prefsel.display import redact
 from prefsel.errors import PrefselError, UserError
-from prefsel.workspace.storage import redact
 
 Row = TypeVar("Row")
 
@@ -34,6 +34,8 @@ def reachable(uri: str) -> Iterator[None]:
     except PrefselError:
         raise
     except Exception as error:
+        if isinstance(error, ValueError) and uri.startswith("hf://"):
+            raise UserError(f"source: {redact(uri)!r} names nothing on the hub ({_first_line(error)})") from error
         if not isinstance(error, (OSError, *_http_errors())):
             raise
         raise _told(uri, error) from error
@@ -70,6 +72,8 @@ def _told(uri: str, error: BaseException) -> PrefselError:
         if any(isinstance(one, RepositoryNotFoundError) for one in causes):
             return UserError(f"{what}: there is none of this name, or it is private; {_LOGIN}")
         return UserError(f"{what} is private, or the credentials do not allow reading it ({_first_line(error)})")
+    if "://" not in uri and not uri.startswith("datasets:") and not isinstance(error, FileNotFoundError):
+        return PrefselError(f"{what} cannot be read: {_first_line(error)}")
     is_absent = isinstance(error, FileNotFoundError) or any(word in text.upper() for word in _ABSENT[:3])
     if status == 404 or is_absent:
         return UserError(f"{what}: there is none of this name ({_first_line(error)})")

@@ -7,7 +7,6 @@ path ─ adapter_config.json? ─ no ──▶ full weights, as ever
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from torch import nn
 from transformers.utils.hub import cached_file
 
 from prefsel.errors import UserError
+from prefsel.models.plausible import json_table
+from prefsel.workspace.places import checked_place
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -105,16 +106,12 @@ def find_adapter(path: str, revision: str | None = None) -> Adapter | None:
     Raises:
         UserError: It is an adapter that cannot be merged, or whose base is not named, not there, or no full model.
     """
+    checked_place(path, "model")
     own, pinned, rest = (revision or "").partition("+")
     file = _config_file(path, own or None)
     if file is None:
         return None
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"model {path}: its {CONFIG} is not JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"model {path}: its {CONFIG} is no table of keys")
+    settings = json_table(file, f"model {path}")
     named = settings.get("base_model_name_or_path")
     if not pinned and not (isinstance(named, str) and named):
         raise UserError(

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from prefsel.errors import PrefselError, UserError
+from prefsel.errors import PrefselError, UserError, invalid
 from prefsel.models.adapters import CONFIG as ADAPTER_CONFIG
 from prefsel.models.adapters import find_adapter
+from prefsel.models.plausible import check_declared, json_table
 
 
 def check_directory(path: str, revision: str | None = None) -> None:
@@ -51,17 +52,52 @@ def check_directory(path: str, revision: str | None = None) -> None:
         found = f"; found {others[:3]}, which is not read because it can run code" if others else ""
         raise UserError(f"model {path}: no *.safetensors in the directory{found}")
     if not (folder / SAFE_WEIGHTS_NAME).is_file():  # beside that one transformers reads no index
-        _check_shards(path, folder / SAFE_WEIGHTS_INDEX_NAME)
+        index = folder / SAFE_WEIGHTS_INDEX_NAME
+        if index.is_file():
+            _check_shards(path, index)
+    check_declared(folder, f"model {path}")
+
+
+def check_hub_index(path: str, revision: str | None) -> None:
+    """Refuse the index of a hub's repository that names other files than safetensors of its own folder.
+
+    Raises:
+        UserError: Names the first such file.
+    """
+    try:
+        found = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, revision=revision or "main", **_QUIETLY)
+    except OSError:  # who loads the weights next says what is wrong
+        return
+    if found is not None:
+        _shard_names(path, Path(found))
+
+
+_QUIETLY: dict[str, Any] = {
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_connection_errors": False,
+    "_raise_exceptions_for_gated_repo": False,
+}
+
+
+def _shard_names(path: str, index: Path) -> list[str]:
+    """The files that an index names, each once.
+
+    Raises:
+        UserError: One of them is no safetensors, which transformers would unpickle, or lies elsewhere.
+    """
+    weight_map = json_table(index, f"model {path}").get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise UserError(f"model {path}: its {index.name} has no table weight_map")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if not re.fullmatch(r"[\w.-]+\.safetensors", name):
+            raise invalid(f"model {path}: its {index.name}", name, "names of *.safetensors files beside it")
+    return names
 
 
 def _check_shards(path: str, index: Path) -> None:
-    """Refuse weights in several files of which the index, if there is one, names some that are not there."""
-    if not index.is_file():
-        return
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"model {path}: its {index.name} cannot be read: {type(error).__name__}: {error}") from error
+    """Refuse weights in several files of which the index names some that are not there."""
+    names = _shard_names(path, index)
     if lacking := [name for name in names if not (index.parent / name).is_file()]:
         raise UserError(
             f"model {path}: {len(lacking)} of the {len(names)} files of weights that its {index.name} names are not "
@@ -74,11 +110,9 @@ def _is_quantised(path: str, revision: str | None) -> bool:
     local = Path(path) / "config.json"
     try:
         file = local if Path(path).is_dir() else Path(cached_file(path, "config.json", revision=revision or "main"))
-        return bool(json.loads(file.read_text(encoding="utf-8")).get("quantization_config"))
     except OSError as error:
         raise UserError(f"model {path}: cannot be found: {_reason(error)}") from error
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"model {path}: its config.json is not a JSON table: {error}") from error
+    return bool(json_table(file, f"model {path}").get("quantization_config"))
 
 
 def model_identity(path: str, *, revision: str | None = None) -> str:

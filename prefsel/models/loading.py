@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,11 @@ from prefsel.models.adapters import TASKS, Adapter, find_adapter, merge
 from prefsel.models.architecture import PACKED_MODEL_TYPES, unwrapped
 from prefsel.models.attention import IMPLEMENTATION
 from prefsel.models.declared import check_code, full_config, load_options, max_positions
-from prefsel.models.directory import check_directory, reading
+from prefsel.models.directory import check_directory, check_hub_index, reading
+from prefsel.models.plausible import check_size
+
+# Else transformers asks a bot on the hub to convert pickled weights, and loads what that put into a pull request.
+os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -119,6 +124,8 @@ def _load(
     runs_own_code = trust_remote_code and auto.__name__ in (getattr(config, "auto_map", None) or {})
     if config.model_type in PACKED_MODEL_TYPES and not runs_own_code:  # which need not know registered attention
         options["attn_implementation"] = IMPLEMENTATION
+    if not runs_own_code:
+        _check_weights(auto, config, path, revision)
     if gpus_per_replica > 1:
         options |= _spread_over(gpus_per_replica)
     with reading(f"model {path}: cannot be loaded as {auto.__name__}"), no_bars():
@@ -149,6 +156,20 @@ def _load(
         with reading(f"model {path}: cannot be put on {device}"):
             model = model.to(device)
     return model.eval()
+
+
+def _check_weights(auto: Any, config: Any, path: str, revision: str | None) -> None:
+    """Refuse weights that are no safetensors, or fewer than the configuration asks for.
+
+    Raises:
+        UserError: Says which.
+    """
+    if not Path(path).is_dir():
+        check_hub_index(path, revision)
+        return
+    with reading(f"model {path}: cannot be built as {auto.__name__}"), torch.device("meta"):
+        built = auto.from_config(config)
+    check_size(built, path, f"model {path}")
 
 
 def _check_task(adapter: Adapter, auto: Any) -> None:

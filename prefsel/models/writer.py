@@ -24,6 +24,7 @@ from prefsel.models.template import (
     special_note,
     special_text,
 )
+from prefsel.models.template_limits import RENDER_S, TooSlow, excess, within
 from prefsel.schema import REST
 
 Messages = Sequence[Mapping[str, Any]]
@@ -68,6 +69,7 @@ class Writer:
         """
         self.tokenizer, self.template = tokenizer, template
         self._jinja = None if template in BUILT_IN else _chat_template(tokenizer, template)
+        self._require_limits(self._jinja)
         self._special = special_text(tokenizer)
         self.traits = probe_template(self._render) if self._jinja else TemplateTraits(ending=ending)
         self._is_dated = self._jinja is not None and self._writes_date()
@@ -75,7 +77,19 @@ class Writer:
         if (with_tools := _template_with_tools(tokenizer, template)) not in (None, self._jinja):
             self._with_tools = copy.copy(self)
             self._with_tools._jinja = with_tools
+            self._require_limits(with_tools)
             self._with_tools.traits = probe_template(self._with_tools._render)
+
+    def _require_limits(self, jinja: str | None) -> None:
+        """Refuse a template that hangs, or takes all memory, over an ordinary conversation.
+
+        Raises:
+            UserError: Says what it takes too much of.
+        """
+        if jinja is not None and (what := excess(jinja)):
+            raise UserError(
+                f"template {named(self.template)}: it takes {what} for 32 short turns; choose another template"
+            )
 
     def write(self, prompt: Messages, completions: Sequence[Messages]) -> Written:
         """The texts of a group; an error takes the place of every conversation that the template refuses."""
@@ -188,15 +202,21 @@ class Writer:
         """What the template writes, with some Jinja `before` it."""
         tools = next((message["tools"] for message in messages if "tools" in message), None)
         try:
-            return self.tokenizer.apply_chat_template(
-                [{key: value for key, value in message.items() if key != "tools"} for message in messages],
-                chat_template=f"{before}{self._jinja}",
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **({} if tools is None else {"tools": tools}),
+            text = within(
+                RENDER_S,
+                lambda: self.tokenizer.apply_chat_template(
+                    [{key: value for key, value in message.items() if key != "tools"} for message in messages],
+                    chat_template=f"{before}{self._jinja}",
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    **({} if tools is None else {"tools": tools}),
+                ),
             )
+            return str(text)
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"template {named(self.template)}: line {error.lineno}: {error}") from error
+        except TooSlow as error:
+            raise self.about(TemplateError(f"of a conversation of {len(messages)} messages, {error}")) from error
         except MemoryError:
             raise
         except Exception as error:  # A template is code of its author, and may raise anything.

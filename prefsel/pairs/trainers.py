@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
+from prefsel.config.yaml_text import read_yaml
+from prefsel.errors import UserError
 
 Messages = Sequence[Mapping[str, Any]]
 FILE = "train.parquet"
@@ -220,8 +221,8 @@ def _quoted(text: str) -> str:
 def _scalar(text: str) -> str:
     """As YAML, plain where that reads as the same text."""
     try:
-        is_plain = yaml.safe_load(f"- {text} # ") == [text]
-    except yaml.YAMLError:
+        is_plain = read_yaml(f"- {text} # ", "it") == [text]
+    except UserError:
         is_plain = False
     return text if is_plain else _quoted(text)
 

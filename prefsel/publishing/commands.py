@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from prefsel.display import say
 from prefsel.publishing.versions import GRACE_H
 
 Workspace = Annotated[str, typer.Option("--workspace", "-w", help="directory or URI (s3://, gs://)")]
@@ -33,15 +34,15 @@ def publish(
     storage.require_folder()
     name = selection if name is None else name
     folder(name)
-    with hold(storage, wait=wait, tell=typer.echo) as held:
+    with hold(storage, wait=wait, tell=say) as held:
         made = make(held, selection, name, model)
         place = held.full(folder(name, made.version))
         state = "is current now" if made.is_new else "is current and holds this already"
-        typer.echo(f"publish: {name} {made.version} {state}: {made.rows:,} pairs, {place}")
+        say(f"publish: {name} {made.version} {state}: {made.rows:,} pairs, {place}")
         if keep is not None and (gone := prune(held, name, keep, grace)):
-            typer.echo(f"publish: removed {', '.join(gone)}")
+            say(f"publish: removed {', '.join(gone)}")
         for commit in hub.to_hub(held, name, made.version, to_hub) if to_hub else ():
-            typer.echo(f"publish: {commit}")
+            say(f"publish: {commit}")
 
 
 def rollback(
@@ -57,9 +58,9 @@ def rollback(
 
     storage = Storage(workspace)
     storage.require_folder()
-    with hold(storage, wait=wait, tell=typer.echo) as held:
+    with hold(storage, wait=wait, tell=say) as held:
         before, now = move(held, name, to)
-    typer.echo(f"rollback: {name} {now} is current" + (f"; it was {before}" if before != now else " already"))
+    say(f"rollback: {name} {now} is current" + (f"; it was {before}" if before != now else " already"))
 
 
 def diff(
@@ -75,7 +76,7 @@ def diff(
 
     found = compare(open_workspace(workspace), Storage(workspace), a, b)
     for line in found.lines(a, b):
-        typer.echo(line)
+        say(line)
     if output is not None:
         found.write(output)
-        typer.echo(f"  {len(found.entered) + len(found.left):,} ids: {output}")
+        say(f"  {len(found.entered) + len(found.left):,} ids: {output}")

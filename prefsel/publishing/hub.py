@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from prefsel.display import redact
 from prefsel.errors import PrefselError, RefusedError, UserError
 from prefsel.publishing.versions import folder
 from prefsel.workspace.folders import read_seal
-from prefsel.workspace.storage import Storage, redact
+from prefsel.workspace.storage import Storage
 
 CONFLICT = (409, 412)
 """What a hub answers when the repository has another commit than the parent that was named."""

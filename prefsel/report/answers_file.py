@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from prefsel.display import redact
 from prefsel.errors import UserError, invalid
 from prefsel.evaluate.answer_formats import FORMATS, Answer
 from prefsel.evaluate.answers import Format, read_questions, write_answers
@@ -15,7 +16,7 @@ from prefsel.report.examples import transcript
 from prefsel.workspace.documents import read_document
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, load_summary
-from prefsel.workspace.storage import Storage, redact
+from prefsel.workspace.storage import Storage
 
 NAMED = 3
 

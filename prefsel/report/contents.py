@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
+from prefsel.config.yaml_text import read_yaml
+from prefsel.display import redact
 from prefsel.errors import IntegrityError, UserError
 from prefsel.numbers.histogram import Histogram
 from prefsel.pairs.export import exchanged, exchanged_numbers, export_rows, hex_ids
@@ -31,7 +32,7 @@ from prefsel.workspace.catalog import Catalog, FileRecord, ShardRef, read_catalo
 from prefsel.workspace.documents import read_document
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
-from prefsel.workspace.storage import Storage, redact
+from prefsel.workspace.storage import Storage
 
 TEXTS = ("prompt", "chosen", "rejected")
 RATINGS = ("ratings_chosen", "ratings_rejected")
@@ -310,4 +311,4 @@ _STAMP = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{8}\.json$")
 
 def configuration(storage: Storage) -> dict[str, Any]:
     """The table of the workspace's `config.yaml`."""
-    return yaml.safe_load(storage.read("config.yaml"))
+    return read_yaml(storage.read("config.yaml"), f"{redact(storage.uri)}/config.yaml")

@@ -13,13 +13,14 @@ import pyarrow as pa
 
 from prefsel.config import Config
 from prefsel.config.file import parse_config
+from prefsel.display import redact
 from prefsel.errors import UserError
 from prefsel.reasons import meaning
 from prefsel.report.contents import Contents, configuration, read_contents
 from prefsel.report.explain import explain_in
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.manifest import StageReport
-from prefsel.workspace.storage import Storage, redact
+from prefsel.workspace.storage import Storage
 
 
 @dataclass(frozen=True)

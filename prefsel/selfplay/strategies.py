@@ -7,11 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import ValidationError, field_validator
 
 from prefsel.config.evolve import STRATEGIES
 from prefsel.config.options import Name, Options
+from prefsel.config.yaml_text import read_yaml
 from prefsel.errors import UserError, invalid
 from prefsel.rules import readable
 
@@ -60,14 +60,12 @@ def load_strategies(names: Sequence[str]) -> list[Strategy]:
 def _read(name: str) -> Strategy:
     try:
         if name in STRATEGIES:
-            text = (files("prefsel.selfplay") / "strategies" / f"{name}.yaml").read_text(encoding="utf-8")
+            text = (files("prefsel.selfplay") / "strategies" / f"{name}.yaml").read_bytes()
         else:
-            text = Path(name).expanduser().read_text(encoding="utf-8")
-        table = yaml.safe_load(text)
+            text = Path(name).expanduser().read_bytes()
     except OSError as error:
         raise UserError(f"strategies: {name}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"strategies: {name} is not YAML: {error}") from error
+    table = read_yaml(text, f"strategies: {name}")
     try:
         return Strategy.model_validate(table)
     except ValidationError as error:

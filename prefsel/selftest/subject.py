@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from prefsel.config import Config, Ingest, Source
+from prefsel.display import redact
 from prefsel.errors import PrefselError, UserError
 from prefsel.ingest.readers import list_files, read_rows
 from prefsel.ingest.windows import ingest_windows
@@ -18,7 +19,6 @@ from prefsel.models.logps import Route, logps_route
 from prefsel.models.reward import reward_route
 from prefsel.models.writer import Messages
 from prefsel.score.engine import Key
-from prefsel.workspace.storage import redact
 
 NUM_GROUPS = 32
 READ_ROWS = 256

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prefsel.config import Config, Source
+from prefsel.display import redact
 from prefsel.errors import UserError
 from prefsel.ingest.identity import file_digest
 from prefsel.ingest.readers import list_files, read_rows
@@ -28,7 +29,7 @@ from prefsel.workspace.documents import find_document, read_document, write_docu
 from prefsel.workspace.ledger import Artifact, merge_counts
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.recipes import canonical
-from prefsel.workspace.storage import Storage, digest, redact
+from prefsel.workspace.storage import Storage, digest
 
 KINDS = ("groups", "pairs", "quarantine")
 EXCLUDED = "exclude-prompts"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from prefsel.config.lookup import find
+from prefsel.display import redact, redacted
 from prefsel.evaluate.intervals import Values
 from prefsel.pairs.score_shards import ScoreReader
 from prefsel.plan.columns import dataset_scorers, pair_reader
@@ -38,7 +39,7 @@ from prefsel.workspace.folders import SEAL, read_seal, seal_files
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, config_text, hardware, seal, versions
 from prefsel.workspace.recipes import canonical, hash_hex
-from prefsel.workspace.storage import digest, redact
+from prefsel.workspace.storage import digest
 from prefsel.workspace.verify import finished_folder
 
 
@@ -121,11 +122,13 @@ def write_report(
         "workspace": redact(storage.uri),
         "config_yaml": config_yaml,
     }
-    page = collect(plan, reports, header, tables)
+    page = _without_secrets(collect(plan, reports, header, tables))
     folder = f"reports/{run}"
     files: dict[str, bytes] = {}
     for one in made:
-        own = collect(one.plan, one.reports, header | {"run": f"{run}, {one.name}", "config_yaml": ""})
+        own = _without_secrets(
+            collect(one.plan, one.reports, header | {"run": f"{run}, {one.name}", "config_yaml": ""})
+        )
         files |= {f"{one.name}.json": json.dumps(own, indent=1).encode(), f"{one.name}.html": render(own).encode()}
     page["rounds"] = [_round_row(one) for one in made]
     files |= {"report.json": json.dumps(page, indent=1).encode(), "index.html": render(page).encode()}
@@ -137,6 +140,11 @@ def write_report(
         manifest["made"] = [_corpus_record(one) for one in made]
     seal(storage, run, {**manifest, "stages": [asdict(report) for report in reports]})
     return f"{folder}/index.html"
+
+
+def _without_secrets(page: dict[str, Any]) -> dict[str, Any]:
+    """A record of a run, redacted but for the examples of its selections, which are the corpus as it is."""
+    return {key: value if key == "selections" else redacted(value) for key, value in page.items()}
 
 
 def _corpus_record(one: MadeCorpus) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from prefsel.display import redact
 from prefsel.errors import UserError
 from prefsel.workspace.documents import find_document, read_document, to_document
 from prefsel.workspace.entries import Entry
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.recipes import corpus_fingerprint
-from prefsel.workspace.storage import Storage, digest, redact
+from prefsel.workspace.storage import Storage, digest
 from prefsel.workspace.swap import read, swap
 
 PATH = "catalog.json"

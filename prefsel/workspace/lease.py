@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from prefsel import interrupts
+from prefsel.display import redact
 from prefsel.errors import PrefselError, RefusedError, UserError, invalid
 from prefsel.workspace.fence import LEASE
 from prefsel.workspace.owner import Owner, this_process
-from prefsel.workspace.storage import Storage, redact
+from prefsel.workspace.storage import Storage
 from prefsel.workspace.swap import Conflict, Version, read, swap
 
 EXPIRY_S = 60.0

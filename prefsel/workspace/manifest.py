@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 
 from prefsel.config import Config
+from prefsel.display import redacted
 from prefsel.version import __version__
 from prefsel.workspace.documents import find_document, write_document
 from prefsel.workspace.ledger import require_flow
-from prefsel.workspace.storage import Storage, redact
+from prefsel.workspace.storage import Storage
 
 SUMMARY = "summary.json"
 PACKAGES = ("ray", "torch", "transformers", "pyarrow", "datasets", "deepspeed", "numpy")
@@ -69,7 +70,7 @@ def load_summary(storage: Storage, artifact: str) -> StageReport | None:
 
 def config_text(config: Config) -> str:
     """`config` as YAML with every default written out and without secrets: what a workspace keeps."""
-    return redact(yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False))
+    return yaml.safe_dump(redacted(config.model_dump(mode="json", by_alias=True)), sort_keys=False)
 
 
 def versions() -> dict[str, str]:
@@ -87,7 +88,7 @@ def hardware() -> dict[str, Any]:
 
 
 def seal(storage: Storage, run: str, manifest: dict[str, Any]) -> str:
-    """Write the manifest of a finished run; returns its path."""
+    """Write the manifest of a finished run, without secrets; returns its path."""
     path = f"runs/{run}.json"
-    write_document(storage, path, manifest, indent=1)
+    write_document(storage, path, redacted(manifest), indent=1)
     return path

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,14 +24,10 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from prefsel.display import redact
 from prefsel.errors import DamagedError, UserError
 from prefsel.workspace import fence
-
-
-def redact(text: str) -> str:
-    """`text` without credentials in URIs (`s3://KEY:SECRET@bucket`) or in `secret`/`token`-like query fields."""
-    text = re.sub(r"(\w+://)[^\s'\"]*@", r"\1***@", text)  # up to the last @: secrets hold slashes
-    return re.sub(r"((?:secret|token|password|access_key)[\w-]*=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
+from prefsel.workspace.places import checked_place, readable_names
 
 
 def digest(data: bytes | memoryview) -> str:
@@ -50,8 +45,9 @@ class Storage:
 
     def __post_init__(self) -> None:
         # Workers have another working directory: a relative path must not travel.
+        checked_place(self.uri, "workspace")
         if "://" not in self.uri:
-            object.__setattr__(self, "uri", str(Path(self.uri).expanduser().absolute()))
+            object.__setattr__(self, "uri", os.path.abspath(os.path.expanduser(self.uri)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"uri": self.uri, "epoch": self.epoch}
@@ -128,7 +124,8 @@ class Storage:
         """Relative paths of the files under `path`, sorted; unfinished temporary files are not listed."""
         selector = pafs.FileSelector(self.full(path), allow_not_found=True, recursive=recursive)
         prefix = len(self._root[1]) + 1
-        found = [info.path[prefix:] for info in self.filesystem.get_file_info(selector) if info.is_file]
+        with readable_names(self.full(path)):
+            found = [info.path[prefix:] for info in self.filesystem.get_file_info(selector) if info.is_file]
         return sorted(name for name in found if not name.rsplit("/", 1)[-1].startswith(".tmp-"))
 
     def sweep(self) -> int:
@@ -154,7 +151,8 @@ class Storage:
         selector = pafs.FileSelector(self.full(path), allow_not_found=True, recursive=recursive)
         prefix = len(self._root[1]) + 1
         infos = [info for info in self.filesystem.get_file_info(selector) if info.is_file]
-        return {info.path[prefix:]: (info.mtime_ns or 0) / 1e9 for info in infos}
+        with readable_names(self.full(path)):
+            return {info.path[prefix:]: (info.mtime_ns or 0) / 1e9 for info in infos}
 
     def sizes(self, path: str, *, recursive: bool = False) -> dict[str, int]:
         """Bytes of each file under `path`, by its relative path, in one listing."""
@@ -166,7 +164,8 @@ class Storage:
         """Names of the folders directly under `path`, sorted."""
         selector = pafs.FileSelector(self.full(path), allow_not_found=True)
         infos = self.filesystem.get_file_info(selector)
-        return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+        with readable_names(self.full(path)):
+            return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
 
     def read(self, path: str) -> bytes:
         """All bytes of the file at `path`.

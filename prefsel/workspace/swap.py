@@ -27,8 +27,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow.fs as pafs
 
+from prefsel.display import redact
 from prefsel.errors import PrefselError, UserError
-from prefsel.workspace.storage import Storage, digest, redact
+from prefsel.workspace.storage import Storage, digest
 
 LOCKED_FOR_S = 30.0
 """How long the lock of a directory is waited for; it is held for less than a millisecond."""

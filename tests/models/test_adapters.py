@@ -278,7 +278,7 @@ def test_files_that_are_missing_or_too_many_are_named(base: Path, adapter: Path)
     with pytest.raises(UserError, match=r"no adapter_model.safetensors; found \['adapter_model.bin'\], which is not"):
         check_directory(str(adapter))
     (adapter / "adapter_config.json").write_text("{")
-    with pytest.raises(UserError, match=r"its adapter_config.json is not JSON"):
+    with pytest.raises(UserError, match=r"its adapter_config.json is not a JSON table"):
         check_directory(str(adapter))
 
 

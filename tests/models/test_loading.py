@@ -84,15 +84,15 @@ def test_a_missing_file_of_the_weights_is_named_before_anything_is_loaded(folder
     with pytest.raises(UserError, match=rf"{folder}: 1 of the 2 files of weights .*, the first {second.name}"):
         check_directory(str(folder))
     (folder / "model.safetensors.index.json").write_text("{")
-    with pytest.raises(UserError, match=r"its model.safetensors.index.json cannot be read"):
+    with pytest.raises(UserError, match=r"its model.safetensors.index.json (is not a JSON table|has no table)"):
         check_directory(str(folder))
 
 
 @pytest.mark.parametrize(
     ("file", "text", "told"),
     [
-        ("config.json", "{no", "its configuration cannot be had: .*not a valid JSON"),
-        ("config.json", "[1]", "its configuration cannot be had"),
+        ("config.json", "{no", "its config.json is not a JSON table"),
+        ("config.json", "[1]", "its config.json is not a JSON table"),
         ("tokenizer.json", "{no", "its tokenizer cannot be loaded"),
         ("tokenizer.json", '{"model": 3}', "its tokenizer cannot be loaded"),
     ],
@@ -320,7 +320,7 @@ def test_damaged_weights_are_the_users_error(tmp_path):
     tiny_causal().save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
         load_causal(str(tmp_path), dtype="fp32", device="cpu")
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from prefsel.display import redact
 from prefsel.errors import IntegrityError
 from prefsel.workspace.folders import check_folder, commit_folder, folder_content
 from prefsel.workspace.ledger import Artifact, require_flow
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
-from prefsel.workspace.storage import Storage, redact
+from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import verify
 
 
