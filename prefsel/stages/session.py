@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import site
+import subprocess
 import sysconfig
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import ray
 
 import prefsel
@@ -53,6 +55,7 @@ def connect(config: RayOptions, *, quiet: bool = False) -> None:
                 **options,
             )
         _OWN.add(ray.get_runtime_context().gcs_address)
+        _watch_agents()
     # Our own bars and lines say what happens; Ray Data's flood the log of a job, and what fails there is raised here.
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -83,6 +86,25 @@ def _started() -> Iterator[None]:
             raise
         reason = str(error).split(". ")[0]
         raise PrefselError(f"Ray did not start: {reason}; is this machine very busy? Run again to continue") from error
+
+
+_END_AGENTS = 'cat > /dev/null; for pid in "$@"; do grep -qs Agent "/proc/$pid/cmdline" && kill -9 "$pid"; done'
+_watcher: list[subprocess.Popen[bytes]] = []
+"""Kept: its end of the pipe closes with this process, however that ends."""
+
+
+def _watch_agents() -> None:
+    """Have the agents of this process's Ray ended when it is killed.
+
+    Everything else ends with it within seconds; the two agents first try for a minute, fixed in Ray's code, to tell a
+    control store that is gone that their raylet is gone.
+    """
+    agents = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            agents += [str(process.pid)] if "Agent" in " ".join(process.cmdline()) else []
+    command = ["sh", "-c", _END_AGENTS, "sh", *agents]
+    _watcher[:] = [subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)]
 
 
 @contextmanager

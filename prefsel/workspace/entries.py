@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from prefsel.errors import DamagedError
 from prefsel.workspace.documents import find_document, to_document
@@ -28,7 +28,10 @@ COPIES = "copy"
 ALL = "all.json"
 """What earlier versions folded everything into."""
 THREADS = 16
-"""That read, write and delete objects: a request to a store is mostly waiting."""
+"""That read, write and delete the objects of a store."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,11 @@ def entries_of(storage: Storage, path: str) -> dict[str, Entry]:
     """
     objects, pieces = _listed(storage, path)
     entries: dict[str, Entry] = {}
-    with ThreadPoolExecutor(max_workers=THREADS) as pool:
-        for rows in pool.map(lambda name: _piece(storage, path, name), pieces):
-            entries |= {row["shard"]: Entry(**row) for row in rows}
-        for shard, row in zip(objects, pool.map(lambda shard: _object(storage, path, shard), objects)):
-            if row is not None:
-                entries[shard] = Entry(**row)
+    for rows in _each(storage, lambda name: _piece(storage, path, name), pieces):
+        entries |= {row["shard"]: Entry(**row) for row in rows}
+    for shard, row in zip(objects, _each(storage, lambda shard: _object(storage, path, shard), objects)):
+        if row is not None:
+            entries[shard] = Entry(**row)
     return dict(sorted(entries.items()))
 
 
@@ -177,18 +179,25 @@ def compact(storage: Storage, path: str, *, at_least: int) -> None:
     rows = [asdict(entry) for entry in entries_of(storage, path).values()]
     pieces = [rows[start : start + PIECE_SHARDS] for start in range(0, len(rows), PIECE_SHARDS)]
     names = [f"{PIECE}{piece[0]['shard']}.json" for piece in pieces]
+    places = [f"{path}/{LEDGER}/", f"{path}/{LEDGER}/{COPIES}/"]
+    written = [(f"{place}{name}", {"shards": piece}) for name, piece in zip(names, pieces) for place in places]
+    stale = [f"{place}{name}" for name in old if name not in names for place in places]
+    for _ in _each(storage, lambda one: storage.write(one[0], to_document(*one)), written):
+        pass
+    for _ in _each(storage, storage.delete, [*stale, *(f"{places[0]}{shard}.json" for shard in objects)]):
+        pass
+
+
+def _each(storage: Storage, call: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """`map`, several at a time in an object store: a request to one is mostly waiting.
+
+    In a directory threads only wait for each other: 140 instead of 46 microseconds an object.
+    """
+    if storage.is_local:
+        yield from map(call, items)
+        return
     with ThreadPoolExecutor(max_workers=THREADS) as pool:
-        written = [
-            (f"{path}/{LEDGER}/{folder}{name}", {"shards": piece})
-            for name, piece in zip(names, pieces)
-            for folder in ("", f"{COPIES}/")
-        ]
-        list(pool.map(lambda one: storage.write(one[0], to_document(*one)), written))
-        stale = [
-            f"{path}/{LEDGER}/{folder}{name}" for name in old if name not in names for folder in ("", f"{COPIES}/")
-        ]
-        list(pool.map(storage.delete, stale))
-        list(pool.map(lambda shard: storage.delete(f"{path}/{LEDGER}/{shard}.json"), objects))
+        yield from pool.map(call, items)
 
 
 @dataclass
