@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -25,11 +26,15 @@ from prefsel.config import Options
 from prefsel.config.problems import problem, wrong_kind
 from prefsel.errors import UserError, invalid
 
+MAX_DEPTH = 32
+"""Rules inside each other; a dedupe of an intersection of bands is three."""
 Label = tuple[str | None, ...]
 """Names a stratum: the values of the quota's columns; `()` is the whole corpus."""
 
 
 def _decimal(value: object) -> object:
+    if isinstance(value, str) and re.search(r"[eE][+-]?\d{4,}", value):  # exact arithmetic writes all its zeros out
+        raise ValueError("has an exponent of four digits or more")
     return value if isinstance(value, bool) else Decimal(str(value)) if isinstance(value, int | float) else value
 
 
@@ -344,6 +349,8 @@ def parse_rule(rule: Any, path: str = "rule") -> Rule:
     Raises:
         UserError: an unknown kind or key (the nearest valid one is named) or an invalid value, one line per problem.
     """
+    for _ in tables_in(rule):
+        pass  # refuses what is nested without end
     kind = rule.get("kind") if isinstance(rule, Mapping) else None
     if not isinstance(kind, str) or kind not in RULES:
         raise UserError(wrong_kind(rule, path, RULES))
@@ -423,11 +430,9 @@ def rule_scores(rule: Mapping[str, Any]) -> list[str]:
 
 def rule_columns(rule: Any) -> Iterator[str]:
     """The score columns a rule's table names, as often as it does; the table need not be a valid rule."""
-    if isinstance(rule, Mapping):
-        named = [rule.get("score"), *_list(rule.get("scores"))]
+    for one in tables_in(rule):
+        named = [one.get("score"), *_list(one.get("scores"))]
         yield from (name for name in named if isinstance(name, str))
-        for inside in (*_list(rule.get("rules")), rule.get("rule")):
-            yield from rule_columns(inside)
 
 
 def _list(value: Any) -> Sequence[Any]:
@@ -446,11 +451,19 @@ def arithmetic_of(rule: Any) -> dict[str, str]:
 
 
 def tables_in(rule: Any) -> Iterator[Mapping[str, Any]]:
-    """A rule's table and all inside it; it need not be a valid rule."""
-    if isinstance(rule, Mapping):
-        yield rule
-        for inside in (*_list(rule.get("rules")), rule.get("rule")):
-            yield from tables_in(inside)
+    """A rule's table and all inside it, each before its own; it need not be a valid rule.
+
+    Raises:
+        UserError: Rules lie too deep in each other, or a rule in itself.
+    """
+    waiting = [(rule, 0)]
+    while waiting:
+        one, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise UserError(f"rule: rules lie more than {MAX_DEPTH} deep in each other")
+        if isinstance(one, Mapping):
+            yield one
+            waiting += [(inside, depth + 1) for inside in (one.get("rule"), *reversed(_list(one.get("rules"))))]
 
 
 def _decides_by_rank(rule: Mapping[str, Any]) -> bool:

@@ -27,6 +27,9 @@ DEFAULT_KINDS = {"models": DEFAULT_MODEL, "train": DEFAULT_TRAINING}
 """What entries without a `kind` are."""
 
 
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration in `path`, with `dotted.key=value` overrides applied.
 
@@ -92,7 +95,8 @@ def parse_config(table: dict[str, Any]) -> Config:
     """
     modules = table.get("plugins")
     # Before anything is checked: the names of what they register are valid values.
-    load_plugins(modules if isinstance(modules, list) and all(isinstance(one, str) for one in modules) else [])
+    is_names = isinstance(modules, list) and all(isinstance(one, str) and _MODULE.fullmatch(one) for one in modules)
+    load_plugins(modules if isinstance(modules, list) and is_names else [])
     try:
         return Config.model_validate(table)
     except ValidationError as error:

@@ -22,6 +22,8 @@ def default_kind(kind: str) -> BeforeValidator:
 
 
 class Options(BaseModel):
-    """A frozen record; an unknown key is an error."""
+    """A frozen record; an unknown key is an error, and so is a number that is infinite or none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True, allow_inf_nan=False
+    )
