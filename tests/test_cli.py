@@ -90,7 +90,7 @@ def test_a_model_directory_without_a_tokenizer(here: Path, capsys: pytest.Captur
     (here / "model").mkdir()
     (here / "model" / "config.json").write_text('{"model_type": "llama"}')
     assert "no *.safetensors" in refused(here, capsys, BASE | {"models": [MODEL]})
-    (here / "model" / "model.safetensors").write_bytes(b"")
+    (here / "model" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     assert "no tokenizer in the directory" in refused(here, capsys, BASE | {"models": [MODEL]})
 
 

@@ -35,10 +35,10 @@ FLOORS = (
     {"publishing"},
     {"__init__"},
     {"stages", "environment"},
-    {"making"},
+    {"making", "damage"},
     {"play"},
     {"pipeline"},
-    {"demo"},
+    {"demo", "mend", "refresh"},
     {"cli"},
 )
 KNOW_RAY = {"stages", "pipeline", "cli"}
