@@ -33,6 +33,7 @@ from prefsel.stages.report import MadeCorpus, last_report, write_report
 from prefsel.stages.score import require_imported
 from prefsel.stages.session import connect, is_own
 from prefsel.workspace.manifest import StageReport, config_text
+from prefsel.workspace.patience import as_input
 from prefsel.workspace.repair import set_aside, settle
 from prefsel.workspace.storage import Storage, redact
 from prefsel.workspace.verify import as_finding, check_under
@@ -196,6 +197,7 @@ def _keep_config(config: Config, storage: Storage) -> None:
         UserError: the workspace cannot be written.
     """
     try:
-        storage.write("config.yaml", config_text(config).encode())
+        with as_input("workspace"):
+            storage.write("config.yaml", config_text(config).encode())
     except OSError as error:
         raise UserError(f"workspace: cannot write {redact(storage.uri)!r}: {redact(str(error))}") from error
