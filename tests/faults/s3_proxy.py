@@ -67,8 +67,8 @@ def seeded(seed: int, probability: float, faults: Sequence[str] = TRANSIENT) -> 
         target = f"{seed} {request.method} {request.key} {sorted(request.query.items())} {request.nth}"
         draw = int.from_bytes(blake2b(target.encode(), digest_size=8).digest(), "little")
         fault = faults[draw % 1009 % len(faults)] if (draw >> 10) / 2**54 < probability else None
-        # An answer to HEAD has no body, so that nobody could tell this one from a request that is wrong.
-        return "internal" if fault == "request_timeout" and request.method == "HEAD" else fault
+        # A store says so of uploads; of others Arrow keeps the status alone, which is that of a request that is wrong.
+        return "internal" if fault == "request_timeout" and request.method not in ("PUT", "POST") else fault
 
     return rule
 
