@@ -66,7 +66,7 @@ def patiently(what: str, attempt: Callable[[], Result]) -> Result:
     The waits are drawn anew each time, so that workers which a store sent away do not come back together.
 
     Args:
-        what: The operation and the object, for the message: `reading s3://bucket/w/catalog.json`.
+        what: The operation and the object, for the message, without credentials: `reading s3://bucket/w/catalog.json`.
         attempt: May be repeated whatever came of it.
 
     Raises:
@@ -84,10 +84,10 @@ def patiently(what: str, attempt: Callable[[], Result]) -> Result:
             kind, seconds = kind_of(error), time.monotonic() - begun
             wait = backoff(count)
             if kind not in ATTEMPTS:
-                raise StoreError(f"{redact(what)}: {ADVICE[kind]} ({_told(error)}); {_KEPT}", kind) from None
+                raise StoreError(f"{what}: {ADVICE[kind]} ({_told(error)}); {_KEPT}", kind) from None
             if count >= ATTEMPTS[kind] or seconds + wait > GIVE_UP_S:
                 tried = f"failed {count} times in {seconds:.0f} s"
-                raise StoreError(f"{redact(what)}: {tried} ({_told(error)}); {_KEPT}", kind) from None
+                raise StoreError(f"{what}: {tried} ({_told(error)}); {_KEPT}", kind) from None
         time.sleep(wait)
 
 
