@@ -21,9 +21,9 @@ _KEPT_AT_THE_END = 180
 _MIN_SECRET = 8
 """A variable of the environment that is shorter is no secret worth the mess of taking it out of every text."""
 
-_IN_URI = re.compile(r"\b(\w+://)[^\s'\"]{0,1500}@")
-"""Credentials before a host, up to the last @: secrets hold slashes. Every repetition has an end, so that a text made
-for it costs no more than its length."""
+_IN_URI = re.compile(r"\b(\w+://)(?:[^\s'\"/:]{0,200}:[^\s'\"]{0,1500}|[^\s'\"/]{0,1500})@")
+"""Credentials before a host: after a colon up to the last @, because secrets hold slashes; the @ of an artifact's name
+stands after a slash. Every repetition has an end, so that a text made for it costs no more than its length."""
 _IN_QUERY = re.compile(
     r"((?:secret|token|passwd|password|access_?key|api_?key|signature|credential|authorization|\bsig)[\w-]{0,40}=)[^&\s'\"]+",
     re.IGNORECASE,
@@ -38,7 +38,7 @@ _IN_TABLE = re.compile(
 _IN_HEADER = re.compile(r"(\b(?:Bearer|Basic)\s+)[A-Za-z0-9._~+/=-]{8,}")
 _BY_SHAPE = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|sk-[A-Za-z0-9_-]{16,}"
-    r"|(?:AKIA|ASIA)[0-9A-Z]{16}|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]+)"
+    r"|(?:AKIA|ASIA)[0-9A-Z]{12,}|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]+)"
 )
 """Tokens of hubs and of clouds, known by how they begin."""
 _SECRET_VARIABLE = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)(?:_ID)?$")

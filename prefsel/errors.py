@@ -69,6 +69,28 @@ class DamagedError(IntegrityError):
         return type(self), (self.workspace, self.path, self.problem, self.detail)
 
 
+class StoreError(PrefselError):
+    """An object store refuses an operation, or failed for longer than is waited."""
+
+    def __init__(self, message: str = "", kind: str = "other") -> None:
+        """Say what failed.
+
+        Args:
+            message: The operation, the object, and what the store says.
+            kind: `passing`, `unreached`, `denied`, `absent` or `other`; see `workspace/patience.py`.
+        """
+        super().__init__(message)
+        self.kind = kind
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether trying again later may help without that anything is changed."""
+        return self.kind in ("passing", "unreached")
+
+    def __reduce__(self) -> tuple[type[StoreError], tuple[str, ...]]:
+        return type(self), (self.message, self.kind)
+
+
 class TemplateError(UserError):
     """The chat template of a model cannot be shared as prompt prefix + completions."""
 

@@ -38,6 +38,7 @@ from prefsel.stages.score import require_imported
 from prefsel.stages.session import connect, is_own
 from prefsel.workspace.lease import hold, require_no_writer
 from prefsel.workspace.manifest import StageReport, config_text
+from prefsel.workspace.patience import as_input
 from prefsel.workspace.storage import Storage
 
 UNTIL: dict[str, Callable[[Node], bool]] = {
@@ -190,6 +191,7 @@ def _keep_config(config: Config, storage: Storage) -> None:
         UserError: the workspace cannot be written.
     """
     try:
-        storage.write("config.yaml", config_text(config).encode())
+        with as_input("workspace"):
+            storage.write("config.yaml", config_text(config).encode())
     except OSError as error:
         raise UserError(f"workspace: cannot write {redact(storage.uri)!r}: {redact(str(error))}") from error

@@ -201,7 +201,8 @@ def test_a_workspace_that_cannot_be_written(here: Path, capfd: pytest.CaptureFix
     (here / "w" / "groups").mkdir(parents=True)
     (here / "w" / "groups" / "s").write_text("")
     message = told(here, capfd, "ingest", {}, code=1)
-    assert f"{here}/w/groups/s/" in message
+    assert f"{here}/w/groups/s" in message
+    assert "what is committed is kept" in message
     assert "Not a directory" in message or "File exists" in message
 
 

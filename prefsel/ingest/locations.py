@@ -15,6 +15,7 @@ from prefsel.errors import UserError
 from prefsel.ingest.globs import WILDCARD, glob_matcher
 from prefsel.ingest.remote import reachable
 from prefsel.workspace.places import checked_place, files_below
+from prefsel.workspace.stores import open_store
 
 TEXT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 COMPRESSED = ("", ".gz", ".zst", ".xz", ".bz2")
@@ -62,7 +63,7 @@ def resolve(uri: str, filesystem: pafs.FileSystem | None = None) -> tuple[pafs.F
         return pafs.LocalFileSystem(), os.path.expanduser(uri)
     try:
         with reachable(uri):
-            found, path = pafs.FileSystem.from_uri(uri)
+            found, path = open_store(uri)
     except ValueError as error:
         raise UserError(f"source: cannot open {redact(uri)!r}: {redact(str(error))}") from error
     return found, path

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from prefsel.display import redact
-from prefsel.errors import PrefselError, UserError
+from prefsel.errors import PrefselError, StoreError, UserError
 
 Row = TypeVar("Row")
 
@@ -31,6 +31,11 @@ def reachable(uri: str) -> Iterator[None]:
     """
     try:
         yield
+    except StoreError as error:
+        told = f"source: {redact(uri)!r}: "
+        if error.may_pass:
+            raise PrefselError(f"{told}its server could not be reached: {error}") from error
+        raise UserError(told + str(error)) from error
     except PrefselError:
         raise
     except Exception as error:

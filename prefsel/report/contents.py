@@ -28,7 +28,7 @@ from prefsel.pairs.reader import PairReader
 from prefsel.reasons import NOT_SELECTED
 from prefsel.rules import rule_scores
 from prefsel.schema import FLIPPED, with_rest
-from prefsel.workspace.catalog import Catalog, FileRecord, ShardRef, read_catalog
+from prefsel.workspace.catalog import Catalog, FileRecord, ShardRef, read_catalog, required_entries
 from prefsel.workspace.documents import read_document
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport
@@ -74,11 +74,7 @@ class Contents:
         found = []
         for one in self.stages:
             if one.stage == "score":
-                entries = Artifact(self.storage, f"{one.artifact}/{first.source}").entries()
-                if first.shard not in entries:
-                    raise self.storage.damaged(
-                        f"{one.artifact}/{first.key}.parquet", "missing", "it is not in its ledger"
-                    )
+                entries = required_entries(self.storage, f"{one.artifact}/{first.source}", [first.shard])
                 found.append((one.artifact, tuple(entries[first.shard].columns)))
         return tuple(found)
 

@@ -29,6 +29,7 @@ from prefsel.progress import Progress
 from prefsel.score.function import answer_text, asked, pairwise_judge
 from prefsel.stages.tasks import map_shards
 from prefsel.train.heldout import read_margins
+from prefsel.workspace.catalog import required_entries
 from prefsel.workspace.folders import seal_files
 from prefsel.workspace.ledger import Artifact, merge_counts
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
@@ -131,7 +132,7 @@ def _plans(plan: Plan) -> dict[str, Plan]:
 def _answer_counts(plan: Plan) -> dict[str, Any]:
     """Responses that a model was asked for, and those that nothing is measured of, by reason."""
     source = _source(plan)
-    known = Artifact(plan.storage, f"groups/{source}").entries()
+    known = required_entries(plan.storage, f"groups/{source}", [shard.shard for shard in plan.catalog.shards])
     infos = [known[shard.shard].info for shard in plan.catalog.shards]
     dropped = merge_counts(info["dropped"] for info in infos)
     dropped.pop(REPEATED, None)

@@ -26,7 +26,7 @@ from prefsel.stages.pool import PoolWork, Work, run_pool
 from prefsel.stages.score import loading
 from prefsel.stages.tasks import map_shards
 from prefsel.stages.vllm import ShardWork, VllmWork
-from prefsel.workspace.catalog import ShardRef
+from prefsel.workspace.catalog import ShardRef, required_entries
 from prefsel.workspace.entries import Entry
 from prefsel.workspace.ledger import Artifact, merge_counts
 from prefsel.workspace.manifest import StageReport, load_summary
@@ -199,10 +199,10 @@ def join(plan: Plan, node: Node, progress: Progress) -> StageReport:
     made: Made = node.spec
     storage = plan.storage
     folders = [plan.node("groups", name).path for name in (made.policy, *made.beside)]
-    known = [Artifact(storage, folder).entries() for folder in folders]
     summary = load_summary(storage, plan.node("prompts", made.prompts.name).path)
     assert summary is not None, "prompts are chosen before they are answered"
     names = [name for name, _ in summary.details["shards"]]
+    known = [required_entries(storage, folder, names) for folder in folders]
     inputs = {name: hash_hex(*(entries[name].content for entries in known)) for name in names}
     artifact = Artifact(storage, node.path)
     done = artifact.done(inputs)

@@ -13,7 +13,7 @@ from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
 from prefsel.schema import RESPONSES
 from prefsel.stages.tasks import map_shards
-from prefsel.workspace.catalog import ShardRef
+from prefsel.workspace.catalog import ShardRef, required_entries
 from prefsel.workspace.ledger import Artifact, merge_counts
 from prefsel.workspace.manifest import StageReport
 
@@ -66,7 +66,8 @@ def _unread(plan: Plan, made: Made) -> dict[str, str]:
     found = {}
     (source,) = plan.catalog.sources
     for label in made.judges:
-        entries = Artifact(plan.storage, f"{plan.node('columns', label).path}/{source.name}").entries()
+        path = f"{plan.node('columns', label).path}/{source.name}"
+        entries = required_entries(plan.storage, path, [shard.shard for shard in plan.catalog.shards])
         infos = [entries[shard.shard].info for shard in plan.catalog.shards]
         dropped = merge_counts(info["dropped"] for info in infos)
         first = next((info["template_error"] for info in infos if info["template_error"]), "")

@@ -30,7 +30,7 @@ from prefsel.stages.policy import load_policy
 from prefsel.stages.pool import PoolWork, Work, run_pool
 from prefsel.stages.score import loading
 from prefsel.stages.vllm import ShardWork, VllmWork
-from prefsel.workspace.catalog import ShardRef
+from prefsel.workspace.catalog import ShardRef, required_entries
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
 
@@ -88,8 +88,9 @@ def rewrite_all(plan: Plan, node: Node, progress: Progress) -> list[ShardRef]:
     assert made is not None, "prompts are evolved for a corpus that is made"
     selection = spec.seeds.node("selection", spec.selection).path
     (source,) = spec.seeds.catalog.sources
-    chosen = Artifact(storage, f"{selection}/{source.name}").entries()
-    shards = [shard for shard in spec.seeds.catalog.shards if chosen[shard.shard].rows]
+    seeds = spec.seeds.catalog.shards
+    chosen = required_entries(storage, f"{selection}/{source.name}", [shard.shard for shard in seeds])
+    shards = [shard for shard in seeds if chosen[shard.shard].rows]
     folder = answers_folder(node)
     inputs = {shard.shard: chosen[shard.shard].content for shard in shards}
     known = Artifact(storage, f"{folder}/{source.name}").done(inputs)

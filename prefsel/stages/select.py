@@ -66,7 +66,7 @@ from prefsel.stages.derived import (
 )
 from prefsel.stages.shuffle import hash_shuffle, num_partitions
 from prefsel.stages.tasks import map_shards
-from prefsel.workspace.catalog import ShardRef
+from prefsel.workspace.catalog import ShardRef, required_entries
 from prefsel.workspace.entries import Entry
 from prefsel.workspace.ledger import Artifact, merge_counts
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
@@ -335,13 +335,10 @@ def _shard_entries(plan: Plan, folder: str) -> dict[str, Entry]:
     Raises:
         DamagedError: a shard of the corpus is not in its ledger.
     """
-    entries = {}
+    entries: dict[str, Entry] = {}
     for source, shards in plan.catalog.sources_of().items():
-        known = Artifact(plan.storage, f"{folder}/{source}").entries()
-        for shard in shards:
-            if shard.shard not in known:
-                raise plan.storage.damaged(f"{folder}/{shard.key}.parquet", "missing", "it is not in its ledger")
-            entries[shard.key] = known[shard.shard]
+        known = required_entries(plan.storage, f"{folder}/{source}", [shard.shard for shard in shards])
+        entries |= {shard.key: known[shard.shard] for shard in shards}
     return entries
 
 

@@ -12,6 +12,7 @@ from prefsel.errors import UserError
 from prefsel.workspace.documents import find_document, read_document, to_document
 from prefsel.workspace.entries import Entry
 from prefsel.workspace.ledger import Artifact
+from prefsel.workspace.patience import confirmed
 from prefsel.workspace.recipes import corpus_fingerprint
 from prefsel.workspace.storage import Storage, digest
 from prefsel.workspace.swap import read, swap
@@ -135,14 +136,11 @@ class Catalog:
 
     def entries(self, storage: Storage, kind: Literal["groups", "pairs"]) -> dict[str, Entry]:
         """Ledger entries of the live shards of `groups` or `pairs`, by shard key."""
-        entries = {}
+        entries: dict[str, Entry] = {}
         for source, shards in self.sources_of().items():
             path = f"groups/{source}" if kind == "groups" else shards[0].pairs_path
-            known = Artifact(storage, path).entries()
-            for shard in shards:
-                if shard.shard not in known:
-                    raise storage.damaged(f"{path}/{shard.shard}.parquet", "missing", "it is not in its ledger")
-                entries[shard.key] = known[shard.shard]
+            known = required_entries(storage, path, [shard.shard for shard in shards])
+            entries |= {shard.key: known[shard.shard] for shard in shards}
         return entries
 
     def has_rest(self, storage: Storage) -> bool:
@@ -158,6 +156,23 @@ class Catalog:
         """The corpus fingerprint, over the pairs shards."""
         entries = self.entries(storage, "pairs")
         return corpus_fingerprint((s.source, s.shard, entries[s.key].content) for s in self.shards)
+
+
+def required_entries(storage: Storage, path: str, shards: Sequence[str]) -> dict[str, Entry]:
+    """The ledger entries of the artifact at `path`, those of all `shards` among them.
+
+    Raises:
+        DamagedError: one of the shards is not in the ledger.
+    """
+
+    def read() -> dict[str, Entry]:
+        known = Artifact(storage, path).entries(shards)
+        for shard in shards:
+            if shard not in known:
+                raise storage.damaged(f"{path}/{shard}.parquet", "missing", "it is not in its ledger")
+        return known
+
+    return confirmed(storage.is_local, read)
 
 
 def write_catalog(storage: Storage, catalog: Catalog) -> None:

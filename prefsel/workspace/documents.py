@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from prefsel.workspace.patience import confirmed
 from prefsel.workspace.storage import Storage, digest
 
 _LAST = re.compile(rb',\s*"digest": "([0-9a-f]{32})"\s*\}\s*\Z')
@@ -58,10 +59,14 @@ def read_document(storage: Storage, path: str) -> Any:
     Raises:
         DamagedError: it is gone, or not what was written.
     """
-    found = find_document(storage, path)
-    if found is None:
-        raise storage.damaged(path, "missing")
-    return found
+
+    def read() -> Any:
+        found = find_document(storage, path)
+        if found is None:
+            raise storage.damaged(path, "missing")
+        return found
+
+    return confirmed(storage.is_local, read)
 
 
 def find_document(storage: Storage, path: str) -> Any | None:
@@ -70,14 +75,18 @@ def find_document(storage: Storage, path: str) -> Any | None:
     Raises:
         DamagedError: it is not what was written.
     """
-    try:
-        data = storage.read(path)
-    except FileNotFoundError:
-        return None
-    try:
-        return parse_document(path, data)
-    except ValueError as error:
-        raise storage.damaged(path, "altered", str(error)) from error
+
+    def read() -> Any | None:
+        try:
+            data = storage.read(path)
+        except FileNotFoundError:
+            return None
+        try:
+            return parse_document(path, data)
+        except ValueError as error:
+            raise storage.damaged(path, "altered", str(error)) from error
+
+    return confirmed(storage.is_local, read)
 
 
 def _digest_of(path: str, body: bytes) -> str:

@@ -62,8 +62,13 @@ class Proof(NamedTuple):
     content: str
 
 
-def entries_of(storage: Storage, path: str) -> dict[str, Entry]:
+def entries_of(storage: Storage, path: str, expected: Iterable[str] = ()) -> dict[str, Entry]:
     """Every entry of the ledger of the artifact at `path`, by shard.
+
+    Args:
+        storage: The workspace.
+        path: Of the artifact.
+        expected: Shards that are asked for by name in a store whose listing lacks them: it may be behind.
 
     Raises:
         DamagedError: an object of it is not what was written.
@@ -73,6 +78,10 @@ def entries_of(storage: Storage, path: str) -> dict[str, Entry]:
     for rows in _each(storage, lambda name: _piece(storage, path, name), pieces):
         entries |= {row["shard"]: Entry(**row) for row in rows}
     for shard, row in zip(objects, _each(storage, lambda shard: _object(storage, path, shard), objects)):
+        if row is not None:
+            entries[shard] = Entry(**row)
+    unlisted = [] if storage.is_local else [shard for shard in expected if shard not in entries]
+    for shard, row in zip(unlisted, _each(storage, lambda shard: _object(storage, path, shard), unlisted)):
         if row is not None:
             entries[shard] = Entry(**row)
     return dict(sorted(entries.items()))
@@ -152,7 +161,7 @@ def proof_of(storage: Storage, path: str, shard: str, *, anew: bool = False) -> 
     if shard in known.proofs:
         return known.proofs[shard]
     rows: Iterable[dict[str, Any]] = ()
-    if shard in known.objects:
+    if shard in known.objects or (anew and not storage.is_local and storage.exists(f"{path}/{LEDGER}/{shard}.json")):
         row = _object(storage, path, shard)
         rows = [] if row is None else [row]
     elif known.pieces:
@@ -179,6 +188,8 @@ def compact(storage: Storage, path: str, *, at_least: int) -> None:
     rows = [asdict(entry) for entry in entries_of(storage, path).values()]
     pieces = [rows[start : start + PIECE_SHARDS] for start in range(0, len(rows), PIECE_SHARDS)]
     names = [f"{PIECE}{piece[0]['shard']}.json" for piece in pieces]
+    if any(name not in old and storage.exists(f"{path}/{LEDGER}/{name}") for name in names):
+        return  # the listing is behind: what that piece holds is not among the rows
     places = [f"{path}/{LEDGER}/", f"{path}/{LEDGER}/{COPIES}/"]
     written = [(f"{place}{name}", {"shards": piece}) for name, piece in zip(names, pieces) for place in places]
     stale = [f"{place}{name}" for name in old if name not in names for place in places]

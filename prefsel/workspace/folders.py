@@ -11,6 +11,7 @@ from typing import Any
 from xxhash import xxh3_128_hexdigest
 
 from prefsel.workspace.documents import find_document, write_document
+from prefsel.workspace.patience import confirmed
 from prefsel.workspace.recipes import hash_hex
 from prefsel.workspace.storage import Storage, digest
 
@@ -83,12 +84,12 @@ def check_folder(storage: Storage, path: str, *, quick: bool) -> dict[str, tuple
     sizes = storage.sizes(path, recursive=True)
     wrong = {}
     for name, file in seal["files"].items():
-        size = sizes.get(f"{path}/{name}")
+        size = storage.size_of(f"{path}/{name}", sizes)
         if size is None:
             wrong[name] = ("missing", "")
         elif size != file["bytes"]:
             wrong[name] = ("altered", f"{file['bytes']:,} bytes were committed, found {size:,}")
-        elif not quick and digest(storage.read(f"{path}/{name}")) != file["blake2b"]:
+        elif not quick and not storage.holds(f"{path}/{name}", file["blake2b"]):
             wrong[name] = ("altered", "its hash is not the committed one")
     return wrong
 
@@ -99,7 +100,10 @@ def read_sealed(storage: Storage, path: str, name: str, file: Mapping[str, Any])
     Raises:
         DamagedError: it is gone or altered.
     """
-    full = f"{path}/{name}"
+    return confirmed(storage.is_local, lambda: _read_sealed(storage, f"{path}/{name}", file))
+
+
+def _read_sealed(storage: Storage, full: str, file: Mapping[str, Any]) -> bytes:
     try:
         data = storage.read(full)
     except FileNotFoundError:

@@ -20,6 +20,7 @@ from prefsel.errors import DamagedError, IntegrityError
 from prefsel.workspace.documents import find_document, write_document
 from prefsel.workspace.entries import LEDGER, Entry, Proof, compact, entries_of, proof_of
 from prefsel.workspace.parquet_bytes import checks_of, read_checked, to_bytes
+from prefsel.workspace.patience import confirmed
 from prefsel.workspace.storage import Storage, digest
 
 
@@ -50,13 +51,16 @@ class Artifact:
         """Where the ledger object of `shard` lies until it is compacted, relative to the workspace."""
         return f"{self.path}/{LEDGER}/{shard}.json"
 
-    def entries(self) -> dict[str, Entry]:
+    def entries(self, expected: Iterable[str] = ()) -> dict[str, Entry]:
         """Every committed shard by name: of the compacted objects, and of what was committed after them.
+
+        Args:
+            expected: Shards that may be committed though the listing of a store does not show it yet.
 
         Raises:
             DamagedError: an object of the ledger is not what was written.
         """
-        return entries_of(self.storage, self.path)
+        return entries_of(self.storage, self.path, expected)
 
     def there(self) -> set[str]:
         """The committed shards whose data lie there with as many bytes as were committed: one listing, nothing read."""
@@ -64,12 +68,13 @@ class Artifact:
 
     def _there(self, entries: Mapping[str, Entry]) -> set[str]:
         sizes = self.storage.sizes(self.path)
-        return {shard for shard, entry in entries.items() if sizes.get(self.file(shard)) == entry.bytes}
+        size_of = self.storage.size_of
+        return {shard for shard, entry in entries.items() if size_of(self.file(shard), sizes) == entry.bytes}
 
     def done(self, inputs: Mapping[str, str]) -> dict[str, Entry]:
         """The shards of `inputs` (shard → input hash) that are committed for exactly that input, and are there."""
-        entries = self.entries()
-        there = self._there(entries)
+        entries = self.entries(inputs)
+        there = self._there({shard: entry for shard, entry in entries.items() if shard in inputs})
         return {s: entries[s] for s, made_from in inputs.items() if s in there and entries[s].input == made_from}
 
     def is_done(self, shard: str, made_from: str) -> bool:
@@ -140,6 +145,9 @@ class Artifact:
                 return self._read(shard, columns, seen)
             except DamagedError:
                 pass  # or committed anew since its proof was read
+        return confirmed(self.storage.is_local, lambda: self._read_anew(shard, columns))
+
+    def _read_anew(self, shard: str, columns: list[str] | None) -> pa.Table:
         proof = proof_of(self.storage, self.path, shard, anew=True)
         if proof is None:
             raise self.storage.damaged(self.file(shard), "missing", "it is not in its ledger")
@@ -157,12 +165,12 @@ class Artifact:
             quick: Compare its size only.
             sizes: Of the files of the artifact, by path.
         """
-        size = sizes.get(self.file(entry.shard))
+        size = self.storage.size_of(self.file(entry.shard), sizes)
         if size is None:
             return "missing", ""
         if size != entry.bytes:
             return "altered", f"{entry.bytes:,} bytes were committed, found {size:,}"
-        if not quick and digest(self.storage.read(self.file(entry.shard))) != entry.content:
+        if not quick and not self.storage.holds(self.file(entry.shard), entry.content):
             return "altered", "its hash is not the committed one"
         return None
 

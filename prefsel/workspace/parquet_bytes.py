@@ -95,7 +95,7 @@ def read_checked(
     # Pages of it that nothing is read into take no memory.
     buffer = np.empty(size, np.uint8)
     try:
-        with storage.filesystem.open_input_file(storage.full(path)) as source:
+        with storage.opened(path) as source:
             if (found := source.size()) != size:
                 raise _AlteredError(f"{size:,} bytes were committed, found {found:,}")
             metadata = _read_chunks(source, buffer.data, columns, checks)

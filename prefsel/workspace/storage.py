@@ -16,18 +16,22 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from prefsel.display import redact
 from prefsel.errors import DamagedError, UserError
 from prefsel.workspace import fence
+from prefsel.workspace.patience import READS, as_input
 from prefsel.workspace.places import checked_place, readable_names
+from prefsel.workspace.stores import open_store
 
 
 def digest(data: bytes | memoryview) -> str:
@@ -70,7 +74,7 @@ class Storage:
         if "://" not in self.uri:
             return pafs.LocalFileSystem(), self.uri
         try:
-            filesystem, path = pafs.FileSystem.from_uri(self.uri)
+            filesystem, path = open_store(self.uri)
         except (ValueError, OSError) as error:
             raise UserError(f"workspace: cannot open {redact(self.uri)!r}: {redact(str(error))}") from error
         return filesystem, path.rstrip("/")
@@ -90,9 +94,11 @@ class Storage:
 
         Raises:
             UserError: says which.
+            StoreError: the store fails in a way that passes.
         """
         try:
-            kind = self.filesystem.get_file_info(self._root[1]).type
+            with as_input("workspace"):
+                kind = self.filesystem.get_file_info(self._root[1]).type
         except OSError as error:
             raise UserError(f"workspace: cannot reach {redact(self.uri)!r}: {redact(str(error))}") from error
         if kind == pafs.FileType.File:
@@ -122,10 +128,9 @@ class Storage:
 
     def files(self, path: str, *, recursive: bool = False) -> list[str]:
         """Relative paths of the files under `path`, sorted; unfinished temporary files are not listed."""
-        selector = pafs.FileSelector(self.full(path), allow_not_found=True, recursive=recursive)
         prefix = len(self._root[1]) + 1
         with readable_names(self.full(path)):
-            found = [info.path[prefix:] for info in self.filesystem.get_file_info(selector) if info.is_file]
+            found = [info.path[prefix:] for info in self._listing(path, recursive=recursive) if info.is_file]
         return sorted(name for name in found if not name.rsplit("/", 1)[-1].startswith(".tmp-"))
 
     def sweep(self) -> int:
@@ -148,22 +153,30 @@ class Storage:
 
     def modified(self, path: str, *, recursive: bool = False) -> dict[str, float]:
         """When each file under `path` was written last, in seconds since 1970, by its relative path."""
-        selector = pafs.FileSelector(self.full(path), allow_not_found=True, recursive=recursive)
         prefix = len(self._root[1]) + 1
-        infos = [info for info in self.filesystem.get_file_info(selector) if info.is_file]
+        infos = [info for info in self._listing(path, recursive=recursive) if info.is_file]
         with readable_names(self.full(path)):
             return {info.path[prefix:]: (info.mtime_ns or 0) / 1e9 for info in infos}
 
     def sizes(self, path: str, *, recursive: bool = False) -> dict[str, int]:
         """Bytes of each file under `path`, by its relative path, in one listing."""
-        selector = pafs.FileSelector(self.full(path), allow_not_found=True, recursive=recursive)
         prefix = len(self._root[1]) + 1
-        return {info.path[prefix:]: info.size for info in self.filesystem.get_file_info(selector) if info.is_file}
+        return {info.path[prefix:]: info.size for info in self._listing(path, recursive=recursive) if info.is_file}
+
+    def size_of(self, path: str, sizes: Mapping[str, int]) -> int | None:
+        """Bytes of the file at `path` by a listing; what a store does not list it is asked for by name.
+
+        A listing may be behind what was just written.
+        """
+        return sizes.get(path) if path in sizes or self.is_local else self.size(path)
+
+    def holds(self, path: str, content: str) -> bool:
+        """Whether the file at `path` has this content hash; a store that says no is asked once more, or a few times."""
+        return any(digest(self.read(path)) == content for _ in range(1 if self.is_local else READS))
 
     def folders(self, path: str) -> list[str]:
         """Names of the folders directly under `path`, sorted."""
-        selector = pafs.FileSelector(self.full(path), allow_not_found=True)
-        infos = self.filesystem.get_file_info(selector)
+        infos = self._listing(path)
         with readable_names(self.full(path)):
             return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
 
@@ -173,8 +186,34 @@ class Storage:
         Raises:
             FileNotFoundError: nothing lies there.
         """
-        with self.filesystem.open_input_stream(self.full(path), compression=None) as stream:
-            return stream.read()
+        with self.opened(path) as file:  # as a stream it would come in requests of 256 KiB
+            return file.read(file.size())
+
+    @contextmanager
+    def opened(self, path: str) -> Iterator[pa.NativeFile]:
+        """The file at `path`, read anywhere in it; what the operating system says of a local file names it.
+
+        Raises:
+            FileNotFoundError: nothing lies there.
+        """
+        with self._naming(path), self.filesystem.open_input_file(self.full(path)) as file:
+            yield file
+
+    def _listing(self, path: str, *, recursive: bool = False) -> list[pafs.FileInfo]:
+        with self._naming(path):
+            selector = pafs.FileSelector(self.full(path), allow_not_found=True, recursive=recursive)
+            found: list[pafs.FileInfo] = self.filesystem.get_file_info(selector)
+            return found
+
+    @contextmanager
+    def _naming(self, path: str) -> Iterator[None]:
+        """Give errors of the operating system the file they are about, of which Arrow makes a sentence."""
+        try:
+            yield
+        except OSError as error:
+            if self.is_local and error.errno is not None:
+                error.filename, error.strerror = self.full(path), os.strerror(error.errno)
+            raise
 
     def write(self, path: str, data: bytes) -> None:
         """Put `data` at `path`, wholly or not at all, replacing what was there.
@@ -222,8 +261,8 @@ class Storage:
 
     def delete(self, path: str) -> None:
         """Remove the file at `path`; nothing happens when there is none."""
-        if self.exists(path):
-            self.require_epoch()
+        self.require_epoch()
+        with suppress(FileNotFoundError):
             self.filesystem.delete_file(self.full(path))
 
     def delete_tree(self, path: str) -> None:

@@ -22,6 +22,7 @@ ANSWERS = {
     "token": (401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
     "missing": (404, {"X-Error-Code": "RepoNotFound"}),
     "broken": (500, {}),
+    "throttled": (429, {}),
 }
 """What a hub answers by the organisation asked for: status and headers, as the hub's client reads them."""
 
@@ -93,6 +94,7 @@ def test_the_hub_gives_one_message_for_each_cause(endpoint: str) -> None:
         "token": (2, "is private, or the credentials do not allow reading it"),
         "missing": (2, "there is none of this name"),
         "broken": (1, "its server answers 500"),
+        "throttled": (1, "its server answers 429"),
     }
     for uri, (code, message) in found.items():
         name = next(one for one in ANSWERS if f"{one}/" in uri)
