@@ -19,6 +19,7 @@ import typer
 from prefsel import interrupts
 from prefsel.errors import PrefselError, UserError, known_error
 from prefsel.version import __version__
+from prefsel.withdraw.commands import withdraw
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -182,6 +183,9 @@ def verify(
         f"{result.bytes / 2**20:,.1f} MiB; {result.retried:,} shards begun more than once"
     )
     require_clean(result)
+
+
+app.command()(withdraw)
 
 
 @app.command()

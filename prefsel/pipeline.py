@@ -32,6 +32,7 @@ from prefsel.stages.ingest import ingest
 from prefsel.stages.report import MadeCorpus, last_report, write_report
 from prefsel.stages.score import require_imported
 from prefsel.stages.session import connect, is_own
+from prefsel.withdraw.removal import finish_withdrawals
 from prefsel.workspace.manifest import StageReport, config_text
 from prefsel.workspace.repair import set_aside, settle
 from prefsel.workspace.storage import Storage, redact
@@ -141,6 +142,8 @@ def _run_once(
     _start_ray(config, progress)
     _keep_config(config, storage)
     done = Done(progress)
+    for record in finish_withdrawals(storage):
+        progress.line(f"withdraw  {record.id}, begun {record.when}, is finished now")
     with progress.at("ingest"):
         done.add(ingest(config, storage, progress))
     plan = make_plan(config, storage)

@@ -18,6 +18,7 @@ FLOORS = (
     {"rules"},
     {"workspace"},
     {"ingest", "numbers"},
+    {"withdraw"},
     {"pairs"},
     {"metrics"},
     {"select"},
@@ -36,6 +37,7 @@ FLOORS = (
     {"making"},
     {"play"},
     {"pipeline"},
+    {"mend"},
     {"demo"},
     {"cli"},
 )

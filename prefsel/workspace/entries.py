@@ -191,6 +191,13 @@ def compact(storage: Storage, path: str, *, at_least: int) -> None:
         list(pool.map(lambda shard: storage.delete(f"{path}/{LEDGER}/{shard}.json"), objects))
 
 
+def refold(storage: Storage, path: str) -> None:
+    """Fold a ledger anew where pieces of it are overridden: what they said before is then nowhere any more."""
+    objects, pieces = _listed(storage, path)
+    if objects and pieces:
+        compact(storage, path, at_least=1)
+
+
 @dataclass
 class _Known:
     """What this process has read of a ledger."""
