@@ -38,6 +38,7 @@ FLOORS = (
     {"play"},
     {"pipeline"},
     {"mend"},
+    {"garbage"},
     {"demo"},
     {"cli"},
 )
