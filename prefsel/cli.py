@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +25,7 @@ from prefsel.display import say
 from prefsel.errors import PrefselError, UserError, known_error
 from prefsel.publishing import commands
 from prefsel.version import __version__
+from prefsel.withdraw.commands import withdraw
 
 if TYPE_CHECKING:
     from prefsel.config import Config
@@ -261,6 +264,54 @@ def verify(
         f"{result.bytes / 2**20:,.1f} MiB; {result.retried:,} shards begun more than once"
     )
     require_clean(result)
+
+
+app.command()(withdraw)
+
+
+@app.command()
+def gc(
+    workspace: Workspace,
+    older_than: Annotated[float, typer.Option(min=0, help="days since an artifact was written to")] = 0,
+    keep_bytes: Annotated[
+        str | None, typer.Option(help="remove unnamed artifacts, oldest first, until no more is left: 200GB, 1.5TiB")
+    ] = None,
+    damaged: Annotated[bool, typer.Option("--damaged", help="also copies set aside of what is there again")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="remove it; without, only say what would go")] = False,
+    wait: Wait = False,
+) -> None:
+    """Say what no kept configuration needs, and with --yes remove it."""
+    from prefsel.garbage import find_waste, merged, remove
+    from prefsel.workspace.lease import hold
+    from prefsel.workspace.storage import Storage
+
+    storage = Storage(workspace)
+    if not any(storage.exists(name) for name in ("catalog.json", "config.yaml")):
+        place = display.redact(workspace)
+        raise UserError(f"--workspace: {place!r} is not a workspace: it has no catalog.json and no config.yaml")
+    limit = None if keep_bytes is None else _bytes_of(keep_bytes)
+    with hold(storage, wait=wait, tell=say) if yes else nullcontext(storage) as held:
+        found = find_waste(held, older_than_days=older_than, keep_bytes=limit, damaged=damaged)
+        for one in merged(found.waste):
+            days = (time.time() - one.changed) / 86400
+            say(f"{one.why:<11} {one.path} ({one.bytes / 2**20:,.2f} MiB, {days:,.1f} days old)")
+        for path, why in found.kept.items():
+            say(f"kept        {path}: {why}")
+        total = sum(one.bytes for one in found.waste) / 2**20
+        of = f"of {found.bytes / 2**20:,.1f} MiB"
+        if yes:
+            say(f"gc: removed {remove(held, found.waste) / 2**20:,.1f} MiB {of}")
+        else:
+            say(f"gc: {total:,.1f} MiB {of} can go; nothing was removed, --yes removes it")
+
+
+def _bytes_of(text: str) -> int:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgtKMGT]?)(i?)[bB]?\s*", text)
+    if found is None:
+        raise UserError(f"--keep-bytes: got {text!r}; valid: a number of bytes, or with a unit such as 200GB or 1.5TiB")
+    return int(
+        float(found[1]) * (1024 if found[3] else 1000) ** ("kmgt".index(found[2].lower()) + 1 if found[2] else 0)
+    )
 
 
 @app.command()

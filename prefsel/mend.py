@@ -71,14 +71,14 @@ def kept_configs(storage: Storage) -> Iterator[tuple[Config, str | None]]:
         if text and text not in texts:
             texts.append(text)
     for text in texts:
-        if (config := _parsed(text)) is not None:
+        if (config := parsed(text)) is not None:
             yield config, None
     text = storage.read("config.yaml").decode(errors="replace") if storage.exists("config.yaml") else ""
-    if text not in ("", *texts) and (config := _parsed(text)) is not None:
+    if text not in ("", *texts) and (config := parsed(text)) is not None:
         yield config, _until(storage)
 
 
-def _parsed(text: str) -> Config | None:
+def parsed(text: str) -> Config | None:
     """The configuration that a workspace keeps; None where it can no longer be read."""
     try:
         return parse_config(read_yaml(text, "config_yaml"))

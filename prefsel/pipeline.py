@@ -36,6 +36,7 @@ from prefsel.stages.ingest import ingest
 from prefsel.stages.report import MadeCorpus, last_report, write_report
 from prefsel.stages.score import require_imported
 from prefsel.stages.session import connect, is_own
+from prefsel.withdraw.removal import finish_withdrawals
 from prefsel.workspace.lease import hold, require_no_writer
 from prefsel.workspace.manifest import StageReport, config_text
 from prefsel.workspace.patience import as_input
@@ -134,6 +135,8 @@ def _run(
     """One pass over the job, on a workspace that is held: everything that is not there."""
     _keep_config(config, storage)
     done = Done(progress)
+    for record in finish_withdrawals(storage):
+        progress.line(f"withdraw  {record.id}, begun {record.when}, is finished now")
     with progress.at("ingest"):
         done.add(ingest(config, storage, progress))
     plan = make_plan(config, storage, former)

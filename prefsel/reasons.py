@@ -30,6 +30,7 @@ QUARANTINE = {
     "not_delimited": "the row has more or fewer cells than the header, or its quotes do not match",
     "truncated_parquet": "the Parquet file, or one of its row groups, is cut or corrupt; stands for all rows of it",
     "truncated_arrow": "the Arrow data is cut or corrupt; stands for the rest of the file",
+    "withdrawn": "it was taken back (`prefsel withdraw`); no text of it is kept",
 }
 """Why an input row cannot be used."""
 LOST = {

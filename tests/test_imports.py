@@ -19,6 +19,7 @@ FLOORS = (
     {"rules"},
     {"workspace"},
     {"ingest", "numbers"},
+    {"withdraw"},
     {"pairs"},
     {"metrics"},
     {"select"},
@@ -38,7 +39,9 @@ FLOORS = (
     {"making", "damage"},
     {"play"},
     {"pipeline"},
-    {"demo", "mend", "refresh"},
+    {"mend", "refresh"},
+    {"garbage"},
+    {"demo"},
     {"cli"},
 )
 KNOW_RAY = {"stages", "pipeline", "cli"}

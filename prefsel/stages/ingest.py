@@ -9,8 +9,9 @@ window whose shard was committed by an attempt that died is parsed but not writt
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from prefsel.plugins.registry import code_of
 from prefsel.progress import Progress
 from prefsel.schema import has_rest
 from prefsel.stages.tasks import map_shards
+from prefsel.withdraw.tables import taken_out
 from prefsel.workspace.catalog import WITHOUT_PAIRS, Catalog, FileRecord, SourceRecord, quarantine_name, write_catalog
 from prefsel.workspace.documents import find_document, read_document, write_document
 from prefsel.workspace.ledger import Artifact, merge_counts
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.recipes import canonical
 from prefsel.workspace.storage import Storage, digest
+from prefsel.workspace.withdrawals import WITHDRAWN, Gone, read_gone
 
 KINDS = ("groups", "pairs", "quarantine")
 EXCLUDED = "exclude-prompts"
@@ -66,6 +69,7 @@ def ingest(config: Config, storage: Storage, progress: Progress) -> list[StageRe
     with progress.track("ingest", len(pending), "files", commits=True) as counter:
         by_name = {source.name: source for source in sources}
         shared = {"storage": storage, "config": config, "sources": by_name, "there": there}
+        shared["gone"] = read_gone(storage)
         map_shards(_ingest_file, pending, shared=shared, counter=counter)
     catalog, reports = compose(sources, tasks, storage, {task.record for task in pending})
     for report in reports:
@@ -165,7 +169,8 @@ def _ingest_file(task: FileTask, shared: dict[str, Any]) -> None:
         carry=source.carry,
     )
     shards = []
-    for number, window in enumerate(windows):
+    for number, whole in enumerate(windows):
+        window = without_withdrawn(whole, shared["gone"], redact(task.uri))
         shard = f"{window.digest[:16]}-{number:05d}"
         _commit_window(storage, source, shard, quarantine_name(shard, redact(task.uri)), window, known)
         shards.append(
@@ -177,6 +182,26 @@ def _ingest_file(task: FileTask, shared: dict[str, Any]) -> None:
         )
     seconds = time.monotonic() - started
     write_document(storage, task.record, {"uri": redact(task.uri), "shards": shards, "seconds": seconds})
+
+
+def without_withdrawn(window: Window, gone: Gone, file: str) -> Window:
+    """A window without what was taken back; its name stays, as its rows are the same."""
+    tables = taken_out(window.groups, window.pairs, window.quarantine, gone, file)
+    groups, pairs, quarantine = tables
+    if quarantine is window.quarantine and groups is window.groups and pairs is window.pairs:
+        return window
+    reasons = dict(Counter(quarantine["reason"].to_pylist()))
+    accepted = window.num_rows - window.num_duplicate - quarantine.num_rows
+    return replace(
+        window,
+        groups=groups,
+        pairs=pairs,
+        quarantine=quarantine,
+        num_accepted=accepted,
+        num_quarantined=quarantine.num_rows,
+        reasons=reasons,
+        examples={reason: told for reason, told in window.examples.items() if not gone.rows and reason in reasons},
+    )
 
 
 def _window_counts(window: Window) -> dict[str, int]:
@@ -318,9 +343,10 @@ def _check_quality(config: Config, catalog: Catalog, storage: Storage) -> None:
     where = f"the rows lie in {redact(storage.uri)}/quarantine"
     limit = config.ingest.max_quarantine_fraction
     shown = "".join(f"\n  {reason}: {one}" for reason, one in _examples(files).items())
-    if counts["quarantined"] > limit * counts["rows"]:
+    unusable = counts["quarantined"] - reasons.get(WITHDRAWN, 0)
+    if unusable > limit * counts["rows"]:
         raise UserError(
-            f"ingest: {counts['quarantined']:,} of {counts['rows']:,} rows are quarantined ({told}); "
+            f"ingest: {unusable:,} of {counts['rows']:,} rows are quarantined ({told}); "
             f"ingest.max_quarantine_fraction is {limit:g}; {where}; the first of each reason:{shown}"
         )
     for source in catalog.sources:  # an evaluation set that could not be read must not pass for an empty one

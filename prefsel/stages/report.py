@@ -61,7 +61,8 @@ def last_report(plan: Plan) -> str | None:
     if not runs:
         return None
     folder = f"reports/{runs[-1].removeprefix('runs/').removesuffix('.json')}"
-    read_document(plan.storage, runs[-1])
+    if "report" not in read_document(plan.storage, runs[-1]):  # it showed rows that were taken back
+        return None
     if finished_folder(plan.storage, folder) is None:
         raise plan.storage.damaged(f"{folder}/{SEAL}", "missing")
     return f"{folder}/index.html"

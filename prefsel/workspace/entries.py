@@ -211,6 +211,13 @@ def _each(storage: Storage, call: Callable[[Item], Result], items: Sequence[Item
         yield from pool.map(call, items)
 
 
+def refold(storage: Storage, path: str) -> None:
+    """Fold a ledger anew where pieces of it are overridden: what they said before is then nowhere any more."""
+    objects, pieces = _listed(storage, path)
+    if objects and pieces:
+        compact(storage, path, at_least=1)
+
+
 @dataclass
 class _Known:
     """What this process has read of a ledger."""

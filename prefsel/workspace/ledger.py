@@ -36,6 +36,23 @@ def _column_summary(table: pa.Table) -> dict[str, dict[str, Any]]:
     return summary
 
 
+def _entry(
+    shard: str, table: pa.Table, data: bytes, *, made_from: str, attempt: str, info: Mapping[str, Any] | None
+) -> Entry:
+    """What a ledger says of a table that is written as `data`."""
+    return Entry(
+        shard=shard,
+        rows=table.num_rows,
+        bytes=len(data),
+        content=digest(data),
+        input=made_from,
+        attempt=attempt,
+        checks=checks_of(data),
+        columns=_column_summary(table),
+        info=dict(info or {}),
+    )
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A folder of shards with a ledger."""
@@ -114,20 +131,21 @@ class Artifact:
         `plain_numbers` is for tables of integers that hardly repeat: three times as fast to write, see `to_bytes`.
         """
         data = to_bytes(table, plain_numbers)
+        entry = _entry(shard, table, data, made_from=made_from, attempt=attempt, info=info)
         self.storage.write(self.file(shard), data)
-        entry = Entry(
-            shard=shard,
-            rows=table.num_rows,
-            bytes=len(data),
-            content=digest(data),
-            input=made_from,
-            attempt=attempt,
-            checks=checks_of(data),
-            columns=_column_summary(table),
-            info=dict(info or {}),
-        )
         write_document(self.storage, self.ledger_file(shard), asdict(entry))
         return entry
+
+    def replace(self, entry: Entry, table: pa.Table, data: bytes, *, made_from: str, info: Mapping[str, Any]) -> Entry:
+        """Put another table in the place of a committed one: the same work, of which something was taken back.
+
+        Its ledger object is written first: what a kill leaves between the two does not pass for the former table.
+        `data` are the bytes of `table`.
+        """
+        new = _entry(entry.shard, table, data, made_from=made_from, attempt=entry.attempt, info=info)
+        write_document(self.storage, self.ledger_file(entry.shard), asdict(new))
+        self.storage.write(self.file(entry.shard), data)
+        return new
 
     def compact(self, *, at_least: int = 64) -> None:
         """Fold the ledger objects into few when there are `at_least` of them; see `compaction.compact`."""

@@ -20,6 +20,7 @@ from prefsel.workspace.folders import SEAL, read_seal
 from prefsel.workspace.manifest import SUMMARY
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import CORPUS, SEALED, Finding, root_of
+from prefsel.workspace.withdrawals import WITHDRAWN, restore_withdrawal
 
 DAMAGED = "damaged"
 NOTE = "note.json"
@@ -70,6 +71,9 @@ def set_aside(storage: Storage, findings: Iterable[Finding]) -> list[Note]:
     number = max((note.number for note in notes(storage)), default=0)
     made = []
     for finding in findings:
+        if finding.path.startswith(f"{WITHDRAWN}/"):  # never set aside: without it rows would come back
+            restore_withdrawal(storage, finding.path)
+            continue
         number += 1
         note = Note(
             number,

@@ -21,6 +21,7 @@ from prefsel.workspace.folders import SEAL, check_folder, read_seal
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import SUMMARY, StageReport, load_summary
 from prefsel.workspace.storage import Storage
+from prefsel.workspace.withdrawals import WITHDRAWN
 
 CORPUS = ("groups", "pairs", "quarantine")
 SHARDED = (
@@ -281,9 +282,9 @@ def _check_catalog(storage: Storage) -> list[Finding]:
 
 
 def _check_runs(storage: Storage) -> list[Finding]:
-    """Every manifest must be what was written, and its report there."""
+    """Every manifest and every record of a withdrawal must be what was written, and the report of a run there."""
     findings = []
-    for name in storage.files("runs"):
+    for name in (*storage.files("runs"), *storage.files(WITHDRAWN, recursive=True)):
         try:
             manifest = find_document(storage, name)
         except DamagedError as error:

@@ -1,0 +1,153 @@
+"""Artifacts that go whole, pages that show rows, and sealed folders that go on without them."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prefsel.errors import DamagedError
+from prefsel.withdraw.tables import ID_COLUMNS, is_among, scrubbed, without_rows
+from prefsel.workspace.documents import find_document, write_document
+from prefsel.workspace.entries import LEDGER
+from prefsel.workspace.folders import SEAL, described, read_seal
+from prefsel.workspace.manifest import SUMMARY, load_summary
+from prefsel.workspace.parquet_bytes import to_bytes
+from prefsel.workspace.repair import DAMAGED, NOTE
+from prefsel.workspace.storage import Storage
+from prefsel.workspace.withdrawals import Gone
+
+CORPUS_WIDE = ("eligible", "scores", "selections")
+"""What looks at the whole corpus has another name without the rows: it is removed whole, and the next run makes it."""
+EVALUATION = "evaluation.json"
+
+
+def remove_artifact(storage: Storage, path: str) -> None:
+    """Remove an artifact, and first what says that it is complete: a kill leaves nothing half that looks whole."""
+    storage.delete(f"{path}/{SUMMARY}")
+    storage.delete(f"{path}/{SEAL}")
+    storage.delete_tree(path)
+
+
+def remove_pages(storage: Storage, gone: Gone) -> int:
+    """Remove the pages of all runs, which show examples, and copies set aside; manifests stay without examples.
+
+    Returns:
+        How many pages there were.
+    """
+    for name in storage.files("runs"):
+        try:
+            manifest = find_document(storage, name)
+        except DamagedError:  # it may say anything
+            storage.delete(name)
+            continue
+        if manifest is not None:
+            kept = {key: value for key, value in scrubbed(manifest, gone).items() if key != "report"}
+            if kept != manifest:
+                write_document(storage, name, kept, indent=1)
+    pages = storage.folders("reports")
+    for run in pages:
+        remove_artifact(storage, f"reports/{run}")
+    for name in storage.files(DAMAGED, recursive=True):
+        if not name.endswith(f"/{NOTE}"):
+            storage.delete(name)
+    return len(pages)
+
+
+def remove_artifacts(storage: Storage, gone: Gone, shards: frozenset[str]) -> int:
+    """Remove scores, selections, their datasets and evaluations that were made with what is taken back.
+
+    Args:
+        storage: The workspace.
+        gone: What is taken back.
+        shards: `<source>/<shard>` of the groups that held something of it.
+
+    Returns:
+        How many there were.
+    """
+    paths, datasets = [], []
+    for kind in CORPUS_WIDE:
+        for name in storage.folders(kind):
+            path = f"{kind}/{name}"
+            if any(f"{source}/{shard}" in shards for source, shard in _shards_of(storage, path)):
+                paths.append(path)
+                report = load_summary(storage, path) if kind == "selections" else None
+                datasets += [report.details["dataset"]] if report and report.details.get("dataset") else []
+    named = [f"{kind}/{name}" for kind in ("datasets", "evaluations") for name in storage.folders(kind)]
+    paths += datasets
+    for path in named:
+        if path not in datasets and (path.startswith("datasets") or storage.exists(f"{path}/{EVALUATION}")):
+            tables = (name for name in storage.files(path, recursive=True) if name.endswith(".parquet"))
+            paths += [path] if any(_holds(storage, name, gone) for name in tables) else []
+    # Datasets first: that of a selection is known by its selection alone.
+    for path in sorted(set(paths), key=lambda path: not path.startswith("datasets/")):
+        remove_artifact(storage, path)
+    return len(set(paths))
+
+
+def _shards_of(storage: Storage, path: str) -> list[tuple[str, str]]:
+    """(source, shard) of everything under a folder of sources, by the names of its data alone."""
+    files = (name.removeprefix(f"{path}/") for name in storage.files(path, recursive=True))
+    data = (name.removesuffix(".parquet").split("/") for name in files if name.endswith(".parquet"))
+    return [(parts[0], parts[1]) for parts in data if len(parts) == 2]
+
+
+def _holds(storage: Storage, name: str, gone: Gone) -> bool:
+    """Whether a Parquet file has a row of what is taken back; one that cannot be read may."""
+    try:
+        table = pq.read_table(pa.BufferReader(storage.read(name)))
+    except pa.ArrowInvalid:
+        return True
+    known = {"pair_id": gone.pairs}
+    return any(
+        bool(is_among(table[column], known.get(column, gone.prompts)).any())
+        for column in ID_COLUMNS
+        if column in table.column_names
+    )
+
+
+def rewrite_folders(storage: Storage, gone: Gone) -> int:
+    """Take rows out of what models were trained on, of the margins of held-out pairs, and of published versions.
+
+    A folder keeps the content that its seal says: of a model that is the identity of its weights, which stay as they
+    are, and numbers that were computed with it are named by that.
+
+    Returns:
+        How many folders changed.
+    """
+    paths = [f"{kind}/{name}" for kind in ("models", "tangents", "evaluations") for name in storage.folders(kind)]
+    paths += [f"published/{name}/{one}" for name in storage.folders("published") for one in _versions(storage, name)]
+    return sum(_rewrite_folder(storage, path, gone) for path in paths)
+
+
+def _versions(storage: Storage, name: str) -> list[str]:
+    return [one for one in storage.folders(f"published/{name}") if one != LEDGER]
+
+
+def _rewrite_folder(storage: Storage, path: str, gone: Gone) -> bool:
+    """Rewrite the files of one folder; the seal first, so a kill between the two does not pass for the former file."""
+    summary = find_document(storage, f"{path}/{SUMMARY}")
+    if summary is not None and (kept := scrubbed(summary, gone)) != summary and _names(summary, gone):
+        write_document(storage, f"{path}/{SUMMARY}", kept, indent=1)
+    seal = read_seal(storage, path)
+    if seal is None:
+        return False
+    changed = {}
+    for name in seal["files"]:
+        if not name.endswith(".parquet") or not storage.exists(f"{path}/{name}"):
+            continue
+        table = pq.read_table(pa.BufferReader(storage.read(f"{path}/{name}")))
+        if (kept_table := without_rows(table, gone)) is not table:
+            changed[name] = to_bytes(kept_table)
+    new = seal | {"files": seal["files"] | {name: described(data) for name, data in changed.items()}}
+    new = scrubbed(new, gone) if _names(seal, gone) else new
+    if new != seal:
+        write_document(storage, f"{path}/{SEAL}", new, indent=1)
+    for name, data in changed.items():
+        storage.write(f"{path}/{name}", data)
+    return bool(changed)
+
+
+def _names(document: object, gone: Gone) -> bool:
+    """Whether a document names something that is taken back, as examples of a training do."""
+    text = str(document)
+    return any(one in text for one in gone.hex_ids)
