@@ -152,6 +152,7 @@ def named(storage: Storage) -> Needed:
     for config, _ in kept_configs(storage):
         needed.answers |= bool(config.generate or config.selfplay or config.evaluate)
         _name_all(config, storage, needed)
+    needed.paths |= set(_made_last(storage))
     for path in [path for path in needed.paths if path.startswith("models/")]:
         needed.paths.add(path.replace("models/", "evaluations/", 1))  # the margins of its held-out pairs
     for name in storage.files("published", recursive=True):
@@ -160,6 +161,20 @@ def named(storage: Storage) -> Needed:
     for path in [path for path in needed.paths if path.startswith("selections/")]:
         needed.paths |= _dataset_of(storage, path)
     return needed
+
+
+def _made_last(storage: Storage) -> Iterator[str]:
+    """The artifacts of the newest run of every name: a refresh scores with its models, and compares with its
+    selections, which no plan of the corpus as it is now names."""
+    newest: dict[str, str] = {}
+    for name in sorted(storage.files("runs"), key=lambda name: name.rsplit("-", 3)[1:3]):
+        newest[name.rsplit("-", 3)[0]] = name
+    for name in newest.values():
+        try:
+            manifest = find_document(storage, name)
+        except DamagedError:
+            continue  # told as unreadable
+        yield from (one["path"] for one in (manifest or {}).get("artifacts", ()))
 
 
 def _unreadable(storage: Storage) -> Iterator[str]:

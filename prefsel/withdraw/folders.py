@@ -16,7 +16,7 @@ from prefsel.workspace.repair import DAMAGED, NOTE
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.withdrawals import Gone
 
-CORPUS_WIDE = ("eligible", "scores", "selections")
+CORPUS_WIDE = ("eligible", "scores", "selections", "diffs")
 """What looks at the whole corpus has another name without the rows: it is removed whole, and the next run makes it."""
 EVALUATION = "evaluation.json"
 

@@ -193,3 +193,32 @@ def pairs_of(workspace: Path) -> set[str]:
         for shard in file["shards"]
         for one in pq.read_table(workspace / "pairs" / source["name"] / f"{shard}.parquet")["pair_id"].to_pylist()
     }
+
+
+def test_what_a_refresh_goes_by_is_no_waste_and_what_is_taken_back_is_in_no_diff(
+    before: Path, models: dict[str, str], tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from prefsel.cli import app
+
+    shutil.copytree(before / "w", tmp_path / "w")
+    files, _ = CHANGES["all at once"]
+    config = configuration(write(tmp_path / "data", **files), models)
+    (diff,) = refresh(config, str(tmp_path / "w"), QUIET).diffs
+    table = pq.read_table(next((tmp_path / "w" / diff.artifact).rglob("*.parquet")))
+    pair = table["pair_id"][0].as_py().hex()
+    command = CliRunner()
+    told = command.invoke(app, ["gc", "-w", str(tmp_path / "w"), "--yes"])
+    assert told.exit_code == 0, told.output
+    live = [stage["artifact"] for stage in refresh(config, str(tmp_path / "w"), QUIET).former["stages"]]
+    assert all((tmp_path / "w" / path).exists() for path in live)
+    assert not refresh(config, str(tmp_path / "w"), QUIET).outcome.is_new
+    told = command.invoke(app, ["withdraw", "-w", str(tmp_path / "w"), "--pair-id", pair])
+    assert told.exit_code == 0, told.output
+    found = [file for file in (tmp_path / "w").rglob("*.parquet") if bytes.fromhex(pair) in file.read_bytes()]
+    assert not found
+    was = {name: Counted(tmp_path / "w", name).total() for name in models}
+    refresh(config, str(tmp_path / "w"), QUIET)
+    assert {name: Counted(tmp_path / "w", name).total() for name in models} == was
+    assert verify(Storage(str(tmp_path / "w"))).is_clean
