@@ -1,4 +1,4 @@
-# make demo | test | test-ci | test-all | check | docs | bench. The environment is made once, in .venv.
+# make demo | test | test-ci | test-all | chaos | check | docs | bench. The environment is made once, in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ WORKSPACE ?= demo-workspace
 BENCHMARKS := score_throughput score_flops influence_cost select_scale select_quota train_step end_to_end \
 	read_through ray_overhead resume_cost ingest_scale generation
 
-.PHONY: demo test test-ci test-all test-samples check docs format bench bench-quick
+.PHONY: demo test test-ci test-all test-samples chaos check docs format bench bench-quick
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ test-ci: $(STAMP)
 
 test-all: $(STAMP)
 	$(PYTEST) -m "not samples"
+
+# Runs killed fifty times, every damage of every kind of object, stores that fail: the long part of tests/faults, an hour.
+chaos: $(STAMP)
+	PREFSEL_KILLS=50 $(PYTEST) tests/faults -m "not samples"
 
 # Whole runs on samples of public data sets, where a folder of them lies beside the checkout; minutes each.
 test-samples: $(STAMP)

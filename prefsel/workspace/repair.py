@@ -143,6 +143,12 @@ def _write(storage: Storage, note: Note) -> None:
     write_document(storage, f"{DAMAGED}/{note.number:06d}/{NOTE}", asdict(note), indent=1)
 
 
+def _ledger_objects(storage: Storage, root: str) -> list[str]:
+    """What lies in the ledgers of an artifact, attempts apart."""
+    names = storage.files(root, recursive=True)
+    return [name for name in names if f"/{LEDGER}/" in name and "/attempts/" not in name]
+
+
 def _committed_content(storage: Storage, path: str) -> str:
     """The hash of what a ledger or a seal says was committed at `path`; empty where none says it."""
     folder, _, name = path.rpartition("/")
@@ -167,7 +173,8 @@ def _state(storage: Storage, note: Note) -> str:
     if kind in NOT_REPEATED:
         return "restored"  # the next finished run writes one of its own
     if note.path == note.root:
-        return "restored" if storage.exists(f"{note.root}/{SUMMARY}") else "open"
+        is_there = storage.exists(f"{note.root}/{SUMMARY}") or bool(_ledger_objects(storage, note.root))
+        return "restored" if is_there else "open"
     if f"/{LEDGER}/" in note.path and not note.path.endswith(SEAL):
         folder, _, name = note.path.partition(f"/{LEDGER}/")
         shard = name.removesuffix(".json")

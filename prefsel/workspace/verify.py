@@ -293,7 +293,18 @@ def _check_runs(storage: Storage) -> list[Finding]:
         report = manifest.get("report") if isinstance(manifest, dict) else None
         if report is not None and not storage.exists(f"{report}/{SEAL}"):
             findings.append(Finding("missing", f"{report}/{SEAL}", f"{name} names it"))
+        made = manifest.get("artifacts", ()) if isinstance(manifest, dict) and name in newest else ()
+        for path in (one["path"] for one in made if one["path"].startswith(("columns/", "pair_columns/"))):
+            if not any(
+                "/_ledger/" in file and "/attempts/" not in file for file in storage.files(path, recursive=True)
+            ):
+                findings.append(Finding("missing", path, f"{name} names it, and its ledgers hold no shard"))
     return findings
+
+
+def _moment(run: str) -> list[str]:
+    """Date and time in the name of a manifest, `<name>-<date>-<time>-<hash>.json`."""
+    return run.rsplit("-", 3)[1:3]
 
 
 def require_clean(result: Verification) -> None:
