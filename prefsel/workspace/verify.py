@@ -102,6 +102,7 @@ def verify(storage: Storage, *, quick: bool = False) -> Verification:
     found.findings += _check_datasets(storage)
     found.findings += _check_catalog(storage)
     found.findings += _check_runs(storage)
+    found.findings += _check_columns(storage)
     return found
 
 
@@ -293,13 +294,21 @@ def _check_runs(storage: Storage) -> list[Finding]:
         report = manifest.get("report") if isinstance(manifest, dict) else None
         if report is not None and not storage.exists(f"{report}/{SEAL}"):
             findings.append(Finding("missing", f"{report}/{SEAL}", f"{name} names it"))
-        made = manifest.get("artifacts", ()) if isinstance(manifest, dict) and name in newest else ()
-        for path in (one["path"] for one in made if one["path"].startswith(("columns/", "pair_columns/"))):
-            if not any(
-                "/_ledger/" in file and "/attempts/" not in file for file in storage.files(path, recursive=True)
-            ):
-                findings.append(Finding("missing", path, f"{name} names it, and its ledgers hold no shard"))
     return findings
+
+
+def _check_columns(storage: Storage) -> Iterable[Finding]:
+    """The column sets that the newest run of every name was made with must have shards: they have no summary."""
+    newest = {name.rsplit("-", 3)[0]: name for name in sorted(storage.files("runs"), key=_moment)}
+    for name in newest.values():
+        try:
+            manifest = find_document(storage, name)
+        except DamagedError:
+            continue  # told already
+        paths = [one["path"] for one in (manifest or {}).get("artifacts", ())]
+        for path in (path for path in paths if path.startswith(("columns/", "pair_columns/"))):
+            if not any(f"/{LEDGER}/" in one and "/attempts/" not in one for one in storage.files(path, recursive=True)):
+                yield Finding("missing", path, f"{name} names it, and its ledgers hold no shard")
 
 
 def _moment(run: str) -> list[str]:
