@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hostile_files import LIMIT, all_files
 
 from prefsel import display
 from prefsel.config import FormatOptions
@@ -16,10 +17,6 @@ from prefsel.errors import PrefselError
 from prefsel.ingest.locations import list_files
 from prefsel.ingest.readers import read_rows
 from prefsel.ingest.windows import ingest_windows
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from files import LIMIT, all_files
 
 FILES = all_files()
 PARTS = 12
@@ -38,10 +35,13 @@ def accounted(file: Path, expected: int | None) -> str:
         windows = list(
             ingest_windows(iter(rows), file=uri, format=None, options=FormatOptions(), rows_per_shard=ROWS_PER_SHARD)
         )
-    except PrefselError as error:
-        told = display.message(str(error))
-        assert 0 < len(told) <= display.MAX_MESSAGE
-        assert told.isprintable() or "\n" in told
+    except PrefselError as refused:
+        told = display.message(str(refused))
+    else:
+        told = ""
+    if told:
+        assert len(told) <= display.MAX_MESSAGE
+        assert all(c.isprintable() or c in "\n\t" for c in told)
         return told
     assert sum(window.num_rows for window in windows) == len(rows)
     for window in windows:
