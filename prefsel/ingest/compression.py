@@ -130,6 +130,9 @@ class Unread:
         """What readers of files ask."""
         return True
 
+    def close(self) -> None:
+        """What readers of files ask; whoever opened the file closes it."""
+
     @property
     def closed(self) -> bool:
         """What readers of files ask."""
