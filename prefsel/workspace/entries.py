@@ -25,6 +25,8 @@ LEDGER = "_ledger"
 PIECE_SHARDS = 1024
 PIECE = "all-"
 COPIES = "copy"
+SEAL_NAME = "files.json"
+"""The seal of a folder, which lies in its ledger too, see `folders`."""
 ALL = "all.json"
 """What earlier versions folded everything into."""
 THREADS = 16
@@ -235,7 +237,8 @@ MAX_KNOWN = 16
 
 def _listed(storage: Storage, path: str) -> tuple[list[str], list[str]]:
     """Shards with an object of their own, and names of pieces, those of old versions first."""
-    names = [name.rsplit("/", 1)[-1] for name in storage.files(f"{path}/{LEDGER}") if name.endswith(".json")]
+    files = (name.rsplit("/", 1)[-1] for name in storage.files(f"{path}/{LEDGER}"))
+    names = [name for name in files if name.endswith(".json") and name != SEAL_NAME]
     copies = [name.rsplit("/", 1)[-1] for name in storage.files(f"{path}/{LEDGER}/{COPIES}")]
     pieces = {name for name in (*names, *copies) if name == ALL or name.startswith(PIECE)}
     objects = [name.removesuffix(".json") for name in names if name not in pieces]

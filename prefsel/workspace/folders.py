@@ -12,10 +12,11 @@ from xxhash import xxh3_128_hexdigest
 
 from prefsel.workspace.documents import find_document, write_document
 from prefsel.workspace.patience import confirmed
+from prefsel.workspace.entries import LEDGER, SEAL_NAME
 from prefsel.workspace.recipes import hash_hex
 from prefsel.workspace.storage import Storage, digest
 
-SEAL = "_ledger/files.json"
+SEAL = f"{LEDGER}/{SEAL_NAME}"
 
 
 def described(data: bytes) -> dict[str, Any]:
