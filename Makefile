@@ -1,4 +1,4 @@
-# make demo | test | test-ci | test-all | chaos | check | docs | bench. The environment is made once, in .venv.
+# make demo | test | test-ci | test-all | chaos | check | audit | docs | bench. The environment is made once, in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ WORKSPACE ?= demo-workspace
 BENCHMARKS := score_throughput score_flops influence_cost select_scale select_quota train_step end_to_end \
 	read_through ray_overhead resume_cost ingest_scale generation
 
-.PHONY: demo test test-ci test-all test-samples chaos check docs format bench bench-quick
+.PHONY: demo test test-ci test-all test-samples chaos check audit docs format bench bench-quick
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -44,6 +44,14 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Code that may be unsafe, and pinned packages with known vulnerabilities. The second needs a network, and says so without.
+audit: $(STAMP)
+	$(BIN)/pip install --quiet bandit==1.9.4 pip-audit==2.10.1
+	$(BIN)/bandit -q -c pyproject.toml -r prefsel
+	if $(BIN)/python -c "import urllib.request as u; u.urlopen('https://pypi.org/pypi/pip/json', timeout=10)" 2>/dev/null; \
+	then $(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip; \
+	else echo "audit: pypi.org cannot be reached, so known vulnerabilities of pinned packages were not looked up"; fi
 
 # Writes the configuration reference and builds the site into site/; a broken link fails it. Seconds, no network.
 docs: $(STAMP)

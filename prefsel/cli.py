@@ -537,6 +537,7 @@ def guarded(call: typer.Typer, arguments: list[str] | None = None) -> int:
 
         known = error if isinstance(error, PrefselError) else failure_of_plugin(error) or known_error(error)
         if known is None:
+            sys.excepthook = display.show_fault  # only now: typer puts its own there when it is called
             raise
         print(f"prefsel: {display.message(str(known))}", file=sys.stderr)
         return known.exit_code
@@ -546,7 +547,6 @@ def guarded(call: typer.Typer, arguments: list[str] | None = None) -> int:
 def main() -> None:
     """The console script."""
     interrupts.install()
-    sys.excepthook = display.show_fault
     sys.exit(guarded(app))
 
 

@@ -68,7 +68,7 @@ def redacted(value: Any) -> Any:
 
 
 def _names_secret(key: object, value: object) -> bool:
-    return isinstance(value, str) and isinstance(key, str) and _IN_TABLE.match(f"{key}: ***") is not None
+    return isinstance(value, str) and isinstance(key, str) and _IN_TABLE.match(f"{key}: x") is not None
 
 
 def _environment_secrets() -> list[str]:
@@ -115,5 +115,5 @@ def say(text: str) -> None:
 
 
 def show_fault(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A fault that nobody foresaw, for `sys.excepthook`: its traceback, which may quote data and secrets."""
+    """For `sys.excepthook`: print the traceback of a fault that nobody foresaw; it may quote data and secrets."""
     sys.stderr.write(shown("".join(traceback.format_exception(kind, error, trace))))

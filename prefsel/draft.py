@@ -134,7 +134,7 @@ def _shard_rows(found: Sequence[Sniffed]) -> int:
 
 
 def _template() -> Any:
-    environment = Environment(
+    environment = Environment(  # nosec B701 # it writes YAML
         loader=PackageLoader("prefsel", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["quoted"] = lambda value: json.dumps(value, ensure_ascii=False)

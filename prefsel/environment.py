@@ -18,7 +18,7 @@ PACKAGES = (
     *("ray", "torch", "transformers", "tokenizers", "datasets", "deepspeed", "accelerate", "peft", "pyarrow", "numpy"),
     *("pydantic", "typer"),
 )
-CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
+CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # nosec B108 # read alone, where Ray writes it
 """Where `ray start` leaves the address of the cluster that it started on this machine."""
 
 

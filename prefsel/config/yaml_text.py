@@ -44,7 +44,7 @@ def read_yaml(text: str | bytes, what: str) -> Any:
     try:
         plain = text.decode("utf-8") if isinstance(text, bytes) else text
         _check_events(plain, what)
-        value = yaml.load(plain, Loader=_Loader)  # nosec B506: a SafeLoader
+        value = yaml.load(plain, Loader=_Loader)  # nosec B506 # a SafeLoader
     except yaml.YAMLError as error:
         raise UserError(f"{what} is not YAML: {error}") from error
     # What PyYAML raises about a scalar that looks like a date or a number, or is tagged as one, and is none.

@@ -77,7 +77,7 @@ def policy_text(folder: str, template: str, max_length: int, trust_remote_code: 
     """
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     with reading(f"model {folder}: its configuration cannot be loaded"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)  # nosec B615 # a folder
         settings = declared_settings(folder, config)
     # An engine without a tokenizer would look the embedding up beyond its end.
     check_vocabulary(tokenizer, rows=config.get_text_config().vocab_size, path=folder)

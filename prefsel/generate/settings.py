@@ -39,7 +39,7 @@ def declared_settings(folder: str, config: Any) -> Any:
         config: Its configuration, whose settings count where it has no `generation_config.json`, as in transformers.
     """
     if (Path(folder) / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)  # nosec B615 # a folder
     return GenerationConfig.from_model_config(config)
 
 

@@ -86,7 +86,7 @@ def _hidden(part: str) -> str:
 def _fixed(token: str) -> str:
     """Text, or one character, as a regular expression."""
     token = token.replace("\1", "*")
-    if token == "?":
+    if token == "?":  # nosec B105 # a wildcard
         return "."
     if not re.fullmatch(r"\[[!^]?[^\]/]+\]", token, re.DOTALL):
         return re.escape(token)

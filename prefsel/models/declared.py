@@ -72,7 +72,7 @@ def full_config(path: str, revision: str | None, trust_remote_code: bool) -> Any
     """As `declared_config`, of a directory or hub id of full weights."""
     options = load_options(path, revision, trust_remote_code)
     with reading(f"model {path}: its configuration cannot be had"):
-        return AutoConfig.from_pretrained(path, **options)
+        return AutoConfig.from_pretrained(path, **options)  # nosec B615 # load_options has it
 
 
 def load_options(path: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:

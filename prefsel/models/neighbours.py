@@ -180,7 +180,7 @@ def _length(group: EncodedGroup) -> int:
 
 def _sequences(model: Any) -> list[EncodedGroup]:
     """Prompts with one response, of tokens that mean nothing to the model; each ends with its end of sequence."""
-    config, rng = model.config.get_text_config(), random.Random(0)
+    config, rng = model.config.get_text_config(), random.Random(0)  # nosec B311 # made-up token ids
     declared = {name: getattr(config, name, None) for name in dir(config) if name.endswith("token_id")}
     size = config.vocab_size  # under ZeRO-3 the embedding itself has no row here
     special = {token for token in declared.values() if isinstance(token, int)}

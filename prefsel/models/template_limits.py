@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import json
 import resource
-import subprocess  # nosec B404: of this very file, by a list of arguments
+import subprocess  # nosec B404 # of this very file, by a list of arguments
 import sys
 import threading
 import time

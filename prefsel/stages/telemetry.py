@@ -19,7 +19,7 @@ COUNTERS = {
 }
 """Counter of a `ScoredShard` → what `prefsel_<counter>_total` says."""
 GAUGES = {
-    "token_budget_least": "Tokens of a packed row now",
+    "token_budget_least": "Tokens of a packed row now",  # nosec B105 # counts of tokens
     "useful_mfu": "flops_min of the last shard over what matrix products could have done in its model seconds",
     "padding_share": "Padding of the last shard over its trunk tokens",
 }

@@ -194,7 +194,7 @@ def _with_fresh_head(config: RewardConfig, model_dir: str, model_config: Any) ->
 
 def _trunk_of_folder(config: RewardConfig, model_dir: str, model_config: Any) -> tuple[Any, set[str]]:
     """A classifier with the weights of a folder or a hub, and the names of those that it lacks."""
-    model, info = AutoModelForSequenceClassification.from_pretrained(
+    model, info = AutoModelForSequenceClassification.from_pretrained(  # nosec B615 # load_options has it
         model_dir,
         config=model_config,
         dtype=DTYPES[config.dtype],

@@ -11,8 +11,8 @@ from typing import Any
 from xxhash import xxh3_128_hexdigest
 
 from prefsel.workspace.documents import find_document, write_document
-from prefsel.workspace.patience import confirmed
 from prefsel.workspace.entries import LEDGER, SEAL_NAME
+from prefsel.workspace.patience import confirmed
 from prefsel.workspace.recipes import hash_hex
 from prefsel.workspace.storage import Storage, digest
 
