@@ -99,7 +99,7 @@ def status(storage: Storage) -> Status:
         for source in storage.folders("groups")
         for shard, entry in Artifact(storage, f"groups/{source}").entries().items()
     }
-    for kind in (*(one for one in SHARDED if one not in CORPUS), *SEALED):
+    for kind in (*(one for one in SHARDED if one not in (*CORPUS, "diffs")), *SEALED):
         look = _sharded if kind in SHARDED else _folder
         found = [look(storage, catalog, groups, kind, name) for name in storage.folders(kind) if kind != "reports"]
         artifacts += _newest(found)
