@@ -41,7 +41,10 @@ def ingested(table: Mapping[str, Any], workspace: Path) -> None:
     for file in workspace.glob("pairs/*/_ledger/*.json"):
         entry = json.loads(file.read_text())
         values = table_digest(pq.read_table(file.parents[1] / f"{entry['shard']}.parquet"))
-        file.write_text(json.dumps(entry | {"content": values}))
+        # Without a digest it is read as an earlier version's.
+        file.write_text(
+            json.dumps({key: value for key, value in entry.items() if key != "digest"} | {"content": values})
+        )
 
 
 def artifact_names(table: Mapping[str, Any], workspace: Path) -> dict[str, str]:

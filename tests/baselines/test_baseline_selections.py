@@ -124,7 +124,7 @@ class Workspace:
         return pa.concat_tables(pq.read_table(file, columns=columns) for file in files)
 
     def shards(self) -> Iterator[tuple[str, str]]:
-        for source in json.loads((self.root / "catalog.json").read_text()):
+        for source in json.loads((self.root / "catalog.json").read_text())["sources"]:
             for file in source["files"]:
                 yield from ((source["name"], shard) for shard in file["shards"])
 

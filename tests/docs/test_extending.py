@@ -146,7 +146,7 @@ def test_the_additions_make_a_selection(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(yaml.safe_load(run.text) | small))
     code = "import sys; from prefsel.cli import main; sys.argv[0] = 'prefsel'; main()"
     run_python(f"import sys; sys.argv[1:] = ['run', 'run.yaml', '--workspace', 'W']\n{code}", copy, cwd=tmp_path)
-    (catalog,) = json.loads((tmp_path / "W/catalog.json").read_text())
+    (catalog,) = json.loads((tmp_path / "W/catalog.json").read_text())["sources"]
     assert [file["format"] for file in catalog["files"]] == ["thumbs"]
     (columns,) = (tmp_path / "W/columns").glob("humble@*/mine/*.parquet")
     by_prompt = dict(zip(*(pq.read_table(columns)[name].to_pylist() for name in ("prompt_id", "rm_humble"))))

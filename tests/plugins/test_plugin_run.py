@@ -103,7 +103,7 @@ def test_the_metric_scored_and_the_format_read(elsewhere: Elsewhere) -> None:
     is_scored_N = np.isfinite(known_N)
     assert 0 < is_scored_N.sum() < NUM_PAIRS  # the rest trained the policy
     # Pairs stand in the order of the file, shards in that of the catalog.
-    catalog = json.loads((elsewhere.workspace / "catalog.json").read_text())
+    catalog = json.loads((elsewhere.workspace / "catalog.json").read_text())["sources"]
     (file,) = catalog[0]["files"]
     assert file["format"] == "points"
     margins = dict(zip(order_of_pairs(elsewhere, file["shards"]), elsewhere.margin_N))

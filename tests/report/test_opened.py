@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from recommit import recommit
 
 import prefsel
 from prefsel.cli import app, guarded
@@ -30,6 +31,8 @@ from prefsel.report.export_file import export_file
 from prefsel.report.opened import Workspace, open_workspace
 from prefsel.select import select_table
 from prefsel.select.percentiles import Percentiles
+from prefsel.workspace.documents import write_document
+from prefsel.workspace.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -118,7 +121,7 @@ def committed(folder: Path, artifact: str, source: str, shard: str) -> list[dict
 
 def naive_rows(folder: Path, opened: Workspace) -> list[dict[str, Any]]:
     """Every pair of every shard, looked up one by one in the Parquet files."""
-    catalog = json.loads((folder / "catalog.json").read_text())
+    catalog = json.loads((folder / "catalog.json").read_text())["sources"]
     (eligible,) = folder.glob("eligible/all@*")
     found = []
     for source in catalog:
@@ -235,7 +238,7 @@ def test_pairs_are_joined_by_their_ids(copy: Path, rows: Any) -> None:
             kept = table.take(pa.array(order))
             if pattern.startswith("columns"):  # groups stay in place; completions are found by their id
                 kept = pa.Table.from_pylist([_reversed(row) for row in table.to_pylist()], schema=table.schema)
-            pq.write_table(kept, file)
+            recommit(copy, file, kept)
     again = open_workspace(str(copy)).pairs().to_table().to_pylist(maps_as_pydicts="strict")
     assert again == rows
 
@@ -252,7 +255,7 @@ def test_a_shard_is_read_when_its_turn_comes(copy: Path) -> None:
     batches = iter(pairs)
     assert next(batches).num_rows > 0
     lost.unlink()
-    with pytest.raises(IntegrityError, match=rf"scores/a@.*{victim.shard}: lost; run again"):
+    with pytest.raises(IntegrityError, match=rf"scores/a@.*{victim.shard}.parquet: missing"):
         next(batches)
     text_only = opened.pairs(["prompt"])
     assert text_only.to_table().num_rows == 2 * NUM_PROMPTS + 6  # what is not asked for is not read
@@ -371,8 +374,8 @@ def test_only_a_finished_run_is_opened(copy: Path, tmp_path: Path) -> None:
 
 
 def test_another_corpus_needs_another_run(copy: Path) -> None:
-    catalog = json.loads((copy / "catalog.json").read_text())
+    catalog = json.loads((copy / "catalog.json").read_text())["sources"]
     catalog[0]["files"][0]["shards"].pop()
-    (copy / "catalog.json").write_text(json.dumps(catalog))
+    write_document(Storage(str(copy)), "catalog.json", {"sources": catalog})
     with pytest.raises(UserError, match="the corpus changed since the last run"):
         prefsel.open(str(copy))
