@@ -210,7 +210,7 @@ def _check_sealed(
             found.findings.append(Finding(problem, f"{path}/{name}", detail, seal["files"][name]["blake2b"]))
     shards = committed.get(f"{path}/data")
     for name in seal["files"]:
-        if name.startswith("data/") and name.endswith(".parquet"):
+        if path.startswith("datasets/") and name.startswith("data/") and name.endswith(".parquet"):
             shard = name.removeprefix("data/").removesuffix(".parquet")
             if shards is None or shard not in shards:
                 found.findings.append(Finding("missing", f"{path}/data/{LEDGER}/{shard}.json", "its seal names it"))
