@@ -23,10 +23,19 @@ def digest(value: Any) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What decides how floating point is rounded, beyond IEEE: the version of torch and the processor's vectors."""
+    """What decides how floating point is rounded, beyond IEEE: the version of torch, and the processor, by whose maker
+    kernels are chosen even where the vectors are the same."""
     import torch
 
-    return {"torch": torch.__version__.split("+")[0], "capability": torch.backends.cpu.get_cpu_capability()}
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"torch": torch.__version__.split("+")[0], "capability": capability, "processor": _processor()}
+
+
+def _processor() -> str:
+    """The name of the processor; empty where the system does not say it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def table_digest(table: pa.Table) -> str:
