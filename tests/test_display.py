@@ -15,7 +15,7 @@ import yaml
 from prefsel import cli, display
 from prefsel.config import Config
 from prefsel.config.file import parse_config
-from prefsel.display import MAX_MESSAGE, message, printable, redact, redacted
+from prefsel.display import MAX_MESSAGE, message, printable, redact, redacted, say
 from prefsel.errors import UserError
 from prefsel.progress import Progress
 from prefsel.workspace.manifest import config_text, seal
@@ -94,7 +94,7 @@ def test_a_long_message_keeps_its_ends_and_costs_little() -> None:
 
 def test_lines_of_a_run_and_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
     Progress().line(f"[b]source[/b] \x1b]0;title\x07 s3://K:{SECRET}@b")
-    cli._say(f"\x1b[2J {HUB}")
+    say(f"\x1b[2J {HUB}")
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert "\x07" not in out

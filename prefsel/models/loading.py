@@ -16,6 +16,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from prefsel.errors import UserError, invalid
@@ -124,7 +125,8 @@ def _load(
     runs_own_code = trust_remote_code and auto.__name__ in (getattr(config, "auto_map", None) or {})
     if config.model_type in PACKED_MODEL_TYPES and not runs_own_code:  # which need not know registered attention
         options["attn_implementation"] = IMPLEMENTATION
-    if not runs_own_code:
+    # ZeRO 3 deals out whatever is built, also on `meta`; there the check of the directory's declarations has to do.
+    if not runs_own_code and not is_deepspeed_zero3_enabled():
         _check_weights(auto, config, path, revision)
     if gpus_per_replica > 1:
         options |= _spread_over(gpus_per_replica)

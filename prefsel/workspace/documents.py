@@ -14,7 +14,7 @@ from typing import Any
 from prefsel.workspace.patience import confirmed
 from prefsel.workspace.storage import Storage, digest
 
-_LAST = re.compile(rb',\s*"digest": "([0-9a-f]{32})"\s*\}\s*\Z')
+_LAST = re.compile(rb'(?:, |,\n +)"digest": "([0-9a-f]{32})"\n?\}\Z')
 _TAIL_BYTES = 100
 """The last key lies within them."""
 

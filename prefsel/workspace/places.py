@@ -19,7 +19,7 @@ _BARE = re.compile(r"(?!file:)[A-Za-z][\w+.-]*://[/?]?")
 _UNKNOWN_HOME = re.compile(r"~[^/]+(/|$)")
 
 
-def checked_place(place: str, what: str) -> str:
+def checked_place(place: str | os.PathLike[str], what: str) -> str:
     """A path or URI as it came, once it is known to be one.
 
     Args:
@@ -30,6 +30,7 @@ def checked_place(place: str, what: str) -> str:
         UserError: It is empty, too long, not text that UTF-8 can write, holds control characters, begins with the home
             of nobody, or is a URI without a bucket. Python and Arrow raise a different error for each.
     """
+    place = os.fspath(place)
     shown = redact(place if len(place) <= 120 else f"{place[:80]}…{place[-30:]}")
     if not place.strip():
         raise UserError(f"{what}: got {place!r}; valid: a path or a URI")

@@ -19,7 +19,7 @@ from prefsel.workspace.entries import LEDGER, checked_entries, restore_piece
 from prefsel.workspace.folders import SEAL, read_seal
 from prefsel.workspace.manifest import SUMMARY
 from prefsel.workspace.storage import Storage
-from prefsel.workspace.verify import CORPUS, SEALED, Finding, root_of
+from prefsel.workspace.verify import CORPUS, SEALED, SHARDED, Finding, root_of
 from prefsel.workspace.withdrawals import WITHDRAWN, restore_withdrawal
 
 DAMAGED = "damaged"
@@ -172,7 +172,7 @@ def _state(storage: Storage, note: Note) -> str:
     kind = note.path.split("/")[0]
     if kind in NOT_REPEATED:
         return "restored"  # the next finished run writes one of its own
-    if note.path == note.root:
+    if note.path == note.root and kind in (*SHARDED, *SEALED):
         is_there = storage.exists(f"{note.root}/{SUMMARY}") or bool(_ledger_objects(storage, note.root))
         return "restored" if is_there else "open"
     if f"/{LEDGER}/" in note.path and not note.path.endswith(SEAL):

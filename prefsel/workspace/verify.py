@@ -102,7 +102,7 @@ def verify(storage: Storage, *, quick: bool = False) -> Verification:
     found.findings += _check_datasets(storage)
     found.findings += _check_catalog(storage)
     found.findings += _check_runs(storage)
-    found.findings += _check_columns(storage)
+    found.findings += _check_newest(storage)
     return found
 
 
@@ -297,18 +297,23 @@ def _check_runs(storage: Storage) -> list[Finding]:
     return findings
 
 
-def _check_columns(storage: Storage) -> Iterable[Finding]:
-    """The column sets that the newest run of every name was made with must have shards: they have no summary."""
+def _check_newest(storage: Storage) -> Iterable[Finding]:
+    """What the newest run of every name was made with must be there: shards of its columns, summaries of the rest."""
     newest = {name.rsplit("-", 3)[0]: name for name in sorted(storage.files("runs"), key=_moment)}
     for name in newest.values():
         try:
-            manifest = find_document(storage, name)
+            manifest = find_document(storage, name) or {}
         except DamagedError:
             continue  # told already
-        paths = [one["path"] for one in (manifest or {}).get("artifacts", ())]
-        for path in (path for path in paths if path.startswith(("columns/", "pair_columns/"))):
-            if not any(f"/{LEDGER}/" in one and "/attempts/" not in one for one in storage.files(path, recursive=True)):
-                yield Finding("missing", path, f"{name} names it, and its ledgers hold no shard")
+        sources = sorted({key.rpartition("/")[0] for key in manifest.get("shards", ())})
+        for path in (one["path"] for one in manifest.get("artifacts", ())):
+            kind = path.split("/")[0]
+            if kind in ("eligible", "scores", "selections") and not storage.exists(f"{path}/{SUMMARY}"):
+                yield Finding("missing", f"{path}/{SUMMARY}", f"{name} names it")
+            if kind in ("columns", "pair_columns"):
+                known = {f"{one}/{shard}" for one in sources for shard in checked_entries(storage, f"{path}/{one}")[0]}
+                lost = [key for key in manifest.get("shards", ()) if key not in known]
+                yield from (Finding("missing", f"{path}/{key}.parquet", f"{name} was made with it") for key in lost)
 
 
 def _moment(run: str) -> list[str]:

@@ -63,6 +63,6 @@ def test_they_lie_beside_the_model_and_verify_reads_them(tmp_path: Path) -> None
     assert verify(storage).is_clean
     file = tmp_path / margins_folder(model) / "margins.parquet"
     file.write_bytes(file.read_bytes()[:-1])
-    assert [str(one).split() for one in verify(storage).findings] == [
+    assert [str(one).split()[:2] for one in verify(storage).findings] == [
         ["altered", "evaluations/dpo@0123/margins.parquet"]
     ]

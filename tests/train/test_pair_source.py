@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 
@@ -16,7 +15,7 @@ from prefsel.train.losses import dfpo_loss
 from prefsel.train.pair_source import Dataset, PairSource
 from prefsel.workspace.folders import write_seal
 from prefsel.workspace.ledger import Artifact
-from prefsel.workspace.storage import Storage, digest
+from prefsel.workspace.storage import Storage
 
 IDS = [bytes([n]) * 16 for n in range(4)]
 RATINGS = {
@@ -35,14 +34,15 @@ The last pair is of aspect b: it gives the scale of a, and is not in the dataset
 def committed(root: Path) -> Storage:
     """A dataset of the four pairs, and their scores by preference divergence in two shards."""
     storage = Storage(str(root))
-    file = root / "rows.parquet"
     texts = {name: ["t"] * 4 for name in ("prompt", "chosen", "rejected", "source")}
     rows = {"pair_id": [one.hex() for one in IDS], "prompt_id": [one.hex() for one in IDS], "aspect": ["a"] * 4}
-    pq.write_table(pa.table({**rows, **texts, "score": [0.0] * 4}), file)
-    data = file.read_bytes()
-    storage.write("datasets/d/data/train-00000-of-00001.parquet", data)
-    sealed = {"data/train-00000-of-00001.parquet": {"bytes": len(data), "blake2b": digest(data)}}
-    write_seal(storage, "datasets/d", sealed, {"rows": 4})
+    data = Artifact(storage, "datasets/d/data")
+    name = "train-00000-of-00001"
+    table = pa.table({**rows, **texts, "score": [0.0] * 4})
+    entry = data.commit(name, table, made_from="x", attempt=data.log_attempt(name))
+    write_seal(
+        storage, "datasets/d", {f"data/{name}.parquet": {"bytes": entry.bytes, "blake2b": entry.content}}, {"rows": 4}
+    )
     found_N = score_table(RATINGS, "preference_divergence", aspects=["a", "b"], source="ratings", gamma=1.0)
     artifact = Artifact(storage, "scores/pd/s")
     for shard, at in (("one", slice(0, 1)), ("two", slice(1, 4))):
