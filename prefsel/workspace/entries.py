@@ -27,6 +27,8 @@ PIECE = "all-"
 COPIES = "copy"
 ALL = "all.json"
 """What earlier versions folded everything into."""
+SEALED_BY = "files.json"
+"""Beside the log of attempts of a trained model: it lists files and is no entry."""
 THREADS = 16
 """That read, write and delete objects: a request to a store is mostly waiting."""
 
@@ -218,7 +220,7 @@ def _listed(storage: Storage, path: str) -> tuple[list[str], list[str]]:
     names = [name.rsplit("/", 1)[-1] for name in storage.files(f"{path}/{LEDGER}") if name.endswith(".json")]
     copies = [name.rsplit("/", 1)[-1] for name in storage.files(f"{path}/{LEDGER}/{COPIES}")]
     pieces = {name for name in (*names, *copies) if name == ALL or name.startswith(PIECE)}
-    objects = [name.removesuffix(".json") for name in names if name not in pieces]
+    objects = [name.removesuffix(".json") for name in names if name not in pieces and name != SEALED_BY]
     return objects, sorted(pieces, key=_first_shard)
 
 
