@@ -29,8 +29,6 @@ SEAL_NAME = "files.json"
 """The seal of a folder, which lies in its ledger too, see `folders`."""
 ALL = "all.json"
 """What earlier versions folded everything into."""
-SEALED_BY = "files.json"
-"""Beside the log of attempts of a trained model: it lists files and is no entry."""
 THREADS = 16
 """That read, write and delete the objects of a store."""
 
@@ -243,7 +241,7 @@ def _listed(storage: Storage, path: str) -> tuple[list[str], list[str]]:
     names = [name for name in files if name.endswith(".json") and name != SEAL_NAME]
     copies = [name.rsplit("/", 1)[-1] for name in storage.files(f"{path}/{LEDGER}/{COPIES}")]
     pieces = {name for name in (*names, *copies) if name == ALL or name.startswith(PIECE)}
-    objects = [name.removesuffix(".json") for name in names if name not in pieces and name != SEALED_BY]
+    objects = [name.removesuffix(".json") for name in names if name not in pieces]
     return objects, sorted(pieces, key=_first_shard)
 
 
