@@ -1,6 +1,6 @@
 """A whole run, killed again and again at any moment: nothing is lost, doubled, or computed again once it is committed.
 
-`PREFSEL_KILLS` says how many kills; CI makes three, `make chaos` fifty.
+`PREFSEL_KILLS` says how many kills; CI makes two, `make chaos` fifty.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from prefsel.workspace.storage import Storage, digest
 from prefsel.workspace.verify import verify
 
 PREFSEL = [sys.executable, "-c", "from prefsel.cli import main; main()"]
-KILLS = int(os.environ.get("PREFSEL_KILLS", "3"))
+KILLS = int(os.environ.get("PREFSEL_KILLS", "2"))
 SHAPE = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "steps": 8, "batch_tokens": 512, "max_length": 64}
 TABLE: dict[str, Any] = {
     "name": "killed",

@@ -137,7 +137,12 @@ def before(tmp_path_factory: pytest.TempPathFactory, models: dict[str, str], loc
     return home
 
 
-@pytest.mark.parametrize("change", CHANGES)
+QUICK = ("rows appended", "all at once", "an answer more to an old question")
+
+
+@pytest.mark.parametrize(
+    "change", [pytest.param(one, marks=() if one in QUICK else pytest.mark.slow) for one in CHANGES]
+)
 def test_only_what_is_new_is_scored_and_the_result_is_that_of_a_new_run(
     before: Path, models: dict[str, str], tmp_path: Path, change: str
 ) -> None:
