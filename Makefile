@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKSPACE ?= demo-workspace
 
 BENCHMARKS := score_throughput score_flops influence_cost select_scale select_quota train_step end_to_end \
-	read_through ray_overhead resume_cost ingest_scale generation
+	read_through ray_overhead resume_cost refresh_cost ingest_scale generation
 
 .PHONY: demo test test-ci test-all test-samples chaos check audit docs format bench bench-quick
 

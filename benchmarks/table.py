@@ -25,6 +25,7 @@ SCRIPTS = (
     "read_through",
     "ray_overhead",
     "resume_cost",
+    "refresh_cost",
     "ingest_scale",
     "generation",
 )

@@ -14,8 +14,6 @@ from prefsel.plan.plan import Plan, in_order
 from prefsel.progress import Progress
 from prefsel.stages.eligible import resolve_eligible
 from prefsel.stages.evaluate import evaluate
-from prefsel.stages.evolve import evolve_prompts
-from prefsel.stages.generate import generate
 from prefsel.stages.metric import score_metric
 from prefsel.stages.pairing import pair_answers
 from prefsel.stages.prompts import seed_prompts
@@ -24,13 +22,15 @@ from prefsel.stages.score import score
 from prefsel.stages.scratch import make_scratch_models
 from prefsel.stages.select import select, write_holdout
 from prefsel.stages.tangent import make_tangent
-from prefsel.stages.train import train
 from prefsel.workspace.manifest import StageReport
 from prefsel.workspace.verify import finished
 
 
 def make(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageReport]:
-    """Make nodes that stand together in `passes.in_passes`, as far as they are not there; all that they need is."""
+    """Make nodes that stand together in `passes.in_passes`, as far as they are not there; all that they need is.
+
+    What answers and trains is imported where it is needed: with torch and transformers it takes seconds.
+    """
     if kept := [node for node in nodes if isinstance(node, PinnedNode)]:
         made = [node for node in nodes if node not in kept]
         return [*map(partial(_kept, plan), kept), *(make(plan, made, progress) if made else [])]
@@ -39,9 +39,14 @@ def make(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageRep
         return score(plan, nodes, progress)
     (node, *_) = nodes
     if kind == "prompts":
-        evolves = isinstance(node.spec, EvolvedPrompts)
-        return [evolve_prompts(plan, node, progress) if evolves else seed_prompts(plan, node, progress)]
+        if not isinstance(node.spec, EvolvedPrompts):
+            return [seed_prompts(plan, node, progress)]
+        from prefsel.stages.evolve import evolve_prompts
+
+        return [evolve_prompts(plan, node, progress)]
     if kind == "groups":
+        from prefsel.stages.generate import generate
+
         return [generate(plan, node, progress)]
     if kind == "evaluation":
         return [evaluate(plan, node, progress)]
@@ -56,6 +61,8 @@ def make(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageRep
     if kind == "selection":
         return select(plan, node, progress)
     if kind == "model":
+        from prefsel.stages.train import train
+
         return [train(plan, node, progress)]
     if kind == "scratch":
         return make_scratch_models(plan, nodes, progress)

@@ -123,7 +123,7 @@ def split_of(
     split.
 
     Args:
-        prompt_ids: 16-byte ids, an Arrow `binary(16)` array or an iterable of bytes, length N.
+        prompt_ids: 16-byte ids, an Arrow `binary(16)` array or a sequence of bytes, length N.
         holdout: fraction of the prompts that are held out.
         proxy: fraction of the prompts that train proxies.
         validation: fraction of the prompts that influence is measured against.
@@ -139,6 +139,8 @@ def split_of(
     shares = [_fraction(name, value) for name, value in parts.items()]
     if sum(shares) > 1:
         raise invalid(" + ".join(parts), str(sum(shares)), "at most 1")
+    if not any(shares):  # a refresh looks at every prompt again, and hashing is most of that
+        return np.full(len(prompt_ids), TRAIN, np.uint8)
     # 63 of the 64 bits: a threshold of 1.0 is then 2⁶³, which a uint64 holds.
     uniform = hash_bits(prompt_ids, salt) >> np.uint64(1)
     edges = np.array([int(edge * 2**63) for edge in itertools.accumulate(shares)], np.uint64)

@@ -28,7 +28,7 @@ from prefsel.plugins.registry import loaded
 from prefsel.progress import Progress
 from prefsel.score.job import Job
 from prefsel.stages.actor import SHARDS_IN_HAND, ScoreShards
-from prefsel.stages.session import is_own
+from prefsel.stages.session import is_own, quiet_data
 from prefsel.stages.silence import EndedWhenSilent
 from prefsel.stages.tasks import known_errors
 from prefsel.workspace.catalog import ShardRef
@@ -164,8 +164,7 @@ def _stream(work: PoolWork, items: Sequence[tuple[ShardRef, str]]) -> Iterator[d
         arguments = {"actor": actor, "arguments": arguments, "silence_s": pool.silence_s}
         actor = EndedWhenSilent
     rows = [{"source": shard.source, "shard": shard.shard, "made_from": made_from} for shard, made_from in items]
-    # Else what an actor raised is wrapped, and its cause is lost on the way: a hundred lines instead of its one.
-    ray.data.DataContext.get_current().raise_original_map_exception = True
+    quiet_data()
     shards = ray.data.from_items(rows, override_num_blocks=len(rows))
     with warnings.catch_warnings(category=RayDeprecationWarning, action="ignore"):  # of `_without_restarts`
         dataset = shards.map_batches(

@@ -56,10 +56,18 @@ def connect(config: RayOptions, *, quiet: bool = False) -> None:
             )
         _OWN.add(ray.get_runtime_context().gcs_address)
         _watch_agents()
-    # Our own bars and lines say what happens; Ray Data's flood the log of a job, and what fails there is raised here.
+
+
+def quiet_data() -> None:
+    """Ray Data as passes use it: silent, since our own bars and lines say what happens, and errors as they were raised,
+    not wrapped: else their cause is lost on the way.
+
+    Called by what streams over it: to import it takes a second that other stages need not wait for.
+    """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 

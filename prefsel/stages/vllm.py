@@ -35,7 +35,7 @@ from prefsel.models.adapters import find_adapter
 from prefsel.models.directory import reading
 from prefsel.plugins.failures import prepared
 from prefsel.stages.pool import fitting_actors, gpus_per_actor, require_cpus
-from prefsel.stages.session import is_own
+from prefsel.stages.session import is_own, quiet_data
 from prefsel.stages.tasks import known_errors
 from prefsel.workspace.catalog import ShardRef
 from prefsel.workspace.folders import fetch_folder
@@ -133,7 +133,7 @@ class VllmWork:
         """
         processor = self.processor(len(items))
         rows = [{"source": shard.source, "shard": shard.shard, "made_from": made_from} for shard, made_from in items]
-        ray.data.DataContext.get_current().raise_original_map_exception = True
+        quiet_data()
         shards = ray.data.from_items(rows, override_num_blocks=len(rows))
         more: dict[str, Any] = {"fn_kwargs": {"work": self}, "num_cpus": TASK_CPUS}
         answers = processor(shards.flat_map(prepared(_requests), **more))
