@@ -110,7 +110,7 @@ def score(folder: Path, workspace: Path, *, kill_at: int | None = None) -> Run:
     process = subprocess.Popen(command("score", folder, workspace), stdout=subprocess.DEVNULL, start_new_session=True)
     killed = 0.0
     while process.poll() is None:
-        peak = max(peak, _peak_mib(process.pid))
+        peak = max(peak, peak_mib(process.pid))
         if kill_at is not None and committed(workspace) >= kill_at:
             os.killpg(process.pid, signal.SIGKILL)
             killed = time.time()
@@ -138,7 +138,8 @@ def _attempts(workspace: Path) -> dict[str, Path]:
     return {path.name: path for path in (workspace / artifact.path / "_ledger" / "attempts").iterdir()}
 
 
-def _peak_mib(pid: int) -> float:
+def peak_mib(pid: int) -> float:
+    """The most memory that a process had so far."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
