@@ -40,7 +40,10 @@ class Note:
     """Hash of the bytes that were committed there; empty where nobody knows it."""
     when: str
     state: str = "open"
-    """`open` until it is there again: `same` bytes, `restored` (not known what they were), or `other` bytes."""
+    """`open` until it is there again: `same` bytes, `restored` (not known what they were), or `other` bytes.
+
+    `removed` is what nobody had committed.
+    """
 
     @property
     def root(self) -> str:
@@ -50,7 +53,7 @@ class Note:
     @property
     def is_settled(self) -> bool:
         """Whether it is there again and nothing is left to say."""
-        return self.state in ("same", "restored")
+        return self.state in ("same", "restored", "removed")
 
     def __str__(self) -> str:
         told = {
@@ -58,6 +61,7 @@ class Note:
             "same": "made again, the same bytes",
             "restored": "made again",
             "other": "made again, with other bytes than were committed",
+            "removed": "set aside",
         }
         return f"{self.path}: {self.problem}{f' ({self.detail})' if self.detail else ''}; {told[self.state]}"
 
@@ -82,12 +86,13 @@ def set_aside(storage: Storage, findings: Iterable[Finding]) -> list[Note]:
             finding.detail,
             finding.content or _committed_content(storage, finding.path),
             datetime.now(UTC).isoformat(timespec="seconds"),
+            "removed" if finding.problem == "added" else "open",
         )
         # The note first: a run that is killed between the two finds nothing at the path, and the note.
         _write(storage, note)
-        if storage.exists(finding.path):
+        if storage.is_taken(finding.path):
             storage.move(finding.path, f"{DAMAGED}/{number:06d}/{finding.path.rsplit('/', 1)[-1]}")
-        if not restore_piece(storage, finding.path):
+        if not note.is_settled and not restore_piece(storage, finding.path):
             _begin_again(storage, note)
         made.append(note)
     return made
@@ -172,7 +177,7 @@ def _state(storage: Storage, note: Note) -> str:
     kind = note.path.split("/")[0]
     if kind in NOT_REPEATED:
         return "restored"  # the next finished run writes one of its own
-    if note.path == note.root and kind in (*SHARDED, *SEALED):
+    if note.path == note.root != kind and kind in (*SHARDED, *SEALED):
         is_there = storage.exists(f"{note.root}/{SUMMARY}") or bool(_ledger_objects(storage, note.root))
         return "restored" if is_there else "open"
     if f"/{LEDGER}/" in note.path and not note.path.endswith(SEAL):
@@ -180,7 +185,7 @@ def _state(storage: Storage, note: Note) -> str:
         shard = name.removesuffix(".json")
         is_there = storage.exists(note.path) or shard in checked_entries(storage, folder)[0]
         return "restored" if is_there else "open"
-    if not storage.exists(note.path):
+    if not storage.is_taken(note.path):
         return "open"
     if not note.content:
         return "restored"
