@@ -33,11 +33,12 @@ from prefsel.progress import Counter, Progress
 from prefsel.stages.session import is_own
 from prefsel.stages.tasks import known_errors
 from prefsel.stages.training_pairs import holdout_source, pair_source
-from prefsel.workspace.folders import commit_folder, fetch_folder, read_seal
+from prefsel.train.heldout import margins_folder
+from prefsel.workspace.folders import TRAINING, commit_folder, fetch_folder, read_seal
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
 from prefsel.workspace.storage import Storage
-from prefsel.workspace.verify import finished, finished_folder
+from prefsel.workspace.verify import finished, finished_folder, require_whole
 
 if TYPE_CHECKING:
     from prefsel.train.objective import Objective
@@ -56,6 +57,7 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
     started = time.monotonic()
     spec, path, storage = node.spec, node.path, plan.storage
     if (done := finished(storage, path)) is not None:
+        require_whole(storage, margins_folder(path))
         return done
     seal = finished_folder(storage, path)
     if seal is None:  # a sealed model without a summary: the driver died after the workers were done
@@ -68,7 +70,7 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
         seal = read_seal(storage, path)
     if seal is None:
         raise PrefselError(f"train {node.name}: the workers ended without a sealed model in {path}")
-    storage.delete_tree(f"{path}/training")
+    storage.delete_tree(f"{path}/{TRAINING}")
     info = seal["info"]
     made_from = {"training": spec.name, "kind": spec.kind, "selection": spec.selection, "model": spec.model}
     if spec.reference:
@@ -172,7 +174,7 @@ def _run_trainer(storage: Storage, spec: Training, path: str, settings: dict[str
         train_loop_config=settings | {"records": records},
         scaling_config=ScalingConfig(num_workers=spec.workers, use_gpu=gpus > 0, resources_per_worker=resources),
         run_config=RunConfig(
-            name="training",
+            name=TRAINING,
             storage_path=storage.full(path),
             storage_filesystem=storage.filesystem,
             failure_config=FailureConfig(max_failures=spec.max_failures),
@@ -256,6 +258,7 @@ def _worker(settings: dict[str, Any]) -> None:
         if ray.train.get_context().get_world_rank() == 0:
             if margins is not None:
                 save_margins(settings["storage"], settings["path"], margins)
+                result["num_margins"] = margins.num_rows
             _commit(settings, result, table.num_rows + sum(dropped.values()), dropped)
 
 

@@ -68,6 +68,7 @@ KINDS = {
     "trained weights": "models/dpo@*/model.safetensors",
     "tangent": "tangents/aim@*/*.safetensors",
     "margins": "evaluations/dpo@*/margins.parquet",
+    "seal of margins": "evaluations/dpo@*/_ledger/files.json",
     "seal of a model": "models/dpo@*/_ledger/files.json",
     "summary of a model": "models/policy@*/summary.json",
     "report": "reports/*/report.json",
