@@ -40,10 +40,7 @@ class Note:
     """Hash of the bytes that were committed there; empty where nobody knows it."""
     when: str
     state: str = "open"
-    """`open` until it is there again: `same` bytes, `restored` (not known what they were), or `other` bytes.
-
-    `removed` is what nobody had committed.
-    """
+    """`open` until it is there again: `same` bytes, `restored` (not known what they were), or `other` bytes."""
 
     @property
     def root(self) -> str:
@@ -53,17 +50,21 @@ class Note:
     @property
     def is_settled(self) -> bool:
         """Whether it is there again and nothing is left to say."""
-        return self.state in ("same", "restored", "removed")
+        return self.state in ("same", "restored")
 
-    def __str__(self) -> str:
+    @property
+    def became(self) -> str:
+        """What became of it, for people."""
         told = {
             "open": "set aside, not made again yet",
             "same": "made again, the same bytes",
             "restored": "made again",
             "other": "made again, with other bytes than were committed",
-            "removed": "set aside",
         }
-        return f"{self.path}: {self.problem}{f' ({self.detail})' if self.detail else ''}; {told[self.state]}"
+        return told[self.state] if self.problem != "added" else "set aside"
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}{f' ({self.detail})' if self.detail else ''}; {self.became}"
 
 
 def set_aside(storage: Storage, findings: Iterable[Finding]) -> list[Note]:
@@ -72,7 +73,7 @@ def set_aside(storage: Storage, findings: Iterable[Finding]) -> list[Note]:
     Returns:
         A note for each.
     """
-    number = max((note.number for note in notes(storage)), default=0)
+    number = max((int(name) for name in storage.folders(DAMAGED) if name.isdecimal()), default=0)
     made = []
     for finding in findings:
         if finding.path.startswith(f"{WITHDRAWN}/"):  # never set aside: without it rows would come back
@@ -86,7 +87,7 @@ def set_aside(storage: Storage, findings: Iterable[Finding]) -> list[Note]:
             finding.detail,
             finding.content or _committed_content(storage, finding.path),
             datetime.now(UTC).isoformat(timespec="seconds"),
-            "removed" if finding.problem == "added" else "open",
+            "restored" if finding.problem == "added" else "open",
         )
         # The note first: a run that is killed between the two finds nothing at the path, and the note.
         _write(storage, note)
@@ -129,6 +130,14 @@ def settle(storage: Storage) -> list[Note]:
 def left(storage: Storage) -> list[Note]:
     """The notes of what is not there again as it was committed."""
     return [note for note in notes(storage) if not note.is_settled]
+
+
+def unsettled(storage: Storage) -> list[Finding]:
+    """The same as findings, each with the folder that says so: without it nobody asks any more."""
+    return [
+        Finding(note.problem, note.path, f"{note.became}; {DAMAGED}/{note.number:06d} says so until you remove it")
+        for note in left(storage)
+    ]
 
 
 def notes(storage: Storage) -> Iterator[Note]:

@@ -10,13 +10,15 @@ import pyarrow as pa
 import pytest
 
 from prefsel.errors import DamagedError
+from prefsel.mend import mend
+from prefsel.progress import Progress
 from prefsel.workspace.catalog import Catalog, SourceRecord, read_catalog, write_catalog
 from prefsel.workspace.folders import fetch_folder, read_seal, seal_files
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
 from prefsel.workspace.repair import left, notes, set_aside, settle
 from prefsel.workspace.storage import Storage
-from prefsel.workspace.verify import as_finding, verify
+from prefsel.workspace.verify import Finding, as_finding, verify
 
 MODEL, COLUMNS = "models/m@0123456789abcdef", "columns/c@0123456789abcdef/a"
 OTHERS = {
@@ -109,3 +111,23 @@ def test_no_library_sees_a_file_that_was_added_to_a_model(storage: Storage) -> N
     assert verify(storage).is_clean
     assert (fetch_folder(storage, MODEL) / "config.json").exists()
     assert [note.is_settled for note in notes(storage)] == [True]
+
+
+def test_what_was_set_aside_before_is_not_written_over(storage: Storage) -> None:
+    path = f"{MODEL}/model.safetensors"
+    set_aside(storage, [Finding("altered", path)])
+    storage.write("damaged/000001/note.json", b"{}")
+    set_aside(storage, [Finding("altered", f"{MODEL}/config.json")])
+    assert storage.read("damaged/000001/model.safetensors") == b"weights"
+    assert [(note.number, note.path) for note in notes(storage)] == [(2, f"{MODEL}/config.json")]
+
+
+def test_repair_does_not_call_clean_what_it_could_not_make(storage: Storage) -> None:
+    set_aside(storage, [Finding("altered", Artifact(storage, COLUMNS).file("s"))])
+    storage.delete(f"{COLUMNS}/_ledger/s.json")
+    assert verify(storage).is_clean, "nothing names it any more"
+    result = mend(storage, Progress(quiet=True))
+    assert [finding.path for finding in result.findings] == [Artifact(storage, COLUMNS).file("s")]
+    assert "damaged/000001 says so until you remove it" in str(result.findings[0])
+    storage.delete_tree("damaged/000001")
+    assert mend(storage, Progress(quiet=True)).is_clean
