@@ -12,7 +12,8 @@ from prefsel.pipeline import run
 from prefsel.progress import Progress
 from prefsel.workspace.documents import find_document
 from prefsel.workspace.lease import hold
-from prefsel.workspace.repair import left, set_aside, unsettled
+from prefsel.workspace.notes import left
+from prefsel.workspace.repair import set_aside, unsettled
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import PUBLISHED, Verification, verify
 

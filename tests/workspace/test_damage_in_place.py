@@ -16,7 +16,8 @@ from prefsel.workspace.catalog import Catalog, SourceRecord, read_catalog, write
 from prefsel.workspace.folders import fetch_folder, read_seal, seal_files
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
-from prefsel.workspace.repair import left, notes, set_aside, settle
+from prefsel.workspace.notes import left, notes
+from prefsel.workspace.repair import set_aside, settle
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import Finding, as_finding, verify
 
@@ -131,3 +132,15 @@ def test_repair_does_not_call_clean_what_it_could_not_make(storage: Storage) -> 
     assert "damaged/000001 says so until you remove it" in str(result.findings[0])
     storage.delete_tree("damaged/000001")
     assert mend(storage, Progress(quiet=True)).is_clean
+
+
+def test_a_shard_that_is_gone_is_compared_when_it_is_made_again(storage: Storage) -> None:
+    artifact = Artifact(storage, COLUMNS)
+    storage.delete(artifact.file("s"))
+    with pytest.raises(DamagedError, match="missing") as error:
+        artifact.done({"s": "in"})
+    assert artifact.done({"s": "another"}) == {}
+    set_aside(storage, [as_finding(error.value)])
+    assert artifact.done({"s": "in"}) == {}, "it is to be made"
+    artifact.commit("s", pa.table({"v": [2.0]}), made_from="in", attempt="2")
+    assert [(note.path, note.state) for note in settle(storage)] == [(artifact.file("s"), "other")]
