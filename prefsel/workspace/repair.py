@@ -11,7 +11,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 from prefsel.errors import DamagedError
-from prefsel.workspace.entries import LEDGER, checked_entries, restore_piece
+from prefsel.workspace.entries import COPIES, LEDGER, PIECE, checked_entries, restore_piece
 from prefsel.workspace.folders import SEAL, read_seal
 from prefsel.workspace.manifest import SUMMARY
 from prefsel.workspace.notes import DAMAGED as DAMAGED
@@ -127,7 +127,7 @@ def _state(storage: Storage, note: Note) -> str:
         return "restored" if is_there else "open"
     if f"/{LEDGER}/" in note.path and not note.path.endswith(SEAL):
         folder, _, name = note.path.partition(f"/{LEDGER}/")
-        shard = name.removesuffix(".json")
+        shard = name.removesuffix(".json").removeprefix(f"{COPIES}/").removeprefix(PIECE)  # of a piece the first one
         is_there = storage.exists(note.path) or shard in checked_entries(storage, folder)[0]
         return "restored" if is_there else "open"
     if not storage.is_taken(note.path):

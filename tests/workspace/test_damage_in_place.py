@@ -144,3 +144,15 @@ def test_a_shard_that_is_gone_is_compared_when_it_is_made_again(storage: Storage
     assert artifact.done({"s": "in"}) == {}, "it is to be made"
     artifact.commit("s", pa.table({"v": [2.0]}), made_from="in", attempt="2")
     assert [(note.path, note.state) for note in settle(storage)] == [(artifact.file("s"), "other")]
+
+
+def test_a_piece_of_a_ledger_and_its_copy_are_there_again_with_their_shards(storage: Storage) -> None:
+    artifact = Artifact(storage, COLUMNS)
+    artifact.compact(at_least=1)
+    for path in (f"{COLUMNS}/_ledger/all-s.json", f"{COLUMNS}/_ledger/copy/all-s.json"):
+        storage.write(path, b"")
+    set_aside(storage, [finding for finding in verify(storage).findings if not finding.is_harmless])
+    assert len(left(storage)) == 2
+    assert artifact.done({"s": "in"}) == {}
+    artifact.commit("s", pa.table({"v": [1.0]}), made_from="in", attempt="2")
+    assert [note.state for note in settle(storage)] == ["restored", "restored"]
