@@ -12,6 +12,7 @@ import pytest
 from prefsel.errors import DamagedError
 from prefsel.mend import mend
 from prefsel.progress import Progress
+from prefsel.status import status
 from prefsel.workspace.catalog import Catalog, SourceRecord, read_catalog, write_catalog
 from prefsel.workspace.folders import fetch_folder, read_seal, seal_files
 from prefsel.workspace.ledger import Artifact
@@ -156,3 +157,8 @@ def test_a_piece_of_a_ledger_and_its_copy_are_there_again_with_their_shards(stor
     assert artifact.done({"s": "in"}) == {}
     artifact.commit("s", pa.table({"v": [1.0]}), made_from="in", attempt="2")
     assert [note.state for note in settle(storage)] == ["restored", "restored"]
+
+
+def test_the_status_goes_on_where_the_lease_is_none(storage: Storage) -> None:
+    storage.write("lease.json", b"{}")
+    assert "lease.json: not a lease" in (status(storage).writer or "")
