@@ -48,6 +48,10 @@ class IntegrityError(PrefselError):
     """An artifact does not match its ledger, or rows were lost between two stages."""
 
 
+class CheckpointError(IntegrityError):
+    """A checkpoint of a training is not what was saved; the training has to begin anew."""
+
+
 class DamagedError(IntegrityError):
     """An object of a workspace is gone, or is not what was committed."""
 

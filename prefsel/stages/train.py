@@ -3,7 +3,8 @@
     dataset, or corpus read ──▶ Ray Train workers: train ──checkpoints──▶ models/<name>@<fp>/training/
     through a selection                            └──exported weights──▶ models/<name>@<fp>/ , sealed last
 
-A killed training finds its last checkpoint through Ray Train (same storage path and name) and goes on from there.
+A killed training finds its last checkpoint through Ray Train (same storage path and name) and goes on from there, or
+begins anew where that is not what was saved.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ray.util.queue import Empty, Queue
 
 from prefsel.config import PARTS, Training
 from prefsel.config.losses import WEIGHTS
-from prefsel.errors import PrefselError, UserError, known_error
+from prefsel.errors import CheckpointError, PrefselError, UserError, known_error
 from prefsel.plan.models import ModelRef, find_model
 from prefsel.plan.node import Node
 from prefsel.plan.plan import Plan
@@ -66,7 +67,12 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
         settings = _worker_settings(plan, node)
         steps, note = num_steps(plan, node), f"starting workers, loading {spec.model}"
         with progress.track(f"train {node.name}", steps, "steps", note=note) as counter:
-            _run_trainer(storage, spec, path, settings, counter)
+            try:
+                _run_trainer(storage, spec, path, settings, counter)
+            except CheckpointError as error:
+                progress.line(f"train     {node.name}: begins anew, as its checkpoint cannot be continued: {error}")
+                storage.delete_tree(f"{path}/{TRAINING}")
+                _run_trainer(storage, spec, path, settings, counter)
         seal = read_seal(storage, path)
     if seal is None:
         raise PrefselError(f"train {node.name}: the workers ended without a sealed model in {path}")
@@ -194,6 +200,9 @@ def _run_trainer(storage: Storage, spec: Training, path: str, settings: dict[str
     if (error := outcome[0]) is None:
         return
     with known_errors():
+        # Ray Train writes over it in place, so that a kill may cut it; its process dies of that, and says so in words.
+        if "CheckpointManagerInitializationError" in str(error):
+            raise CheckpointError("what Ray Train wrote down about its checkpoints is not whole, or of another version")
         if isinstance(error, ray.train.TrainingFailedError) and known_error(error) is None:
             causes = list(getattr(error, "worker_failures", {}).values())
             raise PrefselError(f"train {spec.name}: {causes[0] if causes else error}") from error
@@ -227,6 +236,7 @@ def _model_folder(storage: Storage, model: ModelRef) -> str:
 def _worker(settings: dict[str, Any]) -> None:
     """One Ray Train worker."""
     from prefsel.train import loop
+    from prefsel.train.checkpoint import COMPLETE
     from prefsel.train.data import TrainingPairs
     from prefsel.train.heldout import save_margins, split_margins
 
@@ -241,6 +251,9 @@ def _worker(settings: dict[str, Any]) -> None:
         table = table.slice(0, settings["max_pairs"])
     held_out = settings["holdout"].table()[0] if settings["holdout"] else None
     checkpoint = ray.train.get_checkpoint()
+    resume_dir = Path(checkpoint.to_directory()) if checkpoint else None
+    if resume_dir is not None and not (resume_dir / COMPLETE).is_file():
+        raise CheckpointError(f"resume: {resume_dir.name} was complete, and its {COMPLETE} is gone")
     with tempfile.TemporaryDirectory() as folder:
         result = loop.train(
             _objective_of(settings),
@@ -249,7 +262,7 @@ def _worker(settings: dict[str, Any]) -> None:
             model_dir=_model_folder(settings["storage"], settings["model"]),
             output_dir=folder,
             report=partial(_report, settings["records"]),
-            resume_dir=Path(checkpoint.to_directory()) if checkpoint else None,
+            resume_dir=resume_dir,
         )
         margins = None
         if held_out is not None:

@@ -95,3 +95,14 @@ def test_what_was_trained_is_made_again(whole: tuple[Path, Any], kind: str, dama
     else:
         assert mend(storage, QUIET).is_clean
     assert data_of(tmp_path / "w") == data_of(folder)
+
+
+def test_a_training_begins_anew_where_its_checkpoints_cannot_be_read(whole: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, config = whole
+    shutil.copytree(folder, tmp_path / "w")
+    (model,) = (tmp_path / "w").glob("models/dpo@*")
+    shutil.rmtree(model)
+    (model / "training").mkdir(parents=True)
+    (model / "training/checkpoint_manager_snapshot.json").write_text("")  # as a kill leaves it
+    run(config, str(tmp_path / "w"), QUIET)
+    assert data_of(tmp_path / "w") == data_of(folder)
