@@ -48,6 +48,10 @@ class IntegrityError(PrefselError):
     """An artifact does not match its ledger, or rows were lost between two stages."""
 
 
+class CheckpointError(IntegrityError):
+    """A checkpoint of a training is not what was saved; the training has to begin anew."""
+
+
 class DamagedError(IntegrityError):
     """An object of a workspace is gone, or is not what was committed."""
 
@@ -57,12 +61,13 @@ class DamagedError(IntegrityError):
         Args:
             workspace: Directory or URI, without credentials.
             path: Of the object, relative to the workspace.
-            problem: `missing` or `altered`.
+            problem: `missing`, `altered` or `added`.
             detail: What was expected and what was found.
         """
         why = f" ({detail})" if detail else ""
         repair = f"prefsel verify --workspace {workspace} --repair"
-        super().__init__(f"{path}: {problem}{why}; a run sets it aside and makes it again, and so does `{repair}`")
+        again = "" if problem == "added" else " and makes it again"
+        super().__init__(f"{path}: {problem}{why}; a run sets it aside{again}, and so does `{repair}`")
         self.workspace, self.path, self.problem, self.detail = workspace, path, problem, detail
 
     def __reduce__(self) -> tuple[type[DamagedError], tuple[str, ...]]:

@@ -12,7 +12,8 @@ from prefsel.pipeline import run
 from prefsel.progress import Progress
 from prefsel.workspace.documents import find_document
 from prefsel.workspace.lease import hold
-from prefsel.workspace.repair import left, set_aside
+from prefsel.workspace.notes import left
+from prefsel.workspace.repair import set_aside, unsettled
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import PUBLISHED, Verification, verify
 
@@ -50,9 +51,9 @@ def _mend(storage: Storage, progress: Progress, *, quick: bool) -> Verification:
             run(config, storage.uri, progress, until=until)
         except PrefselError as error:
             progress.line(f"damage    configuration {config.name!r} cannot be run again: {error}")
-    for note in left(storage):
-        progress.line(f"damage    {note}")
-    return verify(storage, quick=quick)
+    after = verify(storage, quick=quick)
+    after.findings += unsettled(storage)
+    return after
 
 
 def kept_configs(storage: Storage) -> Iterator[tuple[Config, str | None]]:

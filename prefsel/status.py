@@ -15,7 +15,7 @@ from prefsel.config import Config
 from prefsel.config.file import parse_config
 from prefsel.config.yaml_text import read_yaml
 from prefsel.display import redact
-from prefsel.errors import UserError
+from prefsel.errors import PrefselError, UserError
 from prefsel.workspace.catalog import PATH, Catalog, read_catalog
 from prefsel.workspace.entries import Entry
 from prefsel.workspace.folders import read_seal
@@ -110,7 +110,10 @@ def status(storage: Storage) -> Status:
 
 
 def _writer(storage: Storage) -> str | None:
-    lease = holder(storage)
+    try:
+        lease = holder(storage)
+    except PrefselError as error:
+        return f"nobody knows: {error}"
     if lease is None:
         return None
     return f"{lease}" + ("; it has ended without a word" if lease.owner.is_dead() else f"; heartbeat {lease.beat:,}")

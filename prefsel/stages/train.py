@@ -3,7 +3,8 @@
     dataset, or corpus read ──▶ Ray Train workers: train ──checkpoints──▶ models/<name>@<fp>/training/
     through a selection                            └──exported weights──▶ models/<name>@<fp>/ , sealed last
 
-A killed training finds its last checkpoint through Ray Train (same storage path and name) and goes on from there.
+A killed training finds its last checkpoint through Ray Train (same storage path and name) and goes on from there, or
+begins anew where that is not what was saved.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ray.util.queue import Empty, Queue
 
 from prefsel.config import PARTS, Training
 from prefsel.config.losses import WEIGHTS
-from prefsel.errors import PrefselError, UserError, known_error
+from prefsel.errors import CheckpointError, PrefselError, UserError, known_error
 from prefsel.plan.models import ModelRef, find_model
 from prefsel.plan.node import Node
 from prefsel.plan.plan import Plan
@@ -33,11 +34,12 @@ from prefsel.progress import Counter, Progress
 from prefsel.stages.session import is_own
 from prefsel.stages.tasks import known_errors
 from prefsel.stages.training_pairs import holdout_source, pair_source
-from prefsel.workspace.folders import commit_folder, fetch_folder, read_seal
+from prefsel.train.heldout import margins_folder
+from prefsel.workspace.folders import TRAINING, commit_folder, fetch_folder, read_seal
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, load_summary, save_summary
 from prefsel.workspace.storage import Storage
-from prefsel.workspace.verify import finished, finished_folder
+from prefsel.workspace.verify import finished, finished_folder, require_whole
 
 if TYPE_CHECKING:
     from prefsel.train.objective import Objective
@@ -56,6 +58,7 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
     started = time.monotonic()
     spec, path, storage = node.spec, node.path, plan.storage
     if (done := finished(storage, path)) is not None:
+        require_whole(storage, margins_folder(path))
         return done
     seal = finished_folder(storage, path)
     if seal is None:  # a sealed model without a summary: the driver died after the workers were done
@@ -64,11 +67,16 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
         settings = _worker_settings(plan, node)
         steps, note = num_steps(plan, node), f"starting workers, loading {spec.model}"
         with progress.track(f"train {node.name}", steps, "steps", note=note) as counter:
-            _run_trainer(storage, spec, path, settings, counter)
+            try:
+                _run_trainer(storage, spec, path, settings, counter)
+            except CheckpointError as error:
+                progress.line(f"train     {node.name}: begins anew, as its checkpoint cannot be continued: {error}")
+                storage.delete_tree(f"{path}/{TRAINING}")
+                _run_trainer(storage, spec, path, settings, counter)
         seal = read_seal(storage, path)
     if seal is None:
         raise PrefselError(f"train {node.name}: the workers ended without a sealed model in {path}")
-    storage.delete_tree(f"{path}/training")
+    storage.delete_tree(f"{path}/{TRAINING}")
     info = seal["info"]
     made_from = {"training": spec.name, "kind": spec.kind, "selection": spec.selection, "model": spec.model}
     if spec.reference:
@@ -172,7 +180,7 @@ def _run_trainer(storage: Storage, spec: Training, path: str, settings: dict[str
         train_loop_config=settings | {"records": records},
         scaling_config=ScalingConfig(num_workers=spec.workers, use_gpu=gpus > 0, resources_per_worker=resources),
         run_config=RunConfig(
-            name="training",
+            name=TRAINING,
             storage_path=storage.full(path),
             storage_filesystem=storage.filesystem,
             failure_config=FailureConfig(max_failures=spec.max_failures),
@@ -192,6 +200,9 @@ def _run_trainer(storage: Storage, spec: Training, path: str, settings: dict[str
     if (error := outcome[0]) is None:
         return
     with known_errors():
+        # Ray Train writes over it in place, so that a kill may cut it; its process dies of that, and says so in words.
+        if "CheckpointManagerInitializationError" in str(error):
+            raise CheckpointError("what Ray Train wrote down about its checkpoints is not whole, or of another version")
         if isinstance(error, ray.train.TrainingFailedError) and known_error(error) is None:
             causes = list(getattr(error, "worker_failures", {}).values())
             raise PrefselError(f"train {spec.name}: {causes[0] if causes else error}") from error
@@ -225,6 +236,7 @@ def _model_folder(storage: Storage, model: ModelRef) -> str:
 def _worker(settings: dict[str, Any]) -> None:
     """One Ray Train worker."""
     from prefsel.train import loop
+    from prefsel.train.checkpoint import COMPLETE
     from prefsel.train.data import TrainingPairs
     from prefsel.train.heldout import save_margins, split_margins
 
@@ -239,6 +251,9 @@ def _worker(settings: dict[str, Any]) -> None:
         table = table.slice(0, settings["max_pairs"])
     held_out = settings["holdout"].table()[0] if settings["holdout"] else None
     checkpoint = ray.train.get_checkpoint()
+    resume_dir = Path(checkpoint.to_directory()) if checkpoint else None
+    if resume_dir is not None and not (resume_dir / COMPLETE).is_file():
+        raise CheckpointError(f"resume: {resume_dir.name} was complete, and its {COMPLETE} is gone")
     with tempfile.TemporaryDirectory() as folder:
         result = loop.train(
             _objective_of(settings),
@@ -247,7 +262,7 @@ def _worker(settings: dict[str, Any]) -> None:
             model_dir=_model_folder(settings["storage"], settings["model"]),
             output_dir=folder,
             report=partial(_report, settings["records"]),
-            resume_dir=Path(checkpoint.to_directory()) if checkpoint else None,
+            resume_dir=resume_dir,
         )
         margins = None
         if held_out is not None:
@@ -256,6 +271,7 @@ def _worker(settings: dict[str, Any]) -> None:
         if ray.train.get_context().get_world_rank() == 0:
             if margins is not None:
                 save_margins(settings["storage"], settings["path"], margins)
+                result["num_margins"] = margins.num_rows
             _commit(settings, result, table.num_rows + sum(dropped.values()), dropped)
 
 

@@ -5,7 +5,7 @@
       rng-rank-<r>.safetensors   random state of worker r
       history.jsonl              everything reported so far
       digest-rank-<r>.json       blake2b of every file worker r wrote
-      complete.json              step, consumed pairs, world size, hashes of the digest files; written last
+      complete.json              step, consumed pairs, world size, hashes of the digest files, its own; written last
 
 A folder without `complete.json` was interrupted and is never read. Workers may share the folder or each have their
 own; what is loaded must be the union.
@@ -25,8 +25,9 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from prefsel.errors import IntegrityError, UserError
+from prefsel.errors import CheckpointError, UserError
 from prefsel.train.run_config import RunConfig
+from prefsel.workspace.documents import parse_document, to_document
 
 TAG = "engine"
 COMPLETE = "complete.json"
@@ -76,11 +77,12 @@ def save_checkpoint(
     own = [file for file in _files(directory) if (_rank_in(file.name) or 0) == rank]
     digests = {file.relative_to(directory).as_posix(): _file_digest(file) for file in own}
     digest_file = directory / f"digest-rank-{rank}.json"
-    _write_json(digest_file, digests)
+    _write(digest_file, json.dumps(digests, indent=1, sort_keys=True).encode())
     gathered: list[Any] = [None] * world_size
     dist.all_gather_object(gathered, (digest_file.name, _file_digest(digest_file)))
     if rank == 0:
-        _write_json(directory / COMPLETE, {"world_size": world_size, "digests": dict(gathered), "state": dict(state)})
+        complete = {"world_size": world_size, "digests": dict(gathered), "state": dict(state)}
+        _write(directory / COMPLETE, to_document(COMPLETE, complete, indent=1))
     dist.barrier()
 
 
@@ -89,10 +91,14 @@ def _read_state(directory: Path) -> dict[str, Any]:
 
     Raises:
         UserError: The folder is no complete checkpoint.
+        CheckpointError: What it says is not what was saved.
     """
     if not (directory / COMPLETE).is_file():
         raise UserError(f"resume: {directory} is not a complete checkpoint (no {COMPLETE})")
-    return json.loads((directory / COMPLETE).read_text())
+    try:
+        return parse_document(COMPLETE, (directory / COMPLETE).read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"resume: {directory / COMPLETE}: {error}") from error
 
 
 def read_history(directory: Path) -> list[dict[str, Any]]:
@@ -128,7 +134,7 @@ def load_checkpoint(engine: Any, directory: Path, *, identity: Mapping[str, Any]
 
     Raises:
         UserError: Not a complete checkpoint, or written by another number of workers, for other data or options.
-        IntegrityError: A file is missing or altered; nothing was unpickled.
+        CheckpointError: A file is missing or altered; nothing was unpickled.
     """
     complete = _read_state(directory)
     saved = complete["state"]["identity"]
@@ -142,10 +148,10 @@ def load_checkpoint(engine: Any, directory: Path, *, identity: Mapping[str, Any]
     altered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(altered, altered_files(directory, rank=rank))
     if offenders := sorted({name for names in altered for name in names}):
-        raise IntegrityError(f"resume: {directory} does not match its digests, nothing was loaded: {offenders[:5]}")
+        raise CheckpointError(f"resume: {directory} does not match its digests, nothing was loaded: {offenders[:5]}")
     path, _ = engine.load_checkpoint(str(directory), tag=TAG, load_module_strict=not _has_frozen_weights(engine))
     if path is None:
-        raise IntegrityError(f"resume: DeepSpeed found no checkpoint in {directory / TAG}")
+        raise CheckpointError(f"resume: DeepSpeed found no checkpoint in {directory / TAG}")
     _restore_rng(load_file(directory / f"rng-rank-{dist.get_rank()}.safetensors"))
     return complete["state"]
 
@@ -162,7 +168,7 @@ def altered_files(directory: Path, *, rank: int | None = None) -> list[str]:
         directory: A complete checkpoint.
         rank: Read only what this worker is going to load: its own files and worker 0's common ones; None: everything.
     """
-    digests: dict[str, str] = json.loads((directory / COMPLETE).read_text())["digests"]
+    digests: dict[str, str] = _read_state(directory)["digests"]
     expected = dict(digests)
     for name, digest in digests.items():
         if _digest_or_none(directory / name) == digest:
@@ -209,9 +215,9 @@ def _rank_in(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _write(path: Path, data: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True))
+    partial.write_bytes(data)
     partial.replace(path)
 
 

@@ -1,7 +1,8 @@
 """JSON documents of a workspace: ledger objects, seals, summaries, the catalog, records of files, manifests.
 
 The last key of each, `digest`, covers the path and every byte before it: what was cut, altered, or copied from another
-place is found when it is read. Documents of earlier versions have no digest and are read as they are.
+place is found when it is read. Documents of earlier versions have no digest: they are known by the keys they have, so
+that another file in the place of one is found too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,16 @@ from prefsel.workspace.storage import Storage, digest
 _LAST = re.compile(rb'(?:, |,\n +)"digest": "([0-9a-f]{32})"\n?\}\Z')
 _TAIL_BYTES = 100
 """The last key lies within them."""
+_EARLIER: tuple[tuple[str, type, set[str]], ...] = (
+    ("/catalog.json", list, {"name", "role", "files"}),
+    ("/_ledger/all.json", list, {"shard", "rows", "bytes", "content", "input", "attempt"}),
+    ("/_ledger/files.json", dict, {"content", "files", "info"}),
+    ("/_ledger/", dict, {"shard", "rows", "bytes", "content", "input", "attempt"}),
+    ("/_files/", dict, {"uri", "shards", "seconds"}),
+    ("/summary.json", dict, {"stage", "name", "unit", "rows_in", "rows_out", "dropped", "shards", "artifact"}),
+    ("/runs/", dict, {"run", "config_yaml", "artifacts", "stages"}),
+)
+"""What documents without a digest are, by what stands in their path: a table or a list of such, and keys of a table."""
 
 
 def to_document(path: str, table: Mapping[str, Any], *, indent: int | None = None) -> bytes:
@@ -45,6 +56,8 @@ def parse_document(path: str, data: bytes) -> Any:
         del table["digest"]
     elif isinstance(table, dict) and ("digest" in table or any(_is_digest(one) for one in list(table.values())[-1:])):
         raise ValueError("its last key is no digest any more")
+    elif not _is_earlier(path, table):
+        raise ValueError("another file lies in its place")
     return table
 
 
@@ -91,6 +104,13 @@ def find_document(storage: Storage, path: str) -> Any | None:
 
 def _digest_of(path: str, body: bytes) -> str:
     return digest(path.encode() + b"\0" + body)
+
+
+def _is_earlier(path: str, table: Any) -> bool:
+    """Whether a document without a digest is what an earlier version wrote at `path`."""
+    kind, keys = next((known[1:] for known in _EARLIER if known[0] in f"/{path}"), (None, set()))
+    rows = table if isinstance(table, list) else [table]
+    return type(table) is kind and bool(rows) and all(isinstance(row, dict) and keys <= row.keys() for row in rows)
 
 
 def _is_digest(value: Any) -> bool:

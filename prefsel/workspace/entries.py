@@ -100,14 +100,17 @@ def checked_entries(storage: Storage, path: str) -> tuple[dict[str, Entry], list
         except DamagedError as error:
             damage.append(error)
             return []
-        if found is None and name.removeprefix(f"{COPIES}/") != ALL:
-            damage.append(storage.damaged(f"{path}/{LEDGER}/{name}", "missing", "its copy is there"))
         return [] if found is None else found["shards"] if isinstance(found, dict) else found
 
     rows: list[dict[str, Any]] = []
     for name in pieces:
-        once, again = read(name), read(f"{COPIES}/{name}")
+        places = (name, f"{COPIES}/{name}")
+        once, again = map(read, places)
         rows += once or again
+        if name == ALL or {row["shard"] for row in once or again} <= set(objects):
+            continue  # folding was killed before it was done; it takes nothing away before
+        lost = [place for place in places if not storage.exists(f"{path}/{LEDGER}/{place}")]
+        damage += [storage.damaged(f"{path}/{LEDGER}/{place}", "missing", "its copy is there") for place in lost]
     for shard in objects:
         try:
             row = _object(storage, path, shard)
@@ -197,8 +200,9 @@ def compact(storage: Storage, path: str, *, at_least: int) -> None:
     stale = [f"{place}{name}" for name in old if name not in names for place in places]
     for _ in _each(storage, lambda one: storage.write(one[0], to_document(*one)), written):
         pass
-    for _ in _each(storage, storage.delete, [*stale, *(f"{places[0]}{shard}.json" for shard in objects)]):
-        pass
+    for gone in (stale, [f"{places[0]}{shard}.json" for shard in objects]):
+        for _ in _each(storage, storage.delete, gone):
+            pass
 
 
 def _each(storage: Storage, call: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

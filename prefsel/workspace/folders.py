@@ -12,11 +12,14 @@ from xxhash import xxh3_128_hexdigest
 
 from prefsel.workspace.documents import find_document, write_document
 from prefsel.workspace.entries import LEDGER, SEAL_NAME
+from prefsel.workspace.manifest import SUMMARY
 from prefsel.workspace.patience import confirmed
 from prefsel.workspace.recipes import hash_hex
 from prefsel.workspace.storage import Storage, digest
 
 SEAL = f"{LEDGER}/{SEAL_NAME}"
+TRAINING = "training"
+"""Folder inside a model's of what its training keeps until it is sealed."""
 
 
 def described(data: bytes) -> dict[str, Any]:
@@ -95,6 +98,13 @@ def check_folder(storage: Storage, path: str, *, quick: bool) -> dict[str, tuple
     return wrong
 
 
+def added_files(storage: Storage, path: str, seal: Mapping[str, Any]) -> list[str]:
+    """Names of files in a sealed folder that its seal does not name: who loads the folder as it lies would use them."""
+    names = [name.removeprefix(f"{path}/") for name in storage.files(path, recursive=True)]
+    ours = (f"{LEDGER}/", f"{TRAINING}/")
+    return [name for name in names if name not in seal["files"] and name != SUMMARY and not name.startswith(ours)]
+
+
 def read_sealed(storage: Storage, path: str, name: str, file: Mapping[str, Any]) -> bytes:
     """A file of a sealed folder, compared with what its seal says of it.
 
@@ -130,11 +140,13 @@ def fetch_folder(storage: Storage, path: str, patterns: Sequence[str] = ("*",)) 
         patterns: Of the names of the files that are needed; the others may be missing.
 
     Raises:
-        DamagedError: a file that is needed is gone, or is not what was sealed.
+        DamagedError: a file that is needed is gone, or is not what was sealed; or another one lies among them.
     """
     seal = read_seal(storage, path)
     if seal is None:
         raise storage.damaged(f"{path}/{SEAL}", "missing", "the folder is not finished")
+    for name in added_files(storage, path, seal) if storage.is_local else ():
+        raise storage.damaged(f"{path}/{name}", "added", "its seal does not name it")
     folder = Path(tempfile.gettempdir()) / f"prefsel-{seal['content']}"
     for name, file in seal["files"].items():
         if not any(fnmatch(name, pattern) for pattern in patterns):

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 
 from prefsel import interrupts
 from prefsel.display import redact
-from prefsel.errors import PrefselError, RefusedError, UserError, invalid
+from prefsel.errors import DamagedError, PrefselError, RefusedError, UserError, invalid
 from prefsel.workspace.fence import LEASE
 from prefsel.workspace.owner import Owner, this_process
 from prefsel.workspace.storage import Storage
@@ -129,15 +129,15 @@ def _expiry_s() -> float:
 
 
 def _read(storage: Storage) -> tuple[Lease, Version] | None:
-    found = read(storage, LEASE)
-    if found is None:
-        return None
     try:
+        found = read(storage, LEASE)
+        if found is None:
+            return None
         fields = json.loads(found[0])
         return Lease(**fields | {"owner": Owner(**fields["owner"])}), found[1]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, DamagedError) as error:
         place = f"{redact(storage.uri)}/{LEASE}"
-        raise PrefselError(f"{place}: not a lease; if no run writes to this workspace, remove it: {error}") from error
+        raise PrefselError(f"{place}: not a lease; if no run writes to this workspace, remove it") from error
 
 
 def _take(storage: Storage, expiry_s: float, wait: bool, tell: Callable[[str], None]) -> tuple[Lease, Version]:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from prefsel.errors import DamagedError, IntegrityError
 from prefsel.workspace.documents import find_document, write_document
 from prefsel.workspace.entries import LEDGER, Entry, Proof, compact, entries_of, proof_of
+from prefsel.workspace.notes import left
 from prefsel.workspace.parquet_bytes import checks_of, read_checked, to_bytes
 from prefsel.workspace.patience import confirmed
 from prefsel.workspace.storage import Storage, digest
@@ -81,18 +82,24 @@ class Artifact:
 
     def there(self) -> set[str]:
         """The committed shards whose data lie there with as many bytes as were committed: one listing, nothing read."""
-        return self._there(self.entries())
-
-    def _there(self, entries: Mapping[str, Entry]) -> set[str]:
         sizes = self.storage.sizes(self.path)
-        size_of = self.storage.size_of
-        return {shard for shard, entry in entries.items() if size_of(self.file(shard), sizes) == entry.bytes}
+        return {entry.shard for entry in self.entries().values() if self.check(entry, quick=True, sizes=sizes) is None}
 
     def done(self, inputs: Mapping[str, str]) -> dict[str, Entry]:
-        """The shards of `inputs` (shard → input hash) that are committed for exactly that input, and are there."""
-        entries = self.entries(inputs)
-        there = self._there({shard: entry for shard, entry in entries.items() if shard in inputs})
-        return {s: entries[s] for s, made_from in inputs.items() if s in there and entries[s].input == made_from}
+        """The shards of `inputs` (shard → input hash) that are committed for exactly that input, and are there.
+
+        Raises:
+            DamagedError: one of them is not there, and was not set aside: made again it is to be compared.
+        """
+        entries, sizes = self.entries(inputs), self.storage.sizes(self.path)
+        done = {s: entries[s] for s, made_from in inputs.items() if s in entries and entries[s].input == made_from}
+        wrong = {s: self.check(entry, quick=True, sizes=sizes) for s, entry in done.items()}
+        lost = {s: found for s, found in wrong.items() if found is not None}
+        aside = {note.path for note in left(self.storage)} if lost else set()
+        for shard, found in lost.items():
+            if self.file(shard) not in aside:
+                raise self.storage.damaged(self.file(shard), *found)
+        return {s: entry for s, entry in done.items() if s not in lost}
 
     def is_done(self, shard: str, made_from: str) -> bool:
         """Whether `shard` has a ledger object of its own for exactly this input, and data: what a repeated task asks.

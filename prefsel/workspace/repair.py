@@ -1,65 +1,28 @@
 """Damaged objects set aside, so that the stage that made them makes them again, and the proof that it did.
 
-    damaged/<number>/note.json      what was wrong, where, and the hash of what was committed there
-    damaged/<number>/<file>         the object as it was found; nothing where it was gone
-
 Nothing is computed here. A stage makes what is not there, so repairing is: away with the damaged object and with what
 says that its artifact is complete, run again, and compare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from prefsel.errors import DamagedError
-from prefsel.workspace.documents import find_document, write_document
-from prefsel.workspace.entries import LEDGER, checked_entries, restore_piece
+from prefsel.workspace.entries import COPIES, LEDGER, PIECE, checked_entries, restore_piece
 from prefsel.workspace.folders import SEAL, read_seal
 from prefsel.workspace.manifest import SUMMARY
+from prefsel.workspace.notes import DAMAGED as DAMAGED
+from prefsel.workspace.notes import NOTE as NOTE
+from prefsel.workspace.notes import Note, left, notes, write_note
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import CORPUS, SEALED, SHARDED, Finding, root_of
 from prefsel.workspace.withdrawals import WITHDRAWN, restore_withdrawal
 
-DAMAGED = "damaged"
-NOTE = "note.json"
 NOT_REPEATED = ("reports", "runs")
 """What holds times: made again it is another one."""
-
-
-@dataclass(frozen=True)
-class Note:
-    """What is known of an object that was set aside."""
-
-    number: int
-    path: str
-    problem: str
-    detail: str
-    content: str
-    """Hash of the bytes that were committed there; empty where nobody knows it."""
-    when: str
-    state: str = "open"
-    """`open` until it is there again: `same` bytes, `restored` (not known what they were), or `other` bytes."""
-
-    @property
-    def root(self) -> str:
-        """The artifact it is of: kind and name."""
-        return root_of(self.path)
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether it is there again and nothing is left to say."""
-        return self.state in ("same", "restored")
-
-    def __str__(self) -> str:
-        told = {
-            "open": "set aside, not made again yet",
-            "same": "made again, the same bytes",
-            "restored": "made again",
-            "other": "made again, with other bytes than were committed",
-        }
-        return f"{self.path}: {self.problem}{f' ({self.detail})' if self.detail else ''}; {told[self.state]}"
 
 
 def set_aside(storage: Storage, findings: Iterable[Finding]) -> list[Note]:
@@ -68,7 +31,7 @@ def set_aside(storage: Storage, findings: Iterable[Finding]) -> list[Note]:
     Returns:
         A note for each.
     """
-    number = max((note.number for note in notes(storage)), default=0)
+    number = max((int(name) for name in storage.folders(DAMAGED) if name.isdecimal()), default=0)
     made = []
     for finding in findings:
         if finding.path.startswith(f"{WITHDRAWN}/"):  # never set aside: without it rows would come back
@@ -82,12 +45,13 @@ def set_aside(storage: Storage, findings: Iterable[Finding]) -> list[Note]:
             finding.detail,
             finding.content or _committed_content(storage, finding.path),
             datetime.now(UTC).isoformat(timespec="seconds"),
+            "restored" if finding.problem == "added" else "open",
         )
         # The note first: a run that is killed between the two finds nothing at the path, and the note.
-        _write(storage, note)
-        if storage.exists(finding.path):
+        write_note(storage, note)
+        if storage.is_taken(finding.path):
             storage.move(finding.path, f"{DAMAGED}/{number:06d}/{finding.path.rsplit('/', 1)[-1]}")
-        if not restore_piece(storage, finding.path):
+        if not note.is_settled and not restore_piece(storage, finding.path):
             _begin_again(storage, note)
         made.append(note)
     return made
@@ -117,30 +81,16 @@ def settle(storage: Storage) -> list[Note]:
         state = note.state if note.is_settled else _state(storage, note)
         if state != note.state:
             changed.append(Note(**(asdict(note) | {"state": state})))
-            _write(storage, changed[-1])
+            write_note(storage, changed[-1])
     return changed
 
 
-def left(storage: Storage) -> list[Note]:
-    """The notes of what is not there again as it was committed."""
-    return [note for note in notes(storage) if not note.is_settled]
-
-
-def notes(storage: Storage) -> Iterator[Note]:
-    """Every note, in order; one that is damaged itself is passed over."""
-    for name in storage.files(DAMAGED, recursive=True):
-        if not name.endswith(f"/{NOTE}"):
-            continue
-        try:
-            found = find_document(storage, name)
-        except DamagedError:
-            continue
-        if found is not None:
-            yield Note(**found)
-
-
-def _write(storage: Storage, note: Note) -> None:
-    write_document(storage, f"{DAMAGED}/{note.number:06d}/{NOTE}", asdict(note), indent=1)
+def unsettled(storage: Storage) -> list[Finding]:
+    """The same as findings, each with the folder that says so: without it nobody asks any more."""
+    return [
+        Finding(note.problem, note.path, f"{note.became}; {DAMAGED}/{note.number:06d} says so until you remove it")
+        for note in left(storage)
+    ]
 
 
 def _ledger_objects(storage: Storage, root: str) -> list[str]:
@@ -172,15 +122,15 @@ def _state(storage: Storage, note: Note) -> str:
     kind = note.path.split("/")[0]
     if kind in NOT_REPEATED:
         return "restored"  # the next finished run writes one of its own
-    if note.path == note.root and kind in (*SHARDED, *SEALED):
+    if note.path == note.root != kind and kind in (*SHARDED, *SEALED):
         is_there = storage.exists(f"{note.root}/{SUMMARY}") or bool(_ledger_objects(storage, note.root))
         return "restored" if is_there else "open"
     if f"/{LEDGER}/" in note.path and not note.path.endswith(SEAL):
         folder, _, name = note.path.partition(f"/{LEDGER}/")
-        shard = name.removesuffix(".json")
+        shard = name.removesuffix(".json").removeprefix(f"{COPIES}/").removeprefix(PIECE)  # of a piece the first one
         is_there = storage.exists(note.path) or shard in checked_entries(storage, folder)[0]
         return "restored" if is_there else "open"
-    if not storage.exists(note.path):
+    if not storage.is_taken(note.path):
         return "open"
     if not note.content:
         return "restored"

@@ -119,11 +119,15 @@ class Storage:
 
     def exists(self, path: str) -> bool:
         """Whether a file lies at `path`."""
-        return self.filesystem.get_file_info(self.full(path)).type == pafs.FileType.File
+        return self._info(path).type == pafs.FileType.File
+
+    def is_taken(self, path: str) -> bool:
+        """Whether anything lies at `path`: a file, or in a directory also a folder or a link that leads nowhere."""
+        return os.path.lexists(self.local(path)) if self.is_local else self.exists(path)
 
     def size(self, path: str) -> int | None:
         """Bytes of the file at `path`; None when there is none."""
-        info = self.filesystem.get_file_info(self.full(path))
+        info = self._info(path)
         return info.size if info.type == pafs.FileType.File else None
 
     def files(self, path: str, *, recursive: bool = False) -> list[str]:
@@ -195,12 +199,17 @@ class Storage:
 
         Raises:
             FileNotFoundError: nothing lies there.
+            DamagedError: what lies there is no file.
         """
         with self._naming(path), self.filesystem.open_input_file(self.full(path)) as file:
             yield file
 
-    def _listing(self, path: str, *, recursive: bool = False) -> list[pafs.FileInfo]:
+    def _info(self, path: str) -> pafs.FileInfo:
         with self._naming(path):
+            return self.filesystem.get_file_info(self.full(path))
+
+    def _listing(self, path: str, *, recursive: bool = False) -> list[pafs.FileInfo]:
+        with self._naming(f"{path}/"):
             selector = pafs.FileSelector(self.full(path), allow_not_found=True, recursive=recursive)
             found: list[pafs.FileInfo] = self.filesystem.get_file_info(selector)
             return found
@@ -211,15 +220,32 @@ class Storage:
         try:
             yield
         except OSError as error:
+            self._require_in_place(path)
             if self.is_local and error.errno is not None:
-                error.filename, error.strerror = self.full(path), os.strerror(error.errno)
+                error.filename, error.strerror = self.full(path.rstrip("/")), os.strerror(error.errno)
             raise
+
+    def _require_in_place(self, path: str) -> None:
+        """Say, after a failure, that a file lies where a folder should, or anything else where a file should.
+
+        Raises:
+            DamagedError: names it.
+        """
+        if not self.is_local:
+            return
+        *above, name = path.split("/")
+        for count in range(1, len(above) + 1):
+            if self.local(folder := "/".join(above[:count])).is_file():
+                raise self.damaged(folder, "altered", "a file lies in the place of a folder")
+        if name and self.is_taken(path) and not self.local(path).is_file():
+            raise self.damaged(path, "altered", "what lies there is no file")
 
     def write(self, path: str, data: bytes) -> None:
         """Put `data` at `path`, wholly or not at all, replacing what was there.
 
         Raises:
             LostLeaseError: the workspace has another writer now.
+            DamagedError: what lies there is no file.
         """
         if not self.is_local:
             self.require_epoch()
@@ -242,6 +268,7 @@ class Storage:
             with suppress(OSError):
                 temporary.unlink()
             if isinstance(error, OSError):  # a full disk names no file, the rest the temporary one
+                self._require_in_place(path)
                 error.filename, error.filename2 = str(target), None
             raise
 

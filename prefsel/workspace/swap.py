@@ -49,10 +49,11 @@ def read(storage: Storage, path: str) -> tuple[bytes, Version] | None:
 
     Raises:
         OSError: the store does not answer.
+        DamagedError: what lies in a directory is no file.
     """
     if storage.is_local:
         try:
-            data = storage.local(path).read_bytes()
+            data = storage.read(path)
         except FileNotFoundError:
             return None
         return data, {"content": digest(data)}

@@ -17,7 +17,7 @@ from prefsel.errors import DamagedError, PrefselError
 from prefsel.workspace.catalog import PATH, read_catalog
 from prefsel.workspace.documents import find_document
 from prefsel.workspace.entries import LEDGER, Entry, checked_entries
-from prefsel.workspace.folders import SEAL, check_folder, read_seal
+from prefsel.workspace.folders import SEAL, added_files, check_folder, read_seal
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import SUMMARY, StageReport, load_summary
 from prefsel.workspace.storage import Storage
@@ -31,6 +31,10 @@ SHARDED = (
 PUBLISHED = "published"
 """Versions of data sets below it, each sealed: what is served is never set aside, but published anew."""
 SEALED = ("datasets", "models", "evaluations", "tangents", "reports")
+SUMMED = ("eligible", "scores", "selections", "prompts", "datasets", "models", "evaluations", "tangents")
+"""Those of which a summary says that they are complete."""
+LOADED = ("models", "tangents")
+"""Of these, those that libraries load as they lie there."""
 
 
 def root_of(path: str) -> str:
@@ -43,7 +47,7 @@ class Finding:
     """One thing that is wrong."""
 
     problem: str
-    """`missing`, `altered`, `duplicated` or `uncommitted`."""
+    """`missing`, `altered`, `duplicated`, `added` or `uncommitted`."""
     path: str
     detail: str = ""
     content: str = ""
@@ -208,6 +212,12 @@ def _check_sealed(
     for name, (problem, detail) in check_folder(storage, path, quick=quick).items():
         if f"{path}/{name}" not in known:
             found.findings.append(Finding(problem, f"{path}/{name}", detail, seal["files"][name]["blake2b"]))
+    if path.startswith(tuple(f"{kind}/" for kind in LOADED)):
+        added = added_files(storage, path, seal)
+        found.findings += [Finding("added", f"{path}/{name}", "its seal does not name it") for name in added]
+    margins = f"evaluations/{path.removeprefix('models/')}/{SEAL}"
+    if seal["info"].get("num_margins") and not storage.exists(margins):
+        found.findings.append(Finding("missing", margins, f"{path} was measured pair by pair"))
     shards = committed.get(f"{path}/data")
     for name in seal["files"]:
         if path.startswith("datasets/") and name.startswith("data/") and name.endswith(".parquet"):
@@ -308,14 +318,23 @@ def _check_newest(storage: Storage) -> Iterable[Finding]:
         if "report" not in manifest:  # rows of it were taken back since, and all that looked at them with them
             continue
         sources = sorted({key.rpartition("/")[0] for key in manifest.get("shards", ())})
-        for path in (one["path"] for one in manifest.get("artifacts", ())):
-            kind = path.split("/")[0]
-            if kind in ("eligible", "scores", "selections") and not storage.exists(f"{path}/{SUMMARY}"):
+        paths, made = ([one["path"] for one in rows] for rows in _artifacts(manifest))
+        for path in (*paths, *made):
+            if path.split("/")[0] in SUMMED and not storage.exists(f"{path}/{SUMMARY}"):
                 yield Finding("missing", f"{path}/{SUMMARY}", f"{name} names it")
-            if kind in ("columns", "pair_columns"):
+            elif "@" in path and not storage.files(path, recursive=True):
+                yield Finding("missing", path, f"{name} names it")
+        for path in paths:
+            if path.split("/")[0] in ("columns", "pair_columns"):
                 known = {f"{one}/{shard}" for one in sources for shard in checked_entries(storage, f"{path}/{one}")[0]}
                 lost = [key for key in manifest.get("shards", ()) if key not in known]
                 yield from (Finding("missing", f"{path}/{key}.parquet", f"{name} was made with it") for key in lost)
+
+
+def _artifacts(manifest: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What a manifest says of the artifacts of its run: those of the corpus, and of corpora that models answered."""
+    made = [row for one in manifest.get("made", ()) for row in one["artifacts"]]
+    return list(manifest.get("artifacts", ())), made
 
 
 def _moment(run: str) -> list[str]:

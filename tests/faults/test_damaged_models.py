@@ -68,6 +68,7 @@ KINDS = {
     "trained weights": "models/dpo@*/model.safetensors",
     "tangent": "tangents/aim@*/*.safetensors",
     "margins": "evaluations/dpo@*/margins.parquet",
+    "seal of margins": "evaluations/dpo@*/_ledger/files.json",
     "seal of a model": "models/dpo@*/_ledger/files.json",
     "summary of a model": "models/policy@*/summary.json",
     "report": "reports/*/report.json",
@@ -93,4 +94,15 @@ def test_what_was_trained_is_made_again(whole: tuple[Path, Any], kind: str, dama
         assert verify(storage).is_clean
     else:
         assert mend(storage, QUIET).is_clean
+    assert data_of(tmp_path / "w") == data_of(folder)
+
+
+def test_a_training_begins_anew_where_its_checkpoints_cannot_be_read(whole: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, config = whole
+    shutil.copytree(folder, tmp_path / "w")
+    (model,) = (tmp_path / "w").glob("models/dpo@*")
+    shutil.rmtree(model)
+    (model / "training").mkdir(parents=True)
+    (model / "training/checkpoint_manager_snapshot.json").write_text("")  # as a kill leaves it
+    run(config, str(tmp_path / "w"), QUIET)
     assert data_of(tmp_path / "w") == data_of(folder)

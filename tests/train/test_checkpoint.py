@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from prefsel.errors import IntegrityError, UserError
+from prefsel.errors import CheckpointError, IntegrityError, UserError
 from prefsel.train.checkpoint import (
     altered_files,
     latest_checkpoint,
@@ -19,6 +18,7 @@ from prefsel.train.checkpoint import (
     save_checkpoint,
 )
 from prefsel.train.engine import start_worker
+from prefsel.workspace.documents import parse_document, to_document
 
 IDENTITY = {"pairs": "5eed", "beta": 0.1}
 STATE = {"step": 4, "consumed_pairs": 32, "identity": IDENTITY}
@@ -92,6 +92,14 @@ def test_one_flipped_byte_or_a_missing_file_is_found_before_anything_is_unpickle
     assert engine.loaded == []
 
 
+def test_what_a_checkpoint_says_of_itself_is_proven(saved: Path) -> None:
+    text = (saved / "complete.json").read_text()
+    assert '"step": 4' in text
+    (saved / "complete.json").write_text(text.replace('"step": 4', '"step": 2'))
+    with pytest.raises(CheckpointError, match=r"complete\.json: its digest is not that of its bytes"):
+        load_checkpoint(RecordingEngine(), saved, identity=IDENTITY)
+
+
 def test_a_file_nobody_wrote_is_found(saved: Path) -> None:
     (saved / "engine" / "zero_pp_rank_1_mp_rank_00_optim_states.pt").write_bytes(b"planted")
     assert altered_files(saved) == ["engine/zero_pp_rank_1_mp_rank_00_optim_states.pt"]
@@ -111,8 +119,8 @@ def test_a_checkpoint_of_another_run_is_refused_naming_the_difference(saved: Pat
 
 
 def test_another_number_of_workers_is_refused(saved: Path) -> None:
-    complete = json.loads((saved / "complete.json").read_text())
-    (saved / "complete.json").write_text(json.dumps({**complete, "world_size": 2}))
+    complete = parse_document("complete.json", (saved / "complete.json").read_bytes())
+    (saved / "complete.json").write_bytes(to_document("complete.json", {**complete, "world_size": 2}))
     with pytest.raises(UserError, match="got 1 workers; valid: 2"):
         load_checkpoint(RecordingEngine(), saved, identity=IDENTITY)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,6 +56,52 @@ def test_compaction_keeps_every_entry_and_later_commits_win(tmp_path: Path) -> N
     assert (entries["b"].rows, entries["b"].input, entries["a"].rows) == (2, "new", 1)
     artifact.compact(at_least=1)
     assert artifact.entries() == entries
+
+
+class Store(Storage):
+    """A directory that is talked to as a store is, several requests at a time; it is slow to take pieces away."""
+
+    is_local = False
+
+    def delete(self, path: str) -> None:
+        if "/all-" in path:
+            time.sleep(0.1)
+        elif any("/all-b" in name for name in self.files(path.rsplit("/", 1)[0], recursive=True)):
+            raise AssertionError("an object went before the old piece that it overrides")
+        super().delete(path)
+
+
+def test_old_pieces_go_before_what_overrides_them(tmp_path: Path) -> None:
+    artifact = make(tmp_path)
+    commit(artifact, "b", [1.0])
+    artifact.compact(at_least=1)
+    for shard in "ab":
+        commit(artifact, shard, [5.0, 6.0], made_from="new")
+    Artifact(Store(str(tmp_path)), artifact.path).compact(at_least=1)
+    assert {shard: entry.rows for shard, entry in artifact.entries().items()} == {"a": 2, "b": 2}
+
+
+def test_folding_that_was_killed_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = make(tmp_path)
+    for shard in "ab":
+        commit(artifact, shard, [1.0])
+
+    write = Storage.write
+
+    def killed(self: Storage, path: str, data: bytes) -> None:
+        if "/copy/" in path:
+            raise KeyboardInterrupt
+        write(self, path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            artifact.compact(at_least=1)
+    assert artifact.storage.exists(f"{artifact.path}/_ledger/all-a.json")
+    assert verify(artifact.storage).is_clean
+    artifact.compact(at_least=1)
+    artifact.storage.delete(f"{artifact.path}/_ledger/copy/all-a.json")
+    assert [finding.problem for finding in verify(artifact.storage).findings] == ["missing"]
 
 
 @pytest.mark.parametrize(("damage", "problem"), [("flip", "altered"), ("remove", "missing"), ("grow", "altered")])
