@@ -108,9 +108,12 @@ def score(folder: Path, workspace: Path, *, kill_at: int | None = None) -> Run:
     known = _attempts(workspace)
     started, peak = time.time(), 0.0
     process = subprocess.Popen(command("score", folder, workspace), stdout=subprocess.DEVNULL, start_new_session=True)
-    killed = 0.0
+    killed = begun = 0.0
     while process.poll() is None:
         peak = max(peak, peak_mib(process.pid))
+        # Logs of attempts are gone once the ledger is folded.
+        if not begun and (new := [path for name, path in _attempts(workspace).items() if name not in known]):
+            begun = min(path.stat().st_mtime for path in new)
         if kill_at is not None and committed(workspace) >= kill_at:
             os.killpg(process.pid, signal.SIGKILL)
             killed = time.time()
@@ -125,9 +128,7 @@ def score(folder: Path, workspace: Path, *, kill_at: int | None = None) -> Run:
     # The driver folds the ledger's objects into one at the end: data files tell when the last shard was there. Actors
     # that outlive their killed driver by a moment may commit what they have at hand, even the last of all shards.
     last = max(killed, *(path.stat().st_mtime for path in ledger.parent.glob("*.parquet")))
-    begun = min(
-        (path.stat().st_mtime for name, path in _attempts(workspace).items() if name not in known), default=last
-    )
+    begun = begun or last
     return Run(begun, last, max(0.0, begun - started), peak)
 
 

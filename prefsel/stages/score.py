@@ -40,6 +40,8 @@ class Pending:
 
     node: Node
     shards: Sequence[ShardRef]
+    done: Mapping[str, Entry]
+    """Ledger entries of the shards that are there, by shard key."""
     lacked: int = 0
     """Shards that were not there."""
     carried: int = 0
@@ -56,8 +58,10 @@ def score(plan: Plan, nodes: Sequence[Node], progress: Progress) -> list[StageRe
         A report per node, in their order, counts in completions. Seconds of a shared pass stand in each.
     """
     groups = plan.catalog.entries(plan.storage, "groups")
-    lacking = {node.name: _pending_shards(plan, node.path, groups)[0] for node in nodes}
-    pending = {node.name: Pending(node, lacking[node.name], len(lacking[node.name])) for node in nodes}
+    pending = {}
+    for node in nodes:
+        shards, done = _pending_shards(plan, node.path, groups)
+        pending[node.name] = Pending(node, shards, done, len(shards))
     for one in pending.values():
         if one.shards and one.node.spec.runs_models:
             started = time.monotonic()
@@ -108,8 +112,8 @@ def split_by_pending(pending: Sequence[Pending]) -> list[tuple[list[Pending], li
 def reported(plan: Plan, one: Pending, groups: Mapping[str, Entry], progress: Progress) -> StageReport:
     """Compact the ledgers of a column set and tell what is in it."""
     node = one.node
-    _, done = _pending_shards(plan, node.path, groups)
-    for source in plan.catalog.sources_of():
+    done = _pending_shards(plan, node.path, groups)[1] if one.lacked else one.done
+    for source in plan.catalog.sources_of() if one.lacked else ():
         Artifact(plan.storage, f"{node.path}/{source}").compact()
     require_columns(plan, node, done)
     found = report(node, done, one.lacked, one.seconds)

@@ -134,8 +134,17 @@ class Catalog:
             by_source.setdefault(shard.source, []).append(shard)
         return by_source
 
-    def entries(self, storage: Storage, kind: Literal["groups", "pairs"]) -> dict[str, Entry]:
-        """Ledger entries of the live shards of `groups` or `pairs`, by shard key."""
+    def entries(self, storage: Storage, kind: Literal["groups", "pairs"]) -> Mapping[str, Entry]:
+        """Ledger entries of the live shards of `groups` or `pairs`, by shard key; read once."""
+        if (storage.uri, kind) not in self._entries:
+            self._entries[storage.uri, kind] = self._read_entries(storage, kind)
+        return self._entries[storage.uri, kind]
+
+    @cached_property
+    def _entries(self) -> dict[tuple[str, str], Mapping[str, Entry]]:
+        return {}
+
+    def _read_entries(self, storage: Storage, kind: Literal["groups", "pairs"]) -> Mapping[str, Entry]:
         entries: dict[str, Entry] = {}
         for source, shards in self.sources_of().items():
             path = f"groups/{source}" if kind == "groups" else shards[0].pairs_path

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prefsel.workspace.patience import confirmed
@@ -43,22 +43,32 @@ def parse_document(path: str, data: bytes) -> Any:
     Raises:
         ValueError: says what is wrong with the bytes.
     """
-    if not data:
-        raise ValueError("it is empty")
-    last = _LAST.search(data, max(0, len(data) - _TAIL_BYTES))
-    if last is not None and _digest_of(path, data[: last.start()]) != last[1].decode():
-        raise ValueError("its digest is not that of its bytes and its path")
+    has_digest = _compare(path, data)
     try:
         table = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{len(data):,} bytes that are no JSON") from error
-    if last is not None:
+    if has_digest:
         del table["digest"]
     elif isinstance(table, dict) and ("digest" in table or any(_is_digest(one) for one in list(table.values())[-1:])):
         raise ValueError("its last key is no digest any more")
     elif not _is_earlier(path, table):
         raise ValueError("another file lies in its place")
     return table
+
+
+def _compare(path: str, data: bytes) -> bool:
+    """Compare a document with its digest; whether it has one.
+
+    Raises:
+        ValueError: it is empty, or not what was written.
+    """
+    if not data:
+        raise ValueError("it is empty")
+    last = _LAST.search(data, max(0, len(data) - _TAIL_BYTES))
+    if last is not None and _digest_of(path, data[: last.start()]) != last[1].decode():
+        raise ValueError("its digest is not that of its bytes and its path")
+    return last is not None
 
 
 def write_document(storage: Storage, path: str, table: Mapping[str, Any], *, indent: int | None = None) -> None:
@@ -89,13 +99,28 @@ def find_document(storage: Storage, path: str) -> Any | None:
         DamagedError: it is not what was written.
     """
 
+    return _found(storage, path, lambda data: parse_document(path, data))
+
+
+def check_document(storage: Storage, path: str) -> bool:
+    """Compare a document with its digest, without making anything of it; whether there is one.
+
+    Raises:
+        DamagedError: it is not what was written.
+    """
+    return (
+        _found(storage, path, lambda data: _compare(path, data) or parse_document(path, data) is not None) is not None
+    )
+
+
+def _found(storage: Storage, path: str, parse: Callable[[bytes], Any]) -> Any | None:
     def read() -> Any | None:
         try:
             data = storage.read(path)
         except FileNotFoundError:
             return None
         try:
-            return parse_document(path, data)
+            return parse(data)
         except ValueError as error:
             raise storage.damaged(path, "altered", str(error)) from error
 

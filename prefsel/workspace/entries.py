@@ -18,19 +18,21 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from prefsel.errors import DamagedError
-from prefsel.workspace.documents import find_document, to_document
-from prefsel.workspace.storage import Storage
+from prefsel.workspace.documents import check_document, find_document, to_document
+from prefsel.workspace.storage import THREADS, Storage
 
 LEDGER = "_ledger"
 PIECE_SHARDS = 1024
 PIECE = "all-"
 COPIES = "copy"
+ATTEMPTS = "attempts"
+"""Folder of who began which shard: one empty object each, in its name."""
 SEAL_NAME = "files.json"
 """The seal of a folder, which lies in its ledger too, see `folders`."""
 ALL = "all.json"
 """What earlier versions folded everything into."""
-THREADS = 16
-"""That read, write and delete the objects of a store."""
+FOLDED_FROM = 64
+"""Ledgers with fewer objects of one shard stay as they are."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -95,6 +97,7 @@ def checked_entries(storage: Storage, path: str) -> tuple[dict[str, Entry], list
     damage: list[DamagedError] = []
 
     def read(name: str) -> list[dict[str, Any]]:
+        """The rows of a piece; none where they cannot be read."""
         try:
             found = find_document(storage, f"{path}/{LEDGER}/{name}")
         except DamagedError as error:
@@ -105,9 +108,14 @@ def checked_entries(storage: Storage, path: str) -> tuple[dict[str, Entry], list
     rows: list[dict[str, Any]] = []
     for name in pieces:
         places = (name, f"{COPIES}/{name}")
-        once, again = map(read, places)
-        rows += once or again
-        if name == ALL or {row["shard"] for row in once or again} <= set(objects):
+        try:
+            is_whole = check_document(storage, f"{path}/{LEDGER}/{places[1]}")
+        except DamagedError as error:
+            damage.append(error)
+            is_whole = False
+        found = read(name) or (read(places[1]) if is_whole else [])
+        rows += found
+        if name == ALL or {row["shard"] for row in found} <= set(objects):
             continue  # folding was killed before it was done; it takes nothing away before
         lost = [place for place in places if not storage.exists(f"{path}/{LEDGER}/{place}")]
         damage += [storage.damaged(f"{path}/{LEDGER}/{place}", "missing", "its copy is there") for place in lost]
@@ -181,7 +189,7 @@ def proof_of(storage: Storage, path: str, shard: str, *, anew: bool = False) -> 
     return known.proofs.get(shard)
 
 
-def compact(storage: Storage, path: str, *, at_least: int) -> None:
+def compact(storage: Storage, path: str, *, at_least: int = FOLDED_FROM) -> None:
     """Fold the ledger objects of an artifact into pieces when there are `at_least` of them.
 
     Only the driver calls this, when no worker is committing. Pieces are written before anything is deleted, old pieces
@@ -200,9 +208,10 @@ def compact(storage: Storage, path: str, *, at_least: int) -> None:
     stale = [f"{place}{name}" for name in old if name not in names for place in places]
     for _ in _each(storage, lambda one: storage.write(one[0], to_document(*one)), written):
         pass
-    for gone in (stale, [f"{places[0]}{shard}.json" for shard in objects]):
-        for _ in _each(storage, storage.delete, gone):
-            pass
+    storage.delete_many(stale)
+    storage.delete_many([f"{places[0]}{shard}.json" for shard in objects])
+    # An entry names the attempt that committed it: the logs that are left are of those that did not.
+    storage.delete_many([f"{places[0]}{ATTEMPTS}/{row['shard']}.{row['attempt']}" for row in rows])
 
 
 def _each(storage: Storage, call: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from prefsel.errors import DamagedError, IntegrityError
 from prefsel.workspace.documents import find_document, write_document
-from prefsel.workspace.entries import LEDGER, Entry, Proof, compact, entries_of, proof_of
+from prefsel.workspace.entries import ATTEMPTS, FOLDED_FROM, LEDGER, Entry, Proof, compact, entries_of, proof_of
 from prefsel.workspace.notes import left
 from prefsel.workspace.parquet_bytes import checks_of, read_checked, to_bytes
 from prefsel.workspace.patience import confirmed
@@ -115,13 +115,19 @@ class Artifact:
     def log_attempt(self, shard: str) -> str:
         """Record, before any work, that somebody begins `shard`; returns the attempt's name."""
         attempt = uuid.uuid4().hex[:12]
-        self.storage.write(f"{self.path}/{LEDGER}/attempts/{shard}.{attempt}", b"")
+        self.storage.write(f"{self.path}/{LEDGER}/{ATTEMPTS}/{shard}.{attempt}", b"")
         return attempt
 
-    def attempts(self) -> Counter[str]:
-        """How often each shard was begun."""
-        names = self.storage.files(f"{self.path}/{LEDGER}/attempts")
-        return Counter(name.rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in names)
+    def attempts(self, entries: Mapping[str, Entry] | None = None) -> Counter[str]:
+        """How often each shard was begun.
+
+        Args:
+            entries: Of the artifact, where they were read already: they name the attempts that committed, whose logs
+                are gone once a ledger is folded.
+        """
+        names = [name.rsplit("/", 1)[-1] for name in self.storage.files(f"{self.path}/{LEDGER}/{ATTEMPTS}")]
+        committed = (self.entries() if entries is None else entries).values()
+        return Counter(name.rsplit(".", 1)[0] for name in {*names, *(f"{e.shard}.{e.attempt}" for e in committed)})
 
     def commit(
         self,
@@ -154,8 +160,8 @@ class Artifact:
         self.storage.write(self.file(entry.shard), data)
         return new
 
-    def compact(self, *, at_least: int = 64) -> None:
-        """Fold the ledger objects into few when there are `at_least` of them; see `compaction.compact`."""
+    def compact(self, *, at_least: int = FOLDED_FROM) -> None:
+        """Fold the ledger objects into few when there are `at_least` of them; see `entries.compact`."""
         compact(self.storage, self.path, at_least=at_least)
 
     def read(self, shard: str, columns: list[str] | None = None) -> pa.Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -14,10 +15,14 @@ from prefsel.config import Config
 from prefsel.display import redacted
 from prefsel.version import __version__
 from prefsel.workspace.documents import find_document, write_document
+from prefsel.workspace.entries import ATTEMPTS, LEDGER, SEAL_NAME, compact
 from prefsel.workspace.ledger import require_flow
+from prefsel.workspace.recipes import hash_hex
 from prefsel.workspace.storage import Storage
 
 SUMMARY = "summary.json"
+LISTING = "listing"
+"""Key of a summary beside those of a report."""
 PACKAGES = ("ray", "torch", "transformers", "pyarrow", "datasets", "deepspeed", "numpy")
 
 
@@ -54,8 +59,15 @@ class StageReport:
 
 
 def save_summary(storage: Storage, report: StageReport) -> None:
-    """Keep a stage's report beside its artifact: the sign that a whole-corpus artifact is complete."""
-    write_document(storage, f"{report.artifact}/{SUMMARY}", asdict(report), indent=1)
+    """Fold the ledgers of an artifact and keep the stage's report beside it: the sign that it is complete.
+
+    With it stands what a listing of the artifact shows now, so that nothing has to be read to see that all is there.
+    """
+    for path in ledgers_in(storage.sizes(report.artifact, recursive=True)):
+        compact(storage, path)
+    # Not the last key: that would look like the digest of an earlier version.
+    table = {LISTING: listing_of(storage.sizes(report.artifact, recursive=True)), **asdict(report)}
+    write_document(storage, f"{report.artifact}/{SUMMARY}", table, indent=1)
 
 
 def load_summary(storage: Storage, artifact: str) -> StageReport | None:
@@ -64,8 +76,28 @@ def load_summary(storage: Storage, artifact: str) -> StageReport | None:
     Raises:
         DamagedError: it is not what was written.
     """
+    return summary_and_listing(storage, artifact)[0]
+
+
+def summary_and_listing(storage: Storage, artifact: str) -> tuple[StageReport | None, str | None]:
+    """The report as of `load_summary`, and the hash of the listing of the artifact when it was complete."""
     found = find_document(storage, f"{artifact}/{SUMMARY}")
-    return None if found is None else replace(StageReport(**found), computed_shards=0, seconds=0.0)
+    if found is None:
+        return None, None
+    listing = found.pop(LISTING, None)
+    return replace(StageReport(**found), computed_shards=0, seconds=0.0), listing
+
+
+def ledgers_in(names: Iterable[str]) -> list[str]:
+    """The artifacts whose ledgers are among these files, sorted; seals are none."""
+    found = {name.split(f"/{LEDGER}/")[0] for name in names if f"/{LEDGER}/" in name and not name.endswith(SEAL_NAME)}
+    return sorted(found)
+
+
+def listing_of(sizes: Mapping[str, int]) -> str:
+    """Hash of the names and sizes of the files of an artifact; its summary and the logs of attempts apart."""
+    names = sorted(name for name in sizes if f"/{LEDGER}/{ATTEMPTS}/" not in name and not name.endswith(f"/{SUMMARY}"))
+    return hash_hex(*(f"{name} {sizes[name]}" for name in names))
 
 
 def config_text(config: Config) -> str:

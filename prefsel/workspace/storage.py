@@ -16,7 +16,9 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +34,11 @@ from prefsel.workspace import fence
 from prefsel.workspace.patience import READS, as_input
 from prefsel.workspace.places import checked_place, readable_names
 from prefsel.workspace.stores import open_store
+
+THREADS = 16
+"""That read, write and delete the objects of a store."""
+DELETED_TOGETHER = 1000
+"""Files that are removed on one look at the lease."""
 
 
 def digest(data: bytes | memoryview) -> str:
@@ -289,6 +296,21 @@ class Storage:
     def delete(self, path: str) -> None:
         """Remove the file at `path`; nothing happens when there is none."""
         self.require_epoch()
+        self._delete(path)
+
+    def delete_many(self, paths: Sequence[str]) -> None:
+        """Remove files, those that are there; the lease is looked at once for every thousand."""
+        for start in range(0, len(paths), DELETED_TOGETHER):
+            self.require_epoch()
+            part = paths[start : start + DELETED_TOGETHER]
+            if self.is_local:
+                for path in part:
+                    self.local(path).unlink(missing_ok=True)
+                continue
+            with ThreadPoolExecutor(max_workers=THREADS) as pool:
+                deque(pool.map(self._delete, part), maxlen=0)
+
+    def _delete(self, path: str) -> None:
         with suppress(FileNotFoundError):
             self.filesystem.delete_file(self.full(path))
 

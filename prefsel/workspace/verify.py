@@ -19,7 +19,14 @@ from prefsel.workspace.documents import find_document
 from prefsel.workspace.entries import LEDGER, Entry, checked_entries
 from prefsel.workspace.folders import SEAL, added_files, check_folder, read_seal
 from prefsel.workspace.ledger import Artifact
-from prefsel.workspace.manifest import SUMMARY, StageReport, load_summary
+from prefsel.workspace.manifest import (
+    SUMMARY,
+    StageReport,
+    ledgers_in,
+    listing_of,
+    load_summary,
+    summary_and_listing,
+)
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.withdrawals import WITHDRAWN
 
@@ -125,8 +132,8 @@ def finished(storage: Storage, artifact: str) -> StageReport | None:
     Raises:
         DamagedError: it was complete, and something of it is gone or has another size; nothing is read to see that.
     """
-    report = load_summary(storage, artifact)
-    if report is not None:
+    report, listing = summary_and_listing(storage, artifact)
+    if report is not None and listing != listing_of(storage.sizes(artifact, recursive=True)):
         require_whole(storage, artifact)
     return report
 
@@ -162,10 +169,9 @@ def _check(storage: Storage, root: str, found: Verification, *, quick: bool) -> 
     """Check one artifact of any kind: its ledgers and seals, the data they name, and whether it is complete."""
     sizes = storage.sizes(root, recursive=True)
     sealed = sorted(name.removesuffix(f"/{SEAL}") for name in sizes if name.endswith(f"/{SEAL}"))
-    ledgers = {name.split(f"/{LEDGER}/")[0] for name in sizes if f"/{LEDGER}/" in name and not name.endswith(SEAL)}
     committed: dict[str, Mapping[str, Entry]] = {}
     named: set[str] = set()
-    for path in sorted(ledgers):
+    for path in ledgers_in(sizes):
         entries, damage = checked_entries(storage, path)
         committed[path] = entries
         found.findings += map(as_finding, damage)
@@ -174,7 +180,7 @@ def _check(storage: Storage, root: str, found: Verification, *, quick: bool) -> 
         found.rows += sum(entry.rows for entry in entries.values())
         found.bytes += sum(entry.bytes for entry in entries.values())
         artifact = Artifact(storage, path)
-        found.retried += sum(count > 1 for count in artifact.attempts().values())
+        found.retried += sum(count > 1 for count in artifact.attempts(entries).values())
         for entry in entries.values():
             named.add(artifact.file(entry.shard))
             if wrong := artifact.check(entry, quick=quick, sizes=sizes):

@@ -96,7 +96,7 @@ def test_weights_are_counted_without_being_read(folders):
 
 def test_shards_that_only_one_lacks_are_a_pass_of_their_own():
     one, two, three = (ShardRef("a", name, "train", number) for number, name in enumerate("xyz"))
-    first, second = Pending(None, [one, two]), Pending(None, [two, three])
+    first, second = Pending(None, [one, two], {}), Pending(None, [two, three], {})
     assert split_by_pending([first, second]) == [([first], [one]), ([first, second], [two]), ([second], [three])]
 
 
