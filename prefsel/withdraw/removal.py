@@ -18,7 +18,13 @@ import pyarrow as pa
 
 from prefsel.schema import RESPONSES
 from prefsel.withdraw.corpora import Corpus, beside, corpora, table_there
-from prefsel.withdraw.folders import remove_artifact, remove_artifacts, remove_pages, rewrite_folders
+from prefsel.withdraw.folders import (
+    remove_artifact,
+    remove_artifacts,
+    remove_pages,
+    remove_uncommitted,
+    rewrite_folders,
+)
 from prefsel.withdraw.lists import lost_rows, update_records, update_summaries_of_prompts
 from prefsel.withdraw.tables import (
     lessened,
@@ -80,7 +86,7 @@ class Removal:
         if kept is table and made_from == entry.input and digest(data) == entry.content:
             return
         artifact.replace(entry, kept, data, made_from=made_from, info=info)
-        self.counts[kind] += table.num_rows - kept.num_rows
+        self.counts[kind] += max(0, table.num_rows - kept.num_rows)  # a place in the quarantine may be new
         self.changed.add(artifact.path)
 
 
@@ -127,6 +133,7 @@ def carry_out(storage: Storage, record: Withdrawal, *, remove_models: bool = Fal
     update_records(storage, removal.shards | removal.quarantine)
     for path in sorted(removal.changed):
         refold(storage, path)
+    removal.counts["uncommitted"] = remove_uncommitted(storage)
     counts = {name: count for name, count in sorted(removal.counts.items()) if count}
     done = replace(record, state="done", counts=counts, models=[] if remove_models else record.models)
     write_withdrawal(storage, done)

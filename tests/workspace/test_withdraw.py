@@ -24,6 +24,8 @@ from prefsel.progress import Progress
 from prefsel.withdraw.found import find
 from prefsel.withdraw.keys import Asked, Given, parse, read_file
 from prefsel.withdraw.removal import finish_withdrawals, withdraw
+from prefsel.workspace.documents import write_document
+from prefsel.workspace.folders import check_folder, seal_files
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage, digest
 from prefsel.workspace.verify import verify
@@ -325,6 +327,35 @@ def test_exports_in_the_workspace_go(storage: Storage) -> None:
     record = take_back(storage, Asked(pairs=frozenset([taken.pair])))
     assert record.files == ["exports/all.jsonl"]
     assert storage.files("exports") == ["exports/others.jsonl"]
+
+
+def test_what_was_never_committed_goes_too(storage: Storage) -> None:
+    """As attempts leave it that were killed: it may hold any row."""
+    taken = row("first", 7)
+    for name in showing(storage, taken):
+        kind, root = name.split("/")[0], name.split("/")[1]
+        copy = f"published/half/v0001/{name}" if kind == "datasets" else f"{kind}/{root}/first/killed.parquet"
+        storage.write(copy, storage.read(name))
+    take_back(storage, Asked(pairs=frozenset([taken.pair])))
+    assert showing(storage, taken) == set()
+    assert verify(storage).findings == []
+
+
+def test_an_id_that_a_card_or_a_summary_names_goes_too(storage: Storage) -> None:
+    """A threshold among equal scores lies at a pair, and is told with the pair's id."""
+    taken, other = row("first", 7), row("first", 8)
+    card = f"between {taken.pair.hex()} and {other.pair.hex()}, é".encode()
+    seal_files(storage, "published/half/v0001", {"README.md": card, "lineage.json": card}, {})
+    write_document(storage, "diffs/half@1-2/summary.json", {"thresholds": {"pair_id": taken.pair.hex()}})
+    take_back(storage, Asked(pairs=frozenset([taken.pair])))
+    assert showing(storage, taken) == set()
+    assert storage.read("published/half/v0001/README.md") == card.replace(taken.pair.hex().encode(), b"withdrawn")
+    assert check_folder(storage, "published/half/v0001", quick=False) == {}
+
+
+def test_what_is_told_as_removed_was_there(storage: Storage) -> None:
+    counts = take_back(storage, Asked(pairs=frozenset([row("first", 7).pair]))).counts
+    assert min(counts.values()) > 0
 
 
 def test_keys_of_a_file(tmp_path: Path) -> None:
