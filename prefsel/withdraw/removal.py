@@ -90,19 +90,18 @@ class Removal:
         self.changed.add(artifact.path)
 
 
-def withdraw(storage: Storage, record: Withdrawal, *, remove_models: bool = False) -> Withdrawal:
+def withdraw(storage: Storage, record: Withdrawal) -> Withdrawal:
     """Write a record and carry it out.
 
     Args:
         storage: The workspace.
         record: What is taken back, and where it lies.
-        remove_models: Whether models and tangents that saw it go too.
 
     Returns:
         The record as it is kept, with what was removed of each kind.
     """
     write_withdrawal(storage, record)
-    return carry_out(storage, record, remove_models=remove_models)
+    return carry_out(storage, record)
 
 
 def finish_withdrawals(storage: Storage) -> list[Withdrawal]:
@@ -110,7 +109,16 @@ def finish_withdrawals(storage: Storage) -> list[Withdrawal]:
     return [carry_out(storage, one) for one in read_withdrawals(storage) if one.state != "done"]
 
 
-def carry_out(storage: Storage, record: Withdrawal, *, remove_models: bool = False) -> Withdrawal:
+def remove_models(storage: Storage, record: Withdrawal) -> Withdrawal:
+    """Remove the models and tangents that saw what was taken back; returns the record as it is kept then."""
+    for path in record.models:
+        remove_artifact(storage, path)
+    done = replace(record, models=[], removes_models=True)
+    write_withdrawal(storage, done)
+    return done
+
+
+def carry_out(storage: Storage, record: Withdrawal) -> Withdrawal:
     """Remove what a record names, wherever it lies."""
     removal = Removal(storage, record.id, record.gone, frozenset(record.shards), frozenset(record.quarantine))
     for name in record.files:
@@ -118,9 +126,8 @@ def carry_out(storage: Storage, record: Withdrawal, *, remove_models: bool = Fal
     removal.counts["files"] = len(record.files)
     removal.counts["reports"] = remove_pages(storage, removal.gone)
     removal.counts["artifacts"] = remove_artifacts(storage, removal.gone, removal.shards)
-    if remove_models:
-        for path in record.models:
-            remove_artifact(storage, path)
+    if record.removes_models:
+        record = remove_models(storage, record)
     removal.counts["folders"] = rewrite_folders(storage, removal.gone)
     found = corpora(storage)
     _foresee(removal, found)
@@ -135,7 +142,7 @@ def carry_out(storage: Storage, record: Withdrawal, *, remove_models: bool = Fal
         refold(storage, path)
     removal.counts["uncommitted"] = remove_uncommitted(storage)
     counts = {name: count for name, count in sorted(removal.counts.items()) if count}
-    done = replace(record, state="done", counts=counts, models=[] if remove_models else record.models)
+    done = replace(record, state="done", counts=counts)
     write_withdrawal(storage, done)
     return done
 

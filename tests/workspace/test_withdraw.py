@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from showing import showing as find_showing
+from typer.testing import CliRunner
 
+from prefsel.cli import app
 from prefsel.config.file import parse_config
 from prefsel.errors import UserError
 from prefsel.ingest.identity import completion_id, pair_id, prompt_id
@@ -353,9 +356,38 @@ def test_an_id_that_a_card_or_a_summary_names_goes_too(storage: Storage) -> None
     assert check_folder(storage, "published/half/v0001", quick=False) == {}
 
 
+@pytest.mark.parametrize("moment", ["at once", "killed", "later"])
+def test_models_that_saw_a_row_are_removed_when_that_is_asked_for(storage: Storage, moment: str) -> None:
+    pair = row("first", 7).pair
+    seal_files(storage, "models/m@1", {"model.safetensors": b"1"}, {})
+    found = find(storage, Asked(pairs=frozenset([pair])), "")
+    assert found is not None
+    record = replace(found, models=["models/m@1"], removes_models=moment != "later")
+    if moment == "at once":
+        withdraw(storage, record)
+    elif moment == "killed":
+        write_withdrawal(storage, record)
+        finish_withdrawals(storage)
+    else:
+        withdraw(storage, record)
+        assert storage.files("models", recursive=True)
+        told = CliRunner().invoke(app, ["withdraw", "-w", storage.uri, "--pair-id", pair.hex(), "--remove-models"])
+        assert told.exit_code == 0, told.output
+    assert not storage.files("models", recursive=True)
+    assert [(one.state, one.models) for one in read_withdrawals(storage)] == [("done", [])]
+
+
 def test_what_is_told_as_removed_was_there(storage: Storage) -> None:
     counts = take_back(storage, Asked(pairs=frozenset([row("first", 7).pair]))).counts
     assert min(counts.values()) > 0
+
+
+def test_many_keys_are_looked_up_at_once() -> None:
+    given = Given(source_key=[f"first/a.jsonl#{n}" for n in range(50_000)] + ["first/b.jsonl#3", "other/a.jsonl#7"])
+    asked = parse(given)  # one after the other takes a minute
+    (rows,) = asked.in_files("first", ["/data/a.jsonl"])
+    assert (len(rows), str(rows[7])) == (50_000, "first/a.jsonl#7")
+    assert asked.in_files("first", ["/data/aa.jsonl"]) == []
 
 
 def test_keys_of_a_file(tmp_path: Path) -> None:
