@@ -78,6 +78,8 @@ def test_versions_follow_each_other_and_can_be_gone_back_to(
     assert "rollback: top v0001 is current; it was v0002" in told.out
     assert "v0001 is current, and no version before it is left" in told.err
     assert "--to: got 'v0003'; valid: v0001, v0002" in told.err
+    (place / "config.yaml").write_text("name: of a run that did not finish")
+    assert guarded(app, ["diff", "top/v0001", "top/v0002", *w]) == 0
     changed = [json.loads(line) for line in (place / "ids.jsonl").read_text().splitlines()]
     before, after = (set(opened(place, one)["pair_id"]) for one in ("v0001", "v0002"))
     assert {one["pair_id"] for one in changed} == after - before
