@@ -14,7 +14,7 @@ from prefsel.workspace.manifest import SUMMARY, load_summary
 from prefsel.workspace.parquet_bytes import to_bytes
 from prefsel.workspace.repair import DAMAGED, NOTE
 from prefsel.workspace.storage import Storage
-from prefsel.workspace.verify import verify
+from prefsel.workspace.verify import PUBLISHED, verify
 from prefsel.workspace.withdrawals import Gone
 
 CORPUS_WIDE = ("eligible", "scores", "selections", "diffs")
@@ -139,12 +139,12 @@ def rewrite_folders(storage: Storage, gone: Gone) -> int:
         How many folders changed.
     """
     paths = [f"{kind}/{name}" for kind in ("models", "tangents", "evaluations") for name in storage.folders(kind)]
-    paths += [f"published/{name}/{one}" for name in storage.folders("published") for one in _versions(storage, name)]
+    paths += [f"{PUBLISHED}/{name}/{one}" for name in storage.folders(PUBLISHED) for one in _versions(storage, name)]
     return sum(_rewrite_folder(storage, path, gone) for path in paths)
 
 
 def _versions(storage: Storage, name: str) -> list[str]:
-    return [one for one in storage.folders(f"published/{name}") if one != LEDGER]
+    return [one for one in storage.folders(f"{PUBLISHED}/{name}") if one != LEDGER]
 
 
 def _rewrite_folder(storage: Storage, path: str, gone: Gone) -> bool:
@@ -152,7 +152,14 @@ def _rewrite_folder(storage: Storage, path: str, gone: Gone) -> bool:
     summary = find_document(storage, f"{path}/{SUMMARY}")
     if summary is not None and (kept := scrubbed(summary, gone)) != summary and _names(summary, gone):
         write_document(storage, f"{path}/{SUMMARY}", kept, indent=1)
-    seal = read_seal(storage, path)
+    is_published = path.startswith(f"{PUBLISHED}/")
+    try:
+        seal = read_seal(storage, path)
+    except DamagedError:
+        if not is_published:
+            raise  # a run sets it aside, and finishes the withdrawal
+        remove_artifact(storage, path)  # nobody can tell what it holds, and it is published anew
+        return True
     if seal is None:
         return False
     changed = {}
@@ -160,7 +167,14 @@ def _rewrite_folder(storage: Storage, path: str, gone: Gone) -> bool:
         if not name.endswith((".parquet", *TEXT)) or not storage.exists(f"{path}/{name}"):
             continue
         data = storage.read(f"{path}/{name}")
-        if (kept_data := _without(name, data, gone)) is not data:
+        try:
+            kept_data = _without(name, data, gone)
+        except pa.ArrowInvalid as error:
+            if not is_published:
+                raise storage.damaged(f"{path}/{name}", "altered", str(error)) from error
+            storage.delete(f"{path}/{name}")
+            continue
+        if kept_data is not data:
             changed[name] = kept_data
     new = seal | {"files": seal["files"] | {name: described(data) for name, data in changed.items()}}
     new = scrubbed(new, gone) if _names(seal, gone) else new

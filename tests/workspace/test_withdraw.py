@@ -356,6 +356,18 @@ def test_an_id_that_a_card_or_a_summary_names_goes_too(storage: Storage) -> None
     assert check_folder(storage, "published/half/v0001", quick=False) == {}
 
 
+@pytest.mark.parametrize("lost", ["data/a.parquet", "_ledger/files.json"])
+def test_a_published_version_that_is_damaged_is_in_no_withdrawals_way(storage: Storage, lost: str) -> None:
+    taken = row("first", 7)
+    (name,) = [one for one in showing(storage, taken) if one.startswith("datasets/")]
+    files = {"data/a.parquet": storage.read(name), "data/b.parquet": storage.read(name)}
+    seal_files(storage, "published/half/v0001", files, {})
+    storage.write(f"published/half/v0001/{lost}", b"{")
+    take_back(storage, Asked(pairs=frozenset([taken.pair])))
+    assert showing(storage, taken) == set()
+    assert [one.state for one in read_withdrawals(storage)] == ["done"]
+
+
 @pytest.mark.parametrize("moment", ["at once", "killed", "later"])
 def test_models_that_saw_a_row_are_removed_when_that_is_asked_for(storage: Storage, moment: str) -> None:
     pair = row("first", 7).pair
