@@ -17,6 +17,7 @@ from typing import Any
 from prefsel.config import Config
 from prefsel.config.file import parse_config
 from prefsel.config.yaml_text import read_yaml
+from prefsel.damage import until_whole
 from prefsel.errors import UserError, invalid
 from prefsel.pipeline import Outcome, run
 from prefsel.plan.nodes import make_plan
@@ -24,7 +25,7 @@ from prefsel.plan.pinned import Former, former
 from prefsel.progress import Progress
 from prefsel.publishing.gate import MAX_DROP, require_no_worse
 from prefsel.publishing.publish import publish
-from prefsel.publishing.versions import prune
+from prefsel.publishing.versions import folder, prune
 from prefsel.stages.changes import Selected, compare_selections, lines
 from prefsel.workspace.catalog import PATH, read_catalog
 from prefsel.workspace.documents import read_document
@@ -82,10 +83,15 @@ def refresh(
     Raises:
         RefusedError: another run writes to it.
         GateError: the new model is worse than the published one; everything is made, and nothing published.
-        UserError: the configuration cannot work.
+        UserError: the configuration cannot work, or does not make what is to be published.
         PrefselError: a model of the run before is gone.
     """
     storage = Storage(workspace)
+    if publishing is not None:
+        folder(publishing.name)
+        names = [name for one in config.selections for name in one.names]
+        if publishing.selection not in names:
+            raise invalid("--publish", publishing.selection, names)
     if not wait:
         require_no_writer(storage)
     with hold(storage, wait=wait, tell=progress.line) as held:
@@ -96,7 +102,7 @@ def refresh(
 
 
 def _refresh(config: Config, storage: Storage, progress: Progress, *, retrain_scorers: bool, trains: bool) -> Refreshed:
-    manifest, files = last_manifest(storage, config.name), _files(storage)
+    manifest, files = until_whole(storage, progress, lambda: last_manifest(storage, config.name)), _files(storage)
     if manifest is None:
         progress.line(f"refresh: no finished run of {config.name!r} is here; everything is made")
         return Refreshed(run(config, storage.uri, progress, trains=trains))

@@ -71,10 +71,11 @@ def diff(
 ) -> None:
     """Say which pairs entered and left between two versions or selections, and how score and length moved."""
     from prefsel.publishing.difference import compare
-    from prefsel.report.opened import open_workspace
     from prefsel.workspace.storage import Storage
 
-    found = compare(open_workspace(workspace), Storage(workspace), a, b)
+    storage = Storage(workspace)
+    storage.require_folder()
+    found = compare(storage, a, b)
     for line in found.lines(a, b):
         say(line)
     if output is not None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prefsel.errors import UserError, invalid
-from prefsel.publishing.versions import folder, require_pointer, versions
-from prefsel.report.opened import Workspace
-from prefsel.workspace.folders import read_seal
+from prefsel.publishing.versions import files_of, read_file, require_pointer, versions
+from prefsel.report.opened import open_workspace
+from prefsel.workspace.folders import read_seal, read_sealed
 from prefsel.workspace.storage import Storage
 
 LENGTHS = ("num_tokens_chosen", "num_tokens_rejected")
@@ -54,19 +55,19 @@ class Difference:
             raise UserError(f"--output: cannot write {output}: {error.strerror}") from error
 
 
-def compare(opened: Workspace, storage: Storage, a: str, b: str) -> Difference:
+def compare(storage: Storage, a: str, b: str) -> Difference:
     """Compare two sets of pairs by pair_id; ids, scores and lengths of both are in memory.
 
     Args:
-        opened: The workspace.
-        storage: The same.
+        storage: The workspace; of one whose last run did not finish, published versions can be compared.
         a: A selection or control, or `NAME/v0001` or `NAME/current` of what is published.
         b: Another one.
 
     Raises:
         UserError: one of them is none of these.
+        IntegrityError: a file of one of them is gone or altered.
     """
-    table_a, table_b = (_pairs(opened, storage, one) for one in (a, b))
+    table_a, table_b = (_pairs(storage, one) for one in (a, b))
     ids_a, ids_b = (table["pair_id"].combine_chunks() for table in (table_a, table_b))
     entered = ids_b.filter(pc.invert(pc.is_in(ids_b, value_set=ids_a)))
     left = ids_a.filter(pc.invert(pc.is_in(ids_a, value_set=ids_b)))
@@ -86,14 +87,17 @@ def compare(opened: Workspace, storage: Storage, a: str, b: str) -> Difference:
     )
 
 
-def _pairs(opened: Workspace, storage: Storage, what: str) -> pa.Table:
+def _pairs(storage: Storage, what: str) -> pa.Table:
     """Ids with scores and lengths, as far as there are any."""
     name, _, version = what.partition("/")
     if not version:
+        opened = open_workspace(storage.uri)
         report = opened.contents.selection(name)
         dataset = report.details.get("dataset")
-        if dataset and read_seal(storage, dataset):
-            return _rows(storage, dataset)
+        if dataset and (seal := read_seal(storage, dataset)):
+            return _rows(
+                {one: partial(read_sealed, storage, dataset, one, file) for one, file in seal["files"].items()}
+            )
         score = f"score_{report.details.get('metric')}"
         table = opened.pairs(selection=name)
         wanted = [one for one in ("pair_id", score, *LENGTHS) if one in table.schema.names]
@@ -104,16 +108,16 @@ def _pairs(opened: Workspace, storage: Storage, what: str) -> pa.Table:
     there = versions(storage, name)
     if version not in there:
         raise invalid(what, version, there or f"none: {name!r} is not published")
-    return _rows(storage, folder(name, version))
+    return _rows({one: partial(read_file, storage, name, version, one) for one in files_of(storage, name, version)})
 
 
-def _rows(storage: Storage, dataset: str) -> pa.Table:
+def _rows(files: Mapping[str, Callable[[], bytes]]) -> pa.Table:
+    """Of the data among the files of a dataset, each with how it is read."""
     tables = []
-    for file in (one for one in storage.files(f"{dataset}/data") if one.endswith(".parquet")):
-        with storage.filesystem.open_input_file(storage.full(file)) as source:
-            parquet = pq.ParquetFile(source)
-            wanted = [one for one in ("pair_id", "score", *LENGTHS) if one in parquet.schema_arrow.names]
-            tables.append(parquet.read(columns=wanted))
+    for read in (files[one] for one in sorted(files) if one.endswith(".parquet") and one.startswith("data/")):
+        parquet = pq.ParquetFile(pa.BufferReader(read()))
+        wanted = [one for one in ("pair_id", "score", *LENGTHS) if one in parquet.schema_arrow.names]
+        tables.append(parquet.read(columns=wanted))
     return pa.concat_tables(tables)
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from prefsel.display import redact
 from prefsel.errors import PrefselError, RefusedError, UserError
-from prefsel.publishing.versions import folder
-from prefsel.workspace.folders import read_seal
+from prefsel.publishing.versions import files_of, read_file
 from prefsel.workspace.storage import Storage
 
 CONFLICT = (409, 412)
@@ -32,17 +31,16 @@ def to_hub(storage: Storage, name: str, version: str, repo: str) -> list[str]:
     Raises:
         RefusedError: somebody else committed meanwhile.
         UserError: the token may not write there.
+        IntegrityError: a file is not what was published.
         PrefselError: the hub does not answer, or not as it should.
     """
-    place = folder(name, version)
-    seal = read_seal(storage, place)
-    assert seal is not None, "it is published"
-    model = [one for one in seal["files"] if one.startswith("model/")]
-    dataset = [one for one in seal["files"] if one not in model]
+    there = files_of(storage, name, version)
+    model = [one for one in there if one.startswith("model/")]
+    dataset = [one for one in there if one not in model]
     commits = []
     for kind, files, below in (("model", model, "model/"), ("dataset", dataset, "")):
         if files:
-            contents = {one.removeprefix(below): storage.read(f"{place}/{one}") for one in files}
+            contents = {one.removeprefix(below): read_file(storage, name, version, one) for one in files}
             commits.append(_commit(repo, kind, contents, f"{name} {version}"))
     return commits
 

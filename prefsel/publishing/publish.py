@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from prefsel.errors import IntegrityError, UserError, invalid
-from prefsel.publishing.versions import folder, new_version, point, read_pointer, versions
+from prefsel.publishing.versions import folder, new_version, point, read_file, read_pointer, require_whole, versions
 from prefsel.report.contents import last_manifest, read_contents
 from prefsel.workspace.folders import read_seal, write_seal
 from prefsel.workspace.manifest import StageReport
@@ -65,8 +66,12 @@ def publish(storage: Storage, selection: str, name: str, model: str | None = Non
 
 
 def read_lineage(storage: Storage, name: str, version: str) -> dict[str, Any]:
-    """Where a version came from."""
-    return json.loads(storage.read(f"{folder(name, version)}/{LINEAGE}"))
+    """Where a version came from.
+
+    Raises:
+        IntegrityError: nobody can tell, as it is damaged.
+    """
+    return json.loads(read_file(storage, name, version, LINEAGE))
 
 
 def _same(storage: Storage, name: str, lineage: dict[str, Any]) -> str | None:
@@ -74,9 +79,11 @@ def _same(storage: Storage, name: str, lineage: dict[str, Any]) -> str | None:
     pointer, there = read_pointer(storage, name), versions(storage, name)
     newest = [there[-1]] if there and (not pointer or all(m.version != there[-1] for m in pointer[0].moves)) else []
     for version in [*([pointer[0].version] if pointer else []), *newest]:
-        known = read_lineage(storage, name, version)
-        if all(known[key] == lineage[key] for key in ("dataset", "model")):
-            return version
+        with suppress(IntegrityError):  # what is damaged is published anew
+            known = read_lineage(storage, name, version)
+            if all(known[key] == lineage[key] for key in ("dataset", "model")):
+                require_whole(storage, name, version)
+                return version
     return None
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from prefsel.errors import IntegrityError, UserError, invalid
+from prefsel.errors import DamagedError, IntegrityError, UserError, invalid
 from prefsel.workspace import swap
-from prefsel.workspace.folders import check_folder, read_seal
+from prefsel.workspace.folders import SEAL, check_folder, read_seal, read_sealed
 from prefsel.workspace.storage import Storage
 
 GRACE_H = 24.0
@@ -83,7 +85,55 @@ def require_pointer(storage: Storage, name: str) -> tuple[Pointer, swap.Version]
 
 def versions(storage: Storage, name: str) -> list[str]:
     """The finished versions of a name, oldest first."""
-    return [one for one in _folders(storage, name) if read_seal(storage, folder(name, one)) is not None]
+    return [one for one in _folders(storage, name) if storage.exists(f"{folder(name, one)}/{SEAL}")]
+
+
+def files_of(storage: Storage, name: str, version: str) -> dict[str, dict[str, Any]]:
+    """What the seal of a version says of its files, by name.
+
+    Raises:
+        IntegrityError: there is none, or it is not what was written.
+    """
+    with _as_published(storage, name, version):
+        if (seal := read_seal(storage, folder(name, version))) is None:
+            raise storage.damaged(f"{folder(name, version)}/{SEAL}", "missing")
+        files: dict[str, dict[str, Any]] = seal["files"]
+        return files
+
+
+def read_file(storage: Storage, name: str, version: str, file: str) -> bytes:
+    """A file of a version, as it was published.
+
+    Raises:
+        IntegrityError: it is gone or altered.
+    """
+    files = files_of(storage, name, version)
+    with _as_published(storage, name, version):
+        if file not in files:
+            raise storage.damaged(f"{folder(name, version)}/{file}", "missing", "its seal does not name it")
+        return read_sealed(storage, folder(name, version), file, files[file])
+
+
+def require_whole(storage: Storage, name: str, version: str) -> None:
+    """Compare every file of a version with its seal.
+
+    Raises:
+        IntegrityError: names what is gone or altered.
+    """
+    with _as_published(storage, name, version):
+        for file, (problem, detail) in check_folder(storage, folder(name, version), quick=False).items():
+            raise storage.damaged(f"{folder(name, version)}/{file}", problem, detail)
+
+
+@contextmanager
+def _as_published(storage: Storage, name: str, version: str) -> Iterator[None]:
+    """Tell of damage what mends it: no run makes a version again."""
+    try:
+        yield
+    except DamagedError as error:
+        raise IntegrityError(
+            f"{error.path}: {error.problem}; publish once more, or roll back {name} to a version that is whole"
+        ) from error
 
 
 def _folders(storage: Storage, name: str) -> list[str]:
@@ -141,9 +191,7 @@ def rollback(storage: Storage, name: str, to: str | None = None) -> tuple[str, s
         to = before[-1]
     if to not in there:
         raise invalid("--to", to, there)
-    if wrong := check_folder(storage, folder(name, to), quick=False):
-        lost = ", ".join(f"{file}: {problem}" for file, (problem, _) in wrong.items())
-        raise IntegrityError(f"{folder(name, to)}: {lost}; {pointer.version} stays current")
+    require_whole(storage, name, to)
     if to != pointer.version:
         point(storage, name, to, "rollback")
     return pointer.version, to
@@ -171,7 +219,7 @@ def prune(storage: Storage, name: str, keep: int, grace_h: float = GRACE_H) -> l
     there = versions(storage, name)
     gone = [one for one in there[: max(0, len(there) - keep)] if one not in {pointer.version, *recent}]
     for one in gone:
-        storage.delete(f"{folder(name, one)}/_ledger/files.json")  # first, so that half a version is none
+        storage.delete(f"{folder(name, one)}/{SEAL}")  # first, so that half a version is none
         storage.delete_tree(folder(name, one))
     return gone
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -58,6 +59,8 @@ def _withdraw(storage: Storage, asked: Asked, why: str, *, remove_models: bool, 
         for before in finish_withdrawals(storage):
             say(f"withdraw: {before.id}, begun {before.when}, is finished now")
     record = find(storage, asked, why)
+    if remove_models and not dry_run:
+        _remove_models_of_before(storage, asked)
     if record is None:
         say("withdraw: nothing to do: all of it was taken back before")
         return
@@ -66,16 +69,28 @@ def _withdraw(storage: Storage, asked: Asked, why: str, *, remove_models: bool, 
     if dry_run:
         say(f"withdraw: would take back {sizes}, in {len(record.shards):,} shards; nothing was changed")
     else:
-        saw, record = record.models, carry_out(storage, record, remove_models=remove_models)
+        saw, record = record.models, carry_out(storage, replace(record, removes_models=remove_models))
         say(f"withdraw: took back {sizes}; record withdrawn/{record.id}.json")
         say("  removed: " + (", ".join(f"{count:,} {name}" for name, count in record.counts.items()) or "nothing"))
         if remove_models and saw:
             say(f"  removed models that saw them: {', '.join(saw)}")
     for path in record.models[:SHOWN]:
-        say(f"  saw them: {path}" + ("" if dry_run else "; it stays (--remove-models removes it)"))
+        say(f"  saw them: {path}" + ("" if dry_run else "; it stays (--remove-models with their ids removes it)"))
     if len(record.models) > SHOWN:
         say(f"  and {len(record.models) - SHOWN:,} more models")
     for name in record.files[:SHOWN] if dry_run else ():
         say(f"  shows them: {name}")
     for name in inputs_within(storage)[:SHOWN]:
         say(f"  an input file inside the workspace stays as it is: {name}")
+
+
+def _remove_models_of_before(storage: Storage, asked: Asked) -> None:
+    """Remove the models that saw what is asked for and was taken back before; its ids alone are known of that."""
+    from prefsel.withdraw.removal import remove_models
+    from prefsel.workspace.withdrawals import read_withdrawals
+
+    for record in read_withdrawals(storage):
+        known = record.gone.pairs | record.gone.prompts
+        if record.models and known & (asked.pairs | asked.prompts | asked.either):
+            say(f"withdraw: removed models that saw {record.id}: {', '.join(record.models)}")
+            remove_models(storage, record)

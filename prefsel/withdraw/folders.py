@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefsel.errors import DamagedError
-from prefsel.withdraw.tables import ID_COLUMNS, is_among, scrubbed, without_rows
+from prefsel.withdraw.tables import HEX_ID, ID_COLUMNS, is_among, scrubbed, without_rows
 from prefsel.workspace.documents import find_document, write_document
 from prefsel.workspace.entries import LEDGER
 from prefsel.workspace.folders import SEAL, described, read_seal
@@ -14,11 +14,14 @@ from prefsel.workspace.manifest import SUMMARY, load_summary
 from prefsel.workspace.parquet_bytes import to_bytes
 from prefsel.workspace.repair import DAMAGED, NOTE
 from prefsel.workspace.storage import Storage
+from prefsel.workspace.verify import PUBLISHED, verify
 from prefsel.workspace.withdrawals import Gone
 
 CORPUS_WIDE = ("eligible", "scores", "selections", "diffs")
 """What looks at the whole corpus has another name without the rows: it is removed whole, and the next run makes it."""
 EVALUATION = "evaluation.json"
+TEXT = (".json", ".jsonl", ".md")
+"""Files of a sealed folder that may name a pair, as a card names the one that a threshold lies at."""
 
 
 def remove_artifact(storage: Storage, path: str) -> None:
@@ -68,7 +71,8 @@ def remove_artifacts(storage: Storage, gone: Gone, shards: frozenset[str]) -> in
     for kind in CORPUS_WIDE:
         for name in storage.folders(kind):
             path = f"{kind}/{name}"
-            if any(f"{source}/{shard}" in shards for source, shard in _shards_of(storage, path)):
+            is_of_them = any(f"{source}/{shard}" in shards for source, shard in _shards_of(storage, path))
+            if is_of_them or _summary_names(storage, path, gone):
                 paths.append(path)
                 report = load_summary(storage, path) if kind == "selections" else None
                 datasets += [report.details["dataset"]] if report and report.details.get("dataset") else []
@@ -82,6 +86,14 @@ def remove_artifacts(storage: Storage, gone: Gone, shards: frozenset[str]) -> in
     for path in sorted(set(paths), key=lambda path: not path.startswith("datasets/")):
         remove_artifact(storage, path)
     return len(set(paths))
+
+
+def _summary_names(storage: Storage, path: str, gone: Gone) -> bool:
+    """Whether a summary names something that is taken back, as a threshold may; one that cannot be read may."""
+    try:
+        return _names(find_document(storage, f"{path}/{SUMMARY}"), gone)
+    except DamagedError:
+        return True
 
 
 def _shards_of(storage: Storage, path: str) -> list[tuple[str, str]]:
@@ -105,8 +117,20 @@ def _holds(storage: Storage, name: str, gone: Gone) -> bool:
     )
 
 
+def remove_uncommitted(storage: Storage) -> int:
+    """Remove data that no ledger and no seal names, which an attempt that died left: they may hold any row.
+
+    Returns:
+        How many files there were.
+    """
+    names = [one.path for one in verify(storage, quick=True).findings if one.is_harmless]
+    for name in names:
+        storage.delete(name)
+    return len(names)
+
+
 def rewrite_folders(storage: Storage, gone: Gone) -> int:
-    """Take rows out of what models were trained on, of the margins of held-out pairs, and of published versions.
+    """Take rows and ids out of what models were trained on, the margins of held-out pairs, and published versions.
 
     A folder keeps the content that its seal says: of a model that is the identity of its weights, which stay as they
     are, and numbers that were computed with it are named by that.
@@ -115,12 +139,12 @@ def rewrite_folders(storage: Storage, gone: Gone) -> int:
         How many folders changed.
     """
     paths = [f"{kind}/{name}" for kind in ("models", "tangents", "evaluations") for name in storage.folders(kind)]
-    paths += [f"published/{name}/{one}" for name in storage.folders("published") for one in _versions(storage, name)]
+    paths += [f"{PUBLISHED}/{name}/{one}" for name in storage.folders(PUBLISHED) for one in _versions(storage, name)]
     return sum(_rewrite_folder(storage, path, gone) for path in paths)
 
 
 def _versions(storage: Storage, name: str) -> list[str]:
-    return [one for one in storage.folders(f"published/{name}") if one != LEDGER]
+    return [one for one in storage.folders(f"{PUBLISHED}/{name}") if one != LEDGER]
 
 
 def _rewrite_folder(storage: Storage, path: str, gone: Gone) -> bool:
@@ -128,16 +152,30 @@ def _rewrite_folder(storage: Storage, path: str, gone: Gone) -> bool:
     summary = find_document(storage, f"{path}/{SUMMARY}")
     if summary is not None and (kept := scrubbed(summary, gone)) != summary and _names(summary, gone):
         write_document(storage, f"{path}/{SUMMARY}", kept, indent=1)
-    seal = read_seal(storage, path)
+    is_published = path.startswith(f"{PUBLISHED}/")
+    try:
+        seal = read_seal(storage, path)
+    except DamagedError:
+        if not is_published:
+            raise  # a run sets it aside, and finishes the withdrawal
+        remove_artifact(storage, path)  # nobody can tell what it holds, and it is published anew
+        return True
     if seal is None:
         return False
     changed = {}
     for name in seal["files"]:
-        if not name.endswith(".parquet") or not storage.exists(f"{path}/{name}"):
+        if not name.endswith((".parquet", *TEXT)) or not storage.exists(f"{path}/{name}"):
             continue
-        table = pq.read_table(pa.BufferReader(storage.read(f"{path}/{name}")))
-        if (kept_table := without_rows(table, gone)) is not table:
-            changed[name] = to_bytes(kept_table)
+        data = storage.read(f"{path}/{name}")
+        try:
+            kept_data = _without(name, data, gone)
+        except pa.ArrowInvalid as error:
+            if not is_published:
+                raise storage.damaged(f"{path}/{name}", "altered", str(error)) from error
+            storage.delete(f"{path}/{name}")
+            continue
+        if kept_data is not data:
+            changed[name] = kept_data
     new = seal | {"files": seal["files"] | {name: described(data) for name, data in changed.items()}}
     new = scrubbed(new, gone) if _names(seal, gone) else new
     if new != seal:
@@ -147,7 +185,16 @@ def _rewrite_folder(storage: Storage, path: str, gone: Gone) -> bool:
     return bool(changed)
 
 
+def _without(name: str, data: bytes, gone: Gone) -> bytes:
+    """A file without what is taken back; itself where it has none of it."""
+    if name.endswith(".parquet"):
+        table = pq.read_table(pa.BufferReader(data))
+        kept = without_rows(table, gone)
+        return data if kept is table else to_bytes(kept)
+    text = data.decode(errors="surrogateescape")
+    return scrubbed(text, gone).encode(errors="surrogateescape") if _names(text, gone) else data
+
+
 def _names(document: object, gone: Gone) -> bool:
     """Whether a document names something that is taken back, as examples of a training do."""
-    text = str(document)
-    return any(one in text for one in gone.hex_ids)
+    return any(one in gone.hex_ids for one in HEX_ID.findall(str(document)))

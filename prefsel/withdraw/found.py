@@ -7,7 +7,7 @@ goes when no pair of it is left. With a prompt goes all of it, and prompts that 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -124,25 +124,22 @@ def _asked_pairs(search: Search, asked: Asked) -> set[bytes]:
 
 def _keyed(search: Search, pairs: pa.Table, source: str, uris: list[str], asked: Asked) -> np.ndarray:
     """Which pairs of a shard have a row or a carried field that is asked for."""
-    mine_N = np.zeros(pairs.num_rows, bool)
     row_N = pc.struct_field(pairs["provenance"].combine_chunks(), "row").to_numpy(zero_copy_only=False)
-    for key in asked.rows:
-        if key.source == source and any(_is_file(uri, key) for uri in uris):
-            found_N = row_N == key.row
-            mine_N |= found_N
-            search.met |= {key} if found_N.any() else set()
-    wanted = [key for key in asked.fields if key.source == source and CARRIED in pairs.column_names]
-    if wanted:
-        carried = [dict(one or ()) for one in pairs[CARRIED].to_pylist()]
-        for field_key in wanted:
-            found_N = np.array([one.get(field_key.field) == field_key.value for one in carried], bool)
-            mine_N |= found_N
-            search.met |= {field_key} if found_N.any() else set()
+    mine_N = _at_rows(search, row_N, asked.in_files(source, uris))
+    wanted = asked.by_field.get(source, {})
+    if wanted and CARRIED in pairs.column_names:
+        for place, carried in enumerate(pairs[CARRIED].to_pylist()):
+            found = {wanted[one] for one in carried or () if one in wanted}
+            mine_N[place] |= bool(found)
+            search.met |= found
     return mine_N
 
 
-def _is_file(uri: str, key: RowKey) -> bool:
-    return uri == key.file or uri.endswith(f"/{key.file}")
+def _at_rows(search: Search, row_N: np.ndarray, keys: Sequence[Mapping[int, RowKey]]) -> np.ndarray:
+    """Which rows have a key, in any of some files; the keys are met."""
+    found_N = [[rows[row] for rows in keys if row in rows] for row in row_N.tolist()]
+    search.met.update(*found_N)
+    return np.array([bool(found) for found in found_N], bool)
 
 
 def _sides(pairs: pa.Table, groups: pa.Table) -> Iterator[tuple[bytes, bytes]]:
@@ -156,19 +153,16 @@ def _sides(pairs: pa.Table, groups: pa.Table) -> Iterator[tuple[bytes, bytes]]:
 
 def _asked_prompts(search: Search, asked: Asked) -> None:
     """Take back prompts that are asked for, and those of sources of prompts by their row."""
-    ids = asked.prompts | asked.either
+    ids, unmet = asked.prompts | asked.either, Asked(rows=asked.rows - search.met)
     for corpus in search.corpora:
         uris = {} if corpus.is_made else uris_of(file_records(search.storage, corpus.source))
-        keys = [key for key in asked.rows - search.met if key.source == corpus.source]
+        keys = corpus.source in unmet.by_file
         for shard in corpus.groups.entries() if ids or keys else ():
             groups = corpus.groups.read(shard, ["prompt_id", "provenance"])
             mine_N = is_among(groups["prompt_id"], ids)
             search.met |= set(groups["prompt_id"].filter(pa.array(mine_N)).to_pylist())
             row_N = pc.struct_field(groups["provenance"].combine_chunks(), "row").to_numpy(zero_copy_only=False)
-            for key in keys:
-                if any(_is_file(uri, key) for uri in uris.get(shard, [])):
-                    mine_N |= row_N == key.row
-                    search.met |= {key} if (row_N == key.row).any() else set()
+            mine_N |= _at_rows(search, row_N, unmet.in_files(corpus.source, uris.get(shard, [])))
             search.prompts |= set(groups["prompt_id"].filter(pa.array(mine_N)).to_pylist())
 
 
@@ -241,10 +235,11 @@ def _quarantined(search: Search, asked: Asked) -> None:
     texts = search.texts - {""}
     for source in search.storage.folders("quarantine"):
         artifact = Artifact(search.storage, f"quarantine/{source}")
-        keys = [key for key in asked.rows if key.source == source]
-        for shard in artifact.entries() if keys or texts or search.prompts else ():
-            for row in artifact.read(shard, ["reason", "file", "row", "raw"]).to_pylist():
-                named = {key for key in keys if row["row"] == key.row and _is_file(row["file"], key)}
+        for shard in artifact.entries() if source in asked.by_file or texts or search.prompts else ():
+            rows = artifact.read(shard, ["reason", "file", "row", "raw"]).to_pylist()
+            of_file = {file: asked.in_files(source, [file]) for file in {row["file"] for row in rows}}
+            for row in rows:
+                named = {keys[row["row"]] for keys in of_file[row["file"]] if row["row"] in keys}
                 search.met |= named
                 if row["reason"] != WITHDRAWN and (named or _says(row["raw"], texts, search)):
                     search.rows.add(bytes.fromhex(digest(row["raw"])))

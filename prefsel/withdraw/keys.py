@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +66,27 @@ class Asked:
     def __bool__(self) -> bool:
         return any((self.pairs, self.prompts, self.either, self.rows, self.fields))
 
+    @cached_property
+    def by_file(self) -> dict[str, dict[str, dict[int, RowKey]]]:
+        """The keys of rows by source, file and row."""
+        found: dict[str, dict[str, dict[int, RowKey]]] = {}
+        for key in self.rows:
+            found.setdefault(key.source, {}).setdefault(key.file, {})[key.row] = key
+        return found
+
+    @cached_property
+    def by_field(self) -> dict[str, dict[tuple[str, str], FieldKey]]:
+        """The keys of carried fields by source, then by field and value."""
+        found: dict[str, dict[tuple[str, str], FieldKey]] = {}
+        for key in self.fields:
+            found.setdefault(key.source, {})[key.field, key.value] = key
+        return found
+
+    def in_files(self, source: str, uris: Collection[str]) -> list[dict[int, RowKey]]:
+        """The keys of rows of some files, each by the row."""
+        files = self.by_file.get(source, {})
+        return [rows for file, rows in files.items() if any(one == file or one.endswith(f"/{file}") for one in uris)]
+
 
 @dataclass(frozen=True)
 class Given:
@@ -90,12 +112,15 @@ def parse(given: Given, where: str = "") -> Asked:
         pairs=frozenset(_id(one, where or "--pair-id") for one in given.pair_id),
         prompts=frozenset(_id(one, where or "--prompt-id") for one in given.prompt_id),
     )
-    for one in given.source_key:
-        asked |= _source_key(one, where or "--source-key")
+    either, keys = set[bytes](), [_source_key(one, where or "--source-key") for one in given.source_key]
     for one in given.either:
-        is_id = re.fullmatch("[0-9a-fA-F]{32}", one) is not None
-        asked |= Asked(either=frozenset([bytes.fromhex(one)])) if is_id else _source_key(one, where)
-    return asked
+        if re.fullmatch("[0-9a-fA-F]{32}", one):
+            either.add(bytes.fromhex(one))
+        else:
+            keys.append(_source_key(one, where))
+    rows = frozenset(key for key in keys if isinstance(key, RowKey))
+    fields = frozenset(key for key in keys if isinstance(key, FieldKey))
+    return asked | Asked(either=frozenset(either), rows=rows, fields=fields)
 
 
 def read_file(path: str) -> Asked:
@@ -135,9 +160,9 @@ def _id(text: str, where: str) -> bytes:
     return bytes.fromhex(text)
 
 
-def _source_key(text: str, where: str) -> Asked:
+def _source_key(text: str, where: str) -> RowKey | FieldKey:
     if found := ROW_KEY.fullmatch(text):
-        return Asked(rows=frozenset([RowKey(found["source"], found["file"], int(found["row"]))]))
+        return RowKey(found["source"], found["file"], int(found["row"]))
     if found := FIELD_KEY.fullmatch(text):
-        return Asked(fields=frozenset([FieldKey(found["source"], found["field"], found["value"])]))
+        return FieldKey(found["source"], found["field"], found["value"])
     raise invalid(where, text, VALID_KEY)

@@ -18,7 +18,13 @@ import pyarrow as pa
 
 from prefsel.schema import RESPONSES
 from prefsel.withdraw.corpora import Corpus, beside, corpora, table_there
-from prefsel.withdraw.folders import remove_artifact, remove_artifacts, remove_pages, rewrite_folders
+from prefsel.withdraw.folders import (
+    remove_artifact,
+    remove_artifacts,
+    remove_pages,
+    remove_uncommitted,
+    rewrite_folders,
+)
 from prefsel.withdraw.lists import lost_rows, update_records, update_summaries_of_prompts
 from prefsel.withdraw.tables import (
     lessened,
@@ -80,23 +86,22 @@ class Removal:
         if kept is table and made_from == entry.input and digest(data) == entry.content:
             return
         artifact.replace(entry, kept, data, made_from=made_from, info=info)
-        self.counts[kind] += table.num_rows - kept.num_rows
+        self.counts[kind] += max(0, table.num_rows - kept.num_rows)  # a place in the quarantine may be new
         self.changed.add(artifact.path)
 
 
-def withdraw(storage: Storage, record: Withdrawal, *, remove_models: bool = False) -> Withdrawal:
+def withdraw(storage: Storage, record: Withdrawal) -> Withdrawal:
     """Write a record and carry it out.
 
     Args:
         storage: The workspace.
         record: What is taken back, and where it lies.
-        remove_models: Whether models and tangents that saw it go too.
 
     Returns:
         The record as it is kept, with what was removed of each kind.
     """
     write_withdrawal(storage, record)
-    return carry_out(storage, record, remove_models=remove_models)
+    return carry_out(storage, record)
 
 
 def finish_withdrawals(storage: Storage) -> list[Withdrawal]:
@@ -104,7 +109,16 @@ def finish_withdrawals(storage: Storage) -> list[Withdrawal]:
     return [carry_out(storage, one) for one in read_withdrawals(storage) if one.state != "done"]
 
 
-def carry_out(storage: Storage, record: Withdrawal, *, remove_models: bool = False) -> Withdrawal:
+def remove_models(storage: Storage, record: Withdrawal) -> Withdrawal:
+    """Remove the models and tangents that saw what was taken back; returns the record as it is kept then."""
+    for path in record.models:
+        remove_artifact(storage, path)
+    done = replace(record, models=[], removes_models=True)
+    write_withdrawal(storage, done)
+    return done
+
+
+def carry_out(storage: Storage, record: Withdrawal) -> Withdrawal:
     """Remove what a record names, wherever it lies."""
     removal = Removal(storage, record.id, record.gone, frozenset(record.shards), frozenset(record.quarantine))
     for name in record.files:
@@ -112,9 +126,8 @@ def carry_out(storage: Storage, record: Withdrawal, *, remove_models: bool = Fal
     removal.counts["files"] = len(record.files)
     removal.counts["reports"] = remove_pages(storage, removal.gone)
     removal.counts["artifacts"] = remove_artifacts(storage, removal.gone, removal.shards)
-    if remove_models:
-        for path in record.models:
-            remove_artifact(storage, path)
+    if record.removes_models:
+        record = remove_models(storage, record)
     removal.counts["folders"] = rewrite_folders(storage, removal.gone)
     found = corpora(storage)
     _foresee(removal, found)
@@ -127,8 +140,9 @@ def carry_out(storage: Storage, record: Withdrawal, *, remove_models: bool = Fal
     update_records(storage, removal.shards | removal.quarantine)
     for path in sorted(removal.changed):
         refold(storage, path)
+    removal.counts["uncommitted"] = remove_uncommitted(storage)
     counts = {name: count for name, count in sorted(removal.counts.items()) if count}
-    done = replace(record, state="done", counts=counts, models=[] if remove_models else record.models)
+    done = replace(record, state="done", counts=counts)
     write_withdrawal(storage, done)
     return done
 

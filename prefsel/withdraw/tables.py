@@ -17,7 +17,7 @@ from prefsel.workspace.withdrawals import WITHDRAWN, Gone
 
 ID_COLUMNS = ("pair_id", "prompt_id", "parent_id")
 COMPLETION_IDS = "completions.list.element.completion_id"
-_HEX_ID = re.compile("[0-9a-f]{32}")
+HEX_ID = re.compile("[0-9a-f]{32}")
 
 
 def is_among(ids: pa.ChunkedArray | pa.Array, gone: Collection[bytes]) -> np.ndarray:
@@ -250,5 +250,5 @@ def scrubbed(value: Any, gone: Gone) -> Any:
     if isinstance(value, list):
         return [scrubbed(one, gone) for one in value if not (isinstance(one, str) and one in gone.hex_ids)]
     if isinstance(value, str):
-        return _HEX_ID.sub(lambda found: WITHDRAWN if found[0] in gone.hex_ids else found[0], value)
+        return HEX_ID.sub(lambda found: WITHDRAWN if found[0] in gone.hex_ids else found[0], value)
     return value

@@ -37,6 +37,8 @@ def read_seal(storage: Storage, path: str) -> dict[str, Any] | None:
         DamagedError: the seal is not what was written.
     """
     seal: dict[str, Any] | None = find_document(storage, f"{path}/{SEAL}")
+    if seal is not None and not (isinstance(seal, dict) and {"content", "files"} <= seal.keys()):
+        raise storage.damaged(f"{path}/{SEAL}", "altered", "it is no seal")
     return seal
 
 

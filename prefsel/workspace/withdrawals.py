@@ -70,6 +70,8 @@ class Withdrawal:
     """Other files of the workspace that did, such as exports."""
     models: list[str] = field(default_factory=list)
     """Models and tangents that saw, or may have seen, something of it."""
+    removes_models: bool = False
+    """Whether these models go too."""
     counts: dict[str, int] = field(default_factory=dict)
     state: str = "begun"
     """`begun`, or `done` when nothing of it is left."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -77,6 +78,8 @@ def test_versions_follow_each_other_and_can_be_gone_back_to(
     assert "rollback: top v0001 is current; it was v0002" in told.out
     assert "v0001 is current, and no version before it is left" in told.err
     assert "--to: got 'v0003'; valid: v0001, v0002" in told.err
+    (place / "config.yaml").write_text("name: of a run that did not finish")
+    assert guarded(app, ["diff", "top/v0001", "top/v0002", *w]) == 0
     changed = [json.loads(line) for line in (place / "ids.jsonl").read_text().splitlines()]
     before, after = (set(opened(place, one)["pair_id"]) for one in ("v0001", "v0002"))
     assert {one["pair_id"] for one in changed} == after - before
@@ -102,7 +105,7 @@ def test_damage_is_neither_published_nor_gone_back_to(
     publish(storage, "top", "top")
     file = next((place / "published/top/v0001/data").glob("*.parquet"))
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
-    with pytest.raises(IntegrityError, match=r"v0001: data/train-.*altered; v0002 stays current"):
+    with pytest.raises(IntegrityError, match=r"v0001/data/train-.*altered"):
         rollback(storage, "top")
     assert current(place) == "v0002"
     made = storage.local(read_lineage(storage, "top", "v0002")["dataset"]["path"]) / "README.md"
@@ -110,6 +113,26 @@ def test_damage_is_neither_published_nor_gone_back_to(
     with pytest.raises(IntegrityError, match=r"README\.md: altered"):
         publish(storage, "top", "another")
     assert read_pointer(storage, "another") is None
+
+
+@pytest.mark.parametrize("lost", ["data/train-00000-of-00001.parquet", "lineage.json", "_ledger/files.json", ""])
+def test_what_is_damaged_is_published_anew(
+    place: Path, storage: Storage, capsys: pytest.CaptureFixture[str], lost: str
+) -> None:
+    publish(storage, "top", "top")
+    version = place / "published/top/v0001"
+    if not lost:
+        shutil.rmtree(version)
+    elif lost.startswith("data"):
+        (version / lost).unlink()
+    else:
+        (version / lost).write_text("{}")
+    assert guarded(app, ["diff", "top", "top/v0001", "-w", str(place)]) in ((0,) if lost == "lineage.json" else (1, 2))
+    told = capsys.readouterr().err
+    assert ("publish once more" in told) == (lost.startswith(("data", "_ledger")))
+    assert publish(storage, "top", "top").version == "v0002"
+    assert guarded(app, ["diff", "top", "top/current", "-w", str(place)]) == 0
+    assert "0 entered, 0 left, 12 unchanged" in capsys.readouterr().out
 
 
 def test_a_pointer_of_another_hand_is_told(place: Path, storage: Storage) -> None:

@@ -14,9 +14,10 @@ import pytest
 from tiny_models import bpe_tokenizer, randomize, tiny_causal
 
 from prefsel.config.file import parse_config
+from prefsel.errors import UserError
 from prefsel.pipeline import run
 from prefsel.progress import Progress
-from prefsel.refresh import Refreshed, refresh
+from prefsel.refresh import Publishing, Refreshed, refresh
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import verify
@@ -226,4 +227,24 @@ def test_what_a_refresh_goes_by_is_no_waste_and_what_is_taken_back_is_in_no_diff
     was = {name: Counted(tmp_path / "w", name).total() for name in models}
     refresh(config, str(tmp_path / "w"), QUIET)
     assert {name: Counted(tmp_path / "w", name).total() for name in models} == was
+    assert verify(Storage(str(tmp_path / "w"))).is_clean
+
+
+def test_what_nothing_makes_is_refused_before_anything_is_done(models: dict[str, str], tmp_path: Path) -> None:
+    config = configuration(write(tmp_path / "data", first=BASE), models)
+    wrong = {"--publish: got 'other'; valid: best": ("other", "x"), "name: got '../x'": ("best", "../x")}
+    for told, asked in wrong.items():
+        with pytest.raises(UserError, match=told):
+            refresh(config, str(tmp_path / "w"), QUIET, publishing=Publishing(*asked))
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_manifest_that_is_damaged_is_set_aside(before: Path, models: dict[str, str], tmp_path: Path) -> None:
+    shutil.copytree(before / "w", tmp_path / "w")
+    (manifest,) = (tmp_path / "w" / "runs").glob("*.json")
+    manifest.write_text("{")
+    config = configuration({name: str(before / "data" / f"{name}.jsonl") for name in ("first", "second")}, models)
+    was = Counted(tmp_path / "w", "policy").total()
+    refresh(config, str(tmp_path / "w"), QUIET)
+    assert Counted(tmp_path / "w", "policy").total() == was
     assert verify(Storage(str(tmp_path / "w"))).is_clean

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from showing import showing as find_showing
+from typer.testing import CliRunner
 
+from prefsel.cli import app
 from prefsel.config.file import parse_config
 from prefsel.errors import UserError
 from prefsel.ingest.identity import completion_id, pair_id, prompt_id
@@ -24,6 +27,8 @@ from prefsel.progress import Progress
 from prefsel.withdraw.found import find
 from prefsel.withdraw.keys import Asked, Given, parse, read_file
 from prefsel.withdraw.removal import finish_withdrawals, withdraw
+from prefsel.workspace.documents import write_document
+from prefsel.workspace.folders import check_folder, seal_files
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage, digest
 from prefsel.workspace.verify import verify
@@ -325,6 +330,76 @@ def test_exports_in_the_workspace_go(storage: Storage) -> None:
     record = take_back(storage, Asked(pairs=frozenset([taken.pair])))
     assert record.files == ["exports/all.jsonl"]
     assert storage.files("exports") == ["exports/others.jsonl"]
+
+
+def test_what_was_never_committed_goes_too(storage: Storage) -> None:
+    """As attempts leave it that were killed: it may hold any row."""
+    taken = row("first", 7)
+    for name in showing(storage, taken):
+        kind, root = name.split("/")[0], name.split("/")[1]
+        copy = f"published/half/v0001/{name}" if kind == "datasets" else f"{kind}/{root}/first/killed.parquet"
+        storage.write(copy, storage.read(name))
+    take_back(storage, Asked(pairs=frozenset([taken.pair])))
+    assert showing(storage, taken) == set()
+    assert verify(storage).findings == []
+
+
+def test_an_id_that_a_card_or_a_summary_names_goes_too(storage: Storage) -> None:
+    """A threshold among equal scores lies at a pair, and is told with the pair's id."""
+    taken, other = row("first", 7), row("first", 8)
+    card = f"between {taken.pair.hex()} and {other.pair.hex()}, é".encode()
+    seal_files(storage, "published/half/v0001", {"README.md": card, "lineage.json": card}, {})
+    write_document(storage, "diffs/half@1-2/summary.json", {"thresholds": {"pair_id": taken.pair.hex()}})
+    take_back(storage, Asked(pairs=frozenset([taken.pair])))
+    assert showing(storage, taken) == set()
+    assert storage.read("published/half/v0001/README.md") == card.replace(taken.pair.hex().encode(), b"withdrawn")
+    assert check_folder(storage, "published/half/v0001", quick=False) == {}
+
+
+@pytest.mark.parametrize("lost", ["data/a.parquet", "_ledger/files.json"])
+def test_a_published_version_that_is_damaged_is_in_no_withdrawals_way(storage: Storage, lost: str) -> None:
+    taken = row("first", 7)
+    (name,) = [one for one in showing(storage, taken) if one.startswith("datasets/")]
+    files = {"data/a.parquet": storage.read(name), "data/b.parquet": storage.read(name)}
+    seal_files(storage, "published/half/v0001", files, {})
+    storage.write(f"published/half/v0001/{lost}", b"{")
+    take_back(storage, Asked(pairs=frozenset([taken.pair])))
+    assert showing(storage, taken) == set()
+    assert [one.state for one in read_withdrawals(storage)] == ["done"]
+
+
+@pytest.mark.parametrize("moment", ["at once", "killed", "later"])
+def test_models_that_saw_a_row_are_removed_when_that_is_asked_for(storage: Storage, moment: str) -> None:
+    pair = row("first", 7).pair
+    seal_files(storage, "models/m@1", {"model.safetensors": b"1"}, {})
+    found = find(storage, Asked(pairs=frozenset([pair])), "")
+    assert found is not None
+    record = replace(found, models=["models/m@1"], removes_models=moment != "later")
+    if moment == "at once":
+        withdraw(storage, record)
+    elif moment == "killed":
+        write_withdrawal(storage, record)
+        finish_withdrawals(storage)
+    else:
+        withdraw(storage, record)
+        assert storage.files("models", recursive=True)
+        told = CliRunner().invoke(app, ["withdraw", "-w", storage.uri, "--pair-id", pair.hex(), "--remove-models"])
+        assert told.exit_code == 0, told.output
+    assert not storage.files("models", recursive=True)
+    assert [(one.state, one.models) for one in read_withdrawals(storage)] == [("done", [])]
+
+
+def test_what_is_told_as_removed_was_there(storage: Storage) -> None:
+    counts = take_back(storage, Asked(pairs=frozenset([row("first", 7).pair]))).counts
+    assert min(counts.values()) > 0
+
+
+def test_many_keys_are_looked_up_at_once() -> None:
+    given = Given(source_key=[f"first/a.jsonl#{n}" for n in range(50_000)] + ["first/b.jsonl#3", "other/a.jsonl#7"])
+    asked = parse(given)  # one after the other takes a minute
+    (rows,) = asked.in_files("first", ["/data/a.jsonl"])
+    assert (len(rows), str(rows[7])) == (50_000, "first/a.jsonl#7")
+    assert asked.in_files("first", ["/data/aa.jsonl"]) == []
 
 
 def test_keys_of_a_file(tmp_path: Path) -> None:
