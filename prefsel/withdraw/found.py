@@ -20,8 +20,9 @@ from prefsel.errors import UserError
 from prefsel.schema import CARRIED
 from prefsel.withdraw.corpora import Corpus, corpora, file_records, uris_of
 from prefsel.withdraw.keys import Asked, RowKey
-from prefsel.withdraw.others import SHORT_TEXT, models_that_saw, other_files
+from prefsel.withdraw.others import models_that_saw, other_files
 from prefsel.withdraw.tables import COMPLETION_IDS, Completions, completions_of, is_among
+from prefsel.withdraw.texts import Texts
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage, digest
 from prefsel.workspace.withdrawals import WITHDRAWN, Gone, Withdrawal, hex_sorted, read_gone
@@ -232,32 +233,27 @@ def _texts(search: Search, groups: pa.Table, found: Completions) -> None:
 
 def _quarantined(search: Search, asked: Asked) -> None:
     """Rows of the quarantine that are asked for by their place, or say what is taken back."""
-    texts = search.texts - {""}
+    texts, hex_ids = Texts(search.texts), {one.hex() for one in search.prompts}
     for source in search.storage.folders("quarantine"):
         artifact = Artifact(search.storage, f"quarantine/{source}")
-        for shard in artifact.entries() if source in asked.by_file or texts or search.prompts else ():
+        for shard in artifact.entries() if source in asked.by_file or texts.whole or hex_ids else ():
             rows = artifact.read(shard, ["reason", "file", "row", "raw"]).to_pylist()
             of_file = {file: asked.in_files(source, [file]) for file in {row["file"] for row in rows}}
             for row in rows:
                 named = {keys[row["row"]] for keys in of_file[row["file"]] if row["row"] in keys}
                 search.met |= named
-                if row["reason"] != WITHDRAWN and (named or _says(row["raw"], texts, search)):
+                if row["reason"] != WITHDRAWN and (named or _says(row["raw"], texts, hex_ids)):
                     search.rows.add(bytes.fromhex(digest(row["raw"])))
                     search.quarantine.add(f"{source}/{shard}")
 
 
-def _says(raw: bytes, texts: set[str], search: Search) -> bool:
+def _says(raw: bytes, texts: Texts, hex_ids: set[str]) -> bool:
     """Whether a row as it was read holds a text, or the id of a prompt, that is taken back."""
     try:
         strings = list(_strings(json.loads(raw)))
     except (ValueError, RecursionError):
-        strings = [raw.decode(errors="replace")]
-        return any(text in strings[0] for text in texts)
-    hex_ids = {one.hex() for one in search.prompts}
-    return any(
-        one.strip() in texts or one in hex_ids or any(len(text) >= SHORT_TEXT and text in one for text in texts)
-        for one in strings
-    )
+        return texts.within(raw.decode(errors="replace"), short=True)
+    return any(one.strip() in texts.whole or one in hex_ids or texts.within(one, short=False) for one in strings)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -13,6 +13,7 @@ from prefsel.errors import DamagedError
 from prefsel.schema import TRAINED_ON
 from prefsel.withdraw.corpora import beside, corpora, file_records
 from prefsel.withdraw.tables import is_among
+from prefsel.withdraw.texts import SHORT_TEXT
 from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, load_summary
 from prefsel.workspace.storage import Storage
@@ -22,8 +23,6 @@ from prefsel.workspace.withdrawals import WITHDRAWN, Gone
 OWN = {*SHARDED, *SEALED, "published", "runs", "damaged", WITHDRAWN, "catalog.json", "config.yaml"}
 """What stands directly in a workspace; beside it lie exports and, in that of the demo, its inputs."""
 WEIGHTS = (".safetensors", ".bin", ".pt")
-SHORT_TEXT = 24
-"""Characters; a shorter text inside another one may be a coincidence."""
 _HEX_ID = re.compile(rb"[0-9a-f]{32}")
 PARTS = {"all": None, "validation": "validation"}
 """Part of the corpus that a training may name instead of a selection → reason that its pairs have in `eligible`."""

@@ -5,6 +5,7 @@ The same checks without reading data, listings and ledgers alone, are what a run
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ SHARDED = (
     *(*CORPUS, "eligible", "columns", "pair_columns", "scores", "selections"),
     *("prompts", "rewritten", "verdicts", "diffs"),
 )
+POINTER = "current.json"
 PUBLISHED = "published"
 """Versions of data sets below it, each sealed: what is served is never set aside, but published anew."""
 SEALED = ("datasets", "models", "evaluations", "tangents", "reports")
@@ -113,6 +115,7 @@ def verify(storage: Storage, *, quick: bool = False) -> Verification:
     found.findings += _check_datasets(storage)
     found.findings += _check_catalog(storage)
     found.findings += _check_runs(storage)
+    found.findings += _check_pointers(storage)
     found.findings += _check_newest(storage)
     return found
 
@@ -311,6 +314,26 @@ def _check_runs(storage: Storage) -> list[Finding]:
         if report is not None and not storage.exists(f"{report}/{SEAL}"):
             findings.append(Finding("missing", f"{report}/{SEAL}", f"{name} names it"))
     return findings
+
+
+def _check_pointers(storage: Storage) -> Iterable[Finding]:
+    """The pointer of every published name must say which finished version is current."""
+    for name in storage.folders(PUBLISHED):
+        path = f"{PUBLISHED}/{name}/{POINTER}"
+        if not any(
+            storage.exists(f"{PUBLISHED}/{name}/{one}/{SEAL}") for one in storage.folders(f"{PUBLISHED}/{name}")
+        ):
+            continue  # the first version was never finished
+        if not storage.exists(path):
+            yield Finding("missing", path, "there are versions; publish once more")
+            continue
+        try:
+            seal = f"{json.loads(storage.read(path))['path']}/{SEAL}"
+        except (ValueError, TypeError, KeyError):
+            yield Finding("altered", path, "it names no version; remove it and publish again")
+            continue
+        if not storage.exists(seal):
+            yield Finding("missing", seal, f"{path} names it")
 
 
 def _check_newest(storage: Storage) -> Iterable[Finding]:

@@ -21,6 +21,7 @@ from prefsel.publishing.publish import publish, read_lineage
 from prefsel.publishing.versions import prune, read_pointer, rollback, versions
 from prefsel.workspace.folders import check_folder
 from prefsel.workspace.storage import Storage
+from prefsel.workspace.verify import verify
 
 
 def current(place: Path) -> str:
@@ -141,7 +142,9 @@ def test_a_pointer_of_another_hand_is_told(place: Path, storage: Storage) -> Non
         (place / "published/top/current.json").write_text(text)
         with pytest.raises(IntegrityError, match=r"published/top/current\.json: not what `prefsel publish` writes"):
             publish(storage, "top", "top")
+        assert [one.path for one in verify(storage, quick=True).findings] == ["published/top/current.json"]
     (place / "published/top/current.json").unlink()
+    assert [one.problem for one in verify(storage, quick=True).findings] == ["missing"]
     assert publish(storage, "top", "top").version == "v0001"  # it is sealed, and pointed to again
 
 
@@ -196,6 +199,7 @@ import os, signal, sys
 from prefsel.publishing.publish import publish
 from prefsel.workspace import lease, swap
 from prefsel.workspace.storage import Storage
+from prefsel.workspace.verify import verify
 
 left = int(sys.argv[2])
 
