@@ -25,7 +25,7 @@ from prefsel.workspace.documents import find_document
 from prefsel.workspace.entries import LEDGER
 from prefsel.workspace.folders import SEAL
 from prefsel.workspace.manifest import SUMMARY, load_summary
-from prefsel.workspace.repair import DAMAGED, NOTE
+from prefsel.workspace.notes import DAMAGED, NOTE
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import verify
 

@@ -58,7 +58,8 @@ def train(plan: Plan, node: Node, progress: Progress) -> StageReport:
     started = time.monotonic()
     spec, path, storage = node.spec, node.path, plan.storage
     if (done := finished(storage, path)) is not None:
-        require_whole(storage, margins_folder(path))
+        for folder in (path, margins_folder(path)):  # the seal of the model says that it was measured
+            require_whole(storage, folder)
         return done
     seal = finished_folder(storage, path)
     if seal is None:  # a sealed model without a summary: the driver died after the workers were done

@@ -11,8 +11,8 @@ from prefsel.workspace.documents import find_document, write_document
 from prefsel.workspace.entries import LEDGER
 from prefsel.workspace.folders import SEAL, described, read_seal
 from prefsel.workspace.manifest import SUMMARY, load_summary
+from prefsel.workspace.notes import DAMAGED, NOTE
 from prefsel.workspace.parquet_bytes import to_bytes
-from prefsel.workspace.repair import DAMAGED, NOTE
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import PUBLISHED, verify
 from prefsel.workspace.withdrawals import Gone

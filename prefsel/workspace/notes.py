@@ -29,7 +29,8 @@ class Note:
     """Hash of the bytes that were committed there; empty where nobody knows it."""
     when: str
     state: str = "open"
-    """`open` until it is there again: `same` bytes, `restored` (not known what they were), or `other` bytes."""
+    """`open` until it is there again: `same` bytes, `restored` (not known what they were), or `other` bytes; `extra`
+    where nothing belongs to it, and nobody makes it again."""
 
     @property
     def root(self) -> str:
@@ -39,7 +40,7 @@ class Note:
     @property
     def is_settled(self) -> bool:
         """Whether it is there again and nothing is left to say."""
-        return self.state in ("same", "restored")
+        return self.state in ("same", "restored", "extra")
 
     @property
     def became(self) -> str:
@@ -49,6 +50,7 @@ class Note:
             "same": "made again, the same bytes",
             "restored": "made again",
             "other": "made again, with other bytes than were committed",
+            "extra": "set aside, nothing belongs to it",
         }
         return told[self.state] if self.problem != "added" else "set aside"
 

@@ -14,9 +14,7 @@ from prefsel.errors import DamagedError
 from prefsel.workspace.entries import COPIES, LEDGER, PIECE, checked_entries, restore_piece
 from prefsel.workspace.folders import SEAL, read_seal
 from prefsel.workspace.manifest import SUMMARY
-from prefsel.workspace.notes import DAMAGED as DAMAGED
-from prefsel.workspace.notes import NOTE as NOTE
-from prefsel.workspace.notes import Note, left, notes, write_note
+from prefsel.workspace.notes import DAMAGED, Note, left, notes, write_note
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import CORPUS, SEALED, SHARDED, Finding, root_of
 from prefsel.workspace.withdrawals import WITHDRAWN, restore_withdrawal
@@ -128,8 +126,11 @@ def _state(storage: Storage, note: Note) -> str:
     if f"/{LEDGER}/" in note.path and not note.path.endswith(SEAL):
         folder, _, name = note.path.partition(f"/{LEDGER}/")
         shard = name.removesuffix(".json").removeprefix(f"{COPIES}/").removeprefix(PIECE)  # of a piece the first one
-        is_there = storage.exists(note.path) or shard in checked_entries(storage, folder)[0]
-        return "restored" if is_there else "open"
+        if storage.exists(note.path) or shard in checked_entries(storage, folder)[0]:
+            return "restored"
+        return "open" if storage.is_taken(f"{folder}/{shard}.parquet") else "extra"
+    if "/_files/" in note.path and not storage.is_taken(note.path):
+        return "extra"  # it says that a file needs no second reading, and nobody reads that file now
     if not storage.is_taken(note.path):
         return "open"
     if not note.content:

@@ -156,7 +156,7 @@ def delete(file: Path, _: list[Path]) -> None:
 
 def swap(file: Path, alike: list[Path]) -> None:
     """Another file of the same kind under its name; where there is none, the first file of another kind."""
-    other = next((one for one in alike if one != file), None)
+    other = next((one for one in alike if one.read_bytes() != file.read_bytes()), None)
     file.write_bytes(other.read_bytes() if other else next(Path(file.parents[0]).rglob("*.*")).read_bytes() + b" ")
 
 
