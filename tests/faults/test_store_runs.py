@@ -17,7 +17,8 @@ from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.storage import Storage, digest
 from prefsel.workspace.verify import verify
 
-pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow, pytest.mark.fault]
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]
+in_ci = pytest.mark.fault
 
 QUIET = Progress(quiet=True)
 NUM_SHARDS = 20
@@ -69,7 +70,7 @@ def attempts(storage: Storage) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize(("seed", "probability"), [(1, 0.2), (2, 0.1)])
+@pytest.mark.parametrize(("seed", "probability"), [pytest.param(1, 0.2, marks=in_ci), (2, 0.1)])
 def test_faults_that_pass_change_no_byte(
     job: Any, proxy: FaultyStore, sound: dict[str, str], seed: int, probability: float
 ) -> None:
@@ -104,7 +105,7 @@ def refuses(fault: str, begins: str, after: int) -> Callable[[Request], str | No
     [
         ("forbidden", "groups/", "the credentials do not allow it"),
         ("no_bucket", "scores/", "there is no such bucket"),
-        ("slow_down", "columns/", "failed 10 times in"),
+        pytest.param("slow_down", "columns/", "failed 10 times in", marks=in_ci),
     ],
 )
 def test_a_fault_that_stays_ends_the_run_and_the_next_one_continues(
