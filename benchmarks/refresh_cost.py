@@ -49,7 +49,7 @@ def write_config(folder: Path, vocabulary: np.ndarray, scores: str, args: Any) -
     table: dict[str, Any] = {
         "name": "refresh",
         "sources": [{"name": "generated", "paths": [str(folder / "*.jsonl")]}],
-        "ingest": {"rows_per_shard": 10_000 if scores == "imported" else 1000},
+        "ingest": {"rows_per_shard": 10_000 if scores == "imported" else 250},
         "ray": {"num_cpus": 2, "object_store_gib": 0.5},
         "selections": [{"name": "best", "rule": {"kind": "top", "score": "score_margin", "ratio": 0.3}}],
     }
@@ -122,7 +122,7 @@ def measure(scores: str, pairs: int, new: int, args: Any) -> dict[str, Any]:
 
 def main() -> None:
     args = harness.arguments(
-        __doc__, pairs=20_000, imported_pairs=1_000_000, hidden_size=128, layers=4, vocab_size=1024, threads=1
+        __doc__, pairs=20_000, imported_pairs=1_000_000, hidden_size=192, layers=4, vocab_size=1024, threads=1
     )
     if args.quick:
         args.pairs, args.imported_pairs, args.hidden_size, args.layers = 200, 1000, 64, 1
