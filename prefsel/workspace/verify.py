@@ -125,7 +125,10 @@ def check_under(storage: Storage, root: str, *, quick: bool = True) -> list[Find
     if root.split("/")[0] not in (*SHARDED, *SEALED):
         return []
     found = Verification()
-    _check(storage, root, found, quick=quick)
+    try:
+        _check(storage, root, found, quick=quick)
+    except DamagedError as error:  # nothing can be listed where a file lies in the place of a folder
+        found.findings.append(as_finding(error))
     return [finding for finding in found.findings if not finding.is_harmless]
 
 
