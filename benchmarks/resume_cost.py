@@ -136,7 +136,8 @@ def _attempts(workspace: Path) -> dict[str, Path]:
     artifact = columns(workspace)
     if artifact is None:
         return {}
-    return {path.name: path for path in (workspace / artifact.path / "_ledger" / "attempts").iterdir()}
+    # None while the folder is not made yet, or no more once the ledger is folded; a glob of what is not there is empty.
+    return {path.name: path for path in (workspace / artifact.path / "_ledger" / "attempts").glob("*")}
 
 
 def peak_mib(pid: int) -> float:
