@@ -26,6 +26,7 @@ SCRIPTS = (
     "ray_overhead",
     "resume_cost",
     "refresh_cost",
+    "many_shards",
     "ingest_scale",
     "generation",
 )
