@@ -23,6 +23,7 @@ import typer
 from prefsel import display, interrupts
 from prefsel.display import say
 from prefsel.errors import PrefselError, UserError, known_error
+from prefsel.plan.commands import plan
 from prefsel.publishing import commands
 from prefsel.version import __version__
 from prefsel.withdraw.commands import withdraw
@@ -497,6 +498,9 @@ def graph(
         check_names(plan)
         for line in show.dot(plan) if dot else show.text(plan):
             say(line)
+
+
+app.command()(plan)
 
 
 @app.command("env")

@@ -81,18 +81,19 @@ ACCELERATORS = MappingProxyType(
 memory, so it is not among them."""
 
 
-def find_accelerator(name: str) -> Accelerator:
+def find_accelerator(name: str, *, field: str = "--accelerator") -> Accelerator:
     """One kind of GPU.
 
     Raises:
         UserError: it is not in the table; names those that are.
     """
     if name not in ACCELERATORS:
-        raise invalid("--accelerator", name, ACCELERATORS)
+        raise invalid(field, name, ACCELERATORS)
     return ACCELERATORS[name]
 
 
-def smallest_for(memory_gib: float) -> Accelerator | None:
-    """The kind of GPU with the least memory that holds so much, of two the slower; None: none does."""
-    fitting = [one for one in ACCELERATORS.values() if one.memory_gib >= memory_gib]
+def smallest_for(memory_gib: float, dtype: str = "fp32") -> Accelerator | None:
+    """The kind of GPU with the least memory that holds so much and takes the dtype, of two the slower; None: none."""
+    able = [one for one in ACCELERATORS.values() if one.has_bf16 or dtype != "bf16"]
+    fitting = [one for one in able if one.memory_gib >= memory_gib]
     return min(fitting, key=lambda one: (one.memory_gib, one.peak_tflops), default=None)

@@ -1,0 +1,150 @@
+r"""From a sample of a corpus to totals over all of it, with 95 % intervals.
+
+    corpus = sources ─▶ windows of rows, n of them read ─▶ groups, all counted, m of M tokenised ─▶ a number y of each
+
+What is not looked at still has a size: of a window its bytes x, of a group its characters c. Within windows groups are
+drawn alike, and a ratio estimate stands for the others; windows begin at places drawn alike over the bytes, so long
+ones are met more often, and the total is X times the mean of what they hold a byte (Hansen and Hurwitz).
+
+    r = Σy / Σc,   e = y − r c            of the sampled groups
+    all read       T = r Σc over all,     variance M² (1 − m/M) Σe² / m(m − 1)
+    some read      ŷ_i = C_i r + M_i ē_i, T = X mean(ŷ_i / x_i), variance X² var(ŷ_i / x_i) / n
+
+Source: Cochran, Sampling Techniques (1977), chapter 6 (ratio estimates), sections 9A.3 and 11.9 (clusters by size, in
+several stages). Sources are strata: totals and variances add up, degrees of freedom after Satterthwaite. What is read
+and tokenised in full has an interval of no width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Z_95 = 1.959963984540054
+Floats = npt.NDArray[np.float64]
+Part = tuple[float, float, float]
+"""A total, its variance, and the degrees of freedom of that."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, and where it lies with 95 % confidence; both ends equal it where it is exact."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def exact(cls, value: float) -> Estimate:
+        """A number that is known."""
+        return cls(value, value, value)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing of it is estimated."""
+        return self.low == self.high
+
+    def times(self, factor: float) -> Estimate:
+        """The estimate of a multiple; `factor` is not negative."""
+        return Estimate(self.value * factor, self.low * factor, self.high * factor)
+
+    def __add__(self, other: Estimate) -> Estimate:
+        # Of the same sample, so their errors go together: ends add up, which is never too narrow.
+        return Estimate(self.value + other.value, self.low + other.low, self.high + other.high)
+
+
+NOTHING = Estimate.exact(0.0)
+
+
+def total(many: Iterable[Estimate]) -> Estimate:
+    """The sum of estimates from one sample."""
+    return sum(many, NOTHING)
+
+
+@dataclass(frozen=True)
+class WindowRead:
+    """What was counted in one window, without a tokenizer."""
+
+    size: float
+    """x: bytes that it takes of its source."""
+    num_groups: int
+    """M_i."""
+    characters: float
+    """C_i, over prompts and completions of all its groups."""
+    num_completions: int
+    num_pairs: int
+    eligible_pairs: int
+    """Of prompts that no split keeps out, in sources that are selected from."""
+    stored_bytes: int
+    """Of its groups and pairs as a workspace keeps them."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was read of one source: windows, and which of their groups are looked at closely."""
+
+    windows: Sequence[WindowRead]
+    size: float
+    """X: bytes of the whole source, in the unit of the windows."""
+    is_read: bool
+    """Whether the windows are all of it."""
+    window_m: npt.NDArray[np.int64]
+    """Of each sampled group, the window it stands in."""
+    characters_m: Floats
+    """c of each sampled group."""
+
+    def counted(self, count: Callable[[WindowRead], float]) -> Part:
+        """The total of what is known of every window that was read."""
+        return self._over_windows(np.array([count(one) for one in self.windows], np.float64))
+
+    def sampled(self, y_m: Floats) -> Part:
+        """The total of a number of every sampled group."""
+        m, num_groups = len(y_m), sum(one.num_groups for one in self.windows)
+        if not m:
+            return 0.0, 0.0, math.inf
+        if m == num_groups:  # every group was looked at: windows are known, whatever the ratio
+            return self._over_windows(np.bincount(self.window_m, y_m, len(self.windows)).astype(np.float64))
+        ratio = y_m.sum() / self.characters_m.sum()
+        e_m = y_m - ratio * self.characters_m
+        characters_n = np.array([one.characters for one in self.windows])
+        if self.is_read:
+            variance = num_groups**2 * (1 - m / num_groups) * float((e_m**2).sum()) / (m * max(m - 1, 1))
+            return float(ratio * characters_n.sum()), variance, max(m - 1, 1)
+        count_n = np.maximum(np.bincount(self.window_m, minlength=len(self.windows)), 1)
+        mean_n = np.bincount(self.window_m, e_m, len(self.windows)) / count_n
+        groups_n = np.array([one.num_groups for one in self.windows])
+        return self._over_windows(characters_n * ratio + groups_n * mean_n)
+
+    def _over_windows(self, y_n: Floats) -> Part:
+        n = len(y_n)
+        if self.is_read or not n:
+            return float(y_n.sum()), 0.0, math.inf
+        density_n = y_n / np.array([one.size for one in self.windows])
+        value = self.size * float(density_n.mean())
+        if n == 1:  # one window says nothing of how windows differ: a bare guess, a quarter of the total as its error
+            return value, (value / 4) ** 2, math.inf
+        return value, self.size**2 * float(density_n.var(ddof=1)) / n, n - 1
+
+
+def over_sources(parts: Sequence[Part]) -> Estimate:
+    """The total over sources that were sampled apart."""
+    value, variance = sum(part[0] for part in parts), sum(part[1] for part in parts)
+    if not variance:
+        return Estimate.exact(value)
+    df = variance**2 / sum(part[1] ** 2 / part[2] for part in parts if part[1])
+    half = _t_95(df) * math.sqrt(variance)
+    return Estimate(value, max(0.0, value - half), value + half)
+
+
+def _t_95(df: float) -> float:
+    """97.5 % of Student's t lie below it; an expansion in 1/df, for fewer than 3 degrees the exact values."""
+    if df < 3:
+        return 12.7062 if df < 2 else 4.3027
+    z, d = Z_95, df
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / d + second / d**2 + third / d**3
