@@ -34,7 +34,10 @@ def plan(
     calibrate: Annotated[bool, typer.Option("--calibrate", help="try each model here for seconds")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
-    """Print what a run would make, cost and need, from a sample of the data; nothing is computed or downloaded."""
+    """Print what a run would make, cost and need, from a sample of the data, before anything is computed.
+
+    With a workspace, the report of its next run sets what was planned beside what was counted.
+    """
     from prefsel.config.file import load_config
     from prefsel.plan.check import check_without_models
     from prefsel.plan.plan_report import lines
@@ -50,8 +53,8 @@ def plan(
         storage = Storage(workspace or nothing)
         made = check_without_models(settings, storage)
         from prefsel.plan.changes import changes
+        from prefsel.plan.counted import former_rates, keep_plan
         from prefsel.plan.estimate import estimate, upper_gpu_hours
-        from prefsel.plan.rates import calibrated_rates, former_rates
         from prefsel.plan.sample import take_sample
         from prefsel.plan.work import Works
 
@@ -59,8 +62,12 @@ def plan(
         changed = changes(made)
         rates = former_rates(storage)
         if calibrate:
+            from prefsel.plan.calibrate import calibrated_rates
+
             rates = calibrated_rates(made, Works(made, seen)) | rates
         document = estimate(made, seen, changed, gpu=kind, num_gpus=gpus, prices=prices, rates=rates)
+        if workspace:
+            keep_plan(storage, settings, document)
     if as_json:
         typer.echo(json.dumps(document, indent=1))
     else:

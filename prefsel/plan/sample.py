@@ -241,11 +241,11 @@ class _Reader:
         for prompt, chosen, rejected in zip(*(pairs[key].to_pylist() for key in ("prompt_id", "chosen", "rejected"))):
             if prompt in is_open:
                 of_prompt.setdefault(prompt, []).append((chosen, rejected))
-        characters, completions = 0.0, 0
+        characters, squares, completions = 0.0, 0.0, 0
         for row in groups.to_pylist():
             said = [one["messages"] for one in row["completions"]]
             own = float(sum(len(one["content"] or "") for many in (row["prompt"], *said) for one in many)) + 1
-            characters, completions = characters + own, completions + len(said)
+            characters, squares, completions = characters + own, squares + own**2, completions + len(said)
             if (place := self.draw.place()) is not None:
                 self.draw.kept[place] = (
                     number,
@@ -254,7 +254,9 @@ class _Reader:
                 )
         eligible = sum(map(len, of_prompt.values()))
         stored = len(to_bytes(window.groups)) + len(to_bytes(pairs))
-        self.windows.append(WindowRead(size, len(prompts), characters, completions, pairs.num_rows, eligible, stored))
+        self.windows.append(
+            WindowRead(size, len(prompts), characters, squares, completions, pairs.num_rows, eligible, stored)
+        )
 
     def _survey(self, size: float, *, is_read: bool) -> Survey:
         kept = self.draw.kept

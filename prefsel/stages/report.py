@@ -16,6 +16,7 @@ from prefsel.display import redact, redacted
 from prefsel.evaluate.intervals import Values
 from prefsel.pairs.score_shards import ScoreReader
 from prefsel.plan.columns import dataset_scorers, pair_reader
+from prefsel.plan.counted import kept_plan
 from prefsel.plan.derived import derived_scores, score_reader
 from prefsel.plan.plan import Plan
 from prefsel.plan.scores import metric_specs
@@ -25,6 +26,7 @@ from prefsel.report.evaluated import evaluated_sections, reward_measures
 from prefsel.report.examples import candidates, example_rows, examples_wanted, pick, shown
 from prefsel.report.overlap import overlaps, shared_pairs
 from prefsel.report.page import render
+from prefsel.report.planned import planned_table
 from prefsel.report.rounds import means, shard_sums
 from prefsel.report.sections import score_section, selection_section, training_section, without_bulk
 from prefsel.report.trained import accuracies, held_out, reward_table, share_estimate, stage_warnings
@@ -211,7 +213,8 @@ def collect(
     ]
     measures = given_measures(tables) | ({"held-out accuracy, points": accuracy} if accuracy else {})
     measures |= reward_measures(plan.storage, reports)
-    more = (reward_table(reports), cost_table(plan, reports), scoring_table(reports))
+    planned = planned_table(kept_plan(plan.storage, header["config_yaml"]), reports)
+    more = (reward_table(reports), cost_table(plan, reports), scoring_table(reports), planned)
     return {
         "run": header,
         "stages": [without_bulk(report) for report in reports],

@@ -7,7 +7,7 @@ runs/*.json ─ FLOPs ÷ seconds of each stage ─┐
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from prefsel.errors import UserError
@@ -20,43 +20,9 @@ from prefsel.plan.node import Node
 from prefsel.plan.plan import Plan
 from prefsel.plan.sizes import ROW_TOKENS
 from prefsel.plan.work import Works, made_folder
-from prefsel.workspace.documents import read_document
-from prefsel.workspace.storage import Storage
 
 SECONDS = 3.0
 """Of forwards of each model that is calibrated."""
-STAGES = {"score": "columns", "train": "model", "reward": "model"}
-
-
-def actual_work(stage: Mapping[str, Any]) -> dict[str, float] | None:
-    """What a stage of a run counted: `flops` as `Work` counts them, `tokens`, `items`, `seconds`; None: no model ran.
-
-    Args:
-        stage: A `StageReport` as a table.
-    """
-    details = stage["details"]
-    if stage["stage"] == "score":
-        counters = details.get("counters", {})
-        if not counters.get("flops_min"):
-            return None
-        tokens = counters["trunk_tokens"] + counters.get("shared_tokens", 0) - counters.get("repeated_prompt_tokens", 0)
-        items = float(stage["rows_out"])
-        return {"flops": counters["flops_min"], "tokens": tokens, "items": items, "seconds": stage["seconds"]}
-    if stage["stage"] in STAGES and details.get("flops_train"):
-        return {"flops": float(details["flops_train"]), "items": float(stage["rows_out"]), "seconds": stage["seconds"]}
-    return None
-
-
-def former_rates(storage: Storage) -> dict[str, float]:
-    """FLOPs a second of wall time of every node that a run of the workspace made whole, the newest run first."""
-    found: dict[str, float] = {}
-    for name in reversed(storage.files("runs")):
-        for stage in read_document(storage, name)["stages"]:
-            node = f"{STAGES.get(stage['stage'])} {stage['name']}"
-            counted = actual_work(stage)
-            if counted and stage["computed_shards"] == stage["shards"] and stage["seconds"] and node not in found:
-                found[node] = counted["flops"] / stage["seconds"]
-    return found
 
 
 def calibrated_rates(plan: Plan, works: Works) -> dict[str, float]:

@@ -1,0 +1,43 @@
+"""What was planned beside what a run counted, node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from prefsel.plan.counted import NODES, counted_work
+from prefsel.workspace.manifest import StageReport
+
+
+def planned_table(planned: Sequence[Mapping[str, Any]], reports: Sequence[StageReport]) -> dict[str, Any] | None:
+    """One row per node that runs a model and was planned; None without any.
+
+    Args:
+        planned: The work of a document of `prefsel plan` for the same configuration.
+        reports: Of the run's stages.
+    """
+    counted = {f"{NODES.get(one.stage)} {one.name}": counted_work(asdict(one)) for one in reports}
+    rows = []
+    for work in planned:
+        found = counted.get(work["node"])
+        if work["missing"] or found is None:
+            continue
+        row: list[Any] = [work["node"]]
+        for name, unit in (("flops", 1e9), ("tokens", 1.0), ("items", 1.0)):
+            number = found[name]
+            row += [work[name]["value"] / unit, None if number is None else number / unit]
+        low, high = (work["flops"][end] / 1e9 for end in ("low", "high"))
+        row.insert(2, "exact" if low == high else f"{low:,.3g} to {high:,.3g}")
+        rows.append([*row, work["seconds_here"], found["seconds"]])
+    if not rows:
+        return None
+    columns = ["node", "GFLOPs, planned", "95 %", "counted", "tokens, planned", "counted", "rows, planned", "counted"]
+    columns += ["seconds, planned", "counted"]
+    note = (
+        "By `prefsel plan` with this configuration, before the run. Of a scorer: the least FLOPs that its groups need. "
+        "Of a training: all that it computed; pairs of a batch that share a prompt make it less than planned. Rows of "
+        "a training are pairs over all epochs. Seconds are planned only where a former run or --calibrate gave a "
+        "speed, and counted only of what this run computed."
+    )
+    return {"title": "Planned and counted", "note": note, "columns": columns, "rows": rows}
