@@ -63,7 +63,7 @@ def estimate(
     found += [Work(f"rounds {arm.name}", "scoring", _ANSWERS) for arm in plan.config.selfplay]
     known = [work for work in found if not work.missing]
     if gpu is not None:
-        _require_fit(known, gpu)
+        require_fit(known, gpu)
     kinds = [gpu] if gpu else list(ACCELERATORS.values())
     return {
         "name": plan.config.name,
@@ -160,7 +160,7 @@ def _holds(gpu: Accelerator, work: Work) -> bool:
     return work.memory.total <= gpu.memory_gib and (gpu.has_bf16 or work.dtype != "bf16")
 
 
-def _require_fit(known: Sequence[Work], gpu: Accelerator) -> None:
+def require_fit(known: Sequence[Work], gpu: Accelerator) -> None:
     """Refuse a kind of GPU that cannot hold what a node needs.
 
     Raises:

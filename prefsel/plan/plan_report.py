@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,11 +24,18 @@ def lines(plan: Document) -> Iterator[str]:
     if plan["work"]:
         yield from _work(plan["work"])
         yield from _gpus(plan["gpus"])
+    for sentence in _sentences(plan):
+        yield from textwrap.wrap(sentence, WIDTH, subsequent_indent=" " * 10, break_on_hyphens=False)
+
+
+def _sentences(plan: Document) -> Iterator[str]:
     if plan["seconds_here"] is not None:
-        yield f"On this machine what is left takes about {clock(plan['seconds_here'])}, starting Ray and loading apart."
+        told = clock(plan["seconds_here"])
+        yield f"here      about {told} for what is left, starting Ray and loading models apart"
     yield from _storage(plan["storage"])
     for one in plan["break_even"]:
-        yield f"{one['training']}: {one['sentence']} (s {one['s']:.2f}, τ {one['tau']:g}, {one['epochs']} epochs)."
+        told = f"s {one['s']:.2f}, reference {one['s_ref']:.2f}, τ {one['tau']:g}, {one['epochs']} epochs"
+        yield f"{one['training']:<9} {one['sentence']} ({told})"
     for node, why in plan["missing"].items():
         yield f"not estimated: {node}: {why}"
     for note in plan["notes"]:
@@ -59,7 +67,7 @@ def _nodes(nodes: Sequence[Document]) -> Iterator[str]:
     )
     there = [one["node"] for one in nodes if one["state"] == "there"]
     if there:
-        yield f"there already, {len(there)}: {', '.join(there)}"
+        yield from textwrap.wrap(f"there already, {len(there)}: {', '.join(there)}", WIDTH)
 
 
 def _work(rows: Sequence[Document]) -> Iterator[str]:

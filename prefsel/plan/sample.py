@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -39,6 +39,8 @@ READ_BYTES = 128 << 20
 """Stored bytes of a corpus up to which every window is read: some seconds for text, a minute where it is compressed."""
 WINDOWS = 24
 """Windows read of each source of a larger corpus."""
+WRITTEN_WINDOWS = 4
+"""Windows of each source that are written, to nowhere, to see what a character takes in a workspace."""
 GROUPS = 1000
 """Groups that every tokenizer is given."""
 
@@ -163,13 +165,15 @@ class _Reader:
         self.source, self.ingest, self.split, self.draw = source, ingest, split, draw
         self.notes: list[str] = []
         self.windows: list[WindowRead] = []
+        self._stored, self._written = 0, 0.0
         self._max_row = int(ingest.max_row_mib * 2**20)
 
     def all(self, files: Sequence[tuple[str, int]]) -> Survey:
         """Every window; one that stands in the source twice counts once, as in a run."""
         seen: set[str] = set()
         for uri, size in files:
-            for number, window in enumerate(self._windows(uri, read_rows(uri, max_row_bytes=self._max_row))):
+            rows = read_rows(uri, max_row_bytes=self._max_row)
+            for number, window in enumerate(self._windows(uri, rows, self.ingest.rows_per_shard)):
                 key = f"{window.digest[:16]}-{number}"
                 if key not in seen:
                     seen.add(key)
@@ -179,54 +183,55 @@ class _Reader:
     def some(self, files: Sequence[tuple[str, int]]) -> Survey:
         """Some windows at random places."""
         rng, total = self.draw.rng, float(sum(size for _, size in files))
-        by_lines = {uri: _is_lines(uri) for uri, _ in files} if len(files) <= WINDOWS else {}
-        first_only = False
-        taken: set[str] = set()
-        for _ in range(WINDOWS):
-            at = rng.random() * total
-            uri, size = next((one for one in _running(files) if at < one[1]), (files[-1][0], total))
-            own = dict(files)[uri]
-            if by_lines.get(uri, False) or (uri not in by_lines and _is_lines(uri)):
-                rows, start = self._from(uri, int(own - (size - at)))
-                window = next(self._windows(uri, rows), None)
-                if window is not None and window.num_rows:
-                    self._take(window, float(start()))
-            elif uri not in taken:
-                first_only = True
-                taken.add(uri)
-                raw = list(islice(read_rows(uri, max_row_bytes=self._max_row), self.ingest.rows_per_shard))
-                window = next(self._windows(uri, iter(raw)), None)
-                if window is not None and window.num_rows:
-                    self._take(window, own * _share_read(uri, raw, own))
-        if first_only:
+        starts: set[str] = set()
+        for uri, size in rng.choices(files, [size for _, size in files], k=WINDOWS):
+            if _is_lines(uri):
+                rows = self._stretch(uri, size)
+                self._take_rows(uri, rows, float(sum(len(row.raw) + 1 for row in rows)))
+            elif uri not in starts:
+                starts.add(uri)
+                rows = list(islice(read_rows(uri, max_row_bytes=self._max_row), self.ingest.rows_per_shard))
+                self._take_rows(uri, rows, size * _share_read(uri, rows, size))
+        if starts:
             self.notes.append(
                 f"source {self.source.name}: of files that are compressed or columnar only the first window was read; "
                 "where rows differ along a file the interval is too narrow"
             )
         return self._survey(total, is_read=False)
 
-    def _from(self, uri: str, offset: int) -> tuple[Iterator[Any], Callable[[], float]]:
-        """The rows of a file of lines behind the first line end after `offset`, and how many bytes they took."""
-        lines: list[bytes] = []
-        with open_random(uri) as file:
-            file.seek(offset)
-            wanted, found = self.ingest.rows_per_shard, 0
-            if offset:
-                lines.append(file.read(1 << 20).partition(b"\n")[2])
-            while found < wanted + 1 and (chunk := file.read(1 << 20)):
-                lines.append(chunk)
-                found += chunk.count(b"\n")
-        text = b"".join(lines)
-        rows = [row for row in islice(read_jsonl(iter([text]), max_row_bytes=self._max_row, broken="not_json"), wanted)]
-        return iter(rows), lambda: float(sum(len(row.raw) + 1 for row in rows))
+    def _stretch(self, uri: str, size: int) -> list[Any]:
+        """The rows of a file of lines that begin in a stretch at a random place, as long as a shard of its first rows.
 
-    def _windows(self, uri: str, rows: Iterator[Any]) -> Iterator[Window]:
+        It may begin before the file does, so that the first rows are as likely as all others.
+        """
+        with open_random(uri) as file:
+            head = bytes(file.read(1 << 18))
+            length = int(self.ingest.rows_per_shard * len(head) / max(1, head.count(b"\n")))
+            start = int(self.draw.rng.uniform(-length, size))
+            end = start + length
+            file.seek(max(0, start - 1))  # a line that begins right at the start has its line feed before it
+            text = bytes(file.read(end - max(0, start - 1)))
+            while text and not text.endswith(b"\n") and (more := bytes(file.read(1 << 18))):
+                line, found, _ = more.partition(b"\n")
+                text += line + found
+                if found:
+                    break
+        if start > 0:
+            text = text.partition(b"\n")[2]
+        return list(read_jsonl(iter([text]), max_row_bytes=self._max_row, broken="not_json"))
+
+    def _take_rows(self, uri: str, rows: Sequence[Any], size: float) -> None:
+        """Count rows as one window."""
+        for window in self._windows(uri, iter(rows), len(rows)) if rows else ():
+            self._take(window, size)
+
+    def _windows(self, uri: str, rows: Iterator[Any], rows_per_shard: int) -> Iterator[Window]:
         return ingest_windows(
             rows,
             file=redact(uri),
             format=self.source.format,
             options=self.source.options,
-            rows_per_shard=self.ingest.rows_per_shard,
+            rows_per_shard=rows_per_shard,
             fields=self.source.map,
         )
 
@@ -253,7 +258,10 @@ class _Reader:
                     SampledGroup(row["prompt"], said, of_prompt.get(row["prompt_id"], [])),
                 )
         eligible = sum(map(len, of_prompt.values()))
-        stored = len(to_bytes(window.groups)) + len(to_bytes(pairs))
+        if number < WRITTEN_WINDOWS:
+            self._stored += len(to_bytes(window.groups)) + len(to_bytes(pairs))
+            self._written += characters
+        stored = round(characters * self._stored / max(1.0, self._written))
         self.windows.append(
             WindowRead(size, len(prompts), characters, squares, completions, pairs.num_rows, eligible, stored)
         )
@@ -267,14 +275,6 @@ class _Reader:
             np.array([window for window, _, _ in kept], np.int64),
             np.array([characters for _, characters, _ in kept], np.float64),
         )
-
-
-def _running(files: Sequence[tuple[str, int]]) -> Iterator[tuple[str, float]]:
-    """Every file with the bytes up to its end."""
-    total = 0
-    for uri, size in files:
-        total += size
-        yield uri, float(total)
 
 
 def _is_lines(uri: str) -> bool:

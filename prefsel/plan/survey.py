@@ -3,17 +3,17 @@ r"""From a sample of a corpus to totals over all of it, with 95 % intervals.
     corpus = sources ─▶ windows of rows, n of them read ─▶ groups, all counted, m of M tokenised ─▶ a number y of each
 
 What is not looked at still has a size: a group c characters, a window x bytes. Tokens go with c and attention with c²,
-so y is fitted as B·(c, c²) and only its residuals e are at the mercy of the draw. Windows begin at places drawn alike
-over the bytes, long ones are met more often, and the total is X times the mean of what they hold a byte.
+so y is fitted as B·(c, c²) and only its residuals e are at the mercy of the draw. A window holds the rows that begin in
+a stretch of so many bytes, so every row is as likely to be met as any other, and windows are compared by their bytes.
 
     all read    T = B·Σ(c, c²) + M ē,                variance M² (1 − m/M) Σ(g e / (1 − h))² / m(m − 1)
-    some read   ŷ_i = B·Σ(c, c²) + M_i ē_i of each,  T = X mean(ŷ_i / x_i), variance X² var(ŷ_i / x_i) / n
+    some read   ŷ_i = B·Σ(c, c²) + M_i ē_i of each,  T = X R, R = Σŷ_i / Σx_i, variance X² Σ(ŷ_i − R x_i)² / n(n − 1)x̄²
 
 g and h weigh a residual by how far the sampled c are from all c, and by its own pull on B: without them, and with a
 plain ratio to c, intervals of 150 of 6 000 groups with lognormal lengths held the truth 76 times of 100; with them 96.
 
-Source: Särndal, Swensson and Wretman, Model Assisted Survey Sampling (1992), 6.6 (regression estimate, g-weights);
-Hansen and Hurwitz (1943) for the windows. Sources are strata: totals and variances add up, degrees of freedom after
+Source: Särndal, Swensson and Wretman, Model Assisted Survey Sampling (1992), sections 6.6 (regression, g-weights) and
+8.5 (ratio of clusters). Sources are strata: totals and variances add up, degrees of freedom after
 Satterthwaite. What is read and tokenised in full has an interval of no width.
 """
 
@@ -134,11 +134,16 @@ class Survey:
         n = len(y_n)
         if self.is_read or not n:
             return float(y_n.sum()), 0.0, math.inf
-        density_n = y_n / np.array([one.size for one in self.windows])
-        value = self.size * float(density_n.mean())
+        x_n = np.array([one.size for one in self.windows])
+        if not x_n.sum():
+            return 0.0, 0.0, math.inf
+        ratio = float(y_n.sum() / x_n.sum())
+        value = self.size * ratio
         if n == 1:  # one window says nothing of how windows differ: a bare guess, a quarter of the total as its error
             return value, (value / 4) ** 2, math.inf
-        return value, self.size**2 * float(density_n.var(ddof=1)) / n, n - 1
+        residual_n = (y_n - ratio * x_n) / np.maximum(1 - x_n / x_n.sum(), 0.1)  # as a jackknife would have it
+        spread = float((residual_n**2).sum()) / (n - 1)
+        return value, self.size**2 * spread / n / float(x_n.mean()) ** 2, n - 1
 
 
 def over_sources(parts: Sequence[Part]) -> Estimate:
