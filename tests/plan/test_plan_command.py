@@ -91,10 +91,10 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return written(tmp_path_factory.mktemp("corpus"))
 
 
-def works(table: dict[str, Any], sample: Sample | None = None) -> dict[str, Work]:
+def works(table: dict[str, Any], sample: Sample | None = None, models: Any = None) -> dict[str, Work]:
     config = parse_config(table)
     plan = make_plan(config, Storage("nowhere"))
-    made = Works(plan, sample or take_sample(config, num_groups=None))
+    made = Works(plan, sample or take_sample(config, num_groups=None), _models={} if models is None else models)
     names = [("columns", one.label) for one in plan.scorers]
     names += [("model", one.label) for spec in config.train for one in spec.trained_models]
     return {work.node: work for kind, name in names if (work := made.of(plan.node(kind, name)))}
@@ -126,18 +126,17 @@ def test_what_is_planned_of_everything_is_what_a_run_counts(table: dict[str, Any
 @pytest.mark.parametrize("read_bytes", [1 << 30, 1000])
 def test_intervals_hold_what_is_counted(table: dict[str, Any], tmp_path: Path, read_bytes: int) -> None:
     """Of 40 seeded draws, of groups or of windows and groups, at least nine of ten, two scorers counted together."""
-    table = table | {
-        "sources": table["sources"][:1],
-        "ingest": {"rows_per_shard": 24},
-        "scorers": table["scorers"][::2],
-    }
-    (tmp_path / "large.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(800, 5)))
+    plain = [model | {"template": "plain"} for model in table["models"]]
+    table = table | {"sources": table["sources"][:1], "scorers": table["scorers"][::2], "models": plain}
+    table["ingest"] = {"rows_per_shard": 24}
+    (tmp_path / "large.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(600, 5)))
     table["sources"][0] = table["sources"][0] | {"paths": [str(tmp_path / "large.jsonl")]}
     config = parse_config(table)
-    truth = works(table)
+    models: dict[Any, Any] = {}
+    truth = works(table, models=models)
     held = 0
     for seed in range(40):
-        found = works(table, take_sample(config, num_groups=200, seed=seed, read_bytes=read_bytes))
+        found = works(table, take_sample(config, num_groups=150, seed=seed, read_bytes=read_bytes), models)
         for node, work in found.items():
             assert not work.flops.is_exact
             held += work.flops.low <= truth[node].flops.value <= work.flops.high
