@@ -75,7 +75,7 @@ def estimate(
         "storage": _storage(plan, sample, works),
         "break_even": list(_break_even(plan, works, {work.node: work for work in known})),
         "missing": {work.node: work.missing for work in found if work.missing},
-        "notes": [*sample.notes, *_notes(known)],
+        "notes": [*sample.notes, *_notes(plan, known)],
     }
 
 
@@ -272,12 +272,14 @@ def _read_by(plan: Plan, name: str) -> list[Node]:
     return in_order(plan.node("columns", one.label) for one in scorers)
 
 
-def _notes(known: Sequence[Work]) -> list[str]:
+def _notes(plan: Plan, known: Sequence[Work]) -> list[str]:
     notes = [f"{work.node}: {work.note}" for work in known if work.note]
     if any(work.kind == "training" for work in known):
         notes.append(
             "trainings: kept pairs are counted as long as the others, and prompts that pairs of a batch share twice"
         )
+    if any(spec.is_made_here for spec in plan.config.models):
+        notes.append("what it takes to make the models that are made on the spot is not counted")
     return notes
 
 

@@ -21,7 +21,7 @@ def lines(plan: Document) -> Iterator[str]:
     yield from _corpus(plan["corpus"])
     yield ""
     yield from _nodes(plan["nodes"])
-    if plan["work"]:
+    if any(not one["missing"] for one in plan["work"]):
         yield from _work(plan["work"])
         yield from _gpus(plan["gpus"])
     for sentence in _sentences(plan):
@@ -36,8 +36,9 @@ def _sentences(plan: Document) -> Iterator[str]:
     for one in plan["break_even"]:
         told = f"s {one['s']:.2f}, reference {one['s_ref']:.2f}, τ {one['tau']:g}, {one['epochs']} epochs"
         yield f"{one['training']:<9} {one['sentence']} ({told})"
-    for node, why in plan["missing"].items():
-        yield f"not estimated: {node}: {why}"
+    for why in dict.fromkeys(plan["missing"].values()):
+        nodes = [node for node, reason in plan["missing"].items() if reason == why]
+        yield f"not estimated: {', '.join(nodes)}: {why}"
     for note in plan["notes"]:
         yield f"note: {note}"
 
@@ -115,7 +116,8 @@ def _gpus(rows: Sequence[Document]) -> Iterator[str]:
 
 def _storage(rows: Sequence[Document]) -> Iterator[str]:
     parts = [f"{one['artifact']} {_bytes(one['bytes']['value'])}" for one in rows if one["bytes"]["value"]]
-    yield f"storage   {_bytes(sum(one['bytes']['value'] for one in rows))}: {', '.join(parts)}"
+    if parts:
+        yield f"storage   {_bytes(sum(one['bytes']['value'] for one in rows))}: {', '.join(parts)}"
 
 
 def _table(

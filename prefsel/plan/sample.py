@@ -37,7 +37,7 @@ from prefsel.workspace.parquet_bytes import to_bytes
 
 READ_BYTES = 128 << 20
 """Stored bytes of a corpus up to which every window is read: some seconds for text, a minute where it is compressed."""
-WINDOWS = 24
+WINDOWS = 16
 """Windows read of each source of a larger corpus."""
 WRITTEN_WINDOWS = 4
 """Windows of each source that are written, to nowhere, to see what a character takes in a workspace."""
@@ -166,6 +166,7 @@ class _Reader:
         self.notes: list[str] = []
         self.windows: list[WindowRead] = []
         self._stored, self._written = 0, 0.0
+        self._rows, self._unusable, self._first = 0, 0, ""
         self._max_row = int(ingest.max_row_mib * 2**20)
 
     def all(self, files: Sequence[tuple[str, int]]) -> Survey:
@@ -238,6 +239,8 @@ class _Reader:
     def _take(self, window: Window, size: float) -> None:
         """Count a window, and let its groups go by the draw."""
         number = len(self.windows)
+        self._rows, self._unusable = self._rows + window.num_rows, self._unusable + window.num_quarantined
+        self._first = self._first or next((f"{why}, {told}" for why, told in window.examples.items()), "")
         groups, pairs = window.groups.select(["prompt_id", "prompt", "completions"]), window.pairs
         prompts = groups["prompt_id"].to_pylist()
         parts = split_of(prompts, **self.split.model_dump())
@@ -267,6 +270,12 @@ class _Reader:
         )
 
     def _survey(self, size: float, *, is_read: bool) -> Survey:
+        allowed = self.ingest.max_quarantine_fraction
+        if self._unusable > allowed * self._rows:
+            self.notes.append(
+                f"source {self.source.name}: {self._unusable:,} of {self._rows:,} rows that were read cannot be used, "
+                f"and a run stops above {allowed:.0%} (ingest.max_quarantine_fraction); first: {self._first}"
+            )
         kept = self.draw.kept
         return Survey(
             self.windows,

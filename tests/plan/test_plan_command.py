@@ -17,6 +17,12 @@ from stage_runs import run
 from prefsel.cli import app, guarded
 from prefsel.config.file import parse_config
 from prefsel.errors import UserError
+from prefsel.ingest.readers import read_rows
+from prefsel.ingest.windows import ingest_windows
+from prefsel.models.architecture import model_shape
+from prefsel.models.chat import EncodedGroup, Encoder
+from prefsel.models.layout import attention_area
+from prefsel.models.packing import pack
 from prefsel.plan import sizes
 from prefsel.plan.accelerators import find_accelerator
 from prefsel.plan.changes import changes
@@ -26,6 +32,7 @@ from prefsel.plan.nodes import make_plan
 from prefsel.plan.sample import Sample, take_sample
 from prefsel.plan.work import Work, Works
 from prefsel.report.planned import planned_table
+from prefsel.score.scorers import CausalLogpsScorer, RewardModelScorer
 from prefsel.workspace.manifest import StageReport, config_text
 from prefsel.workspace.storage import Storage
 
@@ -100,6 +107,43 @@ def works(table: dict[str, Any], sample: Sample | None = None, models: Any = Non
     return {work.node: work for kind, name in names if (work := made.of(plan.node(kind, name)))}
 
 
+def scored(scorer: Any, config: Any) -> dict[str, float]:
+    """What a scorer counts over every window of the corpus, in this process."""
+    found: dict[str, float] = {"rows_out": 0.0}
+    for source in config.sources:
+        for path in source.paths:
+            windows = ingest_windows(
+                read_rows(path, max_row_bytes=1 << 20),
+                file=path,
+                format=None,
+                options=source.options,
+                rows_per_shard=config.ingest.rows_per_shard,
+            )
+            for window in windows:
+                shard = scorer.score(window.groups)
+                (column, *_) = shard.columns.values()
+                found["rows_out"] += sum(value is not None for row in column for value in row)
+                for name, value in shard.counters.items():
+                    found[name] = found.get(name, 0.0) + value
+    return found
+
+
+@pytest.mark.parametrize("label", ["policy", "policy-uncond", "rm"])
+def test_what_is_planned_of_everything_is_what_a_scorer_counts(table: dict[str, Any], label: str) -> None:
+    config = parse_config(table)
+    work = works(table)[f"columns {label}"]
+    name = label.removesuffix("-uncond")
+    spec = next(one for one in config.models if one.name == name)
+    more = {"name": name, "path": spec.path, "dtype": "fp32", "max_length": 120, "truncation": spec.truncation}
+    scorer: Any = RewardModelScorer(**more) if name == "rm" else CausalLogpsScorer(**more, unconditional=label != name)
+    counters = scored(scorer, config)
+    assert work.flops.is_exact
+    assert work.flops.value == pytest.approx(counters["flops_min"], rel=1e-12)
+    repeated = counters["repeated_prompt_tokens"]
+    assert work.tokens.value == counters["trunk_tokens"] + counters["shared_tokens"] - repeated
+    assert work.items.value == counters["rows_out"]
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_what_is_planned_of_everything_is_what_a_run_counts(table: dict[str, Any], tmp_path: Path) -> None:
     planned = works(table)
@@ -152,6 +196,17 @@ def test_a_training_takes_three_forwards_of_its_pairs(table: dict[str, Any]) -> 
     pairs = everything.items.value
     assert one.items.value == int(0.3 * pairs)
     assert everything.flops.value / 4 * int(0.3 * pairs) / pairs == pytest.approx(one.flops.value / 3)
+    shape, counted = model_shape(tiny_causal()), 0.0
+    encoder = Encoder(bpe_tokenizer(), "auto", 120)
+    for group in take_sample(parse_config(table), num_groups=None).every_group:
+        encoded = encoder.encode_group(group.prompt, group.completions)
+        for sides in group.pairs:
+            tokens, status = ([many[side] for side in sides] for many in (encoded.completion_tokens, encoded.status))
+            if status == ["ok", "ok"]:
+                (row,) = pack([EncodedGroup(encoded.prompt_tokens, tokens, status, 0)], 4096)
+                area = attention_area(row.segments)
+                counted += shape.flops(trunk_tokens=row.trunk_tokens, head_rows=row.head_rows, attention_area=area)
+    assert everything.flops.value == pytest.approx(4 * counted, rel=0.02)  # the formula halves the square, and no more
 
 
 def config_file(folder: Path, table: dict[str, Any]) -> str:
