@@ -36,8 +36,9 @@ def planned_table(planned: Sequence[Mapping[str, Any]], reports: Sequence[StageR
     columns += ["seconds, planned", "counted"]
     note = (
         "By `prefsel plan` with this configuration, before the run. Of a scorer: the least FLOPs that its groups need. "
-        "Of a training: all that it computed; pairs of a batch that share a prompt make it less than planned. Rows of "
-        "a training are pairs over all epochs. Seconds are planned only where a former run or --calibrate gave a "
-        "speed, and counted only of what this run computed."
+        "Of a training: the least for its pairs one by one; attention goes by blocks, which adds a percent, or more to "
+        "a tiny model, and pairs of a batch that share a prompt take less. Rows of a training are pairs over all "
+        "epochs. Seconds are planned only where a former run or --calibrate gave a speed, and counted only of what "
+        "this run computed."
     )
     return {"title": "Planned and counted", "note": note, "columns": columns, "rows": rows}
