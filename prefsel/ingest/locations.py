@@ -99,6 +99,18 @@ def open_random(uri: str, filesystem: pafs.FileSystem | None = None) -> Any:
         return found.open_input_file(path)
 
 
+def bytes_of(uri: str) -> int:
+    """Stored bytes of a file; 0 of a data set by name, whose size nobody knows before it is read.
+
+    Raises:
+        UserError: nothing readable lies at `uri`.
+    """
+    if is_dataset_name(uri):
+        return 0
+    with open_random(uri) as file:
+        return int(file.size())
+
+
 def list_files(uri: str, *, filesystem: pafs.FileSystem | None = None) -> list[str]:
     """The files that a path, folder, glob or URI means, sorted, each in the form it was asked in.
 

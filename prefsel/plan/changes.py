@@ -10,11 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prefsel.config.file import parse_config
 from prefsel.config.yaml_text import read_yaml
+from prefsel.display import redact
 from prefsel.errors import UserError
+from prefsel.ingest.identity import file_digest
+from prefsel.ingest.locations import bytes_of, is_dataset_name, list_files
 from prefsel.plan.node import Node
 from prefsel.plan.nodes import make_plan
 from prefsel.plan.plan import Plan
@@ -22,6 +26,7 @@ from prefsel.plan.show import shown_nodes, state
 from prefsel.workspace.catalog import PATH as CATALOG
 from prefsel.workspace.ledger import Artifact
 
+COMPARED_BYTES = 128 << 20
 MAX_DIFFERENCES = 3
 """Differences that are told of one node."""
 
@@ -40,17 +45,56 @@ class Change:
 
 def changes(plan: Plan) -> list[Change]:
     """Every node of a run in its order, with the reason for which it would be made."""
-    then = former_plan(plan)
+    then, (of_files, share) = former_plan(plan), _changed_files(plan)
     anew: set[Node] = set()
     found = []
     for node in shown_nodes(plan):
         told, path = state(plan, node)
         left = _left(plan, node) if told == "partly there" else float(told != "there")
+        why = "begun, or shards are new" if told == "partly there" else ""
+        if of_files and told != "to be made":
+            causes = [str(need.node) for need in node.needs if need.node in anew and need.node.kind != "eligible"]
+            if node.kind != "columns":
+                told, left, why = "to be made", 1.0, of_files
+            elif causes:
+                told, left, why = "to be made", 1.0, f"{', '.join(dict.fromkeys(causes))} made anew"
+            else:
+                told, left, why = "partly there", max(left, share), of_files
+        elif told == "to be made":
+            why = _why(node, then, anew)
         if told == "to be made":
             anew.add(node)
-        why = "" if told == "there" else _why(node, then, anew) if told == "to be made" else "begun, or shards are new"
         found.append(Change(str(node), told, path, left, why))
     return found
+
+
+def _changed_files(plan: Plan) -> tuple[str, float]:
+    """What of the input files is not as the workspace ingested it, and its share of their bytes; empty: all is.
+
+    The content of a file is compared where all of them have up to `COMPARED_BYTES`, and else its name only.
+    """
+    if not plan.storage.exists(CATALOG):
+        return "", 0.0
+    known = {(source.name, file.uri): file.content for source in plan.catalog.sources for file in source.files}
+    files = {
+        (
+            source.name,
+            redact(uri if "://" in uri or is_dataset_name(uri) else str(Path(uri).expanduser().absolute())),
+        ): uri
+        for source in plan.config.sources
+        for path in source.paths
+        for uri in list_files(path)
+    }
+    sizes = {key: bytes_of(uri) for key, uri in files.items()}
+    is_small = sum(sizes.values()) <= COMPARED_BYTES
+    fresh = {key for key in files if key not in known}
+    other = {key for key, uri in files.items() if key in known and is_small and file_digest(uri) != known[key]}
+    names = {source.name for source in plan.config.sources}
+    gone = {key for key in known if key not in files and key[0] in names}
+    parts = {"new": fresh, "changed": other, "gone": gone}
+    told = ", ".join(f"{len(keys)} {what}" for what, keys in parts.items() if keys)
+    share = sum(sizes[key] for key in fresh | other) / max(1, sum(sizes.values()))
+    return f"input files: {told}" if told else "", share
 
 
 def former_plan(plan: Plan) -> Plan | None:

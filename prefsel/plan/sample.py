@@ -27,7 +27,7 @@ from prefsel.errors import PrefselError, UserError
 from prefsel.ingest.compression import BrokenStream, compression_of, decompressed
 from prefsel.ingest.identity import split_of
 from prefsel.ingest.jsonl import read_jsonl
-from prefsel.ingest.locations import is_dataset_name, open_random, plain_name
+from prefsel.ingest.locations import bytes_of, is_dataset_name, open_random, plain_name
 from prefsel.ingest.readers import list_files, read_rows
 from prefsel.ingest.windows import Window, ingest_windows
 from prefsel.models.writer import Messages
@@ -107,7 +107,7 @@ def take_sample(
     notes, refused = [], list[UserError]()
     for source in sources:
         try:
-            files[source.name] = [(uri, _bytes_of(uri)) for path in source.paths for uri in list_files(path)]
+            files[source.name] = [(uri, bytes_of(uri)) for path in source.paths for uri in list_files(path)]
         except PrefselError as error:
             refused.append(UserError(f"sources.{source.name}: {error}"))
             notes.append(f"source {source.name} is not counted: {error}")
@@ -131,14 +131,6 @@ def take_sample(
     if not surveys and refused:
         raise refused[0]
     return Sample(surveys, groups, float(sum(sizes.values())), notes)
-
-
-def _bytes_of(uri: str) -> int:
-    """Stored bytes of a file; a data set by name has none that are known."""
-    if is_dataset_name(uri):
-        return 0
-    with open_random(uri) as file:
-        return int(file.size())
 
 
 class _Draw:

@@ -321,6 +321,21 @@ def test_what_makes_a_node_anew(table: dict[str, Any], tmp_path: Path) -> None:
     assert found["selection more"].why == "new: the last run had none of this name"
 
 
+@pytest.mark.usefixtures("local_ray")
+def test_files_that_come_make_anew_what_saw_the_corpus(tmp_path: Path) -> None:
+    table = written(tmp_path, many=12)
+    table["sources"] = [{"name": "ab", "paths": [str(tmp_path / "[ab].jsonl")]}]
+    config, workspace = parse_config(table), tmp_path / "w"
+    plan, _ = run(config, workspace)
+    plan.storage.write("config.yaml", config_text(config).encode())
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(12, 9)))
+    found = {one.node: one for one in changes(make_plan(config, plan.storage))}
+    assert found["scores ap"].why == found["eligible all"].why == "input files: 1 changed"
+    assert found["columns policy"].state == "partly there"
+    sizes = [(tmp_path / name).stat().st_size for name in ("a.jsonl", "b.jsonl")]
+    assert found["columns policy"].left == pytest.approx(sizes[1] / sum(sizes))
+
+
 def test_planned_beside_counted(table: dict[str, Any], tmp_path: Path) -> None:
     config, storage = parse_config(table), Storage(str(tmp_path))
     row = {"node": "columns policy", "missing": "", "seconds_here": 4.0}
