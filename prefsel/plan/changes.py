@@ -18,7 +18,7 @@ from prefsel.config.yaml_text import read_yaml
 from prefsel.display import redact
 from prefsel.errors import UserError
 from prefsel.ingest.identity import file_digest
-from prefsel.ingest.locations import bytes_of, is_dataset_name, list_files
+from prefsel.ingest.locations import bytes_of, list_files
 from prefsel.plan.node import Node
 from prefsel.plan.nodes import make_plan
 from prefsel.plan.plan import Plan
@@ -46,6 +46,8 @@ class Change:
 def changes(plan: Plan) -> list[Change]:
     """Every node of a run in its order, with the reason for which it would be made."""
     then, (of_files, share) = former_plan(plan), _changed_files(plan)
+    if then is not None and _read_otherwise(plan, then):
+        of_files, share = "options of sources or ingest changed", 1.0
     anew: set[Node] = set()
     found = []
     for node in shown_nodes(plan):
@@ -77,10 +79,7 @@ def _changed_files(plan: Plan) -> tuple[str, float]:
         return "", 0.0
     known = {(source.name, file.uri): file.content for source in plan.catalog.sources for file in source.files}
     files = {
-        (
-            source.name,
-            redact(uri if "://" in uri or is_dataset_name(uri) else str(Path(uri).expanduser().absolute())),
-        ): uri
+        (source.name, _called(uri)): uri
         for source in plan.config.sources
         for path in source.paths
         for uri in list_files(path)
@@ -95,6 +94,23 @@ def _changed_files(plan: Plan) -> tuple[str, float]:
     told = ", ".join(f"{len(keys)} {what}" for what, keys in parts.items() if keys)
     share = sum(sizes[key] for key in fresh | other) / max(1, sum(sizes.values()))
     return f"input files: {told}" if told else "", share
+
+
+def _called(uri: str) -> str:
+    """What the catalog calls a file."""
+    if uri.startswith("datasets:"):
+        folder = Path(uri.removeprefix("datasets:"))
+        return f"datasets:{folder.absolute()}" if folder.is_dir() else redact(uri)
+    return redact(uri if "://" in uri else str(Path(uri).expanduser().absolute()))
+
+
+def _read_otherwise(plan: Plan, then: Plan) -> bool:
+    """Whether the rows of files would be read in another way than by the last run."""
+    ours, theirs = (
+        [one.config.ingest.rows_per_shard, *(source.model_dump(exclude={"paths"}) for source in one.config.sources)]
+        for one in (plan, then)
+    )
+    return ours != theirs
 
 
 def former_plan(plan: Plan) -> Plan | None:
