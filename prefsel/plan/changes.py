@@ -73,7 +73,7 @@ def changes(plan: Plan) -> list[Change]:
 def _changed_files(plan: Plan) -> tuple[str, float]:
     """What of the input files is not as the workspace ingested it, and its share of their bytes; empty: all is.
 
-    The content of a file is compared where all of them have up to `COMPARED_BYTES`, and else its name only.
+    The content of files is compared where all lie on this machine and have up to `COMPARED_BYTES`; else names only.
     """
     if not plan.storage.exists(CATALOG):
         return "", 0.0
@@ -85,7 +85,8 @@ def _changed_files(plan: Plan) -> tuple[str, float]:
         for uri in list_files(path)
     }
     sizes = {key: bytes_of(uri) for key, uri in files.items()}
-    is_small = sum(sizes.values()) <= COMPARED_BYTES
+    is_near = all(Path(uri).expanduser().is_file() for uri in files.values())
+    is_small = is_near and sum(sizes.values()) <= COMPARED_BYTES
     fresh = {key for key in files if key not in known}
     other = {key for key, uri in files.items() if key in known and is_small and file_digest(uri) != known[key]}
     names = {source.name for source in plan.config.sources}

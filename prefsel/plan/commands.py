@@ -36,7 +36,8 @@ def plan(
 ) -> None:
     """Print what a run would make, cost and need, from a sample of the data, before anything is computed.
 
-    With a workspace, the report of its next run sets what was planned beside what was counted.
+    No weights are read or fetched, only configurations and tokenizers. With a workspace, the report of its next run
+    sets what was planned beside what was counted.
     """
     from prefsel.config.file import load_config
     from prefsel.plan.check import check_without_models

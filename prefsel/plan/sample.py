@@ -25,6 +25,7 @@ from prefsel.config import Config, Ingest, Source, Split
 from prefsel.display import redact
 from prefsel.errors import PrefselError, UserError
 from prefsel.ingest.compression import BrokenStream, compression_of, decompressed
+from prefsel.ingest.hub import HubName, parse
 from prefsel.ingest.identity import split_of
 from prefsel.ingest.jsonl import read_jsonl
 from prefsel.ingest.locations import bytes_of, is_dataset_name, open_random, plain_name
@@ -35,8 +36,10 @@ from prefsel.plan.survey import Estimate, Survey, WindowRead, over_sources
 from prefsel.workspace.catalog import WITHOUT_PAIRS
 from prefsel.workspace.parquet_bytes import to_bytes
 
-READ_BYTES = 128 << 20
-"""Stored bytes of a corpus up to which every window is read: some seconds for text, a minute where it is compressed."""
+READ_BYTES, PACKED = 128 << 20, 4
+"""Bytes of a corpus up to which every window is read, in half a minute; compressed ones count so many times."""
+HUB_ROWS = 4096
+"""Rows that are fetched of a data set on the hub, whose size nobody knows before it is read."""
 WINDOWS = 16
 """Windows read of each source of a larger corpus."""
 WRITTEN_WINDOWS = 4
@@ -97,7 +100,7 @@ def take_sample(
         num_groups: Groups that are tokenised, over all sources by their bytes; None: all of the corpus, and every
             window is read whatever its size.
         seed: Of the draws.
-        read_bytes: Stored bytes up to which every window is read.
+        read_bytes: Bytes up to which every window is read.
 
     Raises:
         UserError: No source can be read; names the first and why.
@@ -112,7 +115,8 @@ def take_sample(
             refused.append(UserError(f"sources.{source.name}: {error}"))
             notes.append(f"source {source.name} is not counted: {error}")
     sizes = {name: sum(size for _, size in of) for name, of in files.items()}
-    reads_all = num_groups is None or sum(sizes.values()) <= read_bytes
+    plain = sum(size * (PACKED if plain_name(uri) != uri.lower() else 1) for of in files.values() for uri, size in of)
+    reads_all = num_groups is None or plain <= read_bytes
     surveys: dict[str, Survey] = {}
     groups: dict[str, list[SampledGroup]] = {}
     for source in (one for one in sources if one.name in files):
@@ -140,14 +144,13 @@ class _Draw:
         self.wanted, self.rng, self.seen = wanted, rng, 0
         self.kept: list[tuple[int, float, SampledGroup]] = []
 
-    def place(self) -> int | None:
-        """Where the next group goes; None: it is not kept."""
+    def offer(self, window: int, characters: float, group: SampledGroup) -> None:
+        """Keep a group that goes by, or not."""
         self.seen += 1
         if self.wanted is None or len(self.kept) < self.wanted:
-            self.kept.append((0, 0.0, SampledGroup([], [], [])))
-            return len(self.kept) - 1
-        at = self.rng.randrange(self.seen)
-        return at if at < self.wanted else None
+            self.kept.append((window, characters, group))
+        elif (at := self.rng.randrange(self.seen)) < self.wanted:
+            self.kept[at] = (window, characters, group)
 
 
 class _Reader:
@@ -166,6 +169,11 @@ class _Reader:
         seen: set[str] = set()
         for uri, size in files:
             rows = read_rows(uri, max_row_bytes=self._max_row)
+            if uri.startswith("hf://") or (is_dataset_name(uri) and isinstance(parse(uri), HubName)):
+                rows = islice(rows, HUB_ROWS)
+                self.notes.append(
+                    f"source {self.source.name}: of {uri} at most the first {HUB_ROWS:,} rows are counted"
+                )
             for number, window in enumerate(self._windows(uri, rows, self.ingest.rows_per_shard)):
                 key = f"{window.digest[:16]}-{number}"
                 if key not in seen:
@@ -199,7 +207,7 @@ class _Reader:
         """
         with open_random(uri) as file:
             head = bytes(file.read(1 << 18))
-            length = int(self.ingest.rows_per_shard * len(head) / max(1, head.count(b"\n")))
+            length = min(int(self.ingest.rows_per_shard * len(head) / max(1, head.count(b"\n"))), READ_BYTES)
             start = int(self.draw.rng.uniform(-length, size))
             end = start + length
             file.seek(max(0, start - 1))  # a line that begins right at the start has its line feed before it
@@ -246,12 +254,7 @@ class _Reader:
             said = [one["messages"] for one in row["completions"]]
             own = float(sum(len(one["content"] or "") for many in (row["prompt"], *said) for one in many)) + 1
             characters, squares, completions = characters + own, squares + own**2, completions + len(said)
-            if (place := self.draw.place()) is not None:
-                self.draw.kept[place] = (
-                    number,
-                    own,
-                    SampledGroup(row["prompt"], said, of_prompt.get(row["prompt_id"], [])),
-                )
+            self.draw.offer(number, own, SampledGroup(row["prompt"], said, of_prompt.get(row["prompt_id"], [])))
         eligible = sum(map(len, of_prompt.values()))
         if number < WRITTEN_WINDOWS:
             self._stored += len(to_bytes(window.groups)) + len(to_bytes(pairs))
