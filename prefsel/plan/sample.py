@@ -169,11 +169,9 @@ class _Reader:
         seen: set[str] = set()
         for uri, size in files:
             rows = read_rows(uri, max_row_bytes=self._max_row)
-            if uri.startswith("hf://") or (is_dataset_name(uri) and isinstance(parse(uri), HubName)):
+            if is_dataset_name(uri) and isinstance(parse(uri), HubName):
                 rows = islice(rows, HUB_ROWS)
-                self.notes.append(
-                    f"source {self.source.name}: of {uri} at most the first {HUB_ROWS:,} rows are counted"
-                )
+                self.notes.append(f"source {self.source.name}: of {uri} only the first {HUB_ROWS:,} rows are counted")
             for number, window in enumerate(self._windows(uri, rows, self.ingest.rows_per_shard)):
                 key = f"{window.digest[:16]}-{number}"
                 if key not in seen:
