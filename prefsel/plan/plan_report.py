@@ -34,7 +34,7 @@ def _sentences(plan: Document) -> Iterator[str]:
         yield f"here      about {told} for what is left, starting Ray and loading models apart"
     yield from _storage(plan["storage"])
     for one in plan["break_even"]:
-        told = f"s {one['s']:.2f}, reference {one['s_ref']:.2f}, τ {one['tau']:g}, {one['epochs']} epochs"
+        told = f"s {one['s']:.2f}, reference {one['s_ref']:.2f}, τ {one['tau']:g}, E {one['epochs']}"
         yield f"{one['training']:<9} {one['sentence']} ({told})"
     for why in dict.fromkeys(plan["missing"].values()):
         nodes = [node for node, reason in plan["missing"].items() if reason == why]

@@ -142,6 +142,7 @@ def test_what_is_planned_of_everything_is_what_a_scorer_counts(table: dict[str, 
     assert work.items.value == counters["rows_out"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_what_is_planned_of_everything_is_what_a_run_counts(table: dict[str, Any], tmp_path: Path) -> None:
     planned = works(table)
@@ -298,6 +299,7 @@ def test_a_model_that_cannot_fit_names_what_would_help(table: dict[str, Any]) ->
         require_fit([Work("columns policy", "scoring", memory=full)], find_accelerator("A10G"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_what_makes_a_node_anew(table: dict[str, Any], tmp_path: Path) -> None:
     config, workspace = parse_config(table), tmp_path / "w"
@@ -321,6 +323,7 @@ def test_what_makes_a_node_anew(table: dict[str, Any], tmp_path: Path) -> None:
     assert found["selection more"].why == "new: the last run had none of this name"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_files_that_come_make_anew_what_saw_the_corpus(tmp_path: Path) -> None:
     table = written(tmp_path, many=12)
@@ -338,7 +341,7 @@ def test_files_that_come_make_anew_what_saw_the_corpus(tmp_path: Path) -> None:
 
 def test_planned_beside_counted(table: dict[str, Any], tmp_path: Path) -> None:
     config, storage = parse_config(table), Storage(str(tmp_path))
-    row = {"node": "columns policy", "missing": "", "seconds_here": 4.0}
+    row = {"node": "columns policy", "kind": "scoring", "missing": "", "note": "", "seconds_here": 4.0}
     row |= {name: {"value": v, "low": v, "high": v} for name, v in (("flops", 2e9), ("tokens", 70), ("items", 9))}
     keep_plan(storage, config, {"work": [row, {"node": "columns far", "missing": "out of reach"}]})
     assert kept_plan(storage, "another: one") == []
@@ -351,5 +354,8 @@ def test_planned_beside_counted(table: dict[str, Any], tmp_path: Path) -> None:
     found = planned_table(planned, [report])
     assert found is not None
     assert found["rows"] == [["columns policy", 2.0, "exact", 3.0, 70, 70, 9, 9, 4.0, 5.0]]
+    # Read whole, but with a tokenizer that the run trains anew.
+    noted = planned_table([planned[0] | {"note": "with a tokenizer trained on the sample"}], [report])
+    assert noted is not None and noted["rows"][0][2] == "about"
     assert planned_table([], [report]) is None
     assert former_rates(storage) == {}
