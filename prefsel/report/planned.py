@@ -28,7 +28,7 @@ def planned_table(planned: Sequence[Mapping[str, Any]], reports: Sequence[StageR
             number = found[name]
             row += [work[name]["value"] / unit, None if number is None else number / unit]
         low, high = (work["flops"][end] / 1e9 for end in ("low", "high"))
-        # All was read, but a tokenizer that is trained later, or a training's blocks and shared prompts, differ a little.
+        # Read whole; a tokenizer trained later, or blocks and shared prompts of a training, still differ a little.
         is_exact = work["kind"] == "scoring" and not work["note"]
         row.insert(2, f"{low:,.3g} to {high:,.3g}" if low != high else "exact" if is_exact else "about")
         rows.append([*row, work["seconds_here"], found["seconds"]])

@@ -356,6 +356,7 @@ def test_planned_beside_counted(table: dict[str, Any], tmp_path: Path) -> None:
     assert found["rows"] == [["columns policy", 2.0, "exact", 3.0, 70, 70, 9, 9, 4.0, 5.0]]
     # Read whole, but with a tokenizer that the run trains anew.
     noted = planned_table([planned[0] | {"note": "with a tokenizer trained on the sample"}], [report])
-    assert noted is not None and noted["rows"][0][2] == "about"
+    assert noted is not None
+    assert noted["rows"][0][2] == "about"
     assert planned_table([], [report]) is None
     assert former_rates(storage) == {}
