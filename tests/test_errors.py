@@ -237,7 +237,7 @@ def test_a_shuffle_reads_every_error_of_its_parts(capfd: pytest.CaptureFixture[s
     """Ray prints what nobody has read, a while later, with its traceback."""
     shards = [ShardRef("s", f"{number}", "", number) for number in range(3)]
     with pytest.raises(UserError, match=f"^refused to {where}$"):
-        hash_shuffle(Refusing(where), shards, Progress(quiet=True), "pass")
+        hash_shuffle(Refusing(where), shards, Progress(quiet=True), "pass", done={})
     gc.collect()
     time.sleep(1.5)
     shown = capfd.readouterr()
@@ -266,7 +266,7 @@ def test_after_a_failure_nothing_begins_and_nothing_runs_on(tmp_path: Path, pass
     shards = [ShardRef("s", f"{number}", "", number) for number in range(8)]
     run = {
         "map": lambda: map_shards(_begin, list(range(8)), shared=str(tmp_path)),
-        "shuffle": lambda: hash_shuffle(Beginning(str(tmp_path)), shards, Progress(quiet=True), "pass"),
+        "shuffle": lambda: hash_shuffle(Beginning(str(tmp_path)), shards, Progress(quiet=True), "pass", done={}),
     }
     with pytest.raises(UserError, match=r"^the first$"):
         run[pass_]()

@@ -93,17 +93,16 @@ class ChangesPass:
         pairs = pairs.take(pairs.shard_M == shard.number)
         change_P = changes_of(pairs.flags_M)
         counts = {name: int((change_P == number).sum()) for number, name in enumerate(CHANGES)}
+        counts["stayed"] = int((change_P < 0).sum())
         if (rows := np.flatnonzero(change_P >= 0)).size:
             artifact = Artifact(self.storage, f"{self.folder}/{shard.source}")
             data = pa.py_buffer(pairs.id_MW[rows].astype(">u8").tobytes())
             ids = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(rows), [None, data])
             names = pa.array([CHANGES[number] for number in change_P[rows]]).dictionary_encode()
-            attempt = artifact.log_attempt(shard.shard)
-            artifact.commit(
-                shard.shard, pa.table({"pair_id": ids, "change": names}), made_from=self.folder, attempt=attempt
-            )
+            attempt, table = artifact.log_attempt(shard.shard), pa.table({"pair_id": ids, "change": names})
             counts["shards"] = 1
-        return counts | {"stayed": int((change_P < 0).sum())}
+            artifact.commit(shard.shard, table, made_from=self.folder, attempt=attempt, info=counts)
+        return counts
 
     def _rows(self, shard: ShardRef, side: Side, kept: int, there: int) -> Iterable[FlaggedRows]:
         if shard.key not in side.shards:

@@ -205,6 +205,8 @@ class SelectionWriter:
     """Instead of a rule: keep the pairs dropped for this reason."""
     has_rest: bool = False
     """Some message of the corpus holds more than role and content: then every file has the schema for it."""
+    done: frozenset[str] = frozenset()
+    """Keys of the shards whose selection is committed already."""
 
     def held_out_rows(self, shard: ShardRef, flat: pa.Table) -> KeptRows:
         """The held-out pairs of a shard."""
@@ -298,6 +300,8 @@ def _write_selected(shard: ShardRef, content: str, writer: SelectionWriter) -> N
 
 def _commit_selected(shard: ShardRef, made_from: str, writer: SelectionWriter, pairs: pa.Table) -> KeptRows:
     """Commit a selection shard: kept ids, in corpus order, with score, percentile, stratum and row in `pairs`."""
+    if shard.key in writer.done:
+        return writer.kept_rows(shard, pairs["pair_id"])
     artifact = Artifact(writer.reader.storage, f"{writer.folder}/{shard.source}")
     attempt = artifact.log_attempt(shard.shard)
     found = writer.kept_rows(shard, pairs["pair_id"])

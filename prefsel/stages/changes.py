@@ -10,7 +10,7 @@ from prefsel.progress import Progress
 from prefsel.select.changes import CHANGES, ChangesPass, Side
 from prefsel.stages.shuffle import hash_shuffle
 from prefsel.workspace.catalog import ShardRef
-from prefsel.workspace.ledger import Artifact, merge_counts
+from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, save_summary
 from prefsel.workspace.storage import Storage
 from prefsel.workspace.verify import finished
@@ -39,7 +39,12 @@ def compare_selections(storage: Storage, before: Selected, now: Selected, progre
     then, today = _side(storage, before), _side(storage, now)
     keys = [key.rpartition("/") for key in sorted(then.shards | today.shards)]
     shards = [ShardRef(source, shard, "", number) for number, (source, _, shard) in enumerate(keys)]
-    counts = merge_counts(hash_shuffle(ChangesPass(storage, then, today, folder), shards, progress, f"diff {name}"))
+    done_before: dict[str, dict[str, int]] = {}
+    for source in storage.folders(folder):
+        wanted = {shard.shard: folder for shard in shards if shard.source == source}
+        found = Artifact(storage, f"{folder}/{source}").done(wanted)
+        done_before |= {f"{source}/{name}": entry.info for name, entry in found.items() if entry.info}
+    counts = hash_shuffle(ChangesPass(storage, then, today, folder), shards, progress, f"diff {name}", done=done_before)
     changed = {change: counts.get(change, 0) for change in CHANGES}
     stayed = counts.get("stayed", 0)
     report = StageReport(

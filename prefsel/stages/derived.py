@@ -86,8 +86,6 @@ class RankPass:
     """Of every score it is made of, in their order."""
     inputs: Mapping[str, str]
     """Shard key → hash of what its scores are made from."""
-    done: frozenset[str]
-    """Keys of the shards that are committed already."""
 
     def send(self, shard: ShardRef, num_partitions: int) -> list[PlacedRows]:
         """The rows of a shard, by partition: a part of every score."""
@@ -108,8 +106,6 @@ class RankPass:
 
     def commit(self, shard: ShardRef, found: Sequence[Positions]) -> dict[str, int]:
         """Commit one shard; nothing more is counted."""
-        if shard.key in self.done:
-            return {}
         attempt = _artifact(self.reader, self.score, shard).log_attempt(shard.shard)
         step, everything = self.score.step, Positions.merge(found)
         told = {name: positions_of_shard(everything, n, shard.number) for n, name in enumerate(step.scores)}

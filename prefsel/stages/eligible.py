@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from prefsel.pairs.score_shards import committed
 from prefsel.plan.plan import Plan
 from prefsel.progress import Progress
 from prefsel.select.eligible import EligiblePass, Rules, prompt_ids, require_disjoint, shared_prompts
 from prefsel.stages.shuffle import hash_shuffle
 from prefsel.stages.tasks import map_shards
 from prefsel.workspace.catalog import ShardRef
-from prefsel.workspace.ledger import Artifact, merge_counts
+from prefsel.workspace.ledger import Artifact
 from prefsel.workspace.manifest import StageReport, save_summary
 from prefsel.workspace.verify import finished
 
@@ -37,7 +38,8 @@ def resolve_eligible(plan: Plan, progress: Progress) -> StageReport:
     pairs = catalog.entries(storage, "pairs")
     inputs = {key: entry.content for key, entry in pairs.items()}
     work = EligiblePass(storage, rules, plan.config.duplicates.contradictions, folder, inputs)
-    dropped = merge_counts(hash_shuffle(work, catalog.shards, progress, "eligible"))
+    done_before = {key: one.info["counts"] for key, one in committed(storage, catalog, folder, inputs).items()}
+    dropped = hash_shuffle(work, catalog.shards, progress, "eligible", done=done_before)
     rows_out = dropped.pop("eligible", 0)
     report = StageReport(
         stage="eligible",
@@ -47,7 +49,7 @@ def resolve_eligible(plan: Plan, progress: Progress) -> StageReport:
         rows_out=rows_out,
         dropped=dropped,
         shards=len(catalog.shards),
-        computed_shards=len(catalog.shards),
+        computed_shards=len(catalog.shards) - len(done_before),
         seconds=time.monotonic() - started,
         artifact=folder,
     )

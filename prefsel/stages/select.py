@@ -182,14 +182,11 @@ def _make_score(
     inputs = {key: hash_hex(entry.content, repr(sorted(numbers.items()))) for key, entry in pairs.items()}
     entries = committed(storage, catalog, one.folder, inputs)
     pending = [shard for shard in catalog.shards if shard.key not in entries]
-    if one.step.how == "best":
-        # Which pairs stay is decided over all shards together, so all are made together.
-        pending = catalog.shards
-        hash_shuffle(DedupePass(reader, one, inputs), pending, progress, f"score {one.name}")
-    elif one.step.is_by_rank and pending:
-        hash_shuffle(
-            RankPass(reader, one, parts, inputs, frozenset(entries)), catalog.shards, progress, f"score {one.name}"
-        )
+    if one.step.how == "best" or one.step.is_by_rank:
+        # Decided over all shards together.
+        work = DedupePass(reader, one, inputs) if one.step.how == "best" else RankPass(reader, one, parts, inputs)
+        done_before: dict[str, dict[str, int]] = {key: {} for key in entries}
+        hash_shuffle(work, catalog.shards, progress, f"score {one.name}", done=done_before)
     elif pending:
         with progress.track(f"score {one.name}", len(pending)) as counter:
             items = [(shard, inputs[shard.key]) for shard in pending]
@@ -362,6 +359,7 @@ def _write_files(
         lacking |= inputs.keys() - artifact.done(inputs).keys()
     if writer.folder:
         kept = committed(storage, plan.catalog, writer.folder, {s.key: content for s, content in contents.items()})
+        writer = replace(writer, done=frozenset(kept))
         lacking |= {file.name for file in files if any(shard.key not in kept for shard in file.shards)}
     pending = [file for file in files if file.name in lacking]
     per_task = 1 if artifact else SHARDS_PER_TASK

@@ -293,6 +293,29 @@ def test_a_killed_run_continues(done: Any, tmp_path: Path) -> None:
     assert dataset(resumed, "rank")["pair_id"].to_pylist() == kept
 
 
+def test_what_was_committed_before_a_kill_is_not_committed_again(done: Any, tmp_path: Path) -> None:
+    """In every pass over numbers, one of whose shards is lacking: also where all shards decide together."""
+    made, workspace, plan, _, _ = done
+    again = tmp_path / "w"
+    shutil.copytree(workspace, again)
+    storage = Storage(str(again))
+    last = plan.catalog.shards[-1]
+    paths = [f"{kind}/{name}" for kind in ("eligible", "scores", "selections") for name in storage.folders(kind)]
+    for path in paths:
+        storage.delete(f"{path}/summary.json")
+        storage.delete(f"{path}/{last.source}/_ledger/{last.shard}.json")
+    storage.delete_tree("datasets")
+    left = {path: Artifact(storage, f"{path}/{last.source}").entries() for path in paths}
+    resumed, reports = run(made, again)
+    assert all(report.computed_shards == 1 for report in reports if report.stage in ("eligible", "metric", "fuse"))
+    for path, entries in left.items():
+        now = Artifact(storage, f"{path}/{last.source}").entries()
+        assert last.shard in now
+        assert {shard: now[shard].attempt for shard in entries} == {s: one.attempt for s, one in entries.items()}
+    for name in made.selections:
+        assert dataset(resumed, name.name).equals(dataset(plan, name.name))
+
+
 def test_nothing_with_both_scores_is_refused(tmp_path: Path) -> None:
     lines = [{"prompt": f"p{n}", "chosen": "y", "rejected": "z", "a_chosen": n, "a_rejected": 0} for n in range(3)]
     path = tmp_path / "a.jsonl"
