@@ -38,11 +38,6 @@ class Accelerator:
     """Matrix products of 16-bit numbers, dense, 1e12 floating-point operations a second."""
     scoring: Share
     training: Share
-    generation: Share
-    host_cpus: int
-    """CPUs of the machine that one GPU may ask for: its part of a common cloud machine, less what the node needs."""
-    host_memory_gib: int
-    """Memory of the machine that one GPU may ask for, as `host_cpus`."""
     has_bf16: bool = True
     """Whether its matrix units take bf16; without, `dtype: fp16`."""
 
@@ -52,28 +47,27 @@ FORWARD = (
     "gets no less; a quarter is taken off"
 )
 BACKWARD = "stated: as scoring, less a tenth of it for the optimizer step and the exchange between workers"
-DRAWING = "stated: drawing tokens one by one reads all weights for each step, so that memory and not the peak decides"
 SMALL = "stated: as for larger GPUs, less a fifth for a power limit below what the peak needs"
 
 
-def _shares(scoring: float, source: str = FORWARD) -> tuple[Share, Share, Share]:
-    return Share(scoring, False, source), Share(0.9 * scoring, False, BACKWARD), Share(0.04, False, DRAWING)
+def _shares(scoring: float, source: str = FORWARD) -> tuple[Share, Share]:
+    return Share(scoring, False, source), Share(0.9 * scoring, False, BACKWARD)
 
 
 ACCELERATORS = MappingProxyType(
     {
         one.name: one
         for one in (
-            Accelerator("T4", 14.5, 65, *_shares(0.26, SMALL), host_cpus=7, host_memory_gib=28, has_bf16=False),
-            Accelerator("L4", 22.0, 121, *_shares(0.26, SMALL), host_cpus=7, host_memory_gib=28),
-            Accelerator("A10G", 22.0, 70, *_shares(0.26, SMALL), host_cpus=7, host_memory_gib=28),
-            Accelerator("L40S", 44.3, 362, *_shares(0.26, SMALL), host_cpus=7, host_memory_gib=56),
-            Accelerator("A100-40G", 39.3, 312, *_shares(0.33), host_cpus=10, host_memory_gib=72),
-            Accelerator("A100-80G", 79.1, 312, *_shares(0.33), host_cpus=10, host_memory_gib=128),
-            Accelerator("H100", 79.1, 989, *_shares(0.33), host_cpus=20, host_memory_gib=192),
-            Accelerator("H200", 139.7, 989, *_shares(0.33), host_cpus=20, host_memory_gib=192),
-            Accelerator("B200", 178.0, 2250, *_shares(0.26), host_cpus=20, host_memory_gib=192),
-            Accelerator("AMD-Instinct-MI300X-OAM", 191.0, 1307, *_shares(0.26), host_cpus=10, host_memory_gib=192),
+            Accelerator("T4", 14.5, 65, *_shares(0.26, SMALL), has_bf16=False),
+            Accelerator("L4", 22.0, 121, *_shares(0.26, SMALL)),
+            Accelerator("A10G", 22.0, 70, *_shares(0.26, SMALL)),
+            Accelerator("L40S", 44.3, 362, *_shares(0.26, SMALL)),
+            Accelerator("A100-40G", 39.3, 312, *_shares(0.33)),
+            Accelerator("A100-80G", 79.1, 312, *_shares(0.33)),
+            Accelerator("H100", 79.1, 989, *_shares(0.33)),
+            Accelerator("H200", 139.7, 989, *_shares(0.33)),
+            Accelerator("B200", 178.0, 2250, *_shares(0.26)),
+            Accelerator("AMD-Instinct-MI300X-OAM", 191.0, 1307, *_shares(0.26)),
         )
     }
 )

@@ -17,10 +17,9 @@ def test_ray_knows_every_name() -> None:
 @pytest.mark.parametrize("name", ACCELERATORS)
 def test_numbers_can_be(name: str) -> None:
     one = ACCELERATORS[name]
-    assert 0 < one.generation.of_peak < one.training.of_peak < one.scoring.of_peak < 1
-    assert all(share.source for share in (one.scoring, one.training, one.generation))
-    assert one.host_cpus >= 1
-    assert one.host_memory_gib >= one.memory_gib / 2
+    assert 0 < one.training.of_peak < one.scoring.of_peak < 1
+    assert one.scoring.source
+    assert one.training.source
 
 
 @pytest.mark.parametrize(("needed", "name"), [(10, "T4"), (22, "A10G"), (40, "L40S"), (79, "A100-80G"), (140, "B200")])
